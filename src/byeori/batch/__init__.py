@@ -1,0 +1,1 @@
+"""Examples to packed micro-batches: forest, loader."""

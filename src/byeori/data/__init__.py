@@ -1,0 +1,1 @@
+"""Rows to examples: sources, template, tokenize, audit."""

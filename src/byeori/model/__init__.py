@@ -1,0 +1,1 @@
+"""Weights, attention, adapters, processes."""
