@@ -85,6 +85,9 @@ class DataSettings(Settings):
         "without it the one whose columns the data has is taken.",
     )
     cutoff_len: int = Field(2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8)
+    on_bad_rows: Literal["stop", "drop"] = Field(
+        "stop", description="Rows without a text or an answer: stop and name them, or drop and count them."
+    )
     train_on_inputs: bool = Field(False, description="Train the prompt as well as the answer.")
     add_eos_token: bool = Field(True, description="End every answer with the end-of-text token, and train it.")
 

@@ -4,6 +4,7 @@
     ├── ConfigError        a setting, a flag, or a combination of them
     ├── DataError          a file of rows, or a row in it
     ├── TemplateError      a prompt template, or a row that does not fit it
+    │   └── TooLongError   a row whose answer and fixed words do not fit into cutoff_len
     ├── ModelError         a base model, its tokenizer, or an adapter
     ├── CheckpointError    a checkpoint or an output folder
     ├── TrainingError      a run that cannot go on
@@ -25,6 +26,10 @@ class DataError(ByeoriError):
 
 class TemplateError(ByeoriError):
     """A prompt template, or a row that does not fit it."""
+
+
+class TooLongError(TemplateError):
+    """A row whose answer and fixed words do not fit into cutoff_len."""
 
 
 class ModelError(ByeoriError):

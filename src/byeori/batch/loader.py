@@ -1,0 +1,104 @@
+"""Which rows make which optimizer step, and which of them are computed together.
+
+Everything here is a pure function of the seed, so a cursor is one number (the next step) and a resumed run meets the
+rows it would have met. A step's rows do not depend on the number of processes or on the packing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# group_by_length sorts inside windows of this many steps, as transformers does, so that order stays random
+_WINDOW_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """The steps of a run.
+
+    rows: training rows. batch_size: rows of a step. steps_per_epoch: the last step of an epoch may be smaller.
+    total_steps: optimizer steps of the whole run. lengths: tokens of each row [rows], for group_by_length.
+    """
+
+    rows: int
+    batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    seed: int
+    lengths: np.ndarray | None = None
+
+
+def schedule(
+    rows: int,
+    *,
+    batch_size: int,
+    num_epochs: float,
+    max_steps: int | None,
+    seed: int,
+    lengths: np.ndarray | None = None,
+) -> Schedule:
+    """Steps of a run of `num_epochs` (a fraction ends inside an epoch), or of `max_steps` where that is fewer."""
+    per_epoch = math.ceil(rows / batch_size)
+    total = max(1, math.ceil(num_epochs * per_epoch))
+    return Schedule(
+        rows=rows,
+        batch_size=batch_size,
+        steps_per_epoch=per_epoch,
+        total_steps=min(total, max_steps) if max_steps else total,
+        seed=seed,
+        lengths=lengths,
+    )
+
+
+def epoch_order(plan: Schedule, epoch: int) -> np.ndarray:
+    """The order of the rows in an epoch [rows]."""
+    random = np.random.default_rng((plan.seed, epoch))
+    order = random.permutation(plan.rows)
+    if plan.lengths is None:
+        return order
+    window = plan.batch_size * _WINDOW_STEPS
+    lengths = plan.lengths
+    windows = [order[start : start + window] for start in range(0, len(order), window)]
+    order = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in windows])
+    whole = len(order) // plan.batch_size * plan.batch_size
+    batches = random.permutation(order[:whole].reshape(-1, plan.batch_size))
+    return np.concatenate([batches.reshape(-1), order[whole:]])
+
+
+def step_rows(plan: Schedule, step: int, orders: dict[int, np.ndarray]) -> np.ndarray:
+    """The rows of a step [at most batch_size]. `orders` keeps the current epoch's order between calls."""
+    epoch, index = divmod(step, plan.steps_per_epoch)
+    if epoch not in orders:
+        orders.clear()
+        orders[epoch] = epoch_order(plan, epoch)
+    return orders[epoch][index * plan.batch_size : (index + 1) * plan.batch_size]
+
+
+def share_of(rank: int, world: int, costs: Sequence[int]) -> list[int]:
+    """Which examples of a step this process computes: longest first, each to the process with the least so far."""
+    loads, mine = [0] * world, []
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        least = loads.index(min(loads))
+        loads[least] += costs[index]
+        if least == rank:
+            mine.append(index)
+    return sorted(mine)
+
+
+def micro_batches(costs: Sequence[int], *, size: int | None, tokens: int) -> list[list[int]]:
+    """Split examples into micro-batches of `size` rows, or else of at most `tokens` tokens (a longer row is alone)."""
+    if size is not None:
+        return [list(range(start, min(start + size, len(costs)))) for start in range(0, len(costs), size)]
+    out: list[list[int]] = []
+    room = 0
+    for index, cost in enumerate(costs):
+        if not out or cost > room:
+            out.append([])
+            room = tokens
+        out[-1].append(index)
+        room -= cost
+    return out

@@ -1,0 +1,246 @@
+"""Row -> segments. Text only; no tokenizer is needed here.
+
+A template reads like the finished example. Its last `{column}` is the answer:
+
+    ### 본문:
+    {document}
+
+    ### 제목:
+    {title}
+
+- `{column}` is replaced by the row's text; braces inside a value stay as they are.
+- `{{` and `}}` are literal braces.
+- `[[ ... ]]` is left out of a row whose columns inside it are all empty (or null).
+- The answer, and whatever follows it in the template, is trained; everything before it is the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from byeori.config import nearest
+from byeori.errors import TemplateError
+
+_TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{[^{}\n]*\}|\{|\}")
+CHAT = "chat"
+_EXAMPLE = "for instance `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A stretch of an example's text.
+
+    text: the characters.
+    trained: whether the model learns to write them.
+    column: the column the text came from; None for the template's own words.
+    """
+
+    text: str
+    trained: bool
+    column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """A literal (column is None) or a column; `block` numbers the `[[ ]]` it stands in, 0 outside."""
+
+    text: str = ""
+    column: str | None = None
+    block: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """A parsed template.
+
+    text: as written. name: shipped name, file name or `inline`.
+    parts: literals and columns in order. answer: the index in `parts` of the answer.
+    """
+
+    text: str
+    name: str
+    parts: tuple[_Part, ...]
+    answer: int
+
+    @property
+    def answer_column(self) -> str:
+        """The last column of the template."""
+        return self.parts[self.answer].column or ""
+
+    @property
+    def prompt_columns(self) -> list[str]:
+        """Columns of the prompt in order, each once."""
+        return list(dict.fromkeys(p.column for p in self.parts[: self.answer] if p.column))
+
+    @property
+    def optional_columns(self) -> set[str]:
+        """Columns that stand inside `[[ ]]` only."""
+        outside = {p.column for p in self.parts if p.column and not p.block}
+        return {p.column for p in self.parts if p.column and p.block} - outside
+
+    @property
+    def suffix(self) -> str:
+        """The template's words after the answer."""
+        return "".join(part.text for part in self.parts[self.answer + 1 :])
+
+    def segments(self, row: Mapping[str, object], *, with_answer: bool = True) -> tuple[Segment, ...]:
+        """The row in the template's words; without the answer (and what follows it) if asked.
+
+        Raises:
+            TemplateError: a column is missing, or holds no text.
+        """
+        parts = self.parts if with_answer else self.parts[: self.answer]
+        kept = {part.block for part in parts if part.column and part.block and not _is_empty(row.get(part.column))}
+        out = []
+        for index, part in enumerate(parts):
+            if part.block and part.block not in kept:
+                continue
+            text = part.text if part.column is None else self._value(row, part)
+            if text:
+                out.append(Segment(text=text, trained=index >= self.answer, column=part.column))
+        return tuple(out)
+
+    def prompt(self, row: Mapping[str, object]) -> str:
+        """The text that the model is given before it answers."""
+        return "".join(segment.text for segment in self.segments(row, with_answer=False))
+
+    def _value(self, row: Mapping[str, object], part: _Part) -> str:
+        column = part.column or ""
+        if column not in row:
+            if part.block:
+                return ""
+            raise TemplateError(unknown_column(column, row))
+        value = row[column]
+        if value is None and part.block:
+            return ""
+        if not isinstance(value, str):
+            kind = "null" if value is None else f"a {type(value).__name__} ({str(value)[:40]})"
+            raise TemplateError(f"column {column!r} holds {kind} where text is expected")
+        return value
+
+
+def unknown_column(column: str, columns: Iterable[str]) -> str:
+    """The sentence for a column that the data does not have."""
+    names = [name for name in columns if not name.startswith("__")]
+    return (
+        f"the template names the column {column!r}, which the data does not have"
+        f"{nearest(column, names)}; its columns are {', '.join(names)}"
+    )
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def parse(text: str, name: str = "inline") -> Template:
+    """Parse a template's text.
+
+    Raises:
+        TemplateError: unclosed brace or block, no column, an answer inside a block or shown in the prompt.
+    """
+    text = text.rstrip()
+    parts = _parts(text, name)
+    columns = [index for index, part in enumerate(parts) if part.column]
+    if not columns:
+        raise TemplateError(f"template {name} names no column, so it has no answer to train; {_EXAMPLE}")
+    answer = columns[-1]
+    column = parts[answer].column
+    if parts[answer].block:
+        raise TemplateError(f"template {name}: the answer {{{column}}} stands inside [[ ]]; move it out")
+    if any(part.column == column for part in parts[:answer]):
+        raise TemplateError(f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away")
+    return Template(text=text, name=name, parts=tuple(parts), answer=answer)
+
+
+def _parts(text: str, name: str) -> list[_Part]:
+    parts: list[_Part] = []
+    literal, position, block, blocks = "", 0, 0, 0
+
+    def flush(until: int) -> None:
+        nonlocal literal
+        literal += text[position:until]
+        if literal:
+            parts.append(_Part(text=literal, block=block))
+        literal = ""
+
+    for match in _TOKEN.finditer(text):
+        token, start = match.group(), match.start()
+        line = text.count("\n", 0, start) + 1
+        if token in ("{{", "}}"):
+            literal += text[position:start] + token[0]
+        elif token in ("{", "}", "{}"):
+            raise TemplateError(f"template {name}, line {line}: unmatched {token!r}; write {token * 2!r} for a literal brace")
+        elif token in ("[[", "]]"):
+            if (token == "[[") == bool(block):
+                raise TemplateError(f"template {name}, line {line}: {token!r} does not match; blocks are [[ ... ]]")
+            flush(start)
+            blocks += token == "[["
+            block = blocks if token == "[[" else 0
+        else:
+            flush(start)
+            parts.append(_Part(column=token[1:-1].strip(), block=block))
+        position = match.end()
+    if block:
+        raise TemplateError(f"template {name}: [[ is never closed with ]]")
+    flush(len(text))
+    return parts
+
+
+def shipped() -> dict[str, str]:
+    """Name -> text of the templates that come with the package."""
+    folder = resources.files("byeori.data") / "templates"
+    return {
+        item.name.removesuffix(".txt"): item.read_text(encoding="utf-8")
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".txt")
+    }
+
+
+def resolve(spec: str) -> Template | None:
+    """A template from a shipped name, a file, or inline text; None for `chat`.
+
+    Raises:
+        TemplateError: no such name or file, or the text does not parse.
+    """
+    if spec == CHAT:
+        return None
+    if spec in shipped():
+        return parse(shipped()[spec], spec)
+    path = Path(spec)
+    if "{" not in spec and "\n" not in spec:
+        if path.is_file():
+            return _read(path)
+        known = [*shipped(), CHAT]
+        raise TemplateError(
+            f"there is no template {spec!r}{nearest(spec, known)}: no file of that name, and the shipped ones are "
+            f"{', '.join(known)}; an inline template needs a {{column}}"
+        )
+    return parse(spec.replace("\\n", "\n"))
+
+
+def _read(path: Path) -> Template:
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"), path.name)
+    except UnicodeDecodeError:
+        raise TemplateError(f"template {path} is not UTF-8; save it as UTF-8") from None
+
+
+def choose(columns: list[str]) -> str:
+    """The name of the shipped template whose columns the data has.
+
+    Raises:
+        TemplateError: none fits; the sentence shows how to write one.
+    """
+    if "messages" in columns or "conversations" in columns:
+        return CHAT
+    for name, text in shipped().items():
+        template = parse(text, name)
+        needed = {template.answer_column, *template.prompt_columns} - template.optional_columns
+        if needed <= set(columns):
+            return name
+    names = ", ".join(name for name in columns if not name.startswith("__"))
+    raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}")

@@ -1,0 +1,131 @@
+"""Attention on a forest: every token attends to its own path from the root.
+
+One function is registered with transformers' attention interface; the layout travels as a keyword argument through
+the model's layers. Queries of a node see the keys of its ancestors, all of them, and of the node itself causally.
+
+    D head size, H query heads, G key/value heads, T unique tokens, n a node's queries, m its path's keys (m >= n)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from byeori.batch.forest import Forest
+
+NAME = "byeori_forest"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """What attention needs to know of a forest; made once a micro-batch and shared by all layers.
+
+    nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
+    masks: (node, window) -> bool [n, m], made when a layer first needs it.
+    calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
+    """
+
+    nodes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
+    masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    calls: list[int] = field(default_factory=lambda: [0])
+
+
+def layout(forest: Forest) -> Layout:
+    """The paths of a forest's nodes."""
+    paths: list[tuple[tuple[int, int], ...]] = []
+    for start, end, parent in forest.nodes:
+        above = paths[parent] if parent >= 0 else ()
+        if above and above[-1][1] == start:  # a first child lies right behind its parent: one run, no copy
+            paths.append((*above[:-1], (above[-1][0], end)))
+        else:
+            paths.append((*above, (start, end)))
+    return Layout(nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True)))
+
+
+def forest_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    forest_layout: Layout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of transformers' interface: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
+
+    Raises:
+        RuntimeError: called without a layout, or with attention sinks, which this function does not compute.
+    """
+    if forest_layout is None:
+        raise RuntimeError("forest attention was called without a layout")
+    if rest.get("s_aux") is not None or dropout:
+        raise RuntimeError("forest attention has neither attention sinks nor attention dropout")
+    forest_layout.calls[0] += 1
+    window = sliding_window or None
+    outputs = []
+    for index, (start, end, path) in enumerate(forest_layout.nodes):
+        keys, values = _gather(key, path), _gather(value, path)
+        mask = _mask(forest_layout, index, window, query.device)
+        outputs.append(_attend(query[:, :, start:end], keys, values, mask, scaling, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _gather(states: torch.Tensor, path: tuple[tuple[int, int], ...]) -> torch.Tensor:
+    if len(path) == 1:
+        return states[:, :, path[0][0] : path[0][1]]
+    return torch.cat([states[:, :, start:end] for start, end in path], dim=2)
+
+
+def _mask(forest: Layout, index: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Which keys each query sees, bool [n, m]; None where plain top-left causal attention is the same."""
+    start, end, path = forest.nodes[index]
+    n, m = end - start, sum(stop - begin for begin, stop in path)
+    if window is not None and m <= window:
+        window = None
+    if window is None and n == m:
+        return None
+    if (index, window) not in forest.masks:
+        back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)[None, :]
+        forest.masks[index, window] = (back >= 0) if window is None else (back >= 0) & (back < window)
+    return forest.masks[index, window]
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=_wide(scores.dtype))
+    return weights.to(value.dtype) @ value
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def register() -> None:
+    """Make the function known to transformers under NAME."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, forest_attention)

@@ -1,0 +1,65 @@
+"""Forest -> log-probs at its targets, through any causal model of transformers.
+
+A model whose layers do not go through the attention interface is run one example at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from byeori.batch.forest import Forest
+from byeori.errors import ModelError
+from byeori.model import attention, load
+from byeori.objective.logprobs import target_logprobs
+
+
+def use_forest_attention(model: Any) -> bool:
+    """Switch the model to forest attention; False where its layers do not go through the interface."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not getattr(causal, "_supports_attention_backend", False):
+        return False
+    try:
+        causal.set_attn_implementation(attention.NAME)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+def use_plain_attention(model: Any) -> None:
+    """Switch back to PyTorch's attention, for generation."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal.set_attn_implementation("sdpa")
+
+
+def forest_logprobs(model: Any, forest: Forest, *, plain: bool = False) -> torch.Tensor:
+    """log p of every target of a forest, [M] float32, with gradients where the mode has them.
+
+    plain: the forest is a single sequence, for a model that does not take forest attention.
+    """
+    backbone, head = load.parts(model)
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(forest.token_ids).to(device)[None]
+    if plain:
+        output = backbone(input_ids=ids, use_cache=False)
+    else:
+        positions = torch.from_numpy(forest.positions).to(device)[None]
+        layout = attention.layout(forest)
+        output = backbone(input_ids=ids, position_ids=positions, use_cache=False, forest_layout=layout)
+        if not layout.calls[0]:
+            raise ModelError("this model's layers do not go through transformers' attention interface")
+    hidden = output.last_hidden_state[0][torch.from_numpy(forest.target_index).to(device)]
+    return target_logprobs(head, hidden, torch.from_numpy(forest.target_ids).to(device))
+
+
+@torch.no_grad()
+def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor:
+    """log p of the tokens at the positions `at` [len(at)], by the model's own forward pass over one sequence."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([tokens], device=device)
+    index = torch.tensor(at, device=device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]
+    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return wide.log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
+

@@ -1,0 +1,177 @@
+"""Weights and tokenizers: from a folder or the Hub, safetensors only, with errors a person can act on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori.config import nearest
+from byeori.errors import ByeoriError, HubError, ModelError
+from byeori.model import attention
+from byeori.objective.logprobs import Head
+
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on GPUs that have it and on CPUs with bf16 units, else float32."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+    """The tokenizer, and a sentence for every token that it lacked and what is used instead.
+
+    Raises:
+        ModelError, HubError: no tokenizer there.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
+        raise explain(error, name, "tokenizer") from None
+    notes = []
+    if tokenizer.eos_token_id is None:
+        vocabulary = tokenizer.get_vocab()
+        found = next((token for token in _END_OF_TEXT if token in vocabulary), None)
+        if found:
+            tokenizer.eos_token = found
+            notes.append(f"the tokenizer names no end-of-text token; {found!r} is used")
+        else:
+            notes.append("the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+        notes.append(f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)")
+    tokenizer.padding_side = "left"
+    return tokenizer, notes
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError, HubError: no model there.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise explain(error, name, "config.json") from None
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """A causal model in evaluation mode, on `device`, ready for forest attention.
+
+    Raises:
+        ModelError, HubError: no model there, or its files are damaged.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+        )
+    except Exception as error:
+        raise explain(error, name, "weights") from None
+    attention.register()
+    return model.to(device).eval()
+
+
+def explain(error: Exception, name: str, what: str) -> ByeoriError:
+    """One sentence for whatever went wrong while loading."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(link) for link in chain)
+    if Path(name).exists():
+        return _explain_local(error, Path(name), what, text)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        siblings = [str(item) for item in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
+        return ModelError(f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)")
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return HubError(f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`")
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return HubError(f"the Hub has no model {name}, or it is private; check the name or `hf auth login`")
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return HubError(f"{name} has no such revision on the Hub; check --revision")
+    reasons = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
+    if any(word in text.lower() for word in reasons):
+        return HubError(
+            f"the {what} of {name} is neither a local folder nor in the cache, and the Hugging Face Hub is out of reach; "
+            "check the name and the network"
+        )
+    return ModelError(f"cannot load the {what} of {name}: {_first_sentence(error)}")
+
+
+def _explain_local(error: Exception, folder: Path, what: str, text: str) -> ByeoriError:
+    if not (folder / "config.json").exists():
+        hint = (
+            "it is an adapter; give its base model"
+            if (folder / "adapter_config.json").exists()
+            else "it has no config.json"
+        )
+        return ModelError(f"{folder} is not a model: {hint}")
+    words = ("safetensor", "header", "incomplete metadata", "invalid json", "mmap", "buffer")
+    if any(word in text.lower() for word in words) and what == "weights":
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            return ModelError(f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)")
+        return ModelError(
+            f"the weights in {folder} are damaged or cut short ({_first_sentence(error)}); copy or download them again"
+        )
+    if "trust_remote_code" in text:
+        return ModelError(
+            f"{folder} brings its own Python code, which is not run unless --trust_remote_code names {folder}"
+        )
+    return ModelError(f"cannot load the {what} of {folder}: {_first_sentence(error)}")
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def parts(model: Any) -> tuple[Any, Head]:
+    """The stack of layers, and what turns its output into logits.
+
+    model: a causal model of transformers, or a PeftModel around one.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = causal.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    head = Head(module=causal.get_output_embeddings(), scale=scale, softcap=softcap)
+    return causal.base_model, head
+
+
+def positions_limit(config: Any) -> int | None:
+    """The most positions that the model was made for, or None where it has no such limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,219 @@
+"""Checkpoints that appear whole or not at all.
+
+    checkpoint-40/
+        adapter_config.json, adapter_model.safetensors    the adapter, as PEFT writes it
+        optimizer.safetensors                             AdamW's moments, by parameter name
+        trainer_state.json                                step, best evaluation; order and random numbers are
+                                                          functions of the seed and the step
+        tokenizer, template, settings ...                 what recipes put beside it
+        manifest.json                                     sha256 of every file, written last
+
+A checkpoint is written under a temporary name, flushed to the disk, and renamed. Only safetensors and JSON are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from byeori.errors import CheckpointError
+
+STATE = "trainer_state.json"
+MANIFEST = "manifest.json"
+ADAPTER = "adapter_model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+
+
+def save(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Write `folder` whole: `fill` writes the files into a temporary folder, which is then renamed.
+
+    Raises:
+        CheckpointError: the disk is full or read-only; what was there before is untouched.
+    """
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        manifest = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+        (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
+        for path in [*files, temporary / MANIFEST, temporary]:
+            _flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(write_error(error, folder)) from None
+
+
+def write_error(error: Exception, folder: Path) -> str:
+    """The sentence for a file that could not be written."""
+    text = str(error)
+    whole = newest(folder.parent)
+    kept = f"; the last whole checkpoint is {whole}" if whole else ""
+    if getattr(error, "errno", None) == 28 or "No space left" in text:
+        return f"the disk is full: {folder} could not be written{kept}; free space and go on with --resume_from_checkpoint latest"
+    return f"{folder} could not be written ({getattr(error, 'strerror', None) or text}){kept}"
+
+
+def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Write files beside what `folder` holds already, each one appearing whole.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
+    temporary = folder / f".final.{os.getpid()}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for path in sorted(temporary.iterdir()):
+            _flush(path)
+            path.replace(folder / path.name)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(write_error(error, folder / "adapter")) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def verify(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None where it is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError):
+        return "it has no manifest"
+    for name, digest in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _sha256(path) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def steps(output_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in (output_dir.iterdir() if output_dir.is_dir() else [])
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return sorted(found)
+
+
+def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The newest whole checkpoint; damaged ones are passed over, and that is said."""
+    for _, folder in reversed(steps(output_dir)):
+        problem = verify(folder)
+        if problem is None:
+            return folder
+        say(f"{folder} is passed over: {problem}")
+    return None
+
+
+def prune(output_dir: Path, keep: int | None, best: int | None) -> None:
+    """Delete the oldest checkpoints over `keep`, never the best one."""
+    if keep is None:
+        return
+    others = [folder for step, folder in steps(output_dir) if step != best]
+    for folder in others[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Adapter, optimizer and counters of a run."""
+    save_adapter(folder, model)
+    tensors = {}
+    for name, parameter in trainable(model):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = value.detach().to("cpu").contiguous()
+    save_file(tensors, folder / OPTIMIZER)
+    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def save_adapter(folder: Path, model: Any) -> None:
+    """The adapter alone, in PEFT's format."""
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank card; the run writes its own
+
+
+def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) of everything that is trained, in the model's order."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def load_adapter(folder: Path, model: Any) -> None:
+    """Put the weights of an adapter folder into the model's adapter.
+
+    Raises:
+        CheckpointError: no safetensors adapter, damaged, or of another shape.
+    """
+    from peft import set_peft_model_state_dict
+
+    path = folder / ADAPTER
+    if not path.is_file():
+        pickled = " (a pickle, adapter_model.bin, is never loaded)" if (folder / "adapter_model.bin").exists() else ""
+        raise CheckpointError(f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter")
+    try:
+        missing = set_peft_model_state_dict(model, load_file(path))
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from None
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit this run's model and LoRA settings: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    if missing.unexpected_keys:
+        raise CheckpointError(
+            f"the adapter in {folder} has layers that this run does not train ({missing.unexpected_keys[0]}, ...); "
+            "use the same --lora_target_modules"
+        )
+
+
+def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore a run; None where the folder is a finished adapter, which brings weights only.
+
+    Raises:
+        CheckpointError: not a checkpoint, or a damaged one.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`")
+    is_checkpoint = (folder / STATE).is_file()
+    if is_checkpoint and (problem := verify(folder)):
+        raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
+    load_adapter(folder, model)
+    if not is_checkpoint:
+        return None
+    tensors = load_file(folder / OPTIMIZER)
+    for name, parameter in trainable(model):
+        keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
+        if keys:
+            optimizer.state[parameter] = {
+                short: tensors[key].to(parameter.device if short != "step" else "cpu") for short, key in keys.items()
+            }
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return state
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""What a run says: train_log.jsonl, the live line on the terminal, trackers by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from byeori.errors import ConfigError
+
+FILE = "train_log.jsonl"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: allocated on the GPU, or resident in this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+class RunLog:
+    """train_log.jsonl: one JSON object a line, flushed at once; a resumed run drops the lines after its checkpoint."""
+
+    def __init__(self, folder: Path, *, after_step: int | None) -> None:
+        self._path = folder / FILE
+        kept = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self._path)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; none where there is no log. A last line cut short by a crash is left out."""
+    path = folder / FILE
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class Live:
+    """The live line: step, loss, learning rate, tokens a second, memory, time left.
+
+    On a terminal and in a notebook it moves; elsewhere a plain line is printed every few seconds.
+    """
+
+    def __init__(self, total: int, *, start: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._moving = shown and (console.is_terminal or console.is_jupyter)
+        self._shown, self._total, self._last = shown, total, 0.0
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not self._moving)
+        self._task = self._progress.add_task("train", total=total, completed=start, text="")
+        self._start, self._began = start, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the live line."""
+        if self._shown:
+            self._progress.console.print(text, highlight=False, markup=False)
+
+    def update(self, line: dict[str, Any]) -> None:
+        """Show a step's log line."""
+        if not self._shown:
+            return
+        speed = line["tokens"] / max(line["seconds"], 1e-9)
+        memory = line["peak_memory_bytes"] / 2**30
+        text = f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
+        self._progress.update(self._task, completed=line["step"], text=text)
+        done, now = line["step"] - self._start, time.monotonic()
+        if not self._moving and (now - self._last > 10 or line["step"] == self._total):
+            left = (now - self._began) / done * (self._total - line["step"])
+            print(f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            self._last = now
+
+
+class Trackers:
+    """tensorboard, wandb, trackio and mlflow through accelerate's trackers; none unless asked for."""
+
+    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any]) -> None:
+        self._trackers: list[Any] = []
+        names = [name for name in names if name != "none"]
+        if not names:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+        for name in names:
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            try:
+                tracker = kind(folder.name, logging_dir=folder / "runs") if kind.requires_logging_directory else kind(folder.name)
+                tracker.start() if hasattr(tracker, "start") else None
+                tracker.store_init_configuration(plain)
+            except ImportError:
+                raise ConfigError(f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'") from None
+            self._trackers.append(tracker)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Send a log line's numbers to every tracker."""
+        values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
+        for tracker in self._trackers:
+            tracker.log(values, step=line["step"])
+
+    def close(self) -> None:
+        """Let every tracker finish."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' notes off the terminal; their errors reach the user as sentences of ours."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b")
+    for name in ("transformers", "peft", "datasets", "accelerate", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
