@@ -53,7 +53,9 @@ class ModelSettings(Settings):
 
     base_model: str = Field(description="Folder or Hub id of the base model.", min_length=1)
     revision: OptionalText = Field(None, description="Branch, tag or commit of the base model on the Hub.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
+    dtype: Dtype = Field(
+        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
+    )
     trust_remote_code: OptionalText = Field(
         None, description="Repository whose own Python code may run; it must equal base_model."
     )
@@ -84,21 +86,29 @@ class DataSettings(Settings):
         description="Template name (alpaca, title-ko, chat, prompt-completion), file, or inline text; "
         "without it the one whose columns the data has is taken.",
     )
-    cutoff_len: int = Field(2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8)
+    cutoff_len: int = Field(
+        2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8
+    )
     on_bad_rows: Literal["stop", "drop"] = Field(
         "stop", description="Rows without a text or an answer: stop and name them, or drop and count them."
     )
     train_on_inputs: bool = Field(False, description="Train the prompt as well as the answer.")
-    add_eos_token: bool = Field(True, description="End every answer with the end-of-text token, and train it.")
+    add_eos_token: bool = Field(
+        True, description="End every answer with the end-of-text token, and train it."
+    )
 
 
 class RunSettings(Settings):
     """How long, how fast, and what is kept."""
 
     output_dir: str = Field(description="Folder for the adapter, its checkpoints and logs.", min_length=1)
-    batch_size: int = Field(8, description="Examples in one optimizer step, over all processes.", ge=1, le=1_000_000)
+    batch_size: int = Field(
+        8, description="Examples in one optimizer step, over all processes.", ge=1, le=1_000_000
+    )
     micro_batch_size: OptionalInt = Field(
-        None, description="Examples computed at once on one process; none packs as many as fit micro_batch_tokens.", ge=1
+        None,
+        description="Examples computed at once on one process; none packs as many as fit micro_batch_tokens.",
+        ge=1,
     )
     micro_batch_tokens: int = Field(
         2048, description="Most tokens computed at once when micro_batch_size is none.", ge=1, le=10_000_000
@@ -106,47 +116,68 @@ class RunSettings(Settings):
     num_epochs: float = Field(3, description="Passes over the training rows.", gt=0, le=10_000)
     max_steps: OptionalInt = Field(None, description="Stop after this many optimizer steps.", ge=1)
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=10)
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warmup.")
-    warmup_steps: OptionalInt = Field(None, description="Steps of linear warmup; wins over warmup_ratio.", ge=0)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Shape after the warmup."
+    )
+    warmup_steps: OptionalInt = Field(
+        None, description="Steps of linear warmup; wins over warmup_ratio.", ge=0
+    )
     warmup_ratio: float = Field(0.0, description="Share of all steps used for warmup.", ge=0, lt=1)
     weight_decay: float = Field(0.0, description="AdamW's decoupled weight decay.", ge=0, le=1)
     adam_beta1: float = Field(0.9, description="AdamW's first moment decay.", ge=0, lt=1)
     adam_beta2: float = Field(0.999, description="AdamW's second moment decay.", ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, description="AdamW's epsilon.", gt=0, le=1)
-    max_grad_norm: float = Field(1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0)
+    max_grad_norm: float = Field(
+        1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0
+    )
     val_set_size: float = Field(
         0, description="Rows held out for evaluation: a count (200) or a fraction (0.05).", ge=0
     )
     group_by_length: bool = Field(False, description="Put rows of similar length into the same step.")
-    seed: int = Field(42, description="Seed of order, split, dropout and adapter initialisation.", ge=0, lt=2**32)
+    seed: int = Field(
+        42, description="Seed of order, split, dropout and adapter initialisation.", ge=0, lt=2**32
+    )
     logging_steps: int = Field(1, description="Write a log line every N steps.", ge=1)
     eval_steps: OptionalInt = Field(None, description="Evaluate every N steps; none is once an epoch.", ge=1)
-    save_steps: OptionalInt = Field(None, description="Write a checkpoint every N steps; none is once an epoch.", ge=1)
-    save_total_limit: OptionalInt = Field(3, description="Checkpoints kept besides the best one; none keeps all.", ge=1)
+    save_steps: OptionalInt = Field(
+        None, description="Write a checkpoint every N steps; none is once an epoch.", ge=1
+    )
+    save_total_limit: OptionalInt = Field(
+        3, description="Checkpoints kept besides the best one; none keeps all.", ge=1
+    )
     early_stopping_patience: OptionalInt = Field(
         None, description="Stop after this many evaluations without improvement.", ge=1
     )
     resume_from_checkpoint: OptionalText = Field(
         None, description="Checkpoint folder, `latest`, or a finished adapter to train further."
     )
-    overwrite_output_dir: bool = Field(False, description="Start anew in an output_dir that holds another run.")
+    overwrite_output_dir: bool = Field(
+        False, description="Start anew in an output_dir that holds another run."
+    )
     report_to: Names = Field(
         [], description="Trackers: tensorboard, wandb, trackio, mlflow; none unless asked for."
     )
     share_prefixes: Literal["auto", "on", "off"] = Field(
-        "auto", description="Compute a prefix that examples share once (auto is on where the model allows it)."
+        "auto",
+        description="Compute a prefix that examples share once (auto is on where the model allows it).",
     )
-    gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute layers in the backward pass to save memory."
+    )
 
 
 class LoraSettings(Settings):
     """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
     lora_r: int = Field(16, description="Rank of the adapter.", ge=1, le=4096)
-    lora_alpha: float = Field(16, description="Scale of the adapter; its output is multiplied by alpha / r.", gt=0)
+    lora_alpha: float = Field(
+        16, description="Scale of the adapter; its output is multiplied by alpha / r.", gt=0
+    )
     lora_dropout: float = Field(0.0, description="Dropout on the adapter's input.", ge=0, lt=1)
     lora_target_modules: Names = Field(
-        ["all-linear"], description="Layers that get an adapter, by the end of their names, or all-linear.", min_length=1
+        ["all-linear"],
+        description="Layers that get an adapter, by the end of their names, or all-linear.",
+        min_length=1,
     )
     neftune_noise_alpha: float = Field(
         0.0, description="NEFTune noise on embeddings (arXiv:2310.05914); 0 is off.", ge=0
@@ -163,13 +194,17 @@ class SftSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
-            raise ValueError(f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count")
+            raise ValueError(
+                f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count"
+            )
         if self.early_stopping_patience is not None and self.val_set_size == 0:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")
         known = {"tensorboard", "wandb", "trackio", "mlflow"}
         unknown = [name for name in self.report_to if name not in known and name != "none"]
         if unknown:
-            raise ValueError(f"report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
+            raise ValueError(
+                f"report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}"
+            )
         return self
 
 
@@ -205,9 +240,13 @@ class GenerationSettings(Settings):
 
     max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1, le=1_000_000)
     temperature: float = Field(0.0, description="0 is greedy; above it answers are sampled.", ge=0, le=10)
-    top_p: float = Field(1.0, description="Nucleus sampling: smallest set of tokens with this probability.", gt=0, le=1)
+    top_p: float = Field(
+        1.0, description="Nucleus sampling: smallest set of tokens with this probability.", gt=0, le=1
+    )
     top_k: int = Field(0, description="Sample among the k likeliest tokens; 0 is all.", ge=0)
-    repetition_penalty: float = Field(1.0, description="Above 1 makes repeated tokens less likely.", gt=0, le=10)
+    repetition_penalty: float = Field(
+        1.0, description="Above 1 makes repeated tokens less likely.", gt=0, le=10
+    )
     generation_batch_size: int = Field(8, description="Prompts answered at once.", ge=1, le=100_000)
     seed: int = Field(42, description="Seed of sampling and of the bootstrap.", ge=0, lt=2**32)
 
@@ -216,8 +255,12 @@ class GenerateSettings(GenerationSettings):
     """byeori generate: answer one prompt, or every row of a table."""
 
     model: str = Field(description="Folder or Hub id of an adapter or a model.", min_length=1)
-    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
+    base_model: OptionalText = Field(
+        None, description="Base model; without it the one that the adapter names."
+    )
+    dtype: Dtype = Field(
+        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
+    )
     template: OptionalText = Field(None, description="Template; without it the one saved beside the weights.")
     data_path: Annotated[Paths | None, BeforeValidator(_none_from_text)] = Field(
         None, description="Answer every row of this table."
@@ -225,10 +268,15 @@ class GenerateSettings(GenerationSettings):
     dataset_config: OptionalText = Field(None, description="Configuration of a Hub dataset.")
     dataset_split: str = Field("train", description="Split of a Hub dataset or a datasets folder.")
     max_rows: OptionalInt = Field(None, description="Answer only the first N rows.", ge=1)
-    output: OptionalText = Field(None, description="File for the answers (.jsonl); without it standard output.")
-    raw: OptionalText = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
+    output: OptionalText = Field(
+        None, description="File for the answers (.jsonl); without it standard output."
+    )
+    raw: OptionalText = Field(
+        None, description="A finished prompt, used as it is; @file reads it from a file."
+    )
     columns: dict[str, str] = Field(
-        {}, description="Values of the template's columns; on the command line --document TEXT or --document @file."
+        {},
+        description="Values of the template's columns; on the command line --document TEXT or --document @file.",
     )
 
 
@@ -237,11 +285,17 @@ class CompareSettings(GenerationSettings, DataSettings):
 
     adapter: str = Field(description="Folder of the adapter.", min_length=1)
     output_dir: str = Field(description="Folder for report.html, rows.jsonl and metrics.json.", min_length=1)
-    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
+    base_model: OptionalText = Field(
+        None, description="Base model; without it the one that the adapter names."
+    )
+    dtype: Dtype = Field(
+        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
+    )
     max_new_tokens: int = Field(128, description="Longest answer in tokens.", ge=1, le=1_000_000)
     bootstrap: int = Field(2000, description="Resamples behind each 95% interval.", ge=100, le=1_000_000)
-    overwrite_output_dir: bool = Field(False, description="Replace a comparison that is already in output_dir.")
+    overwrite_output_dir: bool = Field(
+        False, description="Replace a comparison that is already in output_dir."
+    )
 
 
 class PublishSettings(Settings):
@@ -258,7 +312,9 @@ class PublishSettings(Settings):
 class DemoSettings(Settings):
     """byeori demo: the whole job on the embedded model and the sample rows."""
 
-    output_dir: str = Field("demo-output", description="Folder for everything that the demo makes.", min_length=1)
+    output_dir: str = Field(
+        "demo-output", description="Folder for everything that the demo makes.", min_length=1
+    )
 
 
 S = TypeVar("S", bound=Settings)

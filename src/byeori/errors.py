@@ -1,14 +1,14 @@
 """Every error a user can meet.
 
-    ByeoriError            one sentence: what is wrong, where, what to do; the command line exits with 2
-    ├── ConfigError        a setting, a flag, or a combination of them
-    ├── DataError          a file of rows, or a row in it
-    ├── TemplateError      a prompt template, or a row that does not fit it
-    │   └── TooLongError   a row whose answer and fixed words do not fit into cutoff_len
-    ├── ModelError         a base model, its tokenizer, or an adapter
-    ├── CheckpointError    a checkpoint or an output folder
-    ├── TrainingError      a run that cannot go on
-    └── HubError           the Hugging Face Hub
+ByeoriError            one sentence: what is wrong, where, what to do; the command line exits with 2
+├── ConfigError        a setting, a flag, or a combination of them
+├── DataError          a file of rows, or a row in it
+├── TemplateError      a prompt template, or a row that does not fit it
+│   └── TooLongError   a row whose answer and fixed words do not fit into cutoff_len
+├── ModelError         a base model, its tokenizer, or an adapter
+├── CheckpointError    a checkpoint or an output folder
+├── TrainingError      a run that cannot go on
+└── HubError           the Hugging Face Hub
 """
 
 

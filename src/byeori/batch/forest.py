@@ -74,8 +74,12 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
     nodes: list[tuple[int, int, int]] = []
     tokens: list[int] = []
     positions: list[int] = []
-    path: list[list[tuple[int, int]]] = [[] for _ in inputs]  # per example: (start in the forest, tokens) by depth
-    stack = [(group, 0, -1) for group in reversed(_groups(inputs, order, 0) if share else [[i] for i in order])]
+    path: list[list[tuple[int, int]]] = [
+        [] for _ in inputs
+    ]  # per example: (start in the forest, tokens) by depth
+    stack = [
+        (group, 0, -1) for group in reversed(_groups(inputs, order, 0) if share else [[i] for i in order])
+    ]
     while stack:
         group, depth, parent = stack.pop()
         common = _common(inputs, group)
@@ -93,15 +97,15 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
         rest = [index for index in group if len(inputs[index]) > common]
         stack.extend((part, common, node) for part in reversed(_groups(inputs, rest, common)))
     targets = [_targets(example, path[index], index) for index, example in enumerate(examples)]
-    index, ids, owner = (np.concatenate(column) for column in zip(*targets, strict=True))
+    target_index, target_ids, target_owner = (np.concatenate(column) for column in zip(*targets, strict=True))
     return Forest(
         token_ids=np.array(tokens, dtype=np.int64),
         positions=np.array(positions, dtype=np.int64),
         nodes=tuple(nodes),
-        target_index=index,
-        target_ids=ids,
-        target_weight=np.ones(len(ids), dtype=np.float32),
-        target_owner=owner,
+        target_index=target_index,
+        target_ids=target_ids,
+        target_weight=np.ones(len(target_ids), dtype=np.float32),
+        target_owner=target_owner,
         rows=tuple(example.row for example in examples),
         separate_tokens=sum(map(len, inputs)),
     )
@@ -129,7 +133,9 @@ def _groups(inputs: list[list[int]], group: list[int], at: int) -> list[list[int
     return out
 
 
-def _targets(example: Example, path: list[tuple[int, int]], owner: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _targets(
+    example: Example, path: list[tuple[int, int]], owner: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     where = np.concatenate([np.arange(start, start + count) for start, count in path])
     at = np.concatenate([np.arange(start, end) for start, end in example.targets])
     ids = np.asarray(example.token_ids, dtype=np.int64)[at]

@@ -100,7 +100,9 @@ def lengths(table: Dataset) -> np.ndarray:
     import pyarrow.compute as pc
 
     column = table.with_format("arrow")["token_ids"]
-    return np.concatenate([np.asarray(pc.list_value_length(chunk)) for chunk in _chunks(column)] or [np.zeros(0, int)])
+    return np.concatenate(
+        [np.asarray(pc.list_value_length(chunk)) for chunk in _chunks(column)] or [np.zeros(0, int)]
+    )
 
 
 def _chunks(column: Any) -> list[Any]:

@@ -16,6 +16,7 @@ A template reads like the finished example. Its last `{column}` is the answer:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ class Template:
             TemplateError: a column is missing, or holds no text.
         """
         parts = self.parts if with_answer else self.parts[: self.answer]
-        kept = {part.block for part in parts if part.column and part.block and not _is_empty(row.get(part.column))}
+        kept = {
+            part.block for part in parts if part.column and part.block and not _is_empty(row.get(part.column))
+        }
         out = []
         for index, part in enumerate(parts):
             if part.block and part.block not in kept:
@@ -152,7 +155,9 @@ def parse(text: str, name: str = "inline") -> Template:
     if parts[answer].block:
         raise TemplateError(f"template {name}: the answer {{{column}}} stands inside [[ ]]; move it out")
     if any(part.column == column for part in parts[:answer]):
-        raise TemplateError(f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away")
+        raise TemplateError(
+            f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away"
+        )
     return Template(text=text, name=name, parts=tuple(parts), answer=answer)
 
 
@@ -173,10 +178,14 @@ def _parts(text: str, name: str) -> list[_Part]:
         if token in ("{{", "}}"):
             literal += text[position:start] + token[0]
         elif token in ("{", "}", "{}"):
-            raise TemplateError(f"template {name}, line {line}: unmatched {token!r}; write {token * 2!r} for a literal brace")
+            raise TemplateError(
+                f"template {name}, line {line}: unmatched {token!r}; write {token * 2!r} for a literal brace"
+            )
         elif token in ("[[", "]]"):
             if (token == "[[") == bool(block):
-                raise TemplateError(f"template {name}, line {line}: {token!r} does not match; blocks are [[ ... ]]")
+                raise TemplateError(
+                    f"template {name}, line {line}: {token!r} does not match; blocks are [[ ... ]]"
+                )
             flush(start)
             blocks += token == "[["
             block = blocks if token == "[[" else 0
@@ -244,3 +253,51 @@ def choose(columns: list[str]) -> str:
             return name
     names = ", ".join(name for name in columns if not name.startswith("__"))
     raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}")
+
+
+def chat_template(template: Template, bos: str) -> str:
+    """The template as a Jinja chat template, so that any server builds the prompt that was trained.
+
+    The last user message fills the last required prompt column, a system message the column `system`; every other
+    column is a keyword of `apply_chat_template` (`chat_template_kwargs` in vLLM) and empty without it.
+    """
+    required = [name for name in template.prompt_columns if name not in template.optional_columns]
+    main = (required or template.prompt_columns or [""])[-1]
+
+    def value(column: str) -> str:
+        if column == main:
+            return "byeori.user"
+        return "byeori.system" if column == "system" else f"({_identifier(column)} | default('', true))"
+
+    lines = [
+        "{%- set byeori = namespace(user='', system='') -%}",
+        "{%- for message in messages -%}",
+        "{%- if message.role == 'user' -%}{%- set byeori.user = message.content -%}{%- endif -%}",
+        "{%- if message.role == 'system' -%}{%- set byeori.system = message.content -%}{%- endif -%}",
+        "{%- endfor -%}",
+        f"{{{{- {_quoted(bos)} -}}}}",
+    ]
+    block = 0
+    for part in template.parts[: template.answer]:
+        if part.block != block:
+            if block:
+                lines.append("{%- endif -%}")
+            if part.block:
+                names = [p.column for p in template.parts if p.block == part.block and p.column]
+                test = " or ".join(f"{value(name)} | trim" for name in names) or "true"
+                lines.append(f"{{%- if {test} -%}}")
+            block = part.block
+        lines.append(f"{{{{- {value(part.column) if part.column else _quoted(part.text)} -}}}}")
+    if block:
+        lines.append("{%- endif -%}")
+    ending = f"messages[-1].content ~ {_quoted(template.suffix)} ~ eos_token"
+    lines.append(f"{{%- if messages[-1].role == 'assistant' -%}}{{{{- {ending} -}}}}{{%- endif -%}}")
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _identifier(column: str) -> str:
+    return re.sub(r"\W", "_", column)

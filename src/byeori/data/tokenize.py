@@ -76,12 +76,19 @@ def encoding(
             "convert it to a fast tokenizer (tokenizer.json)"
         )
     if template is None and not tokenizer.chat_template:
-        raise TemplateError("the template is `chat`, but this tokenizer has no chat template; choose another template")
+        raise TemplateError(
+            "the template is `chat`, but this tokenizer has no chat template; choose another template"
+        )
     first = tokenizer("a")["input_ids"][:1]
     bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
     eos = tokenizer.eos_token_id if add_eos_token and template is not None else None
     return Encoding(
-        tokenizer=tokenizer, template=template, cutoff_len=cutoff_len, bos=bos, eos=eos, train_on_inputs=train_on_inputs
+        tokenizer=tokenizer,
+        template=template,
+        cutoff_len=cutoff_len,
+        bos=bos,
+        eos=eos,
+        train_on_inputs=train_on_inputs,
     )
 
 
@@ -95,7 +102,9 @@ def encode_row(row: Mapping[str, object], how: Encoding) -> Example:
     return encode_segments(row_segments(row, how), how, row=int(str(row.get("__row__", 0))))
 
 
-def row_segments(row: Mapping[str, object], how: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
+def row_segments(
+    row: Mapping[str, object], how: Encoding, *, with_answer: bool = True
+) -> tuple[Segment, ...]:
     """The row's text, by the template or by the tokenizer's chat template."""
     if how.template is None:
         return chat_segments(row, how.tokenizer, with_answer=with_answer)
@@ -122,7 +131,9 @@ def _fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Exampl
         if over <= 0:
             return replace(example, shortened=lost), segments
         lengths = {
-            index: sum(o == index for o in owner) for index, s in enumerate(segments) if s.column and not s.trained
+            index: sum(o == index for o in owner)
+            for index, s in enumerate(segments)
+            if s.column and not s.trained
         }
         longest = max(lengths, key=lambda index: lengths[index], default=-1)
         if longest < 0 or lengths[longest] == 0:
@@ -141,7 +152,9 @@ def _fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Exampl
         segments = (*segments[:longest], replace(segments[longest], text=kept), *segments[longest + 1 :])
 
 
-def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
+def _encode_once(
+    segments: tuple[Segment, ...], how: Encoding, row: int
+) -> tuple[Example, list[int], list[int]]:
     """The example, and for each token the segment it starts in (-1: added by us) and its first character."""
     text = "".join(segment.text for segment in segments)
     encoded = how.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -213,7 +226,9 @@ def encode_prompt(row: Mapping[str, object], how: Encoding) -> list[int]:
     return list(_encode_once(prompt, bare, 0)[0].token_ids)
 
 
-def chat_segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True) -> tuple[Segment, ...]:
+def chat_segments(
+    row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True
+) -> tuple[Segment, ...]:
     """Rows with `messages`: the tokenizer's chat template, every assistant turn trained, nothing else.
 
     Raises:

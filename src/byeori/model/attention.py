@@ -42,7 +42,9 @@ def layout(forest: Forest) -> Layout:
             paths.append((*above[:-1], (above[-1][0], end)))
         else:
             paths.append((*above, (start, end)))
-    return Layout(nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True)))
+    return Layout(
+        nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True))
+    )
 
 
 def forest_attention(
@@ -108,7 +110,13 @@ def _attend(
 ) -> torch.Tensor:
     if softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
         )
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

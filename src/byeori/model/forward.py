@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
+from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.model import attention, load
 from byeori.objective.logprobs import target_logprobs
@@ -63,3 +65,28 @@ def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor
     wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     return wide.log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
 
+
+def self_check(model: Any, examples: list[Example]) -> float:
+    """Compute some examples both ways, in one forest and one sequence at a time; the mean difference of log p.
+
+    Raises:
+        ModelError: they differ by more than rounding does (5e-4 in float32, 0.1 in 16 bit, relative to 1 + |log p|).
+    """
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        together = forest_logprobs(model, forests.build(examples))
+    use_plain_attention(model)
+    at = [[i for start, end in example.targets for i in range(start, end)] for example in examples]
+    alone = [plain_logprobs(model, list(e.token_ids), where) for e, where in zip(examples, at, strict=True)]
+    use_forest_attention(model)
+    model.train(training)
+    plain = torch.cat(alone)
+    difference = float(((together - plain).abs() / (1 + plain.abs())).mean())
+    limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+    if not difference <= limit:
+        raise ModelError(
+            f"packed examples give this model other log-probs than single ones (mean relative difference {difference:.2g}); "
+            "train it with --share_prefixes off, and tell us which model it is"
+        )
+    return difference

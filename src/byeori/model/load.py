@@ -19,14 +19,16 @@ _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on GPUs that have it and on CPUs with bf16 units, else float32."""
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     fast = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, list[str]]:
     """The tokenizer, and a sentence for every token that it lacked and what is used instead.
 
     Raises:
@@ -35,8 +37,12 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (
+        Exception
+    ) as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
     notes = []
     if tokenizer.eos_token_id is None:
@@ -46,10 +52,14 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
             tokenizer.eos_token = found
             notes.append(f"the tokenizer names no end-of-text token; {found!r} is used")
         else:
-            notes.append("the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off")
+            notes.append(
+                "the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off"
+            )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-        notes.append(f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)")
+        notes.append(
+            f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)"
+        )
     tokenizer.padding_side = "left"
     return tokenizer, notes
 
@@ -115,7 +125,9 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
         return _explain_local(error, Path(name), what, text)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = [str(item) for item in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-        return ModelError(f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)")
+        return ModelError(
+            f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)"
+        )
     if any(isinstance(link, GatedRepoError) for link in chain):
         return HubError(f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`")
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
@@ -143,7 +155,9 @@ def _explain_local(error: Exception, folder: Path, what: str, text: str) -> Byeo
     if any(word in text.lower() for word in words) and what == "weights":
         found = sorted(folder.glob("*.safetensors"))
         if not found:
-            return ModelError(f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)")
+            return ModelError(
+                f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)"
+            )
         return ModelError(
             f"the weights in {folder} are damaged or cut short ({_first_sentence(error)}); copy or download them again"
         )
@@ -166,7 +180,9 @@ def parts(model: Any) -> tuple[Any, Head]:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = causal.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     softcap = getattr(config, "final_logit_softcapping", None)
     head = Head(module=causal.get_output_embeddings(), scale=scale, softcap=softcap)
     return causal.base_model, head

@@ -85,8 +85,13 @@ def fuse(model: torch.nn.Module) -> int:
             continue
         name = module.active_adapters[0]
         plain = type(module.base_layer) is torch.nn.Linear and not module.base_layer.weight.requires_grad
-        if plain and name in module.lora_A and not module.lora_variant.get(name) and not module.lora_bias.get(name):
-            module.forward = MethodType(_fused_forward, module)  # type: ignore[method-assign]
+        if (
+            plain
+            and name in module.lora_A
+            and not module.lora_variant.get(name)
+            and not module.lora_bias.get(name)
+        ):
+            module.forward = MethodType(_fused_forward, module)
             count += 1
     return count
 
@@ -102,7 +107,11 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    names = [name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or hasattr(module, "quant_state")
+    ]
     there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     for name in wanted:
         if not any(full == name or full.endswith("." + name) for full in names):
@@ -124,7 +133,7 @@ def attach(
     torch.manual_seed(seed)  # A is drawn at random; B starts at zero
     config = LoraConfig(
         r=r,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=dropout,
         target_modules=target_names(model, targets),
         task_type="CAUSAL_LM",

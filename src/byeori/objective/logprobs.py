@@ -1,11 +1,10 @@
 """Log-probabilities at target positions only, in chunks; a [tokens, vocabulary] matrix is never made.
 
-    d hidden size, V words, M targets, C targets of a chunk
+d hidden size, V words, M targets, C targets of a chunk
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ class Head:
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); None is off.
     """
 
-    module: Callable[[torch.Tensor], torch.Tensor]
+    module: torch.nn.Module
     scale: float = 1.0
     softcap: float | None = None
 

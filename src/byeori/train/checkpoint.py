@@ -132,7 +132,9 @@ def prune(output_dir: Path, keep: int | None, best: int | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save_training_state(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
     """Adapter, optimizer and counters of a run."""
     save_adapter(folder, model)
     tensors = {}
@@ -164,8 +166,14 @@ def load_adapter(folder: Path, model: Any) -> None:
 
     path = folder / ADAPTER
     if not path.is_file():
-        pickled = " (a pickle, adapter_model.bin, is never loaded)" if (folder / "adapter_model.bin").exists() else ""
-        raise CheckpointError(f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter")
+        pickled = (
+            " (a pickle, adapter_model.bin, is never loaded)"
+            if (folder / "adapter_model.bin").exists()
+            else ""
+        )
+        raise CheckpointError(
+            f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter"
+        )
     try:
         missing = set_peft_model_state_dict(model, load_file(path))
     except SafetensorError as error:
@@ -188,10 +196,14 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         CheckpointError: not a checkpoint, or a damaged one.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`")
+        raise CheckpointError(
+            f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
+        )
     is_checkpoint = (folder / STATE).is_file()
     if is_checkpoint and (problem := verify(folder)):
-        raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
+        raise CheckpointError(
+            f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`"
+        )
     load_adapter(folder, model)
     if not is_checkpoint:
         return None
@@ -200,7 +212,8 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
         if keys:
             optimizer.state[parameter] = {
-                short: tensors[key].to(parameter.device if short != "step" else "cpu") for short, key in keys.items()
+                short: tensors[key].to(parameter.device if short != "step" else "cpu")
+                for short, key in keys.items()
             }
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state

@@ -68,7 +68,12 @@ class Live:
         console = Console(stderr=True)
         self._moving = shown and (console.is_terminal or console.is_jupyter)
         self._shown, self._total, self._last = shown, total, 0.0
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+        )
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not self._moving)
         self._task = self._progress.add_task("train", total=total, completed=start, text="")
         self._start, self._began = start, time.monotonic()
@@ -98,7 +103,11 @@ class Live:
         done, now = line["step"] - self._start, time.monotonic()
         if not self._moving and (now - self._last > 10 or line["step"] == self._total):
             left = (now - self._began) / done * (self._total - line["step"])
-            print(f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            print(
+                f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
             self._last = now
 
 
@@ -116,16 +125,24 @@ class Trackers:
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
             try:
-                tracker = kind(folder.name, logging_dir=folder / "runs") if kind.requires_logging_directory else kind(folder.name)
+                tracker = (
+                    kind(folder.name, logging_dir=folder / "runs")
+                    if kind.requires_logging_directory
+                    else kind(folder.name)
+                )
                 tracker.start() if hasattr(tracker, "start") else None
                 tracker.store_init_configuration(plain)
             except ImportError:
-                raise ConfigError(f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'") from None
+                raise ConfigError(
+                    f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'"
+                ) from None
             self._trackers.append(tracker)
 
     def write(self, line: dict[str, Any]) -> None:
         """Send a log line's numbers to every tracker."""
-        values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
+        values = {
+            key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"
+        }
         for tracker in self._trackers:
             tracker.log(values, step=line["step"])
 
@@ -142,6 +159,8 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b")
+    warnings.filterwarnings(
+        "ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b"
+    )
     for name in ("transformers", "peft", "datasets", "accelerate", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)

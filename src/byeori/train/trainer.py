@@ -138,7 +138,9 @@ def train(job: Job) -> Run:
     ):
         while run.step < job.plan.total_steps:
             line = train_step(job, run, optimizer, parameters, noise, live)
-            lines = [line] if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps else []
+            lines = (
+                [line] if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps else []
+            )
             live.update(line)
             finished = _after_step(job, run, optimizer, live, lines, stop)
             for entry in lines:
@@ -163,7 +165,9 @@ def train_step(
     """One optimizer step; returns its log line."""
     began, options = time.perf_counter(), job.options
     torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
-    examples = [cache.example(job.train_rows, int(i)) for i in loader.step_rows(job.plan, run.step, run.orders)]
+    examples = [
+        cache.example(job.train_rows, int(i)) for i in loader.step_rows(job.plan, run.step, run.orders)
+    ]
     mine = _mine(examples, job.processes)
     weight = float(sum(example.target_count for example in examples))
     optimizer.zero_grad(set_to_none=True)
@@ -227,7 +231,11 @@ def _objective(job: Job, batch: Forest) -> torch.Tensor:
 
 
 def _update(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], rate: float, norm: float, limit: float
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.nn.Parameter],
+    rate: float,
+    norm: float,
+    limit: float,
 ) -> None:
     if limit and norm > limit:
         for parameter in parameters:
@@ -241,7 +249,9 @@ def _update(
 def _skip(run: Run, rows: list[int], live: log.Live) -> None:
     run.bad_steps += 1
     named = ", ".join(str(row + 1) for row in rows)
-    live.say(f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})")
+    live.say(
+        f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})"
+    )
     if run.bad_steps == _BAD_STEPS:
         raise TrainingError(
             f"the loss was not finite in {_BAD_STEPS} steps in a row, last with rows {named}; "
@@ -250,7 +260,12 @@ def _skip(run: Run, rows: list[int], live: log.Live) -> None:
 
 
 def _after_step(
-    job: Job, run: Run, optimizer: torch.optim.Optimizer, live: log.Live, lines: list[dict[str, Any]], stop: threading.Event
+    job: Job,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    live: log.Live,
+    lines: list[dict[str, Any]],
+    stop: threading.Event,
 ) -> bool:
     """Evaluate, save and stop where it is time; True ends the run."""
     options, last = job.options, run.step == job.plan.total_steps
@@ -263,7 +278,9 @@ def _after_step(
             run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
         else:
             run.evaluations_without_gain += 1
-        lines.append({"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss})
+        lines.append(
+            {"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss}
+        )
         live.say(f"step {run.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
         patience = options.early_stopping_patience
         if patience and run.evaluations_without_gain >= patience:

@@ -1,0 +1,271 @@
+"""Rows from any table: a Hub dataset, jsonl, json, csv, tsv, parquet, Arrow, or a folder saved by `datasets`.
+
+    path ── records or batches ──> Arrow file in datasets' cache (named by content) ── memory map ──> Dataset
+
+Files are read here and not by datasets' own loaders, because those change values on the way: "2024-01-02"
+becomes a timestamp, "007" becomes 7, a short csv row is filled up, a column of mixed types becomes JSON text.
+No more than a batch of rows is held at once: a million rows take the memory of a thousand, and 8 bytes
+each for ROW.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import glob
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from byeori.data.files import ENDINGS, ending, load_file, one_line, open_text, reading
+from byeori.errors import DataError, HubError
+
+if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
+    from datasets import Dataset
+
+ROW = "__row__"
+"""Column that load_rows adds: the 0-based position of the row in the source."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+_UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # names of errors
+
+
+def load_rows(
+    paths: list[str],
+    *,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    max_rows: int | None = None,
+) -> Dataset:
+    """All rows of `paths`, one after the other, memory-mapped, with the column ROW (0, 1, 2, ...) added.
+
+    A path is a file, a glob, a folder of files (without those named for another split), a folder saved by
+    `save_to_disk`, or a Hub dataset id. `config` and `revision` are for the Hub, `split` also for folders.
+    Values of json keep their types, a column missing from a row is None, a csv value is text as written.
+    Raises DataError for anything wrong with a file, HubError for anything wrong with the Hub.
+    """
+    parts = [part for path in paths for part in _load_path(path, config, split, revision)]
+    for name, part in parts:
+        if len(part) == 0:
+            raise DataError(f"{name} has no rows; give a file with at least one row.")
+    rows = _concatenate([(name, part.with_format(None)) for name, part in parts])
+    rows = rows.add_column(ROW, np.arange(len(rows)))
+    return rows if max_rows is None else rows.select(range(min(max_rows, len(rows))))
+
+
+def split_rows(
+    rows: Dataset, val_set_size: float, seed: int, key_columns: list[str] | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """(training rows, validation rows or None), both in the order of the source.
+
+    `val_set_size` is a number of rows (1 or more) or a share of them (below 1); 0 means no validation rows.
+    Rows that are equal in `key_columns` (default: all but ROW) all go to one side. Rows that occur once are
+    held out first; where they are too few, a few rows less than asked for may be held out, never more. The
+    choice depends on the seed and on what the rows hold, not on their order.
+    Raises DataError when no training row or no validation row would be left, or for an unknown key column.
+    """
+    if val_set_size == 0:
+        return rows, None
+    wanted = int(val_set_size) if val_set_size >= 1 else max(1, round(val_set_size * len(rows)))
+    if wanted >= len(rows):
+        raise DataError(
+            f"val_set_size {val_set_size:g} leaves none of the {len(rows)} rows to train on; make it smaller."
+        )
+    keys = _hashes(rows, key_columns, seed)
+    # np.unique sorts by salted hash, which is the shuffle; the stable sort by size puts single rows first
+    _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.argsort(size, kind="stable")
+    chosen = order[np.cumsum(size[order]) <= wanted]
+    if len(chosen) == 0:
+        raise DataError(
+            f"no {wanted} validation rows can be set apart because all rows are copies of each other "
+            f"(at least {size.min()} times each); remove the copies or set val_set_size to 0."
+        )
+    held_out = np.isin(group, chosen)
+    return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+
+
+def row_name(paths: list[str], row: int) -> str:
+    """How a message names the row at 0-based position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
+    names = ", ".join(Path(path).name if Path(path).expanduser().is_file() else path for path in paths)
+    path = Path(paths[0]).expanduser()
+    if len(paths) == 1 and ending(path).removesuffix(".gz") in (".jsonl", ".ndjson") and path.is_file():
+        line = row + 1
+        for blank in _blank_lines(path, path.stat().st_mtime_ns):
+            line += blank <= line
+        return f"{names} line {line}"
+    return f"row {row + 1} of {names}"
+
+
+@functools.lru_cache(maxsize=8)
+def _blank_lines(path: Path, changed_ns: int) -> tuple[int, ...]:
+    """1-based numbers of the empty lines; `changed_ns` is there to forget them when the file changes."""
+    with open_text(path, newline="\n") as lines:
+        return tuple(number for number, line in enumerate(lines, start=1) if not line.strip())
+
+
+def _hashes(rows: Dataset, key_columns: list[str] | None, seed: int) -> np.ndarray:
+    """[rows] uint64: equal for rows with equal keys, in an order that depends on the seed."""
+    names = [name for name in rows.column_names if name != ROW] if key_columns is None else key_columns
+    if unknown := [name for name in names if name not in rows.column_names]:
+        raise DataError(f"there is no column {unknown[0]!r}; the rows have: {', '.join(rows.column_names)}.")
+    salt = str(seed).encode()[:16]
+    digests = bytearray()
+    for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        for row in batch.to_pylist():
+            digests += hashlib.blake2b(repr(row).encode(), digest_size=8, salt=salt).digest()
+    return np.frombuffer(bytes(digests), dtype=np.uint64)
+
+
+# --- where the rows are ---------------------------------------------------------------------------
+
+
+def _load_path(
+    path: str, config: str | None, split: str, revision: str | None
+) -> Iterator[tuple[str, Dataset]]:
+    """(name for messages, rows) of everything that one path stands for."""
+    local = Path(path).expanduser()
+    if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):
+        yield path, _load_saved(local, split)
+    elif local.is_dir():
+        yield from ((str(file), load_file(file)) for file in _files_in(local, split))
+    elif local.exists():
+        yield path, load_file(local)
+    elif glob.has_magic(path):
+        # Path.glob takes no pattern that begins with / or ..
+        found = sorted(map(Path, glob.glob(str(local), recursive=True)))  # noqa: PTH207
+        files = [file for file in found if file.is_file()]
+        if not files:
+            raise DataError(f"no file matches {path}; check the folder and the pattern.")
+        yield from ((str(file), load_file(file)) for file in files)
+    elif ending(local) in ENDINGS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+        raise DataError(_missing(path, local))
+    else:
+        yield path, _load_hub(path, config, split, revision)
+
+
+def _missing(path: str, local: Path) -> str:
+    if not local.parent.is_dir():
+        return f"there is no file {path}: the folder {local.parent} does not exist; check the path."
+    near = difflib.get_close_matches(local.name, (file.name for file in local.parent.iterdir()), n=1)
+    return f"there is no file {path}; " + (f"did you mean {near[0]}?" if near else "check the path.")
+
+
+def _files_in(folder: Path, split: str) -> list[Path]:
+    """Data files of a folder by name; without "test.jsonl", say, when the split is train."""
+    visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith((".", "_"))]
+    files = [file for file in visible if file.is_file() and ending(file) in ENDINGS]
+    if not files:
+        raise DataError(f"the folder {folder} has no data file; known endings are {', '.join(ENDINGS)}.")
+
+    def same_split(named: str) -> bool:
+        both = {named.lower(), split.lower()}
+        return len(both) == 1 or both <= {"validation", "valid", "val", "dev"}
+
+    names = {file: _SPLIT_NAME.match(file.name) for file in files}
+    wanted = [file for file, named in names.items() if named is None or same_split(named[1])]
+    if not wanted:
+        there = ", ".join(file.name for file in files)
+        raise DataError(f"the folder {folder} has no file for the split {split!r}; it has {there}.")
+    return wanted
+
+
+def _load_saved(folder: Path, split: str) -> Dataset:
+    import datasets
+
+    try:
+        with reading(folder):
+            saved = datasets.load_from_disk(str(folder))
+    except LookupError:  # no Arrow files, or no list of them
+        raise DataError(f"{folder} has no rows or is damaged; save it again.") from None
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if split not in saved:
+        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(saved)} (set dataset_split).")
+    return saved[split]
+
+
+def _load_hub(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
+    import datasets
+
+    offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        # without an answer only the cache can help; datasets would find that out in half a minute of retries
+        datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(name)
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # whatever a remote repository or the network can bring about
+        raise HubError(f"the dataset {name} {_hub_problem(error, name, config, split, revision)}") from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _hub_answers(name: str) -> bool:
+    import datasets
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(name, timeout=10)
+    except Exception as error:  # "not found" is an answer too
+        return not _UNREACHABLE.search(type(error).__name__)
+    return True
+
+
+def _hub_problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
+    """The end of the sentence "the dataset x ...", from the messages of datasets 4 and 5."""
+    problem = one_line(error)
+    if listed := re.search(r"(BuilderConfig|Config name|Unknown split).*?(\[.*?\])", problem):
+        there = ", ".join(re.findall(r"'(.*?)'", listed[2]))
+        if listed[1] == "Unknown split":
+            return f"has no split {split!r}; set dataset_split to one of: {there}."
+        lacks = f"has no configuration {config!r}" if config else "needs a configuration"
+        return f"{lacks}; set dataset_config to one of: {there}."
+    if "is a gated dataset" in problem:
+        page = f"https://huggingface.co/datasets/{name}"
+        return f"is gated; ask for access at {page} and log in with `hf auth login`."
+    if "Revision '" in problem:
+        return f"has no revision {revision!r}; check dataset_revision."
+    if "doesn't exist" in problem:
+        return (
+            "is no file or folder here and was not found on the Hugging Face Hub; check the spelling, or log "
+            "in with `hf auth login` if it is private."
+        )
+    if _UNREACHABLE.search(type(error).__name__):
+        return (
+            "is no file or folder here and the Hugging Face Hub cannot be reached; check the path, or the "
+            "network, HF_ENDPOINT and HF_HUB_OFFLINE."
+        )
+    return f"cannot be loaded from the Hugging Face Hub: {problem}"
+
+
+def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
+    """One after the other; columns must be the same, and whole numbers join fractions."""
+    import datasets
+    import pyarrow as pa
+
+    parts = [(name, part.remove_columns(ROW) if ROW in part.column_names else part) for name, part in parts]
+    first_name, first = parts[0]
+    for name, part in parts[1:]:
+        if differ := sorted(set(first.column_names) ^ set(part.column_names)):
+            where = {column: first_name if column in first.column_names else name for column in differ}
+            listed = ", ".join(f"{column} is only in {file}" for column, file in where.items())
+            raise DataError(f"{first_name} and {name} have different columns: {listed}; make them the same.")
+    tables = [part.select_columns(first.column_names) for _, part in parts]
+    if any(table.features != first.features for table in tables):
+        fields = []
+        for column in first.column_names:
+            found = [table.features.arrow_schema.field(column) for table in tables]
+            try:
+                schemas = [pa.schema([field]) for field in found]
+                fields += list(pa.unify_schemas(schemas, promote_options="permissive"))
+            except pa.ArrowException:
+                types = ", ".join(f"{field.type} in {parts[i][0]}" for i, field in enumerate(found))
+                raise DataError(f"column {column!r} has different types: {types}; make them one.") from None
+        features = datasets.Features.from_arrow_schema(pa.schema(fields))
+        tables = [table if table.features == features else table.cast(features) for table in tables]
+    return datasets.concatenate_datasets(tables)

@@ -1,0 +1,492 @@
+"""The jobs, wired together: read each from top to bottom. Settings objects stop here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byeori.batch import loader
+from byeori.config import (
+    CompareSettings,
+    DataSettings,
+    GenerateSettings,
+    GenerationSettings,
+    MergeSettings,
+    PreviewSettings,
+    PublishSettings,
+    SftSettings,
+    write_yaml,
+)
+from byeori.data import audit, cache, sources, template, tokenize
+from byeori.data.template import Template
+from byeori.data.tokenize import Encoding
+from byeori.errors import ConfigError, ModelError, TemplateError
+from byeori.model import embedded, forward, load, lora, parallel
+from byeori.objective.sft import sft_sum
+from byeori.result import compare as comparison
+from byeori.result import folder as folders
+from byeori.result import generate as generation
+from byeori.result import merge as merging
+from byeori.result import preview as previews
+from byeori.result import publish as publishing
+from byeori.result import report, scores
+from byeori.train import checkpoint, log, trainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Rows ready to train: tokenized tables of usable rows, how they were made, and the audit."""
+
+    encoding: Encoding
+    train: Dataset
+    held_out: Dataset | None
+    raw: Dataset
+    found: dict[str, Any]
+    notes: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftResult:
+    """output_dir holds the adapter. steps, first_loss, last_loss, best_eval_loss as in train_log.jsonl."""
+
+    output_dir: Path
+    steps: int
+    first_loss: float
+    last_loss: float
+    best_eval_loss: float | None
+    shared_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareResult:
+    """The files of a comparison, its metrics.json as a dict, and the verdict in words."""
+
+    report: Path
+    rows: Path
+    metrics: dict[str, Any]
+    verdict: str
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- sft ---------------------------------------------------------------------------------------------------------
+
+
+def sft(settings: SftSettings) -> SftResult:
+    """Fine-tune a LoRA adapter on prompts and answers; see SftSettings for every setting.
+
+    Raises:
+        ByeoriError: anything that a person can put right, in one sentence.
+    """
+    log.quiet_libraries()
+    processes = parallel.start()
+    tell = say if processes.main else (lambda text: None)
+    try:
+        return _sft(settings, processes, tell)
+    finally:
+        parallel.finish()
+
+
+def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any) -> SftResult:
+    output = Path(settings.output_dir)
+    resume = folders.claim(
+        output, settings.resume_from_checkpoint, settings.overwrite_output_dir, tell, processes
+    )
+    _check_batch(settings, processes.world)
+    prepared = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=processes)
+    for line in [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]:
+        tell(line)
+    audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
+
+    dtype = load.resolve_dtype(settings.dtype, processes.device)
+    tell(f"Loading {settings.base_model} in {str(dtype).removeprefix('torch.')} on {processes.device}")
+    base = load.load_model(
+        settings.base_model,
+        dtype=dtype,
+        device=processes.device,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code is not None,
+    )
+    model = lora.attach(
+        base,
+        r=settings.lora_r,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_target_modules,
+        seed=settings.seed,
+    )
+    lora.fuse(model)
+    if settings.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    forest_runs = forward.use_forest_attention(model)
+    if not forest_runs:
+        tell(
+            "This model's layers do not use transformers' attention interface: rows are computed one at a time"
+        )
+    plan = loader.schedule(
+        len(prepared.train),
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        lengths=cache.lengths(prepared.train) if settings.group_by_length else None,
+    )
+    if forest_runs and processes.main:
+        first = [cache.example(prepared.train, int(i)) for i in loader.step_rows(plan, 0, {})[:4]]
+        forward.self_check(model, first)
+    job = trainer.Job(
+        model=model,
+        train_rows=prepared.train,
+        eval_rows=prepared.held_out,
+        objective=sft_sum,
+        plan=plan,
+        options=_options(settings, plan, one_at_a_time=not forest_runs),
+        processes=processes,
+        output_dir=output,
+        beside=lambda folder: folders.write_beside(folder, prepared.encoding, settings),
+        settings=settings.model_dump(),
+        resume=resume,
+    )
+    if processes.main:
+        _write_order(output, plan, prepared.train)
+    run = trainer.train(job)
+    result = _finish_sft(job, run, prepared, settings)
+    tell(_closing_words(result, output))
+    return result
+
+
+def _check_batch(settings: SftSettings, world: int) -> None:
+    size = settings.micro_batch_size or 1
+    if settings.batch_size % (size * world):
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {size} x {world} processes; "
+            f"take {size * world * max(1, settings.batch_size // (size * world))}"
+        )
+
+
+def _options(settings: SftSettings, plan: loader.Schedule, *, one_at_a_time: bool) -> trainer.Options:
+    from byeori.train.optim import warmup_count
+
+    same = set(trainer.Options.__dataclass_fields__) & set(type(settings).model_fields)
+    values = {name: getattr(settings, name) for name in same} | {
+        "warmup": warmup_count(plan.total_steps, settings.warmup_steps, settings.warmup_ratio),
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "epsilon": settings.adam_epsilon,
+        "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
+        "one_at_a_time": one_at_a_time,
+    }
+    return trainer.Options(**values)
+
+
+def _write_order(output: Path, plan: loader.Schedule, rows: Dataset) -> None:
+    """order.json: the source rows in the order in which the run consumes them."""
+    if plan.total_steps * plan.batch_size > ORDER_ROWS:
+        return
+    source, orders = rows["row"], {}  # type: ignore[var-annotated]
+    order = [
+        int(source[int(i)]) for step in range(plan.total_steps) for i in loader.step_rows(plan, step, orders)
+    ]
+    (output / "order.json").write_text(json.dumps(order), encoding="utf-8")
+
+
+def _finish_sft(job: trainer.Job, run: trainer.Run, prepared: Prepared, settings: SftSettings) -> SftResult:
+    """Write the finished adapter into output_dir: of the best step where early stopping was asked for, else the last."""
+    if settings.early_stopping_patience and run.best_step not in (None, run.step):
+        checkpoint.load_adapter(job.output_dir / f"checkpoint-{run.best_step}", job.model)
+    result = SftResult(
+        output_dir=job.output_dir,
+        steps=run.step,
+        first_loss=run.first_loss,
+        last_loss=run.last_loss,
+        best_eval_loss=run.best_loss,
+        shared_tokens=1 - run.unique_tokens / max(1, run.tokens),
+    )
+    if job.processes.main:
+
+        def fill(folder: Path) -> None:
+            checkpoint.save_adapter(folder, job.model)
+            folders.write_beside(folder, prepared.encoding, settings)
+            folders.write_run_facts(folder, job.output_dir, prepared.found, settings)
+
+        checkpoint.move_in(job.output_dir, fill)
+    parallel.wait(job.processes)
+    return result
+
+
+def _closing_words(result: SftResult, output: Path) -> str:
+    saved = (
+        f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens"
+        if result.shared_tokens > 0.005
+        else ""
+    )
+    best = f", best eval_loss {result.best_eval_loss:.4f}" if result.best_eval_loss is not None else ""
+    return f"Done: {result.steps} steps, loss {result.first_loss:.4f} -> {result.last_loss:.4f}{best}{saved}. Adapter in {output}"
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    settings: SftSettings | PreviewSettings, *, val_set_size: float, seed: int, processes: parallel.Processes
+) -> Prepared:
+    """Rows -> tokenized tables and their audit; no weights are loaded."""
+    trusted = settings.trust_remote_code is not None
+    if processes.main is False:
+        parallel.wait(processes)  # the first process fills the cache, the others read it
+    config = load.load_config(settings.base_model, revision=settings.revision, trust_remote_code=trusted)
+    tokenizer, notes = load.load_tokenizer(
+        settings.base_model, revision=settings.revision, trust_remote_code=trusted
+    )
+    limit = load.positions_limit(config)
+    if limit is not None and settings.cutoff_len > limit:
+        raise ConfigError(
+            f"--cutoff_len {settings.cutoff_len} is beyond the {limit} positions of {settings.base_model}"
+        )
+    rows = _rows(settings)
+    chosen, note = _template(settings.template, rows.column_names)
+    how = tokenize.encoding(
+        tokenizer,
+        chosen,
+        cutoff_len=settings.cutoff_len,
+        add_eos_token=settings.add_eos_token,
+        train_on_inputs=settings.train_on_inputs,
+    )
+    train_rows, held_out_rows = sources.split_rows(rows, val_set_size, seed)
+    train = cache.encode_table(train_rows, how, progress=processes.main)
+    held_out = cache.encode_table(held_out_rows, how, progress=processes.main) if held_out_rows else None
+
+    def name(row: int) -> str:
+        return sources.row_name(settings.data_path, row)
+
+    found = audit.audit(train, held_out, name)
+    train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
+    if len(train):
+        sample = [cache.example(train, index) for index in range(min(len(train), 1000))]
+        found["shared_prefix"] = round(previews.shared_prefix(sample), 4)
+    found["template"] = chosen.name if chosen else template.CHAT
+    if processes.main:
+        parallel.wait(processes)
+    return Prepared(encoding=how, train=train, held_out=held_out, raw=rows, found=found, notes=[*notes, note])
+
+
+def _rows(settings: DataSettings | GenerateSettings) -> Dataset:
+    return sources.load_rows(
+        list(settings.data_path or []),
+        config=settings.dataset_config,
+        split=settings.dataset_split,
+        revision=getattr(settings, "dataset_revision", None),
+        max_rows=settings.max_rows,
+    )
+
+
+def _template(spec: str | None, columns: list[str]) -> tuple[Template | None, str]:
+    name = spec or template.choose(columns)
+    chosen = template.resolve(name)
+    if chosen is not None:
+        for column in [*chosen.prompt_columns, chosen.answer_column]:
+            if column not in columns and column not in chosen.optional_columns:
+                raise TemplateError(template.unknown_column(column, columns))
+    trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
+    return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
+
+
+def preview(settings: PreviewSettings) -> dict[str, Any]:
+    """Show what the model will see, before any weights are loaded; returns the audit."""
+    log.quiet_libraries()
+    alone = parallel.start()
+    prepared = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=alone)
+    shown = [cache.example(prepared.train, index) for index in range(min(settings.rows, len(prepared.train)))]
+    names = [sources.row_name(settings.data_path, example.row) for example in shown]
+    pieces = [previews.pieces(example, prepared.encoding.tokenizer) for example in shown]
+    words = [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]
+    if settings.html:
+        page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.found)
+        Path(settings.html).write_text(page, encoding="utf-8")
+        say(f"Preview in {settings.html}")
+    if settings.json_output:
+        print(json.dumps(prepared.found, ensure_ascii=False, indent=1))
+    else:
+        previews.show(list(zip(names, pieces, strict=True)), words, prepared.found)
+    return prepared.found
+
+
+# ---- merge, generate, compare, publish ---------------------------------------------------------------------------
+
+
+def merge(settings: MergeSettings) -> Any:
+    """Write an adapter into its base; returns what merge_report.json holds."""
+    log.quiet_libraries()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Merging", total=None)
+
+        def on_progress(done: int, total: int, name: str) -> None:
+            progress.update(task, completed=done, total=total)
+
+        result = merging.merge(
+            adapter=Path(settings.peft_model_path),
+            base=settings.base_model_name_or_path,
+            output_dir=Path(settings.output_dir),
+            dtype=settings.dtype,
+            verify=settings.verify,
+            overwrite=settings.overwrite_output_dir,
+            on_progress=on_progress,
+        )
+    say(f"Merged model in {settings.output_dir}")
+    return result
+
+
+def generate(settings: GenerateSettings) -> list[str]:
+    """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
+    log.quiet_libraries()
+    device = parallel.start().device
+    tuned = folders.open_model(settings.model, settings.base_model, settings.dtype, device)
+    how = folders.encoding_of(settings.model, tuned.tokenizer, settings.template)
+    sampling = _sampling(settings)
+    if settings.raw is not None or settings.data_path is None:
+        prompt = _one_prompt(settings, how)
+        shown = generation.answer(
+            tuned.model, tuned.tokenizer, [prompt], sampling, stream=_stream(settings.output)
+        )
+        answers = [item.text for item in shown]
+        if settings.output:
+            Path(settings.output).write_text(answers[0] + "\n", encoding="utf-8")
+        return answers
+    rows = [dict(row) for row in _rows(settings)]
+    return folders.answer_rows(tuned, how, rows, sampling, settings.generation_batch_size, settings.output)
+
+
+def _stream(output: str | None) -> Any:
+    return None if output else lambda text: print(text, end="", flush=True)
+
+
+def _one_prompt(settings: GenerateSettings, how: Encoding) -> list[int]:
+    if settings.raw is not None:
+        text = folders.text_or_file(settings.raw)
+        return list(
+            tokenize.encode_segments(
+                (template.Segment(text=text, trained=False),), folders.bare(how)
+            ).token_ids
+        )
+    values: Mapping[str, str] = {
+        name: folders.text_or_file(value) for name, value in settings.columns.items()
+    }
+    if how.template is None:
+        text = values.get("prompt") or folders.standard_input("the message")
+        return tokenize.encode_prompt({"messages": [{"role": "user", "content": text}]}, folders.bare(how))
+    needed = [name for name in how.template.prompt_columns if name not in how.template.optional_columns]
+    unknown = [name for name in values if name not in how.template.prompt_columns]
+    if unknown:
+        raise TemplateError(
+            template.unknown_column(unknown[0], how.template.prompt_columns).replace("data", "template")
+        )
+    missing = [name for name in needed if name not in values]
+    if len(missing) == 1:
+        values = {**values, missing[0]: folders.standard_input(f"the column {missing[0]!r}")}
+    elif missing:
+        raise ConfigError("give " + ", ".join(f"--{name} TEXT" for name in missing) + " (or @file)")
+    return tokenize.encode_prompt(values, how)
+
+
+def _sampling(settings: GenerationSettings) -> generation.Sampling:
+    names = generation.Sampling.__dataclass_fields__
+    return generation.Sampling(**{name: getattr(settings, name) for name in names})
+
+
+def compare(settings: CompareSettings) -> CompareResult:
+    """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
+    log.quiet_libraries()
+    output = Path(settings.output_dir)
+    folders.claim_result(output, comparison.ROWS, settings.overwrite_output_dir)
+    device = parallel.start().device
+    rows_table = _rows(settings)
+    tuned = folders.open_model(settings.adapter, settings.base_model, settings.dtype, device)
+    if not tuned.is_adapter:
+        raise ModelError(
+            f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote"
+        )
+    how = folders.encoding_of(
+        settings.adapter, tuned.tokenizer, settings.template, cutoff_len=settings.cutoff_len
+    )
+    rows = folders.comparable(rows_table, how, settings.data_path, settings.on_bad_rows)
+    say(f"Comparing base and tuned on {len(rows)} rows")
+    with folders.progress("Answering") as on_progress:
+        items = comparison.compare_rows(
+            tuned.model,
+            rows,
+            how,
+            _sampling(settings),
+            batch_size=settings.generation_batch_size,
+            rows_file=output / comparison.ROWS,
+            on_progress=on_progress,
+        )
+    metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
+    words = scores.verdict(metrics)
+    page = report.render_report(
+        title=f"{Path(settings.adapter).name}: base and tuned side by side",
+        rows=items,
+        metrics=metrics,
+        verdict=words,
+        settings=folders.shown_settings(settings.adapter),
+        prompt=how.template.text if how.template else str(how.tokenizer.chat_template),
+        log=log.read(Path(settings.adapter)),
+        models={"Base": tuned.base_name, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
+    )
+    (output / "report.html").write_text(page, encoding="utf-8")
+    text = json.dumps(metrics, ensure_ascii=False, indent=1)
+    (output / "metrics.json").write_text(text, encoding="utf-8")
+    (Path(settings.adapter) / "metrics.json").write_text(text, encoding="utf-8")
+    say(words)
+    say(f"Report: {output / 'report.html'}")
+    return CompareResult(
+        report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words
+    )
+
+
+def publish(settings: PublishSettings) -> Any:
+    """Upload a finished adapter or merged model to the Hub."""
+    return publishing.publish(
+        folder=Path(settings.folder),
+        repo_id=settings.repo_id,
+        private=settings.private,
+        dry_run=settings.dry_run,
+        revision=settings.revision,
+        commit_message=settings.commit_message,
+        on_line=print,
+    )
+
+
+def demo_model() -> Path:
+    """The folder of the embedded model."""
+    log.quiet_libraries()
+    return embedded.embedded_model(say)
+
+
+__all__ = [
+    "CompareResult",
+    "Prepared",
+    "SftResult",
+    "compare",
+    "demo_model",
+    "generate",
+    "merge",
+    "prepare",
+    "preview",
+    "publish",
+    "sft",
+    "write_yaml",
+]

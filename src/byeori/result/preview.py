@@ -1,0 +1,75 @@
+"""What the model will see: rows with their trained tokens in colour, on the terminal and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from byeori.batch import forest
+from byeori.data.tokenize import Example
+
+Piece = tuple[str, bool]
+
+
+def shared_prefix(examples: Sequence[Example]) -> float:
+    """Share of the tokens that stand in a prefix which another example has too."""
+    return forest.shared_fraction(examples)
+
+
+def pieces(example: Example, tokenizer: Any) -> list[Piece]:
+    """The example's text, token for token as the model reads it, in runs of (text, trained)."""
+    trained = {index for start, end in example.targets for index in range(start, end)}
+    runs: list[tuple[list[int], bool]] = []
+    for index, token in enumerate(example.token_ids):
+        if not runs or runs[-1][1] != (index in trained):
+            runs.append(([], index in trained))
+        runs[-1][0].append(token)
+    return [(tokenizer.decode(ids, skip_special_tokens=False), flag) for ids, flag in runs]
+
+
+def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str, Any]) -> None:
+    """On the terminal: the rows, trained tokens in green (and between ▸ ◂ without colours), then the findings."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for name, parts in rows:
+        console.rule(Text(name), align="left")
+        text = Text()
+        for part, trained in parts:
+            mark = trained and not console.is_terminal
+            text.append(f"▸{part}◂" if mark else part, style="bold green" if trained else "dim")
+        console.print(text)
+    console.rule("findings", align="left")
+    for line in words:
+        console.print(line, markup=False)
+    for item in found["longest"]:
+        console.print(f"long: {item['row']}, {item['tokens']:,} tokens", markup=False)
+    for item in found["dropped"]:
+        console.print(f"dropped: {item['row']}: {item['reason']}", markup=False)
+
+
+_STYLE = """
+:root { color-scheme: light dark; font-family: system-ui, "Pretendard", "Noto Sans KR", sans-serif; }
+body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.6; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 1rem; border: 1px solid #8886; border-radius: .5rem; }
+mark { background: #7bd88f66; color: inherit; border-radius: .2rem; }
+"""
+
+
+def page(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str, Any]) -> str:
+    """The same as one HTML page; text from the data is escaped."""
+    blocks = []
+    for name, parts in rows:
+        body = "".join(f"<mark>{escape(part)}</mark>" if trained else escape(part) for part, trained in parts)
+        blocks.append(f"<h2>{escape(name)}</h2>\n<pre>{body}</pre>")
+    lines = [*words, *(f"long: {item['row']}, {item['tokens']:,} tokens" for item in found["longest"])]
+    lines += [f"dropped: {item['row']}: {item['reason']}" for item in found["dropped"]]
+    findings = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>byeori preview</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>What the model will see</h1>\n"
+        f"<p>Trained tokens are <mark>marked</mark>.</p>\n<ul>{findings}</ul>\n{''.join(blocks)}\n</body></html>\n"
+    )

@@ -1,0 +1,380 @@
+"""One HTML page that shows what fine-tuning changed: verdict, numbers, loss curve, answers side by side.
+
+    metrics, rows, log, settings ── plain records of text and coordinates ── report.html.j2 ──> one HTML string
+
+The page needs nothing but itself: no network, no fonts, no libraries. Texts of data and models reach it only through
+jinja2's autoescaping, and a content security policy with the hash of the page's own script keeps the browser from
+running anything else, should an escape ever be missed.
+"""
+
+import base64
+import hashlib
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+
+from byeori.result.scores import FEWEST_ROWS, Interval, interval_sign
+
+# name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
+_METRICS: dict[str, tuple[str, str, int, int]] = {
+    "chrf": ("chrF", "characters shared with the reference, 0 to 100", 1, 1),
+    "rouge_l": ("ROUGE-L", "words shared in the same order, 0 to 100", 1, 1),
+    "exact": ("Exact match", "answers equal to the reference, %", 1, 1),
+    "stopped": ("Finished", "answers that ended by themselves, %", 1, 1),
+    "length": ("Length", "characters per answer", 1, 0),
+    "loss": ("Loss", "of the reference, nats per token; lower is better", 3, -1),
+}
+
+_MINUS = "\N{MINUS SIGN}"
+_DASH = "\N{EN DASH}"
+
+Segments = list[tuple[str, bool]]
+"""A text in pieces, each with: does the reference have it too?"""
+
+
+def render_report(
+    *,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any],
+    verdict: str,
+    settings: Mapping[str, object],
+    prompt: str,
+    log: Sequence[Mapping[str, Any]],
+    models: Mapping[str, str],
+    extra: Mapping[str, Mapping[str, object]] | None = None,
+) -> str:
+    """The report as one self-contained HTML string; write it as UTF-8.
+
+    rows: {"row": {column: value}, "prompt", "reference", "base_output", "tuned_output", "base": {metric: value},
+    "tuned": {metric: value}} each. metrics: from scores.summarise. prompt: the template, its last `{column}` the
+    trained answer. log: lines of train_log.jsonl, {"step", "loss", ...} and {"step", "eval_loss"}; may be empty.
+    extra: small tables, {section: {name: value}}. Values that are None or NaN are shown as a dash.
+    """
+    shown, answer = template_columns(prompt)
+    return _template().render(
+        title=_text(title),
+        verdict=_text(verdict),
+        models=_table(models),
+        row_count=len(rows),
+        metrics=metric_rows(metrics, rows),
+        tally=tally(rows),
+        chart=loss_chart(log),
+        cards=[card(item, index, shown) for index, item in enumerate(rows, 1)],
+        tables=[("Settings", _table(settings)), *((_text(k), _table(v)) for k, v in (extra or {}).items())],
+        prompt=[(_text(piece), trained) for piece, trained in prompt_pieces(prompt)],
+        answer=answer,
+    )
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------
+
+
+def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line of the metric table each: formatted numbers, the interval bar, and the difference in a word."""
+    lengths = [len(str(item["reference"]).strip()) for item in rows]
+    count = int(_finite(metrics.get("rows")) or 0)
+    lines = []
+    for name, (heading, note, digits, better) in _METRICS.items():
+        found = (metrics.get("difference") or {}).get(name) or {}
+        bounds = [_finite(found.get(key)) for key in Interval._fields]
+        interval = None if None in bounds else Interval(*bounds)  # type: ignore[arg-type]
+        word, tone = _change(interval, better, count)
+        if count < 2:
+            interval = None  # the interval of one row is a point, which would look like certainty
+        if name == "length" and lengths:
+            note += f"; reference {np.mean(lengths):.1f}"
+        lines.append(
+            {
+                "heading": heading,
+                "note": note,
+                "base": _number((metrics.get("base") or {}).get(name), digits),
+                "tuned": _number((metrics.get("tuned") or {}).get(name), digits),
+                "difference": _number(found.get("mean"), digits, signed=True),
+                "interval": interval
+                and f"{_number(interval.low, digits, signed=True)} to {_number(interval.high, digits, signed=True)}",
+                "word": word,
+                "tone": tone,
+                "bar": interval and _bar(interval),
+            }
+        )
+    return lines
+
+
+def _change(interval: Interval | None, better: int, rows: int) -> tuple[str, str]:
+    """The difference in a word, and its tone for the colour: "up", "down" or "" (never a claim the interval lacks)."""
+    if interval is None:
+        return "not measured", ""
+    if interval.low == interval.high == 0:
+        return "the same", ""
+    if rows < FEWEST_ROWS:
+        return "too few rows", ""
+    sign = interval_sign(interval)
+    if sign == 0:
+        return "unclear", ""
+    if better == 0:
+        return ("longer" if sign > 0 else "shorter"), ""
+    return ("better", "up") if sign == better else ("worse", "down")
+
+
+def _bar(interval: Interval) -> dict[str, float]:
+    """Where the interval is drawn, in a box 200 wide with zero at 100; each metric has its own scale."""
+    reach = max(abs(interval.low), abs(interval.high)) or 1.0
+    return {name: round(100 + 90 * value / reach, 1) for name, value in interval._asdict().items()}
+
+
+def tally(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """In how many rows chrF rose, fell or stayed, by more than the 0.05 that the page prints."""
+    gains = [gain for item in rows if (gain := _gain(item)) is not None]
+    rose, fell = sum(gain >= 0.05 for gain in gains), sum(gain <= -0.05 for gain in gains)
+    return {"rose": rose, "fell": fell, "same": len(gains) - rose - fell, "unknown": len(rows) - len(gains)}
+
+
+# ---- the loss curve --------------------------------------------------------------------------------------------
+
+# The drawing's box in its own units, and the plot's edges inside it; the page scales it to its width.
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 310, 58, 706, 14, 270
+_MOST_POINTS = 400  # more than the plot has pixels for; a long run's log would make the page heavy
+
+
+def loss_chart(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Coordinates of the loss curve, or None where the log has no finite loss.
+
+    The smoothed line is a centred mean over about a fifteenth of the steps: it does not lag behind. A step that
+    appears twice (a run that was resumed) counts with its later line.
+    """
+    train = _thin(sorted(_points(log, "loss").items()))
+    evaluated = sorted(_points(log, "eval_loss").items())
+    if not train and not evaluated:
+        return None
+    steps = [step for step, _ in train + evaluated]
+    losses = [loss for _, loss in train + evaluated]
+    x_low, x_high = min(steps), max(steps)
+    y_ticks = _ticks(min(losses), max(losses), 5)
+    y_low, y_high = min(y_ticks[0], *losses), max(y_ticks[-1], *losses)
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        up = (point[1] - y_low) / (y_high - y_low)
+        return round(_LEFT + across * (_RIGHT - _LEFT), 1), round(_BOTTOM - up * (_BOTTOM - _TOP), 1)
+
+    x_ticks = [tick for tick in _ticks(x_low, x_high, 6, whole=True) if x_low <= tick <= x_high] or [x_low]
+    window = max(1, len(train) // 15)
+    smooth = _moving_mean([loss for _, loss in train], window)
+    step_size = y_ticks[1] - y_ticks[0]
+    return {
+        "width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM,
+        "train": _path([place(point) for point in train]),
+        "smooth": _path([place((s, v)) for (s, _), v in zip(train, smooth, strict=True)]) if window > 2 else "",
+        "dot": place(train[0]) if len(train) == 1 else None,
+        "evaluated": [place(point) for point in evaluated],
+        "evaluated_path": _path([place(point) for point in evaluated]),
+        "x_ticks": [(place((tick, y_low))[0], f"{tick:,.0f}") for tick in x_ticks],
+        "y_ticks": [(place((x_low, tick))[1], f"{tick:.{_digits(step_size)}f}") for tick in y_ticks],
+        "words": _chart_words(train, evaluated),
+    }  # fmt: skip
+
+
+def _chart_words(train: list[tuple[float, float]], evaluated: list[tuple[float, float]]) -> str:
+    """The curve in words, for readers who cannot see it."""
+    parts = []
+    for name, points in (("Training loss", train), ("Evaluation loss", evaluated)):
+        if len(points) == 1:
+            parts.append(f"{name} {points[0][1]:.3f} at step {points[0][0]:,.0f}.")
+        elif points:
+            (first, start), (last, end) = points[0], points[-1]
+            parts.append(f"{name} from {start:.3f} at step {first:,.0f} to {end:.3f} at step {last:,.0f}.")
+    return " ".join(parts)
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> dict[float, float]:
+    pairs = ((_finite(line.get("step")), _finite(line.get(key))) for line in log)
+    return {step: loss for step, loss in pairs if step is not None and loss is not None}
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most _MOST_POINTS points: neighbours are averaged, so that no spike is lost by chance."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    groups = np.array_split(np.array(points), _MOST_POINTS)
+    return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in groups]
+
+
+def _moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of up to `window` values to each side; the window narrows at the ends."""
+    half = max(1, window // 2)
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) around low..high, about `count` of them and at least two."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)
+    if whole:
+        step = max(1.0, step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _digits(step: float) -> int:
+    return max(0, -math.floor(math.log10(step) + 1e-9))
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------
+
+
+def card(item: Mapping[str, Any], index: int, shown: Sequence[str]) -> dict[str, Any]:
+    """One row of the data with both answers, ready for the page. index counts from 1."""
+    reference = _text(item["reference"])
+    filled = [(name, item["row"].get(name)) for name in shown]
+    columns = [(_text(name), _text(value)) for name, value in filled if value is not None and str(value).strip()]
+    columns = columns or [("Prompt", _text(item["prompt"]))]
+    answers = []
+    for key, heading in (("base", "Base model"), ("tuned", "Tuned model")):
+        output, scores = _text(item[f"{key}_output"]), item.get(key) or {}
+        answers.append(
+            {
+                "key": key,
+                "heading": heading,
+                "segments": matching(output, reference) if output.strip() else [],
+                "chrf": _number(scores.get("chrf"), 1),
+                "cut": _finite(scores.get("stopped")) == 0,
+            }
+        )
+    gain = _gain(item)
+    texts = [value for _, value in columns] + [
+        reference,
+        _text(item["base_output"]),
+        _text(item["tuned_output"]),
+    ]
+    return {
+        "index": index,
+        "columns": columns,
+        "reference": reference,
+        "answers": answers,
+        "gain": "" if gain is None else f"{gain:.4f}",
+        "change": _number(gain, 1, signed=True),
+        "tone": "" if gain is None or abs(gain) < 0.05 else ("up" if gain > 0 else "down"),
+        "length": sum(map(len, texts)),
+    }
+
+
+def matching(answer: str, reference: str) -> Segments:
+    """The answer in pieces, with those that the reference has in the same order marked.
+
+    Words are matched first. Inside what differs, characters are: Korean particles change the end of a word, and
+    "예산안을" for "예산안" is mostly right.
+
+        matching("서울시 예산을 확정", "서울시 예산안 확정")
+        == [("서울시 예산", True), ("을 ", False), ("확정", True)]
+    """
+    answer, reference = (unicodedata.normalize("NFC", text) for text in (answer, reference))
+    spans, others = ([m.span() for m in re.finditer(r"\w+|[^\w\s]", text)] for text in (answer, reference))
+    words, wanted = [answer[a:b] for a, b in spans], [reference[a:b] for a, b in others]
+    same = bytearray(len(answer))
+    # autojunk loses frequent words, but keeps very long texts from taking minutes.
+    matcher = SequenceMatcher(None, wanted, words, autojunk=len(words) > 2000)
+    for kind, i, i_end, j, j_end in matcher.get_opcodes():
+        if kind == "equal":
+            start, end = spans[j][0], spans[j_end - 1][1]
+            same[start:end] = b"\1" * (end - start)
+        elif kind == "replace":
+            start, end = spans[j][0], spans[j_end - 1][1]
+            _match_characters(answer[start:end], reference[others[i][0] : others[i_end - 1][1]], same, start)
+    for gap in re.finditer(r"(?<=\S)\s+(?=\S)", answer):  # one mark over neighbours instead of a row of small ones
+        if same[gap.start() - 1] and same[gap.end()]:
+            same[gap.start() : gap.end()] = b"\1" * (gap.end() - gap.start())
+    edges = [0, *(k for k in range(1, len(same)) if same[k] != same[k - 1]), len(same)]
+    return [(answer[a:b], bool(same[a])) for a, b in pairwise(edges) if b > a]
+
+
+def _match_characters(part: str, wanted: str, same: bytearray, offset: int) -> None:
+    """Mark common runs of characters: two syllables of Hangul say something, two letters do not."""
+    if len(part) > 400 or len(wanted) > 400:
+        return
+    for block in SequenceMatcher(None, wanted, part, autojunk=False).get_matching_blocks():
+        run = part[block.b : block.b + block.size]
+        kept = run.strip()
+        if len(kept) >= (2 if any(ord(c) >= 0x2E80 for c in kept) else 4):
+            start = offset + block.b + run.index(kept)
+            same[start : start + len(kept)] = b"\1" * len(kept)
+
+
+def _gain(item: Mapping[str, Any]) -> float | None:
+    before, after = (_finite((item.get(key) or {}).get("chrf")) for key in ("base", "tuned"))
+    return None if before is None or after is None else after - before
+
+
+# ---- the prompt, and text in general ---------------------------------------------------------------------------
+
+# As in the template language: {{ and }} are literal braces, {column} is a column.
+_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
+
+
+def template_columns(prompt: str) -> tuple[list[str], str]:
+    """The columns of the prompt in order, and the answer's column ("" where the prompt has none)."""
+    names = [match[1] for match in _COLUMN.finditer(prompt) if match[1]]
+    if not names:
+        return [], ""
+    return [name for name in dict.fromkeys(names) if name != names[-1]], names[-1]
+
+
+def prompt_pieces(prompt: str) -> list[tuple[str, bool]]:
+    """The prompt cut at the last `{column}`, which is marked: the place of the answer, the only part trained."""
+    last = next((match for match in reversed(list(_COLUMN.finditer(prompt))) if match[1]), None)
+    if last is None:
+        return [(prompt, False)]
+    return [(prompt[: last.start()], False), (last[0], True), (prompt[last.end() :], False)]
+
+
+def _table(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(_text(name), _text(value)) for name, value in values.items()]
+
+
+def _text(value: object) -> str:
+    """Text that UTF-8 and HTML can hold: lone surrogates and control characters become U+FFFD."""
+    if value is None:
+        return _DASH
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(part) for part in value)
+    return re.sub(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", str(value))
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: object, digits: int, *, signed: bool = False) -> str:
+    number = _finite(value)
+    if number is None:
+        return _DASH
+    rounded = round(number, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
+    return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}".replace("-", _MINUS)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["csp_hash"] = lambda script: (
+        "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
+    )
+    source = files("byeori.result").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(source)

@@ -1,0 +1,243 @@
+"""How close answers are to their references, and how sure a difference between two models is.
+
+    prediction, reference ── chrf, rouge_l, exact ──> one value per row and metric
+    base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals ── verdict ──> words
+
+Every text is brought to Unicode NFC first: decomposed Hangul (as macOS file names have it) looks the same to a
+reader and must not cost points. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004; paired bootstrap, Koehn 2004.
+"""
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from sacrebleu.metrics.chrf import CHRF
+
+ROW_METRICS = ("chrf", "rouge_l", "exact", "length", "stopped", "loss")
+
+SMALL_SAMPLE = 20
+"""Below this many rows the verdict says that the interval is rough."""
+
+FEWEST_ROWS = 6
+"""Below this many rows nothing is claimed: even when all five of five rows go one way, a sign test gives
+p = 2 / 2**5 = 0.06, while the bootstrap's percentile interval would already exclude zero."""
+
+_INDICES_AT_ONCE = 4_000_000  # 32 MB of row numbers while resampling, whatever the number of rows
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% interval, in the metric's own unit; all NaN where there was nothing to measure."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def chrf(prediction: str, reference: str) -> float:
+    """Sentence chrF, 0 to 100: F-score (beta 2) over character 1- to 6-grams, spaces ignored (Popović 2015).
+
+    sacrebleu's default settings, so numbers compare with published ones. Two empty texts are equal: 100.
+    """
+    prediction, reference = _normal(prediction), _normal(reference)
+    if prediction == reference:
+        return 100.0
+    return float(_chrf_scorer().sentence_score(prediction, [reference]).score)
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F-measure, 0 to 100: words in common in the same order, F1 of precision and recall (Lin 2004).
+
+    Words are runs of letters and digits of any script, lowercased (the rouge-score package keeps a-z0-9 only, so
+    it scores every Korean text 0). Text without spaces, such as Japanese, is one word: read chrF there instead.
+
+        "서울시 예산 안 발표" against "서울시 예산 발표": 3 in common, 3/4 and 3/3, F = 85.7
+    """
+    found, wanted = _words(prediction), _words(reference)
+    if not found and not wanted:
+        return 100.0 if _normal(prediction) == _normal(reference) else 0.0
+    return 200.0 * _common_subsequence(found, wanted) / (len(found) + len(wanted))
+
+
+def exact(prediction: str, reference: str) -> float:
+    """100 where the texts are the same after NFC and without the white space around them, else 0."""
+    return 100.0 if _normal(prediction) == _normal(reference) else 0.0
+
+
+def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) -> dict[str, float]:
+    """All of ROW_METRICS for one answer.
+
+    stopped: whether the model ended the answer itself (100 or 0), not the token limit. loss: mean negative
+    log-likelihood of the reference's tokens in nats, measured by the caller (NaN where it was not).
+    length: characters of the answer, white space around it left out.
+    """
+    return {
+        "chrf": chrf(prediction, reference),
+        "rouge_l": rouge_l(prediction, reference),
+        "exact": exact(prediction, reference),
+        "length": float(len(_normal(prediction))),
+        "stopped": 100.0 if stopped else 0.0,
+        "loss": float(loss),
+    }
+
+
+def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> Interval:
+    """Mean of the per-row differences and its 95% percentile interval over resampled rows (Koehn 2004).
+
+    difference [rows]: tuned minus base of the same row; rows that are not finite are left out. With one row (or
+    equal rows) every resample is the same and low = mean = high: that is no certainty, see FEWEST_ROWS.
+    With no row at all, all three are NaN.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, not {resamples}")
+    values = np.asarray(difference, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(values.mean())
+    if values.min() == values.max():  # exact, where a mean of resamples would differ in the last bit
+        return Interval(float(values[0]), float(values[0]), float(values[0]))
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _INDICES_AT_ONCE // values.size)
+    means = np.empty(resamples)
+    for start in range(0, resamples, at_once):
+        count = min(at_once, resamples - start)
+        means[start : start + count] = values[generator.integers(values.size, size=(count, values.size))].mean(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    # With very few resamples the percentiles can miss the mean itself.
+    return Interval(mean, min(float(low), mean), max(float(high), mean))
+
+
+def summarise(
+    base: Mapping[str, Sequence[float | None]],
+    tuned: Mapping[str, Sequence[float | None]],
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Means of both models and the difference tuned - base with its interval, for each of ROW_METRICS.
+
+    A row counts for a metric where both models have a finite value, so tuned - base is the difference's mean.
+    A metric without such a row is None throughout: the result goes into JSON, which has no NaN.
+
+        {"base": {"chrf": 20.1, ...}, "tuned": {"chrf": 31.4, ...},
+         "difference": {"chrf": {"mean": 11.3, "low": 8.0, "high": 14.9}, ...}, "rows": 40}
+    """
+    rows = _row_count(base, tuned)
+    result: dict[str, Any] = {"base": {}, "tuned": {}, "difference": {}, "rows": rows}
+    for name in ROW_METRICS:
+        before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
+        both = np.isfinite(before) & np.isfinite(after)
+        interval = paired_bootstrap((after - before)[both], resamples=resamples, seed=seed)
+        result["base"][name] = float(before[both].mean()) if both.any() else None
+        result["tuned"][name] = float(after[both].mean()) if both.any() else None
+        result["difference"][name] = {
+            key: value if math.isfinite(value) else None for key, value in interval._asdict().items()
+        }
+    return result
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """What summarise's numbers allow one to say, in one or two English sentences, and never more.
+
+    "Better" and "worse" are said only where the 95% interval of chrF excludes zero; the loss is mentioned where
+    its own interval does. Below SMALL_SAMPLE rows a caveat follows, below FEWEST_ROWS nothing is claimed.
+    """
+    rows = int(metrics.get("rows") or 0)
+    over = "over 1 row" if rows == 1 else f"over {rows:,} rows"
+    closeness = _interval(metrics, "chrf")
+    if rows == 0 or closeness is None:
+        return "There is nothing to compare: no row has a chrF score from both models."
+    if rows < FEWEST_ROWS:
+        moved = f"chrF went from {metrics['base']['chrf']:.1f} to {metrics['tuned']['chrf']:.1f}"
+        return f"Too few rows to tell: {moved} {over}, and that can be chance. Compare at least {SMALL_SAMPLE} rows."
+    direction = interval_sign(closeness)
+    if direction == 0:
+        words = (
+            f"No clear difference in chrF: {_signed(closeness.mean)} {over}, "
+            f"and the 95% interval ({_signed(closeness.low)} to {_signed(closeness.high)}) includes zero"
+        )
+    else:
+        start = "closer to" if direction > 0 else "further from"
+        words = f"The tuned model is {start} the references: chrF {_moved(closeness, 1)} {over}"
+    likelihood = _interval(metrics, "loss")
+    if likelihood is not None and (sign := interval_sign(likelihood)):
+        # A falling loss agrees with a rising chrF; anything else is a contrast and should read as one.
+        link = ", and" if sign == -direction else ", but"
+        words += f"{link} the loss on the references {_moved(likelihood, 3)}"
+    if rows < SMALL_SAMPLE:
+        words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough: take this as a hint"
+    return words + "."
+
+
+def interval_sign(interval: Interval) -> int:
+    """1 or -1 where the whole interval lies above or below zero, 0 where it includes zero or is not known."""
+    return int(interval.low > 0) - int(interval.high < 0)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters and digits. Combining marks stay inside (Hindi vowel signs are no letters to isalnum)."""
+    lowered = unicodedata.normalize("NFC", text).lower()
+    kept = (c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in lowered)
+    return [word for word in "".join(kept).split() if any(c.isalnum() for c in word)]
+
+
+@cache
+def _chrf_scorer() -> CHRF:
+    return CHRF()
+
+
+def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence: the textbook table, one row held as the bits of one integer.
+
+    Bit i of `row` is 0 where the table steps up by one at first[i], so the zeros count the length (Hyyrö 2004).
+    """
+    places: dict[str, int] = {}
+    for index, word in enumerate(first):
+        places[word] = places.get(word, 0) | (1 << index)
+    full = (1 << len(first)) - 1
+    row = full
+    for word in second:
+        step = row & places.get(word, 0)
+        row = ((row + step) | (row - step)) & full
+    return len(first) - row.bit_count()
+
+
+def _row_count(base: Mapping[str, Sequence[float | None]], tuned: Mapping[str, Sequence[float | None]]) -> int:
+    missing = [name for name in ROW_METRICS if name not in base or name not in tuned]
+    if missing:
+        raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
+    lengths = {len(side[name]) for side in (base, tuned) for name in ROW_METRICS}
+    if len(lengths) != 1:
+        raise ValueError(f"summarise needs the same rows from both models, not {sorted(lengths)} values")
+    return lengths.pop()
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> Interval | None:
+    """The difference of one metric, or None where it was not measured."""
+    found = (metrics.get("difference") or {}).get(name) or {}
+    values = [float(value) for key in Interval._fields if (value := found.get(key)) is not None]
+    if len(values) < 3 or not all(map(math.isfinite, values)):
+        return None
+    return Interval(*values)
+
+
+def _moved(interval: Interval, digits: int) -> str:
+    """ "rose by 12.3 (95% interval 9.1 to 15.4)"; a fall is told in positive numbers, smaller bound first."""
+    if interval.mean >= 0:
+        verb, low, high = "rose", interval.low, interval.high
+    else:
+        verb, low, high = "fell", -interval.high, -interval.low
+    while digits < 6 and round(low, digits) == 0:  # an interval that excludes zero must not be printed as 0.0
+        digits += 1
+    return f"{verb} by {abs(interval.mean):.{digits}f} (95% interval {low:.{digits}f} to {high:.{digits}f})"
+
+
+def _signed(value: float) -> str:
+    return f"{value + 0.0:+.1f}" if round(value, 1) else "0.0"

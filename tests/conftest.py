@@ -1,0 +1,86 @@
+"""What tests share: tokenizers and tiny random models made in the process; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))
+
+SAMPLES = Path(__file__).parents[1] / "src" / "byeori" / "data" / "samples"
+
+
+def sample_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of one of the project's own sample files."""
+    return [json.loads(line) for line in (SAMPLES / name).read_text(encoding="utf-8").splitlines()]
+
+
+def byte_level_tokenizer(**special: str) -> Any:
+    """A byte-level BPE tokenizer of the GPT-2 kind (Qwen's, Llama 3's), trained on the sample titles."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([row["title"] for row in sample_rows("titles-ko-train.jsonl")], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{"eos_token": "<|endoftext|>"} | special)
+
+
+def tiny_llama(vocabulary: int, **changes: Any) -> Any:
+    """A random Llama of 2 layers, 32 wide, grouped-query heads, float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama with its tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = byte_level_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def title_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl file of 24 short title rows."""
+    path = tmp_path_factory.mktemp("rows") / "titles.jsonl"
+    rows = sample_rows("titles-ko-train.jsonl")[:24]
+    lines = [json.dumps({"document": row["document"][:60], "title": row["title"]}, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The embedded model's folder; tests that use it are marked `real`."""
+    from byeori.model.embedded import embedded_model
+
+    return embedded_model(print)

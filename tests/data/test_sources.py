@@ -1,0 +1,497 @@
+"""Rows in, Dataset out: values as written, and one sentence for everything that can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from byeori.data import files, sources
+from byeori.data.sources import ROW, load_rows, row_name, split_rows
+from byeori.errors import ByeoriError, DataError, HubError
+
+ROWS = [{"document": "본문 하나", "title": "제목"}, {"document": "본문 둘", "title": "두 번째"}]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own cache, so that none finds what another has read."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def plain(rows: datasets.Dataset) -> list[dict[str, Any]]:
+    """The rows without ROW, which must count from 0."""
+    assert rows[ROW] == list(range(len(rows)))
+    return rows.remove_columns(ROW).to_list()
+
+
+def fails(error: type[ByeoriError], *parts: str, call: Callable[[], object]) -> None:
+    """The call raises one sentence that holds all `parts` and shows no other traceback."""
+    with pytest.raises(error) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert [part for part in parts if part not in message] == [], message
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# --- formats ---
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", lines(ROWS)),
+        ("a.NDJSON", "\n" + lines(ROWS).replace("\n", "\r\n\r\n")),
+        ("a.json", json.dumps(ROWS)),
+        ("b.json", json.dumps({"version": 1, "data": ROWS, "license": {"name": "CC"}}, indent=2)),
+        ("c.json", lines(ROWS)),
+        ("a.csv", "document,title\n본문 하나,제목\n\n본문 둘,두 번째\n"),
+        ("a.tsv", 'document\ttitle\r\n"본문 하나"\t제목\r\n본문 둘\t두 번째'),
+    ],
+)
+def test_text_formats(here: Path, name: str, text: str, bom: str, packed: bool) -> None:
+    content = (bom + text).encode()
+    path = write(here / (name + ".gz" * packed), gzip.compress(content) if packed else content)
+    assert plain(load_rows([path])) == ROWS
+
+
+def test_arrow_and_parquet(here: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, here / "a.parquet")
+    pq.write_table(table.set_column(1, "title", table["title"].dictionary_encode()), here / "b.parquet")
+    with pa.ipc.new_stream(here / "c.arrow", table.schema) as stream:
+        stream.write_table(table)
+    with pa.ipc.new_file(here / "d.arrow", table.schema) as file:
+        file.write_table(table)
+    for path in sorted(here.iterdir()):
+        assert plain(load_rows([str(path)])) == ROWS, path
+    assert len(load_rows([str(here)])) == 8
+
+
+def test_json_values_keep_their_types(here: Path) -> None:
+    rows = [
+        {"date": "2024-01-02", "n": None, "label": 1, "tags": [], "messages": [{"role": "user"}]},
+        {"date": "2024-01-02T03:04:05", "n": 1, "score": 0.5, "messages": [{"content": "안녕 {x}"}]},
+        {"n": 1.5, "ok": True, "tags": ["a", None], "type": "message", "message": {"role": "x"}},
+    ]
+    found = plain(load_rows([write(here / "a.jsonl", lines(rows))]))
+    assert [row["date"] for row in found] == ["2024-01-02", "2024-01-02T03:04:05", None]
+    assert [row["n"] for row in found] == [None, 1.0, 1.5]
+    assert [row["label"] for row in found] == [1, None, None]
+    assert [row["tags"] for row in found] == [[], None, ["a", None]]
+    assert found[0]["messages"] == [{"role": "user", "content": None}]
+    assert found[1]["messages"] == [{"role": None, "content": "안녕 {x}"}]
+    assert found[2]["message"] == {"role": "x"} and found[2]["ok"] is True
+
+
+def test_csv_values_stay_as_written(here: Path) -> None:
+    long = "가" * 200_000
+    text = f'code,note,,when\n007,NA,0,2024-01-02\n1e3,,1," a ""b"",\nc"\ntrue,{long},2,null\n'
+    assert plain(load_rows([write(here / "a.csv", text)])) == [
+        {"code": "007", "note": "NA", "Unnamed: 2": "0", "when": "2024-01-02"},
+        {"code": "1e3", "note": "", "Unnamed: 2": "1", "when": ' a "b",\nc'},
+        {"code": "true", "note": long, "Unnamed: 2": "2", "when": "null"},
+    ]
+
+
+def test_type_seen_late(here: Path) -> None:
+    rows = [{"a": None, "b": 1} for _ in range(2500)] + [{"a": "text", "b": 1.5}]
+    found = load_rows([write(here / "a.jsonl", lines(rows))])
+    assert found[0]["a"] is None and found[2500]["a"] == "text" and found[2500]["b"] == 1.5
+
+
+def test_json_longer_than_the_window(here: Path) -> None:
+    # values of every size around the 1 MiB that is read at a time, with spaces where the window may end
+    rows = [{"i": i, "text": '가\\"\n' * (i * 40_000), "n": [i, -1.5e300, None]} for i in range(12)]
+    text = json.dumps({"skip": "x" * 3_000_000, "data": rows}, indent=40).replace(",", "," + " " * 99)
+    assert plain(load_rows([write(here / "a.json", text)])) == rows
+    numbers = json.dumps([{"n": n} for n in range(200_000)])
+    assert load_rows([write(here / "b.json", numbers)])["n"][:] == list(range(200_000))
+
+
+# --- places ---
+
+
+def test_saved_folders(here: Path) -> None:
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.save_to_disk(here / "one")
+    datasets.DatasetDict(train=saved, test=saved.select([1])).save_to_disk(here / "two")
+    assert plain(load_rows([str(here / "one")])) == ROWS
+    assert plain(load_rows([str(here / "two")], split="test")) == ROWS[1:]
+    fails(DataError, "'dev'", "train, test", call=lambda: load_rows([str(here / "two")], split="dev"))
+    (here / "two" / "train" / "state.json").write_text("{")
+    fails(DataError, "two", "damaged", call=lambda: load_rows([str(here / "two")]))
+
+
+def test_folder_glob_and_several(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(here / "a.jsonl", lines(ROWS))
+    write(here / "b.csv", "title,document\n세 번째,본문 셋\n")
+    write(here / "README.md", "not rows")
+    write(here / ".hidden.jsonl", "broken")
+    third = {"document": "본문 셋", "title": "세 번째"}
+    assert plain(load_rows([str(here)])) == [*ROWS, third]
+    assert plain(load_rows([str(here / "*.[cj]s*")])) == [*ROWS, third]
+    assert plain(load_rows([str(here / "b.csv"), str(here / "a.jsonl")])) == [third, *ROWS]
+    assert plain(load_rows([str(here)], max_rows=1)) == ROWS[:1]
+    assert len(load_rows([str(here)], max_rows=99)) == 3
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(here))
+    assert len(load_rows(["a.jsonl"])) == len(load_rows(["~/a.jsonl"])) == 2
+
+
+def test_folder_keeps_splits_apart(here: Path) -> None:
+    for name in ("train-00000-of-00001", "test", "valid", "trainer_notes"):
+        write(here / f"{name}.jsonl", lines([{"a": name}]))
+    assert load_rows([str(here)])["a"][:] == ["train-00000-of-00001", "trainer_notes"]
+    assert load_rows([str(here)], split="validation")["a"][:] == ["trainer_notes", "valid"]
+    (here / "trainer_notes.jsonl").unlink()
+    fails(DataError, "'eval'", "valid.jsonl", call=lambda: load_rows([str(here)], split="eval"))
+
+
+def test_different_columns_and_types(here: Path) -> None:
+    first = write(here / "a.jsonl", lines([{"x": 1, "y": "a"}]))
+    other = write(here / "b.jsonl", lines([{"x": 1, "z": "a"}]))
+    fails(DataError, "y is only in", "z is only in", "b.jsonl", call=lambda: load_rows([first, other]))
+    text = write(here / "c.csv", "x,y\n1,a\n")
+    fails(DataError, "'x'", f"int64 in {first}", f"string in {text}", call=lambda: load_rows([first, text]))
+    fraction = write(here / "d.jsonl", lines([{"y": None, "x": 0.5}]))
+    assert plain(load_rows([first, fraction])) == [{"x": 1.0, "y": "a"}, {"x": 0.5, "y": None}]
+
+
+def test_row_column_of_the_source_is_replaced(here: Path) -> None:
+    path = write(here / "a.jsonl", lines([{"a": 1, ROW: 7}, {"a": 2, ROW: 9}]))
+    assert plain(load_rows([path])) == [{"a": 1}, {"a": 2}]
+
+
+def test_large_files_are_mapped_not_held(here: Path, cache: Path) -> None:
+    sizes = []
+    for count in (20_000, 200_000):
+        path = write(here / f"{count}.jsonl", lines([{"i": i, "text": f"row {i}"} for i in range(count)]))
+        before = pa.total_allocated_bytes()
+        rows = load_rows([path])
+        sizes.append(pa.total_allocated_bytes() - before)
+        assert len(rows) == count and rows[count - 1] == {
+            "i": count - 1,
+            "text": f"row {count - 1}",
+            ROW: count - 1,
+        }
+        assert [Path(file["filename"]).parent for file in rows.cache_files] == [cache / "byeori"]
+    assert max(sizes) < 3_000_000  # 8 bytes a row for ROW; the rows themselves would be 20 MB
+    assert len(list((cache / "byeori").iterdir())) == 2
+
+
+def test_cache_goes_by_content(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(here / "a.jsonl", '{"a": 1}\n')
+    stamp = Path(path).stat().st_mtime_ns
+    load_rows([path])
+    write(here / "a.jsonl", '{"a": 2}\n')
+    os.utime(path, ns=(stamp, stamp))
+    assert plain(load_rows([path])) == [{"a": 2}]
+    monkeypatch.setattr(files, "_write", lambda *_: pytest.fail("read again"))
+    assert plain(load_rows([write(here / "b.jsonl", '{"a": 1}\n')])) == [{"a": 1}]
+
+
+# --- what can be wrong with a file ---
+
+
+BROKEN: list[tuple[str, str | bytes, list[str]]] = [
+    ("a.jsonl", "", ["a.jsonl is empty"]),
+    ("a.jsonl", "\ufeff\n\n", ["has no rows"]),
+    ("a.jsonl", "{}\n{}\n", ["has no rows", "has a column"]),
+    ("a.json", "[]", ["has no rows"]),
+    ("a.csv", "a,b\n", ["has no rows"]),
+    ("a.txt", "text", ["ending", ".jsonl", ".parquet"]),
+    ("noending", "text", ["ending", ".jsonl"]),
+    ("a.jsonl", '{"a": 1}\n\n{"a": }\n', ["a.jsonl line 3", "not valid JSON", "Expecting value"]),
+    ("a.jsonl", "[" * 100_000, ["line 1", "not valid JSON"]),
+    ("a.jsonl", '{"a": 1}\n[1]\n', ["line 2 is a list, not an object"]),
+    ("a.jsonl", '{"a": 1}\nnull\n', ["line 2 is null, not an object"]),
+    ("a.jsonl", '[\n{"a": 1}\n]', ["line 1", "must end in .json"]),
+    ("a.json", '[\n{"a": 1},\n{"a": 2}\n{"a": 3}]', ["a.json line 4", "not valid JSON"]),
+    ("a.json", '[\n{"a": 1},\n{"a": "x}]', ["a.json line 3", "Unterminated string"]),
+    ("a.json", '[{"a": 1}', ["line 1", "expecting ']'"]),
+    ("a.json", '[{"a": 1},\n2]', ["line 2 is a number, not an object"]),
+    ("a.json", '[{"a": 1}]\n[', ["line 2 goes on after the end"]),
+    ("a.json", '{"a": [], "b": [{"c": 1}]}', ["the lists a, b", "one list"]),
+    ("a.json", '{"a": 1}', ["an object with no list"]),
+    ("a.json", '"a"', ["neither a list"]),
+    ("a.jsonl", '{"a": "x"}\n{"a": 3}\n', ["line 2", "'a' is a number here but text", "one type"]),
+    ("a.jsonl", '{"m": [{"c": "x"}]}\n{"m": [{"c": ["y"]}]}\n', ["line 2", "'m' is a list here but text"]),
+    ("a.jsonl", '{"m": {"c": 1}}\n\n{"m": true}\n', ["line 3", "'m' is true/false here but an object"]),
+    ("a.json", '[{"a": 1},\n{"a": "x"}]', ["line 2", "'a' is text here but a number"]),
+    ("a.jsonl", '{"a": 9223372036854775808}\n', ["line 1", "'a'", "more than 64 bits"]),
+    ("a.jsonl", '{"a": "\\ud83d"}\n', ["line 1", "'a'", "surrogate"]),
+    (
+        "한 글.csv",
+        "제목\n안녕하세요 세계\n".encode("cp949"),
+        ["line 1", "iconv -f cp949 -t utf-8 ", "utf8-한 글.csv'"],
+    ),
+    ("a.jsonl", b'{"a": 1}\n' + '{"a": "똠방각하"}'.encode("cp949"), ["line 2", "looks like cp949"]),
+    ("a.json", '[{"a": "안녕"}]'.encode("cp949"), ["line 1", "looks like cp949"]),
+    ("a.csv", "a,b\n1,안녕".encode("utf-16"), ["line 1", "iconv -f utf-16"]),
+    ("a.csv.gz", gzip.compress("제목\n".encode("cp949")), ["zcat ", "| iconv -f cp949 -t utf-8 > "]),
+    ("a.csv", b"\x89PNG\r\n\x1a\n\x00\xff\xff\x00", ["line 1 is not text"]),
+    ("a.jsonl", b"a\n\xff\xff\n", ["line 2 is not text"]),
+    ("a.csv", 'a,b\n"1\n1",2\n1,2,3\n', ["a.csv line 4", "3 instead of 2 fields"]),
+    ("a.tsv", "a\tb\n1\n", ["a.tsv line 2", "1 instead of 2 fields"]),
+    ("a.csv", 'a,b\n1,2\n"1,2\n3,4\n', ["a.csv line 3", "unexpected end of data", "double quote"]),
+    ("a.csv", "a,b,a\n1,2,3\n", ["'a' twice"]),
+    ("a.parquet", b"PAR1 not really PAR1", ["a.parquet", "damaged or not parquet"]),
+    ("a.arrow", b"\x00" * 100, ["a.arrow", "damaged or not arrow"]),
+    ("a.jsonl.gz", b'{"a": 1}\n', ["not a whole gzip file"]),
+    ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-12], ["not a whole gzip file"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "parts"), BROKEN)
+def test_broken_file(here: Path, cache: Path, name: str, content: str | bytes, parts: list[str]) -> None:
+    path = write(here / name, content)
+    fails(DataError, str(here / name), *parts, call=lambda: load_rows([path]))
+    assert not list(cache.rglob("*.arrow"))
+
+
+def test_the_advised_command_works(here: Path) -> None:
+    path = write(here / "뉴스 1.csv", "제목,본문\n안녕,하세요\n".encode("cp949"))
+    with pytest.raises(DataError) as caught:
+        load_rows([path])
+    subprocess.run(str(caught.value).split("convert the file: ")[1], shell=True, check=True)
+    assert plain(load_rows([str(here / "utf8-뉴스 1.csv")])) == [{"제목": "안녕", "본문": "하세요"}]
+
+
+def test_damage_inside_parquet_and_arrow(here: Path) -> None:
+    table = pa.table({"a": [str(i) for i in range(50_000)]})
+    pq.write_table(table, here / "a.parquet")
+    with pa.ipc.new_stream(here / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    for path in sorted(here.iterdir()):
+        whole = path.read_bytes()
+        write(
+            path, whole[:2000] + b"\xff" * 3000 + whole[5000:] if path.suffix == ".parquet" else whole[:-5000]
+        )
+        fails(DataError, str(path), call=lambda path=path: load_rows([str(path)]))
+
+
+def test_tables_without_rows(here: Path) -> None:
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), here / "a.parquet")
+    datasets.Dataset.from_dict({"a": []}).save_to_disk(here / "saved")
+    for path in (here / "a.parquet", here / "saved"):
+        fails(DataError, str(path), "has no rows", call=lambda path=path: load_rows([str(path)]))
+
+
+def test_missing_places(here: Path) -> None:
+    write(here / "train.jsonl", lines(ROWS))
+    for path, parts in {
+        f"{here}/trian.jsonl": ["no file", "did you mean train.jsonl?"],
+        f"{here}/zzz.csv": ["no file", "check the path"],
+        f"{here}/none/a.csv": [f"the folder {here}/none does not exist"],
+        "./nothing": ["no file ./nothing"],
+        "~/nothing/here": ["no file ~/nothing/here"],
+        "a/b/c": ["no file a/b/c"],
+        "data.csv": ["no file data.csv"],
+        f"{here}/*.csv": ["no file matches", "*.csv"],
+    }.items():
+        fails(DataError, *parts, call=lambda path=path: load_rows([path]))
+    (here / "empty").mkdir()
+    fails(DataError, "no data file", ".jsonl", call=lambda: load_rows([str(here / "empty")]))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file(here: Path) -> None:
+    path = write(here / "a.csv", "a\n1\n")
+    Path(path).chmod(0)
+    fails(DataError, "Permission denied", call=lambda: load_rows([path]))
+
+
+def test_cache_that_cannot_be_written(here: Path, cache: Path) -> None:
+    cache.write_text("a file where a folder should be")
+    path = write(here / "a.csv", "a\n1\n")
+    fails(DataError, "cache", call=lambda: load_rows([path]))
+
+
+# --- the Hub ---
+
+
+def test_configuration_and_split_of_a_dataset(here: Path) -> None:
+    """datasets' own messages, from a folder that is laid out like a Hub dataset."""
+    for name in ("ko", "en"):
+        (here / name).mkdir()
+        write(here / name / "train.jsonl", lines(ROWS))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("ko", "en"))
+    write(here / "README.md", f"---\nconfigs:\n{configs}---\n")
+    for config, split, parts in [
+        (None, "train", ["needs a configuration", "dataset_config", "ko, en"]),
+        ("jp", "train", ["no configuration 'jp'", "dataset_config", "ko, en"]),
+        ("ko", "dev", ["no split 'dev'", "dataset_split", "train"]),
+    ]:
+        fails(HubError, *parts, call=lambda c=config, s=split: sources._load_hub(str(here), c, s, None))
+    assert len(sources._load_hub(str(here), "ko", "train", None)) == 2
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the status and error code that its path asks for."""
+
+    def do_GET(self) -> None:
+        code = next((c for c in ("GatedRepo", "RevisionNotFound") if c in self.path), "RepoNotFound")
+        self.send_response(403 if code == "GatedRepo" else 404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def ask(endpoint: str, home: Path, name: str, **settings: str) -> str:
+    """The message of the HubError for a dataset, from its own process: the endpoint is read at import."""
+    program = (
+        "import sys; from byeori.data.sources import load_rows; from byeori.errors import HubError\n"
+        f"try: load_rows([{name!r}], **{settings!r})\n"
+        "except HubError as error: print(error)\n"
+    )
+    environment = {
+        k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")
+    }
+    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    return done.stdout
+
+
+def test_hub_not_found(hub: str, tmp_path: Path) -> None:
+    message = ask(hub, tmp_path, "user/nothing")
+    assert "user/nothing" in message and "not found" in message and "hf auth login" in message
+
+
+def test_hub_gated(hub: str, tmp_path: Path) -> None:
+    message = ask(hub, tmp_path, "user/GatedRepo")
+    assert "is gated" in message and "https://huggingface.co/datasets/user/GatedRepo" in message
+
+
+def test_hub_revision(hub: str, tmp_path: Path) -> None:
+    message = ask(hub, tmp_path, "user/RevisionNotFound", revision="v9")
+    assert "no revision 'v9'" in message and "dataset_revision" in message
+
+
+def test_hub_unreachable(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    message = ask("http://127.0.0.1:9", tmp_path, "user/nothing")
+    assert "cannot be reached" in message and "HF_ENDPOINT" in message
+    assert time.monotonic() - begin < 15
+
+
+# --- splitting and naming ---
+
+
+def table(values: list[Any]) -> datasets.Dataset:
+    count = len(values)
+    return datasets.Dataset.from_dict({"a": values, "b": list(map(str, range(count))), ROW: range(count)})
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 1), (7, 7), (0.1, 10), (0.001, 1), (99, 99)])
+def test_split_sizes(size: float, expected: int) -> None:
+    rows = table(list(range(100)))
+    train, held_out = split_rows(rows, size, seed=3)
+    assert held_out is not None and len(held_out) == expected
+    assert sorted(train[ROW][:] + held_out[ROW][:]) == list(range(100))
+    assert train[ROW][:] == sorted(train[ROW]) and held_out[ROW][:] == sorted(held_out[ROW])
+    assert train["a"][:] == train[ROW][:]
+
+
+def test_split_by_the_seed() -> None:
+    rows = table(list(range(100)))
+    parts = {seed: split_rows(rows, 10, seed)[1][ROW][:] for seed in range(20)}  # type: ignore[index]
+    assert parts[3] == split_rows(rows, 10, 3)[1][ROW][:]  # type: ignore[index]
+    assert len({tuple(part) for part in parts.values()}) == 20
+    # 200 draws from 100 rows leave about 12 rows never drawn
+    assert 75 < len({row for part in parts.values() for row in part}) <= 100
+
+
+def test_split_nothing() -> None:
+    rows = table([1, 2])
+    assert split_rows(rows, 0, 0) == (rows, None)
+
+
+def test_split_keeps_copies_together() -> None:
+    rows = table([0, 0, 0, 1, 2, 2, 3, 4, 5, 5])  # in column a, three values occur once
+    for seed in range(30):
+        train, held_out = split_rows(rows, 3, seed, key_columns=["a"])
+        assert held_out is not None and sorted(held_out["a"]) == [1, 3, 4]
+        train, held_out = split_rows(rows, 6, seed, key_columns=["a"])
+        assert held_out is not None and len(held_out) == 5 and not set(train["a"]) & set(held_out["a"])
+
+
+def test_split_compares_all_columns_but_the_row() -> None:
+    rows = table(["x"] * 4).remove_columns("b")
+    fails(DataError, "copies", "at least 4 times", call=lambda: split_rows(rows, 2, 0))
+    assert len(split_rows(table(["x"] * 4), 2, 0)[1]) == 2  # type: ignore[arg-type]
+
+
+def test_split_takes_all() -> None:
+    rows = table([1, 2, 3])
+    fails(DataError, "val_set_size 3", "3 rows", call=lambda: split_rows(rows, 3, 0))
+    fails(DataError, "val_set_size 0.9", "3 rows", call=lambda: split_rows(rows, 0.9, 0))
+    fails(DataError, "'c'", "a, b", call=lambda: split_rows(rows, 1, 0, ["c"]))
+
+
+def test_row_name(here: Path) -> None:
+    path = write(here / "news.jsonl", "\n" + '{"a": 1}\n' * 2 + "\n\n" + '{"a": 1}\n')
+    assert [row_name([path], row) for row in range(3)] == [f"news.jsonl line {n}" for n in (2, 3, 6)]
+    packed = write(here / "news.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 20))
+    assert row_name([packed], 11) == "news.jsonl.gz line 12"
+    table_path = write(here / "news.csv", "a\n1\n")
+    assert row_name([table_path], 11) == "row 12 of news.csv"
+    assert row_name([path, table_path], 0) == "row 1 of news.jsonl, news.csv"
+    assert row_name(["user/name"], 0) == "row 1 of user/name"
