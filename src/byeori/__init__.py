@@ -1,3 +1,108 @@
-"""byeori: fine-tune open language models, and prove that it helped."""
+"""byeori: fine-tune open language models, and prove that it helped.
+
+    import byeori
+
+    byeori.preview(base_model="...", data_path="rows.jsonl")
+    byeori.sft(base_model="...", data_path="rows.jsonl", output_dir="adapter")
+    byeori.merge(peft_model_path="adapter", output_dir="merged")
+    byeori.generate(model="merged", columns={"document": "..."})
+    byeori.compare(adapter="adapter", data_path="held_out.jsonl", output_dir="report")
+    byeori.publish(folder="merged", repo_id="user/name")
+
+Every function takes the settings of the command of the same name (config.py) as keywords.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byeori import config
+from byeori.errors import (
+    ByeoriError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    HubError,
+    ModelError,
+    TemplateError,
+    TooLongError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from byeori.recipes import CompareResult, SftResult
+    from byeori.result.merge import MergeResult
+    from byeori.result.publish import PublishResult
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ByeoriError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HubError",
+    "ModelError",
+    "TemplateError",
+    "TooLongError",
+    "TrainingError",
+    "compare",
+    "demo_model",
+    "generate",
+    "merge",
+    "preview",
+    "publish",
+    "sft",
+]
+
+
+def sft(**settings: Any) -> SftResult:
+    """Fine-tune a LoRA adapter; keywords are config.SftSettings. Raises ByeoriError."""
+    from byeori import recipes
+
+    return recipes.sft(config.check(config.SftSettings, settings))
+
+
+def preview(**settings: Any) -> dict[str, Any]:
+    """Show what the model will see; keywords are config.PreviewSettings. Returns the audit. Raises ByeoriError."""
+    from byeori import recipes
+
+    return recipes.preview(config.check(config.PreviewSettings, settings))
+
+
+def merge(**settings: Any) -> MergeResult:
+    """Write an adapter into its base; keywords are config.MergeSettings. Raises ByeoriError."""
+    from byeori import recipes
+
+    result: MergeResult = recipes.merge(config.check(config.MergeSettings, settings))
+    return result
+
+
+def generate(**settings: Any) -> list[str]:
+    """Answer a prompt or a table; keywords are config.GenerateSettings. Returns the answers. Raises ByeoriError."""
+    from byeori import recipes
+
+    return recipes.generate(config.check(config.GenerateSettings, settings))
+
+
+def compare(**settings: Any) -> CompareResult:
+    """Base and tuned side by side; keywords are config.CompareSettings. Raises ByeoriError."""
+    from byeori import recipes
+
+    return recipes.compare(config.check(config.CompareSettings, settings))
+
+
+def publish(**settings: Any) -> PublishResult:
+    """Upload to the Hub; keywords are config.PublishSettings. Raises ByeoriError."""
+    from byeori import recipes
+
+    result: PublishResult = recipes.publish(config.check(config.PublishSettings, settings))
+    return result
+
+
+def demo_model() -> Path:
+    """The folder of the embedded model, made the first time. Raises ModelError."""
+    from byeori import recipes
+
+    return recipes.demo_model()
