@@ -110,8 +110,11 @@ class RunSettings(Settings):
         description="Examples computed at once on one process; none packs as many as fit micro_batch_tokens.",
         ge=1,
     )
-    micro_batch_tokens: int = Field(
-        2048, description="Most tokens computed at once when micro_batch_size is none.", ge=1, le=10_000_000
+    micro_batch_tokens: OptionalInt = Field(
+        None,
+        description="Most tokens computed at once when micro_batch_size is none; none is 1024 on a CPU, 4096 on a GPU.",
+        ge=1,
+        le=10_000_000,
     )
     num_epochs: float = Field(3, description="Passes over the training rows.", gt=0, le=10_000)
     max_steps: OptionalInt = Field(None, description="Stop after this many optimizer steps.", ge=1)
@@ -160,6 +163,9 @@ class RunSettings(Settings):
     share_prefixes: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Compute a prefix that examples share once (auto is on where the model allows it).",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile each layer; auto does it where there is a compiler and the run is long enough."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute layers in the backward pass to save memory."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from byeori.batch import loader
 from byeori.config import (
     CompareSettings,
@@ -39,6 +41,8 @@ from byeori.train import checkpoint, log, trainer
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# what the matrix units need to be busy, and what a small machine's memory bears
+_MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
 ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
 
 
@@ -129,7 +133,7 @@ def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any) -> Sft
     )
     lora.fuse(model)
     if settings.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        parallel.recompute_layers(base)
     forest_runs = forward.use_forest_attention(model)
     if not forest_runs:
         tell(
@@ -146,13 +150,18 @@ def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any) -> Sft
     if forest_runs and processes.main:
         first = [cache.example(prepared.train, int(i)) for i in loader.step_rows(plan, 0, {})[:4]]
         forward.self_check(model, first)
+    tokens = int(cache.lengths(prepared.train).mean() * plan.total_steps * plan.batch_size / processes.world)
+    if settings.compile == "on" or (
+        settings.compile == "auto" and parallel.compiling_pays(base, tokens, processes.device)
+    ):
+        tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")
     job = trainer.Job(
         model=model,
         train_rows=prepared.train,
         eval_rows=prepared.held_out,
         objective=sft_sum,
         plan=plan,
-        options=_options(settings, plan, one_at_a_time=not forest_runs),
+        options=_options(settings, plan, processes.device, one_at_a_time=not forest_runs),
         processes=processes,
         output_dir=output,
         beside=lambda folder: folders.write_beside(folder, prepared.encoding, settings),
@@ -176,7 +185,9 @@ def _check_batch(settings: SftSettings, world: int) -> None:
         )
 
 
-def _options(settings: SftSettings, plan: loader.Schedule, *, one_at_a_time: bool) -> trainer.Options:
+def _options(
+    settings: SftSettings, plan: loader.Schedule, device: torch.device, *, one_at_a_time: bool
+) -> trainer.Options:
     from byeori.train.optim import warmup_count
 
     same = set(trainer.Options.__dataclass_fields__) & set(type(settings).model_fields)
@@ -186,6 +197,7 @@ def _options(settings: SftSettings, plan: loader.Schedule, *, one_at_a_time: boo
         "epsilon": settings.adam_epsilon,
         "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
         "one_at_a_time": one_at_a_time,
+        "micro_batch_tokens": settings.micro_batch_tokens or _MICRO_BATCH_TOKENS[device.type],
     }
     return trainer.Options(**values)
 

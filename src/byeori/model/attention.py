@@ -47,6 +47,7 @@ def layout(forest: Forest) -> Layout:
     )
 
 
+@torch.compiler.disable
 def forest_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -59,24 +60,30 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of transformers' interface: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
 
+    softcap: scores become softcap * tanh(scores / softcap). s_aux: a score per head [H] that takes its share of the
+    softmax and has no value (attention sinks). dropout: a query on a shared prefix draws one mask for all branches.
+
     Raises:
-        RuntimeError: called without a layout, or with attention sinks, which this function does not compute.
+        RuntimeError: called without a layout.
     """
     if forest_layout is None:
         raise RuntimeError("forest attention was called without a layout")
-    if rest.get("s_aux") is not None or dropout:
-        raise RuntimeError("forest attention has neither attention sinks nor attention dropout")
     forest_layout.calls[0] += 1
     window = sliding_window or None
     outputs = []
     for index, (start, end, path) in enumerate(forest_layout.nodes):
         keys, values = _gather(key, path), _gather(value, path)
         mask = _mask(forest_layout, index, window, query.device)
-        outputs.append(_attend(query[:, :, start:end], keys, values, mask, scaling, softcap))
+        queries = query[:, :, start:end]
+        if softcap is None and s_aux is None:
+            outputs.append(_attend(queries, keys, values, mask, scaling, dropout))
+        else:
+            outputs.append(_attend_by_hand(queries, keys, values, mask, scaling, dropout, softcap, s_aux))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
@@ -106,26 +113,43 @@ def _attend(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None,
-    softcap: float | None,
+    dropout: float,
 ) -> torch.Tensor:
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+
+
+def _attend_by_hand(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """What scaled_dot_product_attention does not offer: capped scores (Gemma 2) and sinks (gpt-oss)."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = torch.tanh(scores / softcap) * softcap
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=_wide(scores.dtype))
-    return weights.to(value.dtype) @ value
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=_wide(scores.dtype)).to(value.dtype)[..., : key.shape[2]]
+    return F.dropout(weights, dropout) @ value
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Processes: who am I, how many are we, and how results are added up. The only place that sets up groups.
+"""Checkpointing, compiling, processes: everything that wraps a model or sets up a group, in this order, here only.
 
 Started by torchrun, every process trains its own share of each step's rows; the adapters' gradients are summed once a
 step, after the last micro-batch. Started without it there is one process and nothing to add.
@@ -7,10 +7,20 @@ step, after the last micro-batch. Started without it there is one process and no
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# A run shorter than this does not pay for compiling (about half a minute).
+_COMPILE_PAYS_AFTER = 150.0
+# FLOP/s that a run is assumed to reach, only to decide whether compiling pays.
+_ASSUMED_SPEED = {"cpu": 3e11, "cuda": 2e14}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +35,38 @@ class Processes:
     def main(self) -> bool:
         """Whether this process writes files and speaks to the terminal."""
         return self.rank == 0
+
+
+def recompute_layers(causal: Any) -> None:
+    """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice."""
+    causal.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:
+    """Whether `--compile auto` compiles: there is a compiler, and the run is long enough to earn the time back.
+
+    tokens: all tokens of the run on this process; a LoRA step takes about 4 FLOP per weight and token.
+    """
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        return False
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return 4.0 * weights * tokens / _ASSUMED_SPEED[device.type] > _COMPILE_PAYS_AFTER
+
+
+def compile_layers(causal: Any) -> int:
+    """Compile the decoder's layers, each kind once and for every length; returns how many layers there are."""
+    kinds = set(getattr(causal, "_no_split_modules", None) or ())
+    layers = [module for module in causal.modules() if type(module).__name__ in kinds]
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled layers as they are written, where compiling them once more (for evaluation) would not pay."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def start() -> Processes:

@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import cache
@@ -218,7 +219,9 @@ def _moving_mean(values: Sequence[float], window: int) -> list[float]:
 
 def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) around low..high, about `count` of them and at least two."""
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span < 1e-6 * max(1.0, abs(high)):  # a flat line still needs an axis
+        span = max(1.0, abs(high))
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)
     if whole:
@@ -288,8 +291,10 @@ def matching(answer: str, reference: str) -> Segments:
     spans, others = ([m.span() for m in re.finditer(r"\w+|[^\w\s]", text)] for text in (answer, reference))
     words, wanted = [answer[a:b] for a, b in spans], [reference[a:b] for a, b in others]
     same = bytearray(len(answer))
-    # autojunk loses frequent words, but keeps very long texts from taking minutes.
-    matcher = SequenceMatcher(None, wanted, words, autojunk=len(words) > 2000)
+    # Untrained models repeat themselves, and difflib then takes minutes; autojunk ignores such frequent words.
+    counts = Counter(wanted)
+    repetitive = sum(counts[word] for word in words) > 100_000
+    matcher = SequenceMatcher(None, wanted, words, autojunk=repetitive)
     for kind, i, i_end, j, j_end in matcher.get_opcodes():
         if kind == "equal":
             start, end = spans[j][0], spans[j_end - 1][1]
@@ -306,7 +311,7 @@ def matching(answer: str, reference: str) -> Segments:
 
 def _match_characters(part: str, wanted: str, same: bytearray, offset: int) -> None:
     """Mark common runs of characters: two syllables of Hangul say something, two letters do not."""
-    if len(part) > 400 or len(wanted) > 400:
+    if len(part) * len(wanted) > 20_000:  # slow, and so much that differs has only chance runs in common
         return
     for block in SequenceMatcher(None, wanted, part, autojunk=False).get_matching_blocks():
         run = part[block.b : block.b + block.size]
@@ -329,7 +334,7 @@ _COLUMN = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 def template_columns(prompt: str) -> tuple[list[str], str]:
     """The columns of the prompt in order, and the answer's column ("" where the prompt has none)."""
-    names = [match[1] for match in _COLUMN.finditer(prompt) if match[1]]
+    names = [match[1] for match in _columns(prompt)]
     if not names:
         return [], ""
     return [name for name in dict.fromkeys(names) if name != names[-1]], names[-1]
@@ -337,10 +342,18 @@ def template_columns(prompt: str) -> tuple[list[str], str]:
 
 def prompt_pieces(prompt: str) -> list[tuple[str, bool]]:
     """The prompt cut at the last `{column}`, which is marked: the place of the answer, the only part trained."""
-    last = next((match for match in reversed(list(_COLUMN.finditer(prompt))) if match[1]), None)
-    if last is None:
+    found = _columns(prompt)
+    if not found:
         return [(prompt, False)]
-    return [(prompt[: last.start()], False), (last[0], True), (prompt[last.end() :], False)]
+    start, end = found[-1].span()
+    return [(prompt[:start], False), (prompt[start:end], True), (prompt[end:], False)]
+
+
+def _columns(prompt: str) -> list[re.Match[str]]:
+    """Every `{column}`; none in a tokenizer's chat template, whose braces are jinja's and Python's."""
+    if "{%" in prompt:
+        return []
+    return [match for match in _COLUMN.finditer(prompt) if match[1]]
 
 
 def _table(values: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -129,26 +129,27 @@ def train(job: Job) -> Run:
     run.restore(resumed or {})
     job.model.train()
     shown = job.processes.main
+    if shown:
+        checkpoint.sweep(job.output_dir)
     writer = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
     trackers = log.Trackers(options.report_to if shown else [], folder=job.output_dir, settings=job.settings)
+
+    def write(line: dict[str, Any]) -> None:
+        if writer:
+            writer.write(line)
+        trackers.write(line)
+
     with (
         _stop_signals() as stop,
         _neftune(job.model, options.neftune_noise_alpha) as noise,
         log.Live(job.plan.total_steps, start=run.step, shown=shown) as live,
     ):
-        while run.step < job.plan.total_steps:
+        while run.step < job.plan.total_steps and not _has_stalled(run, options):
             line = train_step(job, run, optimizer, parameters, noise, live)
-            lines = (
-                [line] if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps else []
-            )
             live.update(line)
-            finished = _after_step(job, run, optimizer, live, lines, stop)
-            for entry in lines:
-                if writer:
-                    writer.write(entry)
-                trackers.write(entry)
-            if finished:
-                break
+            if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps:
+                write(line)
+            _after_step(job, run, optimizer, live, write, stop)
     trackers.close()
     job.model.eval()
     return run
@@ -264,10 +265,13 @@ def _after_step(
     run: Run,
     optimizer: torch.optim.Optimizer,
     live: log.Live,
-    lines: list[dict[str, Any]],
+    write: Callable[[dict[str, Any]], None],
     stop: threading.Event,
-) -> bool:
-    """Evaluate, save and stop where it is time; True ends the run."""
+) -> None:
+    """Evaluate, save and stop where it is time.
+
+    The log is written before the checkpoint, so that a checkpoint is never ahead of the log.
+    """
     options, last = job.options, run.step == job.plan.total_steps
     stopping = parallel.add_up([float(stop.is_set())], job.processes)[0] > 0
     finished, improved = last, False
@@ -278,13 +282,12 @@ def _after_step(
             run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
         else:
             run.evaluations_without_gain += 1
-        lines.append(
-            {"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss}
-        )
+        write({"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss})
         live.say(f"step {run.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
-        patience = options.early_stopping_patience
-        if patience and run.evaluations_without_gain >= patience:
-            live.say(f"no improvement in {patience} evaluations; the best was step {run.best_step}")
+        if _has_stalled(run, options):
+            live.say(
+                f"no improvement in {run.evaluations_without_gain} evaluations; the best was step {run.best_step}"
+            )
             finished = True
     if improved or finished or stopping or _due(run.step, options.save_steps, job.plan.steps_per_epoch, last):
         _save(job, run, optimizer)
@@ -293,7 +296,11 @@ def _after_step(
             f"stopped at step {run.step}; everything is in {job.output_dir / f'checkpoint-{run.step}'}; go on with the "
             "same command and --resume_from_checkpoint latest"
         )
-    return finished
+
+
+def _has_stalled(run: Run, options: Options) -> bool:
+    patience = options.early_stopping_patience
+    return patience is not None and run.evaluations_without_gain >= patience
 
 
 def _due(step: int, every: int | None, per_epoch: int, last: bool) -> bool:
@@ -308,7 +315,9 @@ def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> None:
             job.beside(folder)
 
         checkpoint.save(job.output_dir / f"checkpoint-{run.step}", fill)
-        checkpoint.prune(job.output_dir, job.options.save_total_limit, run.best_step)
+        checkpoint.prune(
+            job.output_dir, job.options.save_total_limit, best=run.best_step, latest=run.step
+        )
     parallel.wait(job.processes)
 
 
@@ -322,7 +331,8 @@ def evaluate(job: Job) -> float:
         stop = min(start + job.plan.batch_size, len(job.eval_rows))
         examples = [cache.example(job.eval_rows, index) for index in range(start, stop)]
         for batch in pack(_mine(examples, job.processes), job.options):
-            total += _objective(job, batch).item()
+            with parallel.uncompiled():
+                total += _objective(job, batch).item()
             weight += batch.target_count
     job.model.train()
     total, weight = parallel.add_up([total, weight], job.processes)

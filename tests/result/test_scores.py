@@ -1,0 +1,263 @@
+"""Scores against values by hand and against plain, independent computations."""
+
+import json
+import math
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byeori.result.scores import (
+    ROW_METRICS,
+    Interval,
+    chrf,
+    exact,
+    interval_sign,
+    paired_bootstrap,
+    rouge_l,
+    score_row,
+    summarise,
+    verdict,
+)
+
+WORDS = st.lists(st.sampled_from(["서울", "예산", "안", "발표", "the", "a"]), max_size=9).map(" ".join)
+
+
+def plain_chrf(prediction: str, reference: str) -> float:
+    """chrF from its definition: precision and recall averaged over the orders both texts have, then F with beta 2."""
+    prediction, reference = "".join(prediction.split()), "".join(reference.split())
+    precisions, recalls = [], []
+    for order in range(1, 7):
+        found, wanted = (
+            Counter(text[i : i + order] for i in range(len(text) - order + 1)) for text in (prediction, reference)
+        )
+        if found and wanted:
+            common = sum((found & wanted).values())
+            precisions.append(common / sum(found.values()))
+            recalls.append(common / sum(wanted.values()))
+    precision, recall = np.mean(precisions), np.mean(recalls)
+    return float(100 * 5 * precision * recall / (4 * precision + recall)) if precision + recall else 0.0
+
+
+def plain_rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L by the textbook table, words split at spaces."""
+    a, b = prediction.split(), reference.split()
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, left in enumerate(a):
+        for j, right in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if left == right else max(table[i][j + 1], table[i + 1][j])
+    if not table[-1][-1]:
+        return 100.0 if a == b else 0.0
+    precision, recall = table[-1][-1] / len(a), table[-1][-1] / len(b)
+    return 100 * 2 * precision * recall / (precision + recall)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        ("서울시 예산안 발표", "서울시, 내년 예산안 발표"),
+        ("the cat sat on the mat", "a cat sat on a mat"),
+        ("한국어 제목을 만드세요", "전혀 다른 글입니다"),
+    ],
+)
+def test_chrf_follows_its_definition(prediction: str, reference: str) -> None:
+    assert chrf(prediction, reference) == pytest.approx(plain_chrf(prediction, reference), abs=1e-6)
+
+
+def test_chrf_by_hand() -> None:
+    # "ab" against "ac": only order 1 (1 of 2) and order 2 (0 of 1) exist, so P = R = F = 0.25.
+    assert chrf("ab", "ac") == pytest.approx(25.0)
+
+
+def test_empty_texts() -> None:
+    assert (chrf("", ""), rouge_l("", ""), exact(" ", "\n")) == (100.0, 100.0, 100.0)
+    assert (chrf("", "제목"), rouge_l("", "제목"), exact("", "제목")) == (0.0, 0.0, 0.0)
+    assert (chrf("제목", ""), rouge_l("제목", "")) == (0.0, 0.0)
+    assert rouge_l("!!!", "!!!") == 100.0
+    assert rouge_l("!!!", "???") == 0.0
+
+
+def test_rouge_l_by_hand_in_hangul() -> None:
+    assert rouge_l("서울시 예산 안 발표", "서울시 예산 발표") == pytest.approx(600 / 7)
+    assert rouge_l("발표 예산", "예산 발표") == pytest.approx(50.0)  # order counts
+    assert rouge_l("“예산”, 발표!", "예산 발표") == 100.0  # punctuation does not
+    assert rouge_l("GPU 5대", "gpu 5대") == 100.0
+    assert rouge_l("a_b", "a b") == 100.0
+
+
+def test_rouge_l_keeps_words_with_combining_marks_whole() -> None:
+    assert rouge_l("हिन्दी", "हिन्द") == 0.0
+    assert rouge_l("हिन्दी", "हिन्दी") == 100.0
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_equals_the_textbook_table(a: str, b: str) -> None:
+    assert rouge_l(a, b) == pytest.approx(plain_rouge_l(a, b))
+    assert rouge_l(a, b) == pytest.approx(rouge_l(b, a))  # F1 of precision and recall swaps the two
+
+
+@given(st.text(), st.text())
+def test_scores_stay_in_bounds(a: str, b: str) -> None:
+    for metric in (chrf, rouge_l, exact):
+        assert 0.0 <= metric(a, b) <= 100.0 + 1e-9
+        assert metric(a, a) == pytest.approx(100.0)
+
+
+def test_decomposed_hangul_is_the_same_text() -> None:
+    text = "서울시 예산안"
+    decomposed = unicodedata.normalize("NFD", text)
+    assert decomposed != text
+    assert chrf(decomposed, text) == rouge_l(decomposed, text) == exact(f" {decomposed}\n", text) == 100.0
+
+
+def test_score_row_has_every_metric() -> None:
+    row = score_row(" 예산 발표\n", "예산 발표", stopped=True, loss=1.5)
+    assert row == {"chrf": 100, "rouge_l": 100, "exact": 100, "length": 5, "stopped": 100, "loss": 1.5}
+    assert tuple(row) == ROW_METRICS
+
+
+def test_bootstrap_against_the_known_interval_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    interval = paired_bootstrap(values, resamples=4000, seed=1)
+    half = 1.96 * values.std() / 20  # standard error of the mean of 400 rows
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert paired_bootstrap(values, resamples=4000, seed=1) == interval
+
+
+def test_bootstrap_of_two_rows_by_hand() -> None:
+    # The resampled means are 0, 1, 2 with probability 1/4, 1/2, 1/4: both ends are beyond 2.5%.
+    assert paired_bootstrap(np.array([0.0, 2.0]), resamples=2000, seed=0) == Interval(1.0, 0.0, 2.0)
+
+
+def test_bootstrap_leaves_out_missing_rows() -> None:
+    assert paired_bootstrap(np.array([np.nan, 4.0]), resamples=10, seed=0) == Interval(4.0, 4.0, 4.0)
+    assert all(math.isnan(value) for value in paired_bootstrap(np.array([np.nan]), resamples=10, seed=0))
+    assert all(math.isnan(value) for value in paired_bootstrap(np.array([]), resamples=10, seed=0))
+    with pytest.raises(ValueError, match="resamples"):
+        paired_bootstrap(np.array([1.0]), resamples=0, seed=0)
+
+
+def test_bootstrap_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(50.0)
+    whole = paired_bootstrap(values, resamples=3000, seed=3)
+    monkeypatch.setattr("byeori.result.scores._INDICES_AT_ONCE", 70)  # one resample at a time
+    assert paired_bootstrap(values, resamples=3000, seed=3) == pytest.approx(whole, abs=0.6)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.integers(1, 50))
+def test_bootstrap_interval_holds_its_mean(values: list[float], resamples: int) -> None:
+    interval = paired_bootstrap(np.array(values), resamples=resamples, seed=0)
+    assert min(values) - 1e-9 <= interval.low <= interval.mean <= interval.high <= max(values) + 1e-9
+
+
+def rows_of(**values: list[float]) -> dict[str, list[float]]:
+    count = len(next(iter(values.values())))
+    return {name: list(values.get(name, [0.0] * count)) for name in ROW_METRICS}
+
+
+def test_summarise_by_hand() -> None:
+    base = rows_of(chrf=[10.0, 20.0, 30.0], loss=[3.0, float("nan"), 2.0])
+    tuned = rows_of(chrf=[20.0, 30.0, 40.0], loss=[1.0, 9.0, 1.0])
+    result = summarise(base, tuned, resamples=200, seed=0)
+    assert set(result) == {"base", "tuned", "difference", "rows"}
+    assert all(tuple(result[side]) == ROW_METRICS for side in ("base", "tuned", "difference"))
+    assert result["rows"] == 3
+    assert result["difference"]["chrf"] == {"mean": 10.0, "low": 10.0, "high": 10.0}
+    # The second row has no base loss, so it counts for neither model.
+    assert (result["base"]["loss"], result["tuned"]["loss"]) == (2.5, 1.0)
+    assert result["difference"]["loss"]["mean"] == pytest.approx(-1.5)
+
+
+def test_summarise_without_a_measured_loss_is_plain_json() -> None:
+    base = tuned = rows_of(chrf=[1.0, 2.0], loss=[float("nan"), None])  # type: ignore[list-item]
+    result = summarise(base, tuned, resamples=10, seed=0)
+    assert result["base"]["loss"] is None
+    assert result["difference"]["loss"] == {"mean": None, "low": None, "high": None}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_summarise_of_no_rows() -> None:
+    none = rows_of(chrf=[])
+    assert summarise(none, none, resamples=10, seed=0)["rows"] == 0
+
+
+def test_summarise_names_what_is_wrong() -> None:
+    whole = rows_of(chrf=[1.0])
+    with pytest.raises(ValueError, match="missing: loss"):
+        summarise({name: whole[name] for name in ROW_METRICS[:-1]}, whole, resamples=10, seed=0)
+    with pytest.raises(ValueError, match=r"\[1, 2\]"):
+        summarise(whole, rows_of(chrf=[1.0, 2.0]), resamples=10, seed=0)
+
+
+def measured(chrf: tuple[float, float, float], loss: tuple[float, float, float] | None, rows: int = 40) -> dict:
+    difference: dict = {"chrf": dict(zip(("mean", "low", "high"), chrf, strict=True))}
+    if loss:
+        difference["loss"] = dict(zip(("mean", "low", "high"), loss, strict=True))
+    return {"base": {"chrf": 20.0}, "tuned": {"chrf": 20.0 + chrf[0]}, "difference": difference, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        (
+            measured((12.34, 9.1, 15.42), None),
+            "The tuned model is closer to the references: chrF rose by 12.3 (95% interval 9.1 to 15.4) over 40 rows.",
+        ),
+        (
+            measured((12.34, 9.1, 15.42), (-0.5, -0.6, -0.4)),
+            "The tuned model is closer to the references: chrF rose by 12.3 (95% interval 9.1 to 15.4) over 40 rows, "
+            "and the loss on the references fell by 0.500 (95% interval 0.400 to 0.600).",
+        ),
+        (
+            measured((-3.0, -5.0, -1.0), (-0.5, -0.6, -0.4), rows=12),
+            "The tuned model is further from the references: chrF fell by 3.0 (95% interval 1.0 to 5.0) "
+            "over 12 rows, but the loss on the references fell by 0.500 (95% interval 0.400 to 0.600). "
+            "With fewer than 20 rows the interval is rough: take this as a hint.",
+        ),
+        (
+            measured((0.8, -1.2, 2.8), (0.1, -0.1, 0.3)),
+            "No clear difference in chrF: +0.8 over 40 rows, and the 95% interval (-1.2 to +2.8) includes zero.",
+        ),
+    ],
+)
+def test_verdict(metrics: dict, expected: str) -> None:
+    assert verdict(metrics) == expected
+
+
+def test_verdict_claims_nothing_from_few_rows() -> None:
+    for rows in (1, 5):
+        words = verdict(measured((30.0, 30.0, 30.0), (-2.0, -2.0, -2.0), rows=rows))
+        assert words.startswith("Too few rows to tell: chrF went from 20.0 to 50.0 over ")
+        assert "closer" not in words
+    assert "over 1 row," in verdict(measured((30.0, 30.0, 30.0), None, rows=1))
+
+
+def test_verdict_without_numbers() -> None:
+    assert verdict({"base": {}, "tuned": {}, "difference": {}, "rows": 0}).startswith("There is nothing to compare")
+    nothing = measured((float("nan"),) * 3, None)
+    assert verdict(nothing).startswith("There is nothing to compare")
+
+
+def test_verdict_never_prints_a_clear_interval_as_touching_zero() -> None:
+    assert "(95% interval 0.003 to 0.402)" in verdict(measured((0.2, 0.0032, 0.402), None))
+
+
+@given(st.floats(-50, 50), st.floats(0, 30), st.floats(0, 30))
+def test_verdict_says_better_or_worse_only_where_the_interval_excludes_zero(mean: float, a: float, b: float) -> None:
+    interval = Interval(mean, mean - a, mean + b)
+    words = verdict(measured(interval, None))
+    assert ("closer" in words) == (interval.low > 0) == (interval_sign(interval) == 1)
+    assert ("further" in words) == (interval.high < 0)
+    assert ("includes zero" in words) == (interval.low <= 0 <= interval.high)
+
+
+def test_scores_do_not_import_torch() -> None:
+    code = "import sys, byeori.result.scores, byeori.result.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
