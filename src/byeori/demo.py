@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from byeori import recipes
-from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings
+from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
 from byeori.model.embedded import TERMS
 
 
@@ -26,35 +26,45 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
     adapter, merged = str(output / "adapter"), str(output / "merged")
     _step(2, "fine-tune: Korean news text -> title, LoRA on gate/up/down")
     recipes.sft(
-        SftSettings(
-            base_model=base,
-            data_path=[str(samples / "titles-ko-train.jsonl")],
-            output_dir=adapter,
-            val_set_size=16,
-            num_epochs=3,
-            learning_rate=3e-4,
-            lora_target_modules=["gate_proj", "down_proj", "up_proj"],
-            lr_scheduler="cosine",
-            warmup_ratio=0.05,
-            overwrite_output_dir=True,
+        check(
+            SftSettings,
+            {
+                "base_model": base,
+                "data_path": str(samples / "titles-ko-train.jsonl"),
+                "output_dir": adapter,
+                "val_set_size": 16,
+                "num_epochs": 3,
+                "learning_rate": 3e-4,
+                "lora_target_modules": "gate_proj, down_proj, up_proj",
+                "lr_scheduler": "cosine",
+                "warmup_ratio": 0.05,
+                "overwrite_output_dir": True,
+            },
         )
     )
     _step(3, "merge the adapter into the base")
-    recipes.merge(MergeSettings(peft_model_path=adapter, output_dir=merged, overwrite_output_dir=True))
+    recipes.merge(
+        check(MergeSettings, {"peft_model_path": adapter, "output_dir": merged, "overwrite_output_dir": True})
+    )
     _step(4, "generate with the merged model")
     held_out = samples / "titles-ko-test.jsonl"
-    row = json.loads(held_out.read_text(encoding="utf-8").splitlines()[0])
-    recipes.say(f"document: {row['document']}")
-    recipes.generate(GenerateSettings(model=merged, columns={"document": row["document"]}, max_new_tokens=48))
+    document = json.loads(held_out.read_text(encoding="utf-8").splitlines()[0])["document"]
+    recipes.say(f"document: {document}")
+    recipes.generate(
+        check(GenerateSettings, {"model": merged, "columns": {"document": document}, "max_new_tokens": 48})
+    )
     _step(5, "compare base and tuned on held-out rows")
     result = recipes.compare(
-        CompareSettings(
-            adapter=adapter,
-            data_path=[str(held_out)],
-            output_dir=str(output / "report"),
-            max_new_tokens=48,
-            generation_batch_size=22,
-            overwrite_output_dir=True,
+        check(
+            CompareSettings,
+            {
+                "adapter": adapter,
+                "data_path": str(held_out),
+                "output_dir": str(output / "report"),
+                "max_new_tokens": 48,
+                "generation_batch_size": 22,
+                "overwrite_output_dir": True,
+            },
         )
     )
     recipes.say(f"Finished in {(time.monotonic() - began) / 60:.1f} minutes")

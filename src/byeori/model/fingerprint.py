@@ -1,0 +1,143 @@
+"""What a model's safetensors files hold, read without loading them, and a hash that tells two bases apart.
+
+Tensors are read with plain file reads, a block of rows at a time: a memory-mapped file counts as this process's
+memory page by page, so a merge of a large model would seem, and on a small machine be, as large as the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from byeori.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_SAMPLE_BYTES = 4096
+_DOWNLOAD = ["model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One tensor in a safetensors file.
+
+    dtype: safetensors' name (F32, BF16, I64, ...). start, size: its bytes in the file.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file.
+
+    Raises:
+        ModelError: the file is missing, not safetensors, or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="np"):  # the library checks offsets, sizes and types
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise ModelError(f"{path} is damaged or cut short ({error}); copy or download it again") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path} ({error.strerror or error}); copy or download it again") from None
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(
+            path=path,
+            dtype=item["dtype"],
+            shape=tuple(item["shape"]),
+            start=8 + length + item["data_offsets"][0],
+            size=item["data_offsets"][1] - item["data_offsets"][0],
+        )
+        for name, item in header.items()
+    }
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder.
+
+    Raises:
+        ModelError: there are none, the index is damaged, or a file that it names is missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{index} is damaged; copy or download it again") from None
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy or download it again")
+        return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / "config.json").is_file():
+        hint = "an adapter; give its base model" if (folder / "adapter_config.json").is_file() else "no config.json"
+        raise ModelError(f"{folder} is not a model: it has {hint}")
+    pickled = " only pickle files (*.bin), which are never loaded" if any(folder.glob("*.bin")) else " no weights"
+    raise ModelError(f"{folder} has{pickled}; give a model with safetensors weights")
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a model's folder, by its name in the files.
+
+    Raises:
+        ModelError: no safetensors weights, or damaged ones.
+    """
+    found: dict[str, Stored] = {}
+    for path in weight_files(folder):
+        found.update(read_header(path))
+    return found
+
+
+def base_fingerprint(folder: Path) -> str:
+    """sha256 over every tensor's name, type, shape and first 4 KiB, in the order of the names.
+
+    It does not depend on how the tensors are spread over files, and reads a few MiB of a 72B model.
+
+    Raises:
+        ModelError: no safetensors weights, or damaged ones.
+    """
+    digest = hashlib.sha256()
+    for name, stored in sorted(stored_tensors(folder).items()):
+        digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
+        with stored.path.open("rb") as file:
+            file.seek(stored.start)
+            digest.update(file.read(min(stored.size, _SAMPLE_BYTES)))
+    return digest.hexdigest()
+
+
+def model_folder(name: str, revision: str | None = None) -> Path:
+    """The folder that `name` is, or that the Hub's model of this name is downloaded to (safetensors only).
+
+    Raises:
+        ModelError, HubError: neither a folder nor a model that can be downloaded.
+    """
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+
+    from byeori.model.load import explain
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOAD))
+    except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
+        raise explain(error, name, "weights") from None

@@ -1,0 +1,285 @@
+"""The model card: README.md of a finished adapter or merged model, made from the files that lie beside it.
+
+    adapter_config.json, byeori.yaml, template.txt, audit.json, metrics.json, train_log.jsonl, merge_report.json
+        ──(each one optional)──> YAML header + Markdown
+
+Local paths are shown by their last name only, and no text of data or settings can break out of its fence or cell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
+
+_SHOWN = (
+    "seed",
+    "num_epochs",
+    "max_steps",
+    "batch_size",
+    "learning_rate",
+    "lr_scheduler",
+    "warmup_steps",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "cutoff_len",
+    "train_on_inputs",
+    "add_eos_token",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "neftune_noise_alpha",
+    "beta",
+    "dtype",
+)
+_DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def is_local_path(text: str) -> bool:
+    """Does this name a place on one machine, whatever it holds? (`/a/b`, `~/a`, `../a`, `C:\\a`, `file://a`)"""
+    return "\n" not in text and bool(re.match(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", text))
+
+
+def last_name(text: str) -> str:
+    """`/home/me/rows.jsonl` -> `rows.jsonl`; `C:\\models\\gemma` -> `gemma`."""
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] or "local"
+
+
+def public_name(text: str) -> str:
+    """A Hub id as it is; of anything local, the last name alone."""
+    return text if is_hub_id(text) else last_name(text)
+
+
+def is_hub_id(text: str) -> bool:
+    """Is this `name` or `user/name` on the Hub, and not a file or folder that is here?"""
+    shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
+    return shaped and not text.lower().endswith(_DATA_ENDINGS) and not Path(text).exists()
+
+
+def model_card(folder: Path, *, repo_id: str | None = None) -> str:
+    """README.md of what lies in `folder`. repo_id: where it will be on the Hub, for the commands that use it."""
+    adapter = _read_json(folder / "adapter_config.json")
+    settings = _read_settings(folder / "byeori.yaml")
+    report = _read_json(folder / "merge_report.json")
+    merged = not adapter
+    base = str(settings.get("base_model") or adapter.get("base_model_name_or_path") or report.get("base") or "")
+    data = settings.get("data_path") or []
+    paths = [str(item) for item in (data if isinstance(data, list) else [data])]
+    name = repo_id or folder.resolve().name
+    parts = [
+        _header(base, paths, merged=merged),
+        MARK,
+        f"# {_inline(name.rpartition('/')[2])}",
+        _what(base, adapter, report),
+        _template(folder / "template.txt"),
+        _data(paths, _read_json(folder / "audit.json")),
+        _settings(settings, adapter, folder / "train_log.jsonl"),
+        _result(_read_json(folder / "metrics.json"), report),
+        _usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def is_generated(text: str) -> bool:
+    """Is this card byeori's own, or the blank one that PEFT leaves, so that it may be written anew?"""
+    return MARK in text or "[More Information Needed]" in text
+
+
+def _header(base: str, paths: list[str], *, merged: bool) -> str:
+    fields: dict[str, Any] = {}
+    if base and is_hub_id(base):
+        fields["base_model"] = base
+        fields["base_model_relation"] = "finetune" if merged else "adapter"
+    fields["library_name"] = "transformers" if merged else "peft"
+    fields["pipeline_tag"] = "text-generation"
+    fields["tags"] = ["byeori", "lora", "sft"]
+    if datasets := [path for path in paths if "/" in path and is_hub_id(path)]:
+        fields["datasets"] = datasets
+    return f"---\n{yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)}---"
+
+
+def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
+    origin = f"`{_code(public_name(base))}`" if base else "its base model"
+    tool = "[byeori](https://pypi.org/project/byeori/)"
+    if adapter:
+        text = (
+            f"A LoRA adapter (rank {_inline(adapter.get('r', '?'))}) for {origin}, trained with {tool}. It works only "
+            "together with that base model, and with the prompt below."
+        )
+    else:
+        text = f"{origin} fine-tuned with LoRA and merged into one model with {tool}. It expects the prompt below."
+    if report.get("verdict") == "equal":
+        text += (
+            f" Its logits were compared with those of the adapter on the base: largest difference "
+            f"{report['max_abs_difference']:.2g}, largest logit {report['max_logit']:.3g} ({_inline(report['dtype'])})."
+        )
+    return text + " The licence and terms of the base model apply."
+
+
+def _template(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    lead = "`{columns}` are filled in; the model writes what stands at the last one."
+    return f"## Prompt template\n\n{lead}\n\n{fenced(path.read_text(encoding='utf-8'))}"
+
+
+def _data(paths: list[str], audit: dict[str, Any]) -> str:
+    lines = [f"- `{_code(public_name(path))}`" for path in paths]
+    counts = {key: value for key, value in audit.items() if isinstance(value, (int, float)) and value is not True}
+    if counts:
+        lines += ["", "| count | |", "|---|---|", *(f"| {_inline(key)} | {_number(counts[key])} |" for key in counts)]
+    return "## Data\n\n" + "\n".join(lines) if lines else ""
+
+
+def _settings(settings: dict[str, Any], adapter: dict[str, Any], log: Path) -> str:
+    shown = {name: settings[name] for name in _SHOWN if settings.get(name) is not None}
+    if adapter and not settings:
+        shown = {
+            name: adapter[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules") if name in adapter
+        }
+    shown |= _last_losses(log)
+    if not shown:
+        return ""
+    rows = [f"| {_inline(name)} | {_inline(_number(value))} |" for name, value in shown.items()]
+    return "\n".join(["## Training", "", "| setting | value |", "|---|---|", *rows])
+
+
+def _last_losses(log: Path) -> dict[str, Any]:
+    """Steps, last training loss and last evaluation loss of a run's log."""
+    found: dict[str, Any] = {}
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        try:
+            entry = json.loads(line)
+            names = {"step": "steps", "loss": "last training loss", "eval_loss": "last evaluation loss"}
+            found |= {names[key]: entry[key] for key in names if isinstance(entry.get(key), (int, float))}
+        except (ValueError, AttributeError):  # a last line that a crash cut short
+            continue
+    return found
+
+
+def _result(metrics: dict[str, Any], report: dict[str, Any]) -> str:
+    sides = [metrics.get(key) for key in ("base", "tuned", "difference")]
+    if not all(isinstance(side, dict) for side in sides):
+        return ""
+    base, tuned, difference = (side or {} for side in sides)
+    rows = [
+        f"| {_inline(name)} | {_number(base[name])} | {_number(tuned.get(name))} | {_interval(difference.get(name))} |"
+        for name in base
+        if base[name] is not None
+    ]
+    if not rows:
+        return ""
+    count = metrics.get("rows")
+    over = f" over {count:,} rows" if isinstance(count, int) else ""
+    lead = f"Base and tuned model on the same prompts{over}; the difference is tuned - base, with its 95% interval."
+    return "\n".join(["## Result", "", lead, "", "| metric | base | tuned | difference |", "|---|---|---|---|", *rows])
+
+
+def _interval(value: Any) -> str:
+    if not isinstance(value, dict) or value.get("mean") is None:
+        return "-"
+    return f"{_number(value['mean'])} ({_number(value.get('low'))} to {_number(value.get('high'))})"
+
+
+def _usage(folder: Path, model: str, base_model: str, adapter: dict[str, Any]) -> str:
+    name, base = json.dumps(model, ensure_ascii=False), json.dumps(base_model, ensure_ascii=False)
+    if adapter:
+        load = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")',
+            f"model = PeftModel.from_pretrained(model, {name})",
+        ]
+    else:
+        load = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto")',
+        ]
+    words = name if any((folder / file).is_file() for file in TOKENIZER_FILES) or not adapter else base
+    run = [
+        f"tokenizer = AutoTokenizer.from_pretrained({words})",
+        'prompt = "..."  # the prompt template, filled in, up to the answer',
+        'inputs = tokenizer(prompt, return_tensors="pt")',
+        "output = model.generate(**inputs, max_new_tokens=128, do_sample=False)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    code = fenced("\n".join([*load, *run]), "python")
+    return f"## How to use\n\n{code}\n\nWith vLLM:\n\n{_vllm(model, base_model, adapter)}"
+
+
+def _vllm(name: str, base: str, adapter: dict[str, Any]) -> str:
+    if adapter.get("modules_to_save"):
+        return "vLLM does not serve adapters that replace whole layers; merge it first (`byeori merge`)."
+    serve, served = f"vllm serve {shlex.quote(name)}", name
+    if adapter:
+        rank = adapter.get("r") if isinstance(adapter.get("r"), int) else 16
+        fitting = next((item for item in _VLLM_RANKS if item >= (rank or 16)), _VLLM_RANKS[-1])
+        lora = f"--enable-lora --max-lora-rank {fitting} --lora-modules {shlex.quote(f'tuned={name}')}"
+        serve, served = f"vllm serve {shlex.quote(base)} {lora}", "tuned"
+    body = json.dumps({"model": served, "prompt": "...", "max_tokens": 128, "temperature": 0}, ensure_ascii=False)
+    ask = f"curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+    return fenced(f"{serve}\n{ask}", "bash")
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _inline(value: object) -> str:
+    """One line of Markdown text that ends no table cell and starts no markup."""
+    text = re.sub(r"\s+", " ", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")[:300]
+
+
+def _code(text: str) -> str:
+    """Text for a code span, which knows no escapes."""
+    return re.sub(r"[`|\s]+", " ", text)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _inline("-" if value is None else value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where the file is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,399 @@
+"""The adapter written into its base, tensor by tensor.
+
+    base's safetensors ──blocks of rows──> W + scale * L R ──> merged safetensors ──> loaded, and compared in logits
+
+Sums are made in float32 and rounded once. Memory: one block of rows and one layer's A and B, however large the model;
+what L and R are is in merge_plan. The comparison is what needs memory: 4 bytes a weight, one model after the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori.errors import CheckpointError, ModelError
+from byeori.model.fingerprint import INDEX, SINGLE, Stored, model_folder
+from byeori.result.card import TOKENIZER_FILES
+from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan
+
+REPORT = "merge_report.json"
+PROMPTS = (
+    "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",
+    "Write a title for this text: There is no traffic light at the crossing in front of the village library.",
+)
+
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-4}
+"""Largest difference of a logit that rounding may cause, as a share of the largest logit.
+
+A weight is rounded by at most 2^-8 (bfloat16) or 2^-11 (float16) of itself, and layers add these errors up: 16 times
+that is allowed for one logit, once for their mean. In float32 only the order of the sums differs. Gemma 3 270M with
+an adapter on every layer stays below a third of these in every type.
+"""
+
+_BLOCK_BYTES = 8 << 20
+_LONGEST_PROMPT = 256
+_TYPES = {code: getattr(torch, name) for name, code in FLOATS.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """What a merge wrote.
+
+    base: the base as it was named. dtype: type of the merged weights. verdict: `equal` or `not checked`.
+    untied: embedding and head were one tensor in the base and are two in the merged model.
+    """
+
+    output_dir: Path
+    base: str
+    adapter: Path
+    dtype: str
+    tensors: int
+    merged_modules: int
+    total_bytes: int
+    untied: bool
+    verdict: str
+    max_abs_difference: float | None
+
+
+def merge(
+    *,
+    adapter: Path,
+    base: str | None,
+    output_dir: Path,
+    dtype: str = "auto",
+    verify: bool = True,
+    overwrite: bool = False,
+    prompts: list[str] | None = None,
+    revision: str | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    max_shard_bytes: int = 4 << 30,
+) -> MergeResult:
+    """Write `adapter` into `base` as a model of its own in `output_dir`, which appears whole or not at all.
+
+    base: folder or Hub id; None is the one that the adapter names. dtype: auto keeps every tensor's own type.
+    verify: load both models and compare their logits. on_progress: called with (tensors done, in all, name).
+
+    Raises:
+        ModelError: the adapter or the base is damaged, they do not belong together, the adapter is of a kind that
+            cannot be merged exactly, or the merged model's logits differ (it is kept as `<output_dir>.failed`).
+        CheckpointError: output_dir holds something, or cannot be written.
+        HubError: the base cannot be downloaded.
+    """
+    config = adapter_config(adapter)
+    name = base or config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(f"{adapter} does not name its base model; give it with --base_model_name_or_path")
+    folder = model_folder(name, revision)
+    check_output(output_dir, overwrite, [adapter, folder])
+    check_base(adapter, folder, name)
+    outputs, untied = plan(folder=folder, base=name, adapter=adapter, config=config, dtype=dtype)
+    facts = _facts(outputs, untied) | {"base": name, "adapter": str(adapter), "revision": revision}
+    facts["recorded_base"] = config.get("base_model_name_or_path")
+
+    def fill(target: Path) -> dict[str, Any]:
+        write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
+        _write_side_files(target, folder, adapter, dtype=dtype, untied=untied)
+        compared = _compare(folder, adapter, target, list(prompts or PROMPTS), facts) if verify else {}
+        return {**facts, "verdict": "not checked", **compared}
+
+    report = _write_whole(output_dir, facts["total_bytes"], fill)
+    return MergeResult(
+        output_dir=output_dir,
+        adapter=adapter,
+        verdict=report["verdict"],
+        max_abs_difference=report.get("max_abs_difference"),
+        **{key: report[key] for key in ("base", "dtype", "tensors", "merged_modules", "total_bytes", "untied")},
+    )
+
+
+def _facts(outputs: list[Output], untied: bool) -> dict[str, Any]:
+    names = {code: name for name, code in FLOATS.items()}
+    merged = [(names[item.dtype], item.change.module) for item in outputs if item.change]
+    return {
+        "dtype": max((name for name, _ in merged), key=lambda name: TOLERANCE[name]),
+        "tensors": len(outputs),
+        "merged_modules": len({module for _, module in merged}),
+        "parameters": sum(item.source.count for item in outputs),
+        "total_bytes": sum(item.size for item in outputs),
+        "untied": untied,
+    }
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+
+def write_weights(
+    folder: Path, outputs: list[Output], *, max_shard_bytes: int, on_progress: Callable[[int, int, str], None] | None
+) -> None:
+    """Write model.safetensors, or shards of at most max_shard_bytes (or one tensor) and their index.
+
+    Raises:
+        ModelError: a number in the adapter or the result is not finite.
+        OSError: the disk is full or read-only.
+    """
+    shards: list[list[Output]] = [[]]
+    for item in outputs:
+        if shards[-1] and sum(other.size for other in shards[-1]) + item.size > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(item)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # wide types first, as the library does, so that every tensor starts at a multiple of its item size
+        shard.sort(key=lambda item: -item.size // max(item.source.count, 1))
+        with (folder / name).open("wb") as file:
+            file.write(_header(shard))
+            for item in shard:
+                for block in merged_blocks(item):
+                    file.write(block.contiguous().view(torch.uint8).numpy())
+                weight_map[item.name] = name
+                if on_progress:
+                    on_progress(len(weight_map), len(outputs), item.name)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(item.size for item in outputs)}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def _header(shard: list[Output]) -> bytes:
+    """A safetensors file up to its first tensor: the length of the header, the header, padding to 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for item in shard:
+        shape = list(item.source.shape)
+        entries[item.name] = {"dtype": item.dtype, "shape": shape, "data_offsets": [start, start + item.size]}
+        start += item.size
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def merged_blocks(item: Output) -> Iterator[torch.Tensor]:
+    """One tensor of the merged model as blocks of rows, each [elements] in its final type.
+
+    Raises:
+        ModelError: a number is not finite.
+    """
+    left, right = _factors(item.change) if item.change else (None, None)
+    for first, last, block in _row_blocks(item.source):
+        if item.source.dtype not in _TYPES:
+            yield block
+            continue
+        if left is not None and right is not None and item.change:
+            wide = block.to(torch.promote_types(block.dtype, torch.float32)).view(last - first, -1)
+            block = wide.addmm(left[first:last].to(wide.dtype), right.to(wide.dtype), alpha=item.change.scale).view(-1)
+        block = block.to(_TYPES[item.dtype])
+        if not bool(torch.isfinite(block).all()):
+            cause = "merged" if item.change else "base's"
+            raise ModelError(
+                f"{item.name} has numbers in its {cause} weights that are not finite as {item.dtype}; "
+                "take an earlier checkpoint, another --dtype, or an undamaged base"
+            )
+        yield block
+
+
+def _row_blocks(stored: Stored) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(first row, last row + 1, [elements]) of a stored tensor; bytes where the type is none of the floats."""
+    rows = stored.shape[0] if stored.shape else 1
+    step = max(1, _BLOCK_BYTES * rows // max(stored.size, 1))
+    with stored.path.open("rb") as file:
+        file.seek(stored.start)
+        for first in range(0, rows if stored.size else 0, step):
+            last = min(first + step, rows)
+            buffer = bytearray(stored.size // rows * (last - first))
+            if file.readinto(buffer) != len(buffer):
+                raise ModelError(f"{stored.path} is cut short; copy or download it again")
+            yield first, last, torch.frombuffer(buffer, dtype=_TYPES.get(stored.dtype, torch.uint8))
+
+
+def _factors(change: Change) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """L [rows, r] and R [r, columns] in float32, or nothing where the change is a whole tensor."""
+    if change.a is None or change.b is None:
+        return None, None
+    read = []
+    for letter, stored in (("A", change.a), ("B", change.b)):
+        tensor = torch.cat([block for *_, block in _row_blocks(stored)]).view(stored.shape)
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{stored.path}: lora_{letter} of {change.module} has numbers that are not finite; "
+                "the run diverged, take an earlier checkpoint"
+            )
+        read.append(tensor.float())
+    a, b = read
+    return (a.t(), b.t()) if change.transposed else (b, a)
+
+
+# ---- the rest of the folder ------------------------------------------------------------------------------------
+
+
+def _write_side_files(target: Path, base: Path, adapter: Path, *, dtype: str, untied: bool) -> None:
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)  # the merged weights are not quantised
+    config.pop("_name_or_path", None)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if untied and (part is config or "tie_word_embeddings" in part):
+            part["tie_word_embeddings"] = False
+        for key in {"dtype", "torch_dtype"} & set(part) if dtype != "auto" else ():
+            part[key] = dtype
+    if dtype != "auto" and "torch_dtype" not in config:
+        config["dtype"] = dtype
+    (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # a tokenizer is taken whole from one place: halves of two do not fit together
+    words = adapter if any((adapter / name).is_file() for name in TOKENIZER_FILES) else base
+    copies = [(words, name) for name in (*TOKENIZER_FILES, "chat_template.jinja")]
+    copies += [(base, "generation_config.json"), (base, "preprocessor_config.json"), (base, "processor_config.json")]
+    copies += [(adapter, "chat_template.jinja"), (adapter, "template.txt"), (adapter, "byeori.yaml")]
+    for source, name in copies:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def check_output(output_dir: Path, overwrite: bool, inputs: list[Path]) -> None:
+    """Refuse an output folder that holds something; with `overwrite`, only a model of its own may be replaced.
+
+    Raises:
+        CheckpointError: the folder is not free.
+    """
+    if output_dir.exists() and not output_dir.is_dir():
+        raise CheckpointError(f"--output_dir {output_dir} is a file; give a folder")
+    if any(item.resolve().is_relative_to(output_dir.resolve()) for item in inputs):
+        raise CheckpointError(f"--output_dir {output_dir} holds the adapter or its base; give another folder")
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{output_dir} is not empty; give another folder or --overwrite_output_dir True")
+    if not (output_dir / "config.json").is_file():
+        raise CheckpointError(f"{output_dir} holds something that is no model and is not replaced; give another folder")
+
+
+def _write_whole(output_dir: Path, total: int, fill: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Let `fill` write a folder beside output_dir and return its report; the folder takes its place when it is good."""
+    temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _check_space(temporary, total)
+        report = fill(temporary)
+        (temporary / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if report["verdict"] == "different":
+            raise ModelError(_set_aside(temporary, output_dir, report))
+        _put_in_place(temporary, output_dir)
+    except OSError as error:
+        raise CheckpointError(_write_error(error, output_dir, total)) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return report
+
+
+def _check_space(folder: Path, total: int) -> None:
+    if shutil.disk_usage(folder).free < total:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _put_in_place(temporary: Path, output_dir: Path) -> None:
+    """Flush every file, then rename; what was there before goes only when the new folder is whole."""
+    for path in [*temporary.iterdir(), temporary]:
+        _flush(path)
+    former = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
+    if output_dir.is_dir():
+        output_dir.rename(former)
+    temporary.rename(output_dir)
+    _flush(output_dir.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _set_aside(temporary: Path, output_dir: Path, report: dict[str, Any]) -> str:
+    """Keep a model that failed its check under a name that nobody takes for a good one; returns the sentence."""
+    failed = output_dir.with_name(f"{output_dir.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    temporary.rename(failed)
+    return (
+        f"the merged model is not the adapter on {report['base']}: logits differ by up to "
+        f"{report['max_abs_difference']:.3g} ({report['tolerance']:.3g} is rounding in {report['dtype']}); "
+        f"it is kept in {failed} for a look, do not use it"
+    )
+
+
+def _write_error(error: OSError, output_dir: Path, total: int) -> str:
+    if error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full: the merged model in {output_dir} needs {total / 2**30:.1f} GiB; "
+            "free space or give another --output_dir"
+        )
+    return f"{output_dir} could not be written ({error.strerror or error}); give another --output_dir"
+
+
+# ---- the check -------------------------------------------------------------------------------------------------
+
+
+def _compare(base: Path, adapter: Path, merged: Path, prompts: list[str], facts: dict[str, Any]) -> dict[str, Any]:
+    """Logits of base with adapter, and of the merged model, both in float32; on the GPU where they fit."""
+    from peft import PeftModel
+
+    from byeori.model.load import load_model
+
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 5 * facts["parameters"]
+    device = torch.device("cuda" if fits else "cpu")
+    model = load_model(str(base), dtype=torch.float32, device=device)
+    rows = _prompt_ids(merged, prompts, model.config.get_text_config())
+    try:
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
+        raise ModelError(f"PEFT cannot load {adapter}: {str(error).splitlines()[0]}") from None
+    wanted = _logits(model, rows)
+    with model.disable_adapter():
+        before = _logits(model, rows)
+    del model
+    gc.collect()  # PEFT's wrappers are cycles; the second model must not stand beside the first
+    got = _logits(load_model(str(merged), dtype=torch.float32, device=device), rows)
+    difference = (got - wanted).abs()
+    largest = wanted.abs().max().item()
+    tolerance = TOLERANCE[facts["dtype"]] * largest
+    # a wrong scale moves every logit a little, rounding a few of them far; written so that NaN is different
+    same = bool((difference <= tolerance).all()) and difference.mean().item() <= tolerance / 16
+    return {
+        "verdict": "equal" if same else "different",
+        "max_abs_difference": difference.max().item(),
+        "mean_abs_difference": difference.mean().item(),
+        "max_logit": largest,
+        "tolerance": tolerance,
+        "adapter_effect": (wanted - before).abs().max().item(),
+        "same_top_token": (got.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
+        "positions": len(wanted),
+        "prompts": len(prompts),  # their texts may be private, and the report is published
+    }
+
+
+def _prompt_ids(folder: Path, prompts: list[str], config: Any) -> list[list[int]]:
+    """Token ids of the prompts; their bytes where the model has no tokenizer."""
+    from byeori.model.load import load_tokenizer
+
+    longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        tokenizer, _ = load_tokenizer(str(folder))
+        return [tokenizer(prompt)["input_ids"][:longest] for prompt in prompts]
+    return [[byte % config.vocab_size for byte in prompt.encode()][:longest] for prompt in prompts]
+
+
+@torch.inference_mode()
+def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """[positions of all prompts, words] on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([model(torch.tensor([row], device=device)).logits[0].float().cpu() for row in rows])

@@ -1,0 +1,326 @@
+"""What a merge will do to every tensor of the base, found from names and shapes alone.
+
+    adapter's tensors ──> changes by parameter ─┐
+    base's tensors, named as transformers does ─┴─> one Output for each tensor of the merged model
+
+Everything that cannot be merged exactly is refused here, before a byte is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori.errors import ModelError
+from byeori.model.fingerprint import Stored, base_fingerprint, read_header, stored_tensors
+
+WEIGHTS = "adapter_model.safetensors"
+BASE_RECORD = "byeori_base.json"
+"""What training leaves with the adapter: {"base_model": name, "sha256": base_fingerprint}."""
+FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""torch's name of a type -> safetensors' name."""
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_NOT_QUANTISED = {*_BYTES, "I64", "BOOL"}
+
+# Settings of an adapter that change more than W + scale * B A, and what to call them.
+_OTHER_KINDS = {
+    "use_dora": "DoRA",
+    "lora_bias": "a bias in lora_B",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "layer_replication": "replicated layers",
+    "trainable_token_indices": "trainable tokens",
+    "target_parameters": "adapters on bare parameters",
+}
+_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What the adapter does to one parameter: replaces it by `whole`, then adds scale * L R.
+
+    L = B [out, r], R = A [r, in] for a linear layer; L = A^T, R = B^T where the weight is stored the other way round
+    (`transposed`: GPT-2's Conv1D [in, out], an embedding [words, hidden]).
+    """
+
+    module: str
+    whole: Stored | None = None
+    a: Stored | None = None
+    b: Stored | None = None
+    transposed: bool = False
+    scale: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One tensor of the merged model. source: where its bytes come from. dtype: safetensors' name."""
+
+    name: str
+    source: Stored
+    dtype: str
+    change: Change | None
+
+    @property
+    def size(self) -> int:
+        """Bytes in the merged files."""
+        return self.source.size if self.dtype == self.source.dtype else self.source.count * _BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """How transformers names what the base's files hold.
+
+    stored: parameter -> tensor in the files. fused: parameters made of several tensors. tied: parameter -> the one
+    that it shares its weight with. transposed: weights of Conv1D layers. rename: tensor in the files -> parameter.
+    """
+
+    stored: dict[str, str]
+    fused: set[str]
+    tied: dict[str, str]
+    transposed: set[str]
+    rename: Callable[[str], str]
+
+
+def plan(*, folder: Path, base: str, adapter: Path, config: dict[str, Any], dtype: str) -> tuple[list[Output], bool]:
+    """Every tensor of the merged model, and whether embedding and head are one tensor in the base and two in it.
+
+    folder: the base's; base: what to call it. config: the adapter's.
+
+    Raises:
+        ModelError: adapter and base do not belong together, or one of them is damaged or of an unsuitable kind.
+    """
+    tensors = stored_tensors(folder)
+    _check_full_precision(folder, base, tensors)
+    changes = adapter_changes(adapter, config)
+    names = parameter_names(folder, sorted(tensors))
+    apart, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
+    stored = {**names.stored, **{parameter: names.stored[twin] for parameter, twin in apart.items()}}
+    left_over = [parameter for parameter in changes if parameter not in stored]
+    if left_over:
+        why = " as a tensor of its own (it is fused when loaded)" if left_over[0] in names.fused else ""
+        raise ModelError(
+            f"{base} has no {left_over[0]}{why}, which the adapter {adapter} changes ({len(left_over)} modules left "
+            f"over); give the base it was trained on ({config.get('base_model_name_or_path')}), or serve it as it is"
+        )
+    by_file = {file_name: parameter for parameter, file_name in names.stored.items()}
+    outputs = []
+    for name, parameter in [
+        *((name, by_file.get(name)) for name in tensors),
+        *((name, name) for name in apart),
+    ]:
+        source = tensors[name if parameter is None else stored[parameter]]
+        change = changes.get(parameter) if parameter else None
+        if change and parameter in names.transposed:
+            change = replace(change, transposed=True)
+        kept = dtype == "auto" or source.dtype not in _BYTES
+        item = Output(name=name, source=source, dtype=source.dtype if kept else FLOATS[dtype], change=change)
+        outputs.append(item if change is None else _fitted(item, change, base, config))
+    return outputs, untied
+
+
+def adapter_config(adapter: Path) -> dict[str, Any]:
+    """The adapter's adapter_config.json.
+
+    Raises:
+        ModelError: not an adapter, or one of a kind that is not merged.
+    """
+    path = adapter / "adapter_config.json"
+    if not adapter.is_dir():
+        raise ModelError(f"there is no adapter folder {adapter}; give the folder that training wrote")
+    if not path.is_file():
+        raise ModelError(f"{adapter} is not an adapter: it has no adapter_config.json; give the folder of an adapter")
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+        int(config.get("r", 0)), float(config.get("lora_alpha", 0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    if kind != "LORA":
+        raise ModelError(f"{adapter} is an adapter of type {kind}; only LORA is merged, serve it as an adapter")
+    for setting, words in _OTHER_KINDS.items():
+        if config.get(setting):
+            raise ModelError(f"{adapter} uses {words} ({setting}), which is not merged; serve it as an adapter")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_REWRITES_BASE):
+        raise ModelError(
+            f"{adapter} was initialised with {init}, which changed its base; convert it to plain LoRA with PEFT first"
+        )
+    return config
+
+
+def check_base(adapter: Path, folder: Path, name: str) -> None:
+    """Compare the fingerprint that training left with the adapter, where it did, with the base's.
+
+    Raises:
+        ModelError: they differ.
+    """
+    path = adapter / BASE_RECORD
+    if not path.is_file():
+        return
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        trained_on, wanted = record["base_model"], record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    if wanted and base_fingerprint(folder) != wanted:
+        raise ModelError(
+            f"{adapter} was trained on {trained_on}, and the weights of {name} are not those; "
+            "give that base with --base_model_name_or_path"
+        )
+
+
+def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
+    """Parameter -> change, from the names of the adapter's tensors (which layers are Conv1D is not known here).
+
+    Raises:
+        ModelError: no safetensors weights, damaged ones, or something that plain LoRA does not have.
+    """
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        pickled = " but a pickle (adapter_model.bin), which is never loaded" if any(adapter.glob("*.bin")) else ""
+        raise ModelError(f"{adapter} has no {WEIGHTS}{pickled}; save the adapter as safetensors")
+    found: dict[str, Change] = {}
+    for key, stored in read_header(path).items():
+        module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+        parameter = f"{module}.weight" if part else module.replace(".base_layer.", ".")
+        change = found.get(parameter) or Change(module=parameter.rpartition(".")[0])
+        if stored.dtype not in _BYTES:
+            raise ModelError(f"{path}: {key} is stored as {stored.dtype}; save the adapter in float32 or bfloat16")
+        if not part:
+            found[parameter] = replace(change, whole=stored)
+        elif part in ("A.weight", "embedding_A"):
+            found[parameter] = replace(change, a=stored, transposed=part == "embedding_A")
+        elif part in ("B.weight", "embedding_B"):
+            found[parameter] = replace(change, b=stored)
+        else:
+            raise ModelError(f"{path} holds {key}, which plain LoRA does not have; serve it as an adapter")
+    if not found:
+        raise ModelError(f"{path} is empty; train the adapter, or copy it again")
+    return {name: _scaled(change, config, path) for name, change in found.items()}
+
+
+def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
+    """The change with its scale; A and B must be a pair of the rank that the config names."""
+    from peft.utils.other import get_pattern_key
+
+    if change.a is None and change.b is None:
+        return change
+    if change.a is None or change.b is None:
+        raise ModelError(f"{path} has only half of the adapter of {change.module}; copy the adapter again")
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    rank = ranks.get(get_pattern_key(list(ranks), change.module), config["r"])
+    alpha = alphas.get(get_pattern_key(list(alphas), change.module), config["lora_alpha"])
+    a, b = change.a.shape, change.b.shape
+    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rank, rank):
+        raise ModelError(
+            f"{path}: A {list(a)} and B {list(b)} of {change.module} are not of rank {rank}, "
+            "which adapter_config.json names; copy the adapter again"
+        )
+    return replace(change, scale=alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _fitted(item: Output, change: Change, base: str, config: dict[str, Any]) -> Output:
+    """The output with its change, its source swapped for the adapter's whole tensor where there is one."""
+    shapes = [change.whole.shape] if change.whole else []
+    if change.a and change.b:
+        pair = (change.b.shape[0], change.a.shape[1])
+        shapes.append(pair[::-1] if change.transposed else pair)
+    for shape in shapes:
+        if shape != item.source.shape:
+            raise ModelError(
+                f"{change.module} is {list(item.source.shape)} in {base} and {list(shape)} in the adapter; "
+                f"give the base it was trained on ({config.get('base_model_name_or_path')})"
+            )
+    if item.dtype not in _BYTES:
+        raise ModelError(f"{item.name} of {base} is stored as {item.dtype}; give that base in full precision")
+    return replace(item, source=change.whole or item.source, change=change)
+
+
+def untie(names: Names, changes: dict[str, Change], *, keep: bool) -> tuple[dict[str, str], bool]:
+    """({parameter that gets a tensor of its own: the one whose weight it shared}, are any untied?)
+
+    PEFT gives embedding and head an adapter each, also where they share one weight, so that a change of one does not
+    reach the other. With ensure_weight_tying (`keep`) both have the same change, and `changes` is left with one.
+
+    Raises:
+        ModelError: the shared weight has no name of its own in the base's files.
+    """
+    apart: dict[str, str] = {}
+    untied = False
+    for parameter, twin in names.tied.items():
+        there = [item for item in (parameter, twin) if item in names.stored]
+        if not there or not (parameter in changes or twin in changes):
+            continue
+        if keep:
+            second, first = changes.pop(parameter, None), changes.pop(twin, None)
+            changes.update({item: change for item in there if (change := first or second)})
+            continue
+        untied = True
+        for missing in {parameter, twin} - set(there):
+            if names.rename(missing) != missing:
+                raise ModelError(f"{missing} shares its weight and cannot be stored apart; serve it as an adapter")
+            apart[missing] = there[0]
+    return apart, untied
+
+
+def parameter_names(folder: Path, keys: list[str]) -> Names:
+    """Name the tensors of the files as transformers does when it loads them, on a model without weights.
+
+    Raises:
+        ModelError: transformers does not know the model.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.pytorch_utils import Conv1D
+
+    from byeori.model.load import explain, load_config
+
+    config = load_config(str(folder))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises a different kind for each way in which a config can be wrong
+        raise explain(error, str(folder), "architecture") from None
+    parameters = model.state_dict()
+    mapping = get_model_conversion_mapping(model)
+    renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+    converters = [item for item in mapping if isinstance(item, WeightConverter)]
+
+    def rename(key: str) -> tuple[str, str | None]:
+        prefix = model.base_model_prefix
+        new, converted = rename_source_key(key, renamings, converters, prefix, parameters)
+        if new not in parameters and key in parameters:
+            return rename_source_key(key, [], [], prefix, parameters)
+        return new, converted
+
+    renamed = {key: rename(key) for key in keys}
+    return Names(
+        stored={new: key for key, (new, converted) in renamed.items() if converted is None},
+        fused={new for new, converted in renamed.values() if converted is not None},
+        tied=dict(model.all_tied_weights_keys),
+        transposed={f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)},
+        rename=lambda key: rename(key)[0],
+    )
+
+
+def _check_full_precision(folder: Path, base: str, tensors: dict[str, Stored]) -> None:
+    """A base stored in 4 or 8 bits is refused: a delta cannot be added to its codes."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    codes = sorted({item.dtype for item in tensors.values()} - _NOT_QUANTISED)
+    if method and codes:
+        raise ModelError(
+            f"{base} is stored quantised ({method}, {', '.join(codes)}); "
+            "give the full-precision model that it was made from with --base_model_name_or_path"
+        )

@@ -1,0 +1,375 @@
+"""What reaches a local stand-in for the Hub, byte by byte, what stays at home, and what the card says."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN, Hub, serve
+from safetensors.torch import save_file
+
+from byeori.errors import HubError, ModelError
+from byeori.result.card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
+from byeori.result.publish import collect, publish
+
+HOME = "/home/minji/secret"
+SETTINGS = {
+    "base_model": "google/gemma-3-270m",
+    "data_path": [f"{HOME}/petitions.jsonl", "korea/petitions"],
+    "output_dir": f"{HOME}/runs/7",
+    "template": f"{HOME}/my-template.txt",
+    "resume_from_checkpoint": "~/runs/6",
+    "learning_rate": 2e-4,
+    "lora_r": 12,
+    "lora_target_modules": ["q_proj", "v_proj"],
+}
+METRICS = {
+    "base": {"chrf": 20.125, "loss": 3.5, "exact": None},
+    "tuned": {"chrf": 31.5, "loss": 2.25, "exact": None},
+    "difference": {
+        "chrf": {"mean": 11.375, "low": 8.0, "high": 14.75},
+        "loss": {"mean": -1.25, "low": -1.5, "high": -1.0},
+        "exact": {"mean": None, "low": None, "high": None},
+    },
+    "rows": 1200,
+}
+TEMPLATE = "본문:\n```\n{document}\n```\n---\n제목:\n{title}"
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A finished run: the adapter, what it is published with, and what must stay at home."""
+    folder = tmp_path / "adapter"
+    write(
+        folder, "adapter_config.json", {"peft_type": "LORA", "r": 12, "base_model_name_or_path": "google/gemma-3-270m"}
+    )
+    save_file({"a": torch.arange(5000.0)}, folder / "adapter_model.safetensors")
+    write(folder, "tokenizer.json", {"model": {"vocab": {"/home": 1}}})
+    write(folder, "tokenizer_config.json", {"eos_token": "/s", "name_or_path": f"{HOME}/gemma"})
+    write(folder, "chat_template.jinja", "{{ messages }}")
+    write(folder, "template.txt", TEMPLATE)
+    write(folder, "byeori.yaml", yaml.safe_dump(SETTINGS, allow_unicode=True))
+    write(folder, "metrics.json", METRICS)
+    # none of these may leave
+    write(folder, "audit.json", {"rows": 4200, "duplicates": 3, "first": "text of a private row"})
+    write(
+        folder,
+        "train_log.jsonl",
+        '{"step": 1, "loss": 3.0}\n{"step": 9, "loss": 1.5}\n{"step": 9, "eval_loss": 1.75}\n{"st',
+    )
+    write(folder, "byeori_base.json", {"base_model": HOME, "sha256": "0"})
+    save_file({"a": torch.zeros(3)}, folder / "optimizer.safetensors")
+    for name in ("adapter_model.bin", "training_args.bin", "rng.pt", "rows.jsonl", ".env", "secret.json", "order.json"):
+        write(folder, name, "secret")
+    write(folder / "checkpoint-10", "adapter_model.safetensors", "secret")
+    return folder
+
+
+PUBLISHED = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "template.txt",
+    "byeori.yaml",
+    "metrics.json",
+    "README.md",
+}
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    folder = tmp_path / "merged"
+    write(folder, "config.json", {"model_type": "gemma3_text", "_name_or_path": f"{HOME}/gemma"})
+    write(folder, "generation_config.json", {"eos_token_id": 1})
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for number, name in enumerate(names):
+        save_file({f"t{number}": torch.full((300,), float(number))}, folder / name)
+    write(folder, "model.safetensors.index.json", {"metadata": {}, "weight_map": {"t0": names[0], "t1": names[1]}})
+    save_file({"old": torch.zeros(2)}, folder / "model-00003-of-00003.safetensors")
+    report = {"base": HOME, "adapter": f"{HOME}/run", "verdict": "equal", "dtype": "bfloat16"}
+    write(folder, "merge_report.json", {**report, "max_abs_difference": 0.0123, "max_logit": 30.0})
+    write(folder, "tokenizer.json", {})
+    return folder
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as running:
+        yield running
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from byeori.errors import ByeoriError
+from byeori.result.publish import publish
+options = json.loads(sys.argv[1])
+try:
+    result = publish(folder=Path(options.pop("folder")), commit_message="First", **options)
+    print("RESULT", json.dumps([result.url, result.commit, result.files]))
+except ByeoriError as error:
+    print(f"{type(error).__name__}: {error}")
+    sys.exit(2)
+"""
+
+
+def upload(hub: Hub | str, folder: Path, token: str | None = TOKEN, **options: Any) -> tuple[int, str]:
+    """Publish in a process of its own, since the client reads its endpoint and token when it is imported."""
+    options = {"repo_id": "me/titles", "private": False, "dry_run": False, "folder": str(folder), **options}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub if isinstance(hub, str) else hub.url, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
+    if token:
+        environment["HF_TOKEN"] = token
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(options)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    output = done.stdout + done.stderr
+    assert TOKEN not in output and "Traceback" not in output, output
+    return done.returncode, output
+
+
+def arrived(hub: Hub, name: str = "me/titles", branch: str = "main") -> dict[str, bytes]:
+    return {file: data for (at, file), data in hub.repositories[name].files.items() if at == branch}
+
+
+# ---- uploads ---------------------------------------------------------------------------------------------------
+
+
+def test_adapter_arrives_and_nothing_else(hub: Hub, adapter: Path) -> None:
+    status, output = upload(hub, adapter, private=True)
+    assert status == 0, output
+    files = arrived(hub)
+    assert set(files) == PUBLISHED
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "template.txt", "metrics.json"):
+        assert files[name] == (adapter / name).read_bytes()
+    assert hub.repositories["me/titles"].private
+    assert hub.repositories["me/titles"].messages == ["First"]
+    assert not any(HOME.encode() in data or b"secret" in data for data in files.values())
+    assert json.loads(files["tokenizer_config.json"]) == {"eos_token": "/s", "name_or_path": "gemma"}
+    settings = yaml.safe_load(files["byeori.yaml"])
+    assert settings["data_path"] == ["petitions.jsonl", "korea/petitions"]
+    assert settings["output_dir"] == "7" and settings["resume_from_checkpoint"] == "6"
+    assert settings["template"] == "my-template.txt"
+    assert settings["base_model"] == "google/gemma-3-270m" and settings["learning_rate"] == 2e-4
+    url, commit, sizes = json.loads(output.partition("RESULT ")[2].splitlines()[0])
+    assert (url, commit) == (f"{hub.url}/me/titles", "c0ffee")
+    assert sizes == {name: len(data) for name, data in files.items()}
+
+
+def test_merged_model_on_a_branch_and_once_more(hub: Hub, merged: Path) -> None:
+    for _ in range(2):  # the second time the repository is there
+        status, output = upload(hub, merged, revision="v2")
+        assert status == 0, output
+    files = arrived(hub, branch="v2")
+    assert set(files) == {
+        *("config.json", "generation_config.json", "model.safetensors.index.json", "merge_report.json"),
+        *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json", "README.md"),
+    }
+    assert files["model-00002-of-00002.safetensors"] == (merged / "model-00002-of-00002.safetensors").read_bytes()
+    assert not arrived(hub) and not hub.repositories["me/titles"].private
+    assert not any(HOME.encode() in data for data in files.values())
+    assert json.loads(files["merge_report.json"])["base"] == "secret"
+
+
+def test_own_readme_is_kept_and_blank_ones_are_not(adapter: Path) -> None:
+    write(adapter, "README.md", "---\nlicense: mit\n---\nMine.")
+    assert collect(adapter, "me/titles")["README.md"] == adapter / "README.md"
+    for text in ("# Model Card for Model ID\n[More Information Needed]", model_card(adapter)):
+        write(adapter, "README.md", text)
+        assert b"me/titles" in collect(adapter, "me/titles")["README.md"]  # type: ignore[operator]
+
+
+def test_dry_run_has_no_network(adapter: Path) -> None:
+    status, output = upload("http://127.0.0.1:9", adapter, token=None, dry_run=True)
+    assert status == 0
+    for name in PUBLISHED:
+        assert name in output
+    assert "20.1 KB" in output and "## Prompt template" in output and "Nothing was uploaded" in output
+    for name in ("optimizer", "checkpoint", "train_log.jsonl", "audit.json", HOME):
+        assert name not in output
+
+
+def test_dry_run_result(adapter: Path) -> None:
+    lines: list[str] = []
+    result = publish(
+        folder=adapter, repo_id="me/titles", private=True, dry_run=True, commit_message="x", on_line=lines.append
+    )
+    assert set(result.files) == PUBLISHED and result.url is None and result.commit is None and result.dry_run
+    assert not any("Note:" in line for line in lines)
+    write(adapter, "adapter_config.json", {"r": 4, "base_model_name_or_path": f"{HOME}/gemma"})
+    publish(folder=adapter, repo_id="me/t", private=True, dry_run=True, commit_message="x", on_line=lines.append)
+    assert any("'gemma'" in line for line in lines) and HOME not in "".join(lines)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------
+
+
+def test_no_token(hub: Hub, adapter: Path) -> None:
+    status, output = upload(hub, adapter, token=None)
+    assert status == 2 and "HubError: there is no token" in output
+    assert "hf auth login" in output and "HF_TOKEN" in output and not hub.requests
+
+
+def test_wrong_token(hub: Hub, adapter: Path) -> None:
+    status, output = upload(hub, adapter, token="hf_wrongTokenOfMine")
+    assert status == 2 and "does not accept the token" in output and "hf_wrong" not in output
+
+
+def test_no_right_to_write(hub: Hub, adapter: Path) -> None:
+    status, output = upload(hub, adapter, repo_id="others/titles")
+    assert status == 2 and "the token may not write to others/titles" in output
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "words"),
+    [
+        ("/commit/", 403, "may not write"),
+        ("/preupload/", 404, "has no me/titles that this token may see"),
+        ("/repos/create", 500, "has a fault (HTTP 500)"),
+        ("/lfs/", 400, "refuses me/titles (HTTP 400)"),
+        ("/validate-yaml", 400, "me/titles"),
+    ],
+)
+def test_faults_on_the_way(hub: Hub, adapter: Path, path: str, code: int, words: str) -> None:
+    hub.fault = {path: code}  # the answer repeats the token, as a careless server might
+    status, output = upload(hub, adapter)
+    assert status == 2 and words in output, output
+    assert len([line for line in output.splitlines() if "HubError" in line]) == 1
+    assert "me/titles" not in hub.repositories or not arrived(hub)
+
+
+def test_closed_port(adapter: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    status, output = upload(f"http://127.0.0.1:{port}", adapter)
+    assert status == 2 and "out of reach" in output and "Connection refused" in output
+
+
+def test_public_where_private_was_wanted(hub: Hub, adapter: Path) -> None:
+    assert upload(hub, adapter)[0] == 0
+    hub.repositories["me/titles"].files.clear()
+    status, output = upload(hub, adapter, private=True)
+    assert status == 2 and "exists and is public" in output and not arrived(hub)
+
+
+def test_weights_of_another_upload(hub: Hub, adapter: Path, merged: Path) -> None:
+    assert upload(hub, adapter)[0] == 0
+    status, output = upload(hub, merged)
+    assert status == 2 and "adapter_config.json, adapter_model.safetensors of another upload" in output
+    assert set(arrived(hub)) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", ["titles", "a/b/c", "me/ti tles", "me/--", "me/x..y", ""])
+def test_names(adapter: Path, name: str) -> None:
+    with pytest.raises(HubError, match="is no name for a repository"):
+        publish(folder=adapter, repo_id=name, private=False, dry_run=True, commit_message="x")
+
+
+def test_unfinished_and_damaged_folders(adapter: Path, merged: Path) -> None:
+    def refused(folder: Path, words: str) -> None:
+        with pytest.raises(ModelError, match=words) as caught:
+            publish(folder=folder, repo_id="me/t", private=False, dry_run=True, commit_message="x")
+        assert "\n" not in str(caught.value)
+
+    refused(adapter / "nothing", "there is no folder")
+    refused(adapter / "checkpoint-10", "is not a model")
+    write(adapter, "adapter_model.safetensors", "short")
+    refused(adapter, "damaged or cut short")
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(adapter, "not a finished adapter")
+    write(merged, "merge_report.json", {"verdict": "different"})
+    refused(merged, "failed the check")
+    write(merged, "merge_report.json", "{")
+    refused(merged, "merge_report.json is damaged")
+    (merged / "model-00001-of-00002.safetensors").unlink()
+    refused(merged, "lacks model-00001-of-00002.safetensors")
+    write(merged, "model.safetensors.index.json", {"weight_map": {"t": "../adapter/optimizer.safetensors"}})
+    refused(merged, "lies in another folder")
+
+
+# ---- the card --------------------------------------------------------------------------------------------------
+
+
+def test_card_of_an_adapter(adapter: Path) -> None:
+    card = model_card(adapter, repo_id="me/titles")
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "base_model": "google/gemma-3-270m",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["byeori", "lora", "sft"],
+        "datasets": ["korea/petitions"],
+    }
+    assert f"````\n{TEMPLATE}\n````" in text  # the fence is longer than the one inside
+    assert (
+        "| chrf | 20.12 | 31.5 | 11.38 (8 to 14.75) |" in text and "over 1,200 rows" in text and "| exact" not in text
+    )
+    assert "| rows | 4,200 |" in text and "private row" not in text
+    assert (
+        "| steps | 9 |" in text and "| last training loss | 1.5 |" in text and "| last evaluation loss | 1.75 |" in text
+    )
+    assert "| learning_rate | 0.0002 |" in text and "| lora_target_modules | q_proj, v_proj |" in text
+    assert 'PeftModel.from_pretrained(model, "me/titles")' in text
+    assert "vllm serve google/gemma-3-270m --enable-lora --max-lora-rank 16 --lora-modules tuned=me/titles" in text
+    assert "`petitions.jsonl`" in text and HOME not in card
+
+
+def test_card_of_a_merged_model(merged: Path) -> None:
+    card = model_card(merged, repo_id="me/titles")
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    assert header["library_name"] == "transformers" and "base_model" not in header
+    assert "vllm serve me/titles\n" in card and "peft" not in card and "largest difference 0.012" in card
+    assert HOME not in card
+
+
+def test_card_of_an_empty_folder(tmp_path: Path) -> None:
+    card = model_card(tmp_path)
+    assert card.startswith("---\n") and "## How to use" in card and "## Data" not in card and "## Result" not in card
+
+
+def test_texts_cannot_break_out(tmp_path: Path) -> None:
+    hostile = "x\n---\nlicense: mit | `a` <script>alert(1)</script> [b](c)"
+    write(tmp_path, "byeori.yaml", yaml.safe_dump({"base_model": hostile, "data_path": hostile, "dtype": hostile}))
+    write(tmp_path, "adapter_config.json", {"r": hostile, "base_model_name_or_path": hostile})
+    write(tmp_path, "metrics.json", {"base": {hostile: 1}, "tuned": {hostile: hostile}, "difference": {hostile: 3}})
+    write(tmp_path, "audit.json", {hostile: 1})
+    card = model_card(tmp_path)
+    assert yaml.safe_load(card.split("---\n", 2)[1])["library_name"] == "peft"
+    assert "\n---\nlicense" not in card and "<script>" not in card.split("## How to use")[0]
+    row = next(line for line in card.splitlines() if line.startswith("| dtype"))
+    assert row.replace("\\|", "").count("|") == 3
+
+
+def test_adapter_that_vllm_does_not_serve(adapter: Path) -> None:
+    write(adapter, "adapter_config.json", {"r": 4, "modules_to_save": ["lm_head"]})
+    assert "merge it first" in model_card(adapter)
+
+
+def test_names_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("/a/b.jsonl", "~/b.jsonl", "../b.jsonl", "C:\\a\\b.jsonl", "\\\\host\\b.jsonl", "file:///b.jsonl"):
+        assert is_local_path(text) and last_name(text) == "b.jsonl" and public_name(text) == "b.jsonl"
+    for text in ("user/name", "b.jsonl", "### a/b", "{a}\n/b"):
+        assert not is_local_path(text)
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("user/name") and is_hub_id("gpt2") and not is_hub_id("data/rows.jsonl") and not is_hub_id("a/b/c")
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    assert not is_hub_id("user/name") and public_name("user/name") == "name"
+    assert last_name("/") == "local"
+    assert fenced("a\n``````\nb").startswith("```````\n")
