@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from byeori.data import cache
 from byeori.errors import DataError
@@ -25,49 +26,53 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) 
     """
     tables = [table for table in (train, held_out) if table is not None]
     problems = [
-        {"row": name(row), "reason": problem, "too_long": bool(long)}
+        {"row": name(line["row"]), "reason": line["problem"], "too_long": line["too_long"]}
         for table in tables
-        for row, problem, long in zip(table["row"], table["problem"], table["too_long"], strict=True)
-        if problem
+        for line in _problems(table)
     ]
     good = [cache.usable(table) for table in tables]
     tokens = [cache.lengths(table) for table in good]
-    targets = [_target_counts(table) for table in good]
+    counts = np.concatenate(tokens)
+    shortened = np.concatenate([cache.column(table, "shortened").to_numpy() for table in good])
+    digests = [cache.column(table, "digest") for table in good]
     return {
         "rows": sum(map(len, tables)),
         "train_rows": len(good[0]),
         "validation_rows": len(good[1]) if len(good) > 1 else 0,
-        "tokens": int(sum(part.sum() for part in tokens)),
-        "target_tokens": int(sum(part.sum() for part in targets)),
+        "tokens": int(counts.sum(dtype=np.int64)),
+        "target_tokens": sum(map(cache.target_tokens, good)),
         "longest": _longest(good, tokens, name),
-        "mean_tokens": round(float(np.concatenate(tokens).mean()), 1) if sum(map(len, tokens)) else 0.0,
-        "shortened_rows": sum(int(np.count_nonzero(table["shortened"])) for table in good),
-        "tokens_cut": int(sum(np.sum(table["shortened"], dtype=np.int64) for table in good)),
+        "mean_tokens": round(float(counts.mean()), 1) if len(counts) else 0.0,
+        "shortened_rows": int(np.count_nonzero(shortened)),
+        "tokens_cut": int(shortened.sum()),
         "dropped_rows": len(problems),
-        "dropped": problems[:NAMED],
+        # rows without a text or an answer before those that are too long: they stop a run
+        "dropped": sorted(problems, key=lambda problem: problem["too_long"])[:NAMED],
         "too_long_rows": sum(problem["too_long"] for problem in problems),
-        "empty_answers": sum("is empty" in problem["reason"] for problem in problems),
-        "duplicate_rows": sum(len(table) - len(set(table["digest"])) for table in good),
-        "rows_in_both_parts": len(set.intersection(*(set(table["digest"]) for table in good)))
-        if len(good) > 1
-        else 0,
-        "straddling_tokens": int(sum(np.sum(table["straddles"], dtype=np.int64) for table in good)),
-        "most_common_problem": next(iter(Counter(p["reason"] for p in problems)), None),
+        "empty_answers": sum(problem["reason"].startswith("the answer, column") for problem in problems),
+        "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
+        "rows_in_both_parts": _in_both(*digests),
+        "straddling_tokens": sum(int(cache.column(table, "straddles").to_numpy().sum()) for table in good),
     }
 
 
-def _target_counts(table: Dataset) -> np.ndarray:
-    return np.array([sum(edges[1::2]) - sum(edges[::2]) for edges in table["targets"]], dtype=np.int64)
+def _problems(table: Dataset) -> list[dict[str, Any]]:
+    bad = np.flatnonzero(pc.not_equal(cache.column(table, "problem"), ""))
+    return list(table.select(bad).select_columns(["row", "problem", "too_long"]))
 
 
-def _longest(
-    tables: list[Dataset], tokens: list[np.ndarray], name: Callable[[int], str]
-) -> list[dict[str, Any]]:
-    every = [
-        (int(count), row)
-        for table, counts in zip(tables, tokens, strict=True)
-        for count, row in zip(counts, table["row"], strict=True)
-    ]
+def _in_both(train: pa.ChunkedArray, held_out: pa.ChunkedArray | None = None) -> int:
+    """Held-out rows that stand in the training part too, by their digests."""
+    if held_out is None:
+        return 0
+    return int(np.count_nonzero(pc.is_in(held_out, value_set=train.unique())))
+
+
+def _longest(tables: list[Dataset], tokens: list[np.ndarray], name: Callable[[int], str]) -> list[dict[str, Any]]:
+    every = []
+    for table, counts in zip(tables, tokens, strict=True):
+        rows = cache.column(table, "row").to_numpy()
+        every += [(int(counts[i]), int(rows[i])) for i in np.lexsort((rows, counts))[-3:]]
     return [{"row": name(row), "tokens": count} for count, row in sorted(every, reverse=True)[:3]]
 
 
@@ -90,32 +95,43 @@ def refuse_bad_rows(found: dict[str, Any], policy: str) -> None:
 
 def sentences(found: dict[str, Any], *, cutoff_len: int) -> list[str]:
     """The audit in words, one finding a line; findings that are zero are left out."""
-    share = found["target_tokens"] / max(1, found["tokens"])
-    lines = [
-        f"{found['train_rows']:,} rows to train"
-        + (f", {found['validation_rows']:,} held out" if found["validation_rows"] else "")
-        + f"; {found['tokens']:,} tokens, {found['target_tokens']:,} of them trained ({share:.0%}); "
-        f"longest {found['longest'][0]['tokens']:,}"
-        if found["longest"]
-        else "no rows"
-    ]
-    if found["shortened_rows"]:
+    lines = [_size(found)]
+    if count := found["shortened_rows"]:
         lines.append(
-            f"{found['shortened_rows']:,} prompts shortened to cutoff_len {cutoff_len} "
-            f"({found['tokens_cut']:,} tokens cut; answers are never cut)"
+            f"{_number(count, 'prompt')} shortened to cutoff_len {cutoff_len} "
+            f"({_number(found['tokens_cut'], 'token')} cut; answers are never cut)"
         )
-    if found["dropped_rows"]:
+    if count := found["dropped_rows"]:
         first = found["dropped"][0]
-        lines.append(f"{found['dropped_rows']:,} rows dropped; first {first['row']}: {first['reason']}")
-    if found["duplicate_rows"]:
-        lines.append(f"{found['duplicate_rows']:,} rows repeat another row")
-    if found["rows_in_both_parts"]:
-        lines.append(f"{found['rows_in_both_parts']:,} rows stand in both parts once tokenized")
-    if found["straddling_tokens"]:
+        lines.append(f"{_number(count, 'row')} dropped; first {first['row']}: {first['reason']}")
+    if count := found["duplicate_rows"]:
+        lines.append(f"{_number(count, 'row')} {'repeats' if count == 1 else 'repeat'} another row")
+    if count := found["rows_in_both_parts"]:
         lines.append(
-            f"{found['straddling_tokens']:,} tokens reach over the boundary between prompt and answer; they are trained, "
-            "but a prompt alone is tokenized differently there: end the prompt with a line break"
+            f"{_number(count, 'held-out row')} {'stands' if count == 1 else 'stand'} in the training part too, "
+            "once tokenized"
+        )
+    if count := found["straddling_tokens"]:
+        reach, they = ("reaches", "it is") if count == 1 else ("reach", "they are")
+        lines.append(
+            f"{_number(count, 'token')} {reach} over the boundary between prompt and answer; {they} trained, but a "
+            "prompt alone is tokenized differently there: end the prompt with a line break"
         )
     if found.get("shared_prefix"):
         lines.append(f"{found['shared_prefix']:.0%} of the tokens are prefixes that rows share")
     return lines
+
+
+def _size(found: dict[str, Any]) -> str:
+    if not found["longest"]:
+        return "no row to train"
+    held_out = f", {found['validation_rows']:,} held out" if found["validation_rows"] else ""
+    share = found["target_tokens"] / max(1, found["tokens"])
+    return (
+        f"{_number(found['train_rows'], 'row')} to train{held_out}; {_number(found['tokens'], 'token')}, "
+        f"{found['target_tokens']:,} of them trained ({share:.0%}); longest {found['longest'][0]['tokens']:,}"
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

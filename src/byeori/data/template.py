@@ -21,13 +21,22 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from keyword import iskeyword
 from pathlib import Path
 
 from byeori.config import nearest
 from byeori.errors import TemplateError
 
-_TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{[^{}\n]*\}|\{|\}")
+# Of three closing brackets the first is a literal: [[[{tag}]]] is a block around [{tag}].
+_TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")
 CHAT = "chat"
+# Names that mean something else to Jinja, to `apply_chat_template` or to the exported template itself.
+_RESERVED = re.compile(
+    r"and|or|not|in|is|if|else|elif|for|block|set|macro|import|from|include|extends|call|filter|with|do|true|false|none|"
+    r"loop|self|super|caller|varargs|kwargs|range|dict|lipsum|cycler|joiner|namespace|byeori|messages?|conversation|"
+    r"tools|documents|chat_template|add_generation_prompt|continue_final_message|tokenize|padding|truncation|max_length|"
+    r"return_(tensors|dict|assistant_tokens_mask)|tokenizer_kwargs|raise_exception|strftime_now|(bos|eos|pad|unk)_token"
+)
 _EXAMPLE = "for instance `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
 
 
@@ -95,9 +104,7 @@ class Template:
             TemplateError: a column is missing, or holds no text.
         """
         parts = self.parts if with_answer else self.parts[: self.answer]
-        kept = {
-            part.block for part in parts if part.column and part.block and not _is_empty(row.get(part.column))
-        }
+        kept = {part.block for part in parts if part.column and part.block and not _is_empty(row.get(part.column))}
         out = []
         for index, part in enumerate(parts):
             if part.block and part.block not in kept:
@@ -121,7 +128,9 @@ class Template:
         if value is None and part.block:
             return ""
         if not isinstance(value, str):
-            kind = "null" if value is None else f"a {type(value).__name__} ({str(value)[:40]})"
+            name = type(value).__name__
+            article = "an" if name[0] in "aeiou" else "a"
+            kind = "null" if value is None else f"{article} {name} ({_one_line(str(value))[:40]})"
             raise TemplateError(f"column {column!r} holds {kind} where text is expected")
         return value
 
@@ -131,8 +140,13 @@ def unknown_column(column: str, columns: Iterable[str]) -> str:
     names = [name for name in columns if not name.startswith("__")]
     return (
         f"the template names the column {column!r}, which the data does not have"
-        f"{nearest(column, names)}; its columns are {', '.join(names)}"
+        f"{_one_line(nearest(column, names))}; its columns are {_one_line(', '.join(names))}"
     )
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks: a CSV file may have them in its column names."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", text)
 
 
 def _is_empty(value: object) -> bool:
@@ -143,9 +157,10 @@ def parse(text: str, name: str = "inline") -> Template:
     """Parse a template's text.
 
     Raises:
-        TemplateError: unclosed brace or block, no column, an answer inside a block or shown in the prompt.
+        TemplateError: unclosed brace or block, a block or a template without a column, an answer inside a block or
+            shown in the prompt.
     """
-    text = text.rstrip()
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").rstrip()
     parts = _parts(text, name)
     columns = [index for index, part in enumerate(parts) if part.column]
     if not columns:
@@ -154,6 +169,12 @@ def parse(text: str, name: str = "inline") -> Template:
     column = parts[answer].column
     if parts[answer].block:
         raise TemplateError(f"template {name}: the answer {{{column}}} stands inside [[ ]]; move it out")
+    if empty := {part.block for part in parts} - {part.block for part in parts if part.column} - {0}:
+        words = next(part.text for part in parts if part.block in empty).strip()
+        raise TemplateError(
+            f"template {name}: the block [[{_one_line(words)[:40]}]] has no column, so no row would ever show it; "
+            "[[ ]] goes around the words of a column that may be empty"
+        )
     if any(part.column == column for part in parts[:answer]):
         raise TemplateError(
             f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away"
@@ -177,15 +198,17 @@ def _parts(text: str, name: str) -> list[_Part]:
         line = text.count("\n", 0, start) + 1
         if token in ("{{", "}}"):
             literal += text[position:start] + token[0]
-        elif token in ("{", "}", "{}"):
+        elif token[0] == "{" and not token[1:-1].strip() and len(token) > 1:
+            raise TemplateError(
+                f"template {name}, line {line}: {token!r} names no column; write '{{{{}}}}' for literal braces"
+            )
+        elif token in ("{", "}"):
             raise TemplateError(
                 f"template {name}, line {line}: unmatched {token!r}; write {token * 2!r} for a literal brace"
             )
         elif token in ("[[", "]]"):
             if (token == "[[") == bool(block):
-                raise TemplateError(
-                    f"template {name}, line {line}: {token!r} does not match; blocks are [[ ... ]]"
-                )
+                raise TemplateError(f"template {name}, line {line}: {token!r} does not match; blocks are [[ ... ]]")
             flush(start)
             blocks += token == "[["
             block = blocks if token == "[[" else 0
@@ -219,16 +242,23 @@ def resolve(spec: str) -> Template | None:
         return None
     if spec in shipped():
         return parse(shipped()[spec], spec)
-    path = Path(spec)
     if "{" not in spec and "\n" not in spec:
-        if path.is_file():
-            return _read(path)
+        if _is_file(Path(spec)):
+            return _read(Path(spec))
         known = [*shipped(), CHAT]
+        shown = spec if len(spec) <= 60 else f"{spec[:60]}..."
         raise TemplateError(
-            f"there is no template {spec!r}{nearest(spec, known)}: no file of that name, and the shipped ones are "
+            f"there is no template {shown!r}{nearest(spec, known)}: no file of that name, and the shipped ones are "
             f"{', '.join(known)}; an inline template needs a {{column}}"
         )
     return parse(spec.replace("\\n", "\n"))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text longer than a file name may be
+        return False
 
 
 def _read(path: Path) -> Template:
@@ -236,6 +266,8 @@ def _read(path: Path) -> Template:
         return parse(path.read_text(encoding="utf-8-sig"), path.name)
     except UnicodeDecodeError:
         raise TemplateError(f"template {path} is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise TemplateError(f"template {path} cannot be read: {error.strerror}") from None
 
 
 def choose(columns: list[str]) -> str:
@@ -251,16 +283,21 @@ def choose(columns: list[str]) -> str:
         needed = {template.answer_column, *template.prompt_columns} - template.optional_columns
         if needed <= set(columns):
             return name
-    names = ", ".join(name for name in columns if not name.startswith("__"))
+    names = _one_line(", ".join(name for name in columns if not name.startswith("__")))
     raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}")
 
 
-def chat_template(template: Template, bos: str) -> str:
+def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
     """The template as a Jinja chat template, so that any server builds the prompt that was trained.
 
     The last user message fills the last required prompt column, a system message the column `system`; every other
     column is a keyword of `apply_chat_template` (`chat_template_kwargs` in vLLM) and empty without it.
+
+    bos: the text of the token in front, "" where the tokenizer uses none. lead: what must stand behind it so that the
+    prompt is tokenized as it was trained (data/tokenize.py finds out); not needed before a text that begins so.
     """
+    if bos and template.parts[0].text.startswith(bos):
+        bos = lead = ""
     required = [name for name in template.prompt_columns if name not in template.optional_columns]
     main = (required or template.prompt_columns or [""])[-1]
 
@@ -277,6 +314,10 @@ def chat_template(template: Template, bos: str) -> str:
         "{%- endfor -%}",
         f"{{{{- {_quoted(bos)} -}}}}",
     ]
+    if lead:
+        first = template.parts[0]
+        begin = value(first.column) if first.column and not first.block else _quoted(first.text)
+        lines.append(f"{{{{- '' if ({begin}).startswith({_quoted(lead)}) else {_quoted(lead)} -}}}}")
     block = 0
     for part in template.parts[: template.answer]:
         if part.block != block:
@@ -284,7 +325,7 @@ def chat_template(template: Template, bos: str) -> str:
                 lines.append("{%- endif -%}")
             if part.block:
                 names = [p.column for p in template.parts if p.block == part.block and p.column]
-                test = " or ".join(f"{value(name)} | trim" for name in names) or "true"
+                test = " or ".join(f"{value(name)} | trim" for name in names)
                 lines.append(f"{{%- if {test} -%}}")
             block = part.block
         lines.append(f"{{{{- {value(part.column) if part.column else _quoted(part.text)} -}}}}")
@@ -300,4 +341,7 @@ def _quoted(text: str) -> str:
 
 
 def _identifier(column: str) -> str:
-    return re.sub(r"\W", "_", column)
+    """The keyword that fills a column: its name, made a name that Jinja and Python take."""
+    name = "".join(c if f"_{c}".isidentifier() else "_" for c in column)
+    name = name if name.isidentifier() else f"_{name}"
+    return f"{name}_" if _RESERVED.fullmatch(name) or iskeyword(name) else name

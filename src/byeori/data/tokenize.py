@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from byeori.data import template as template_module
 from byeori.data.template import Segment, Template
 from byeori.errors import TemplateError, TooLongError
 
@@ -50,11 +51,14 @@ class Example:
 class Encoding:
     """How rows become token ids.
 
-    tokenizer: a fast tokenizer of transformers. bos: the id put in front (None: this tokenizer uses none).
+    tokenizer: a fast tokenizer of transformers. core: its `tokenizers.Tokenizer` without a post-processor, whose
+        offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
+    bos: the id put in front (None: this tokenizer uses none).
     eos: the id put behind an answer (None: add_eos_token is off). cutoff_len: most tokens of an example.
     """
 
     tokenizer: Any
+    core: Any
     template: Template | None
     cutoff_len: int
     bos: int | None
@@ -76,14 +80,13 @@ def encoding(
             "convert it to a fast tokenizer (tokenizer.json)"
         )
     if template is None and not tokenizer.chat_template:
-        raise TemplateError(
-            "the template is `chat`, but this tokenizer has no chat template; choose another template"
-        )
+        raise TemplateError("the template is `chat`, but this tokenizer has no chat template; choose another template")
     first = tokenizer("a")["input_ids"][:1]
     bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
     eos = tokenizer.eos_token_id if add_eos_token and template is not None else None
     return Encoding(
         tokenizer=tokenizer,
+        core=_core(tokenizer),
         template=template,
         cutoff_len=cutoff_len,
         bos=bos,
@@ -92,19 +95,53 @@ def encoding(
     )
 
 
+def _core(tokenizer: Any) -> Any:
+    """The tokenizer's engine as it is used for targets: nothing added, cut, padded or trimmed."""
+    from tokenizers import Tokenizer
+
+    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    core.no_truncation()
+    core.no_padding()
+    core.post_processor = None
+    core.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+    return core
+
+
+def served_template(how: Encoding) -> str:
+    """The template as a Jinja chat template whose text a server tokenizes to the ids that were trained.
+
+    A server tokenizes the BOS token's text together with the prompt. Llama 2's tokenizer puts a space before a text,
+    but not before one that follows a special token, so that there the template has to write it.
+    """
+    if how.template is None:
+        return str(how.tokenizer.chat_template)
+    if how.bos is None:
+        return template_module.chat_template(how.template, "")
+    bos = str(how.tokenizer.bos_token)
+    begin = how.template.parts[0].text.lstrip() or "a"
+
+    def served(lead: str) -> list[int]:
+        return list(how.core.encode(bos + lead + begin, add_special_tokens=False).ids)
+
+    trained = [how.bos, *how.core.encode(begin, add_special_tokens=False).ids]
+    lead = " " if served("") != trained and served(" ") == trained else ""
+    return template_module.chat_template(how.template, bos, lead=lead)
+
+
 def encode_row(row: Mapping[str, object], how: Encoding) -> Example:
     """One row as an example of at most `cutoff_len` tokens.
 
     Raises:
-        TemplateError: a column is missing or no text, or the answer is empty.
+        TemplateError: a column is missing or no text, the answer is empty, or no token is left to train.
         TooLongError: the row does not fit into cutoff_len.
     """
-    return encode_segments(row_segments(row, how), how, row=int(str(row.get("__row__", 0))))
+    example = encode_segments(row_segments(row, how), how, row=int(str(row.get("__row__", 0))))
+    if not example.targets:  # one token, without a prompt or BOS to predict it from
+        raise TemplateError("no token is left to train, for nothing stands before the answer")
+    return example
 
 
-def row_segments(
-    row: Mapping[str, object], how: Encoding, *, with_answer: bool = True
-) -> tuple[Segment, ...]:
+def row_segments(row: Mapping[str, object], how: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
     """The row's text, by the template or by the tokenizer's chat template."""
     if how.template is None:
         return chat_segments(row, how.tokenizer, with_answer=with_answer)
@@ -115,66 +152,64 @@ def row_segments(
 
 
 def encode_segments(segments: tuple[Segment, ...], how: Encoding, *, row: int = 0) -> Example:
-    """Tokenize jointly; shorten the longest prompt column until the whole fits.
+    """Tokenize jointly; a row over cutoff_len loses the end of its longest prompt column, and nothing else.
 
     Raises:
-        TooLongError: the answer and the fixed words alone are longer than cutoff_len.
+        TooLongError: the row is longer than cutoff_len even without that column.
     """
-    return _fit(segments, how, row)[0]
+    return fit(segments, how, row)[0]
 
 
-def _fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, tuple[Segment, ...]]:
-    original, lost = segments, 0
-    while True:
-        example, owner, starts = _encode_once(segments, how, row)
-        over = len(example.token_ids) - how.cutoff_len
-        if over <= 0:
-            return replace(example, shortened=lost), segments
-        lengths = {
-            index: sum(o == index for o in owner)
-            for index, s in enumerate(segments)
-            if s.column and not s.trained
-        }
-        longest = max(lengths, key=lambda index: lengths[index], default=-1)
-        if longest < 0 or lengths[longest] == 0:
-            whole = len(_encode_once(original, how, row)[0].token_ids)
+def fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, tuple[Segment, ...]]:
+    """As `encode_segments`, with the segments that were left after shortening."""
+    example, owner, starts = _encode_once(segments, how, row)
+    whole = len(example.token_ids)
+    if whole <= how.cutoff_len:
+        return example, segments
+    lengths = {
+        index: (owner.count(index), len(segment.text))
+        for index, segment in enumerate(segments)
+        if segment.column and not segment.trained
+    }
+    if not lengths:
+        raise TooLongError(
+            f"{whole} tokens are more than cutoff_len {how.cutoff_len}, and there is no prompt column to shorten"
+        )
+    longest = max(lengths, key=lambda index: lengths[index])
+    first = sum(len(segment.text) for segment in segments[:longest])
+    text = segments[longest].text
+    while (over := len(example.token_ids) - how.cutoff_len) > 0:
+        if not text:
             raise TooLongError(
-                f"{whole} tokens, and still {len(example.token_ids)} without its longest prompt column, "
-                f"are more than cutoff_len {how.cutoff_len}"
+                f"{whole} tokens are more than cutoff_len {how.cutoff_len}, and without the text of its longest prompt "
+                f"column {segments[longest].column!r} they are still {len(example.token_ids)}"
             )
-        cut = min(over, lengths[longest])
-        tokens = [index for index, o in enumerate(owner) if o == longest]
-        first = sum(len(s.text) for s in segments[:longest])
-        kept = segments[longest].text[: max(0, starts[tokens[-cut]] - first)]
-        if len(kept) == len(segments[longest].text):  # a cut inside one character: drop the character
-            kept = kept[:-1]
-        lost += cut
-        segments = (*segments[:longest], replace(segments[longest], text=kept), *segments[longest + 1 :])
+        inside = [index for index, segment in enumerate(owner) if segment == longest]
+        kept = starts[inside[-min(over, len(inside))]] - first if inside else len(text)
+        text = text[: min(kept, len(text) - 1)]  # at least a character goes, or this would never end
+        segments = (*segments[:longest], replace(segments[longest], text=text), *segments[longest + 1 :])
+        example, owner, starts = _encode_once(segments, how, row)
+    return replace(example, shortened=whole - len(example.token_ids)), segments
 
 
-def _encode_once(
-    segments: tuple[Segment, ...], how: Encoding, row: int
-) -> tuple[Example, list[int], list[int]]:
+def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
     """The example, and for each token the segment it starts in (-1: added by us) and its first character."""
     text = "".join(segment.text for segment in segments)
-    encoded = how.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    encoded = how.core.encode(text, add_special_tokens=False)
+    ids, offsets = list(encoded.ids), _offsets(encoded.offsets, text)
     bounds, position = [], 0
     for segment in segments:
         bounds.append((position, position + len(segment.text)))
         position += len(segment.text)
-    owner, trained, starts, straddles, previous, at = [], [], [], 0, 0, 0
-    for low, high in offsets:
-        start = min(low, previous)  # byte-level tokenizers trim a token's own leading space from its offset
+    owner, trained, starts, straddles, at = [], [], [], 0, 0
+    for start, end in offsets:
         while at + 1 < len(bounds) and start >= bounds[at][1]:
             at += 1
-        touched = _touched(bounds, at, start, high)
-        flags = {segments[index].trained for index in touched}
+        flags = {segments[index].trained for index in _touched(bounds, at, end)}
         straddles += len(flags) > 1
         owner.append(at)
         starts.append(start)
         trained.append(True in flags)
-        previous = max(previous, high)
     if how.bos is not None and ids[:1] != [how.bos]:
         ids, owner = [how.bos, *ids], [-1, *owner]
         trained, starts = [False, *trained], [0, *starts]
@@ -188,8 +223,23 @@ def _encode_once(
     return Example(token_ids=ids, targets=_spans(trained), row=row, straddles=straddles), owner, starts
 
 
-def _touched(bounds: list[tuple[int, int]], at: int, start: int, high: int) -> list[int]:
-    """Indices of the segments that the characters [start, high) reach into; an empty token belongs to `at`."""
+def _offsets(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+    """Half-open character ranges of the tokens, where characters that were composed belong to their token.
+
+    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made one of.
+    """
+    out: list[tuple[int, int]] = []
+    following, low_before = len(text), len(text)
+    for low, high in reversed(offsets):
+        if low < low_before:
+            following, low_before = low_before, low
+        composed = high < following and text[high:following].strip()
+        out.append((low, following if composed else high))
+    return out[::-1]
+
+
+def _touched(bounds: list[tuple[int, int]], at: int, high: int) -> list[int]:
+    """Indices of the segments that a token reaches into which starts in `at` and ends before `high`."""
     touched = [at]
     for index in range(at + 1, len(bounds)):
         if bounds[index][0] >= high:
@@ -213,22 +263,22 @@ def _spans(trained: list[bool]) -> Spans:
 def encode_prompt(row: Mapping[str, object], how: Encoding) -> list[int]:
     """The token ids that the model is given before it answers.
 
-    A row that has its answer gets the prompt that it was trained with, shortened as far as it was there.
+    A row that has its answer gets the prompt that it was trained with, shortened as far as it was there. An answer that
+    is empty or no text counts as missing.
 
     Raises:
         TemplateError: as `encode_row`, except that the answer may be missing.
     """
     bare = replace(how, eos=None, train_on_inputs=False)
-    if how.template is None or not row.get(how.template.answer_column):
+    answer = row.get(how.template.answer_column) if how.template else None
+    if not isinstance(answer, str) or not answer.strip():
         return list(encode_segments(row_segments(row, how, with_answer=False), bare).token_ids)
-    _, segments = _fit(row_segments(row, how), how, 0)
+    _, segments = fit(row_segments(row, how), how, 0)
     prompt = tuple(segment for segment in segments if not segment.trained)
     return list(_encode_once(prompt, bare, 0)[0].token_ids)
 
 
-def chat_segments(
-    row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True
-) -> tuple[Segment, ...]:
+def chat_segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True) -> tuple[Segment, ...]:
     """Rows with `messages`: the tokenizer's chat template, every assistant turn trained, nothing else.
 
     Raises:
@@ -246,17 +296,26 @@ def chat_segments(
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:index], generation=True)
         after = _render(tokenizer, messages[: index + 1], generation=False)
-        if not (full.startswith(after.rstrip()) and after.startswith(before)):
+        before = _before(tokenizer, messages[: index + 1], after)
+        start, end = len(before), max(len(before), len(after.rstrip()))
+        if not (after.startswith(before) and full.startswith(after[:end]) and start >= done):
             raise TemplateError(
-                f"the tokenizer's chat template rewrites earlier turns (message {index + 1}); use a row a turn"
+                f"the tokenizer's chat template rewrites earlier turns (message {index + 1}), so this conversation "
+                "cannot be trained as one row; make each assistant turn the last of a row of its own"
             )
-        segments.append(Segment(text=full[done : len(before)], trained=False))
-        segments.append(Segment(text=full[len(before) : len(after.rstrip())], trained=True))
-        done = len(after.rstrip())
+        segments.append(Segment(text=full[done:start], trained=False))
+        segments.append(Segment(text=full[start:end], trained=True))
+        done = end
     segments.append(Segment(text=full[done:], trained=False))
     return tuple(segment for segment in segments if segment.text)
+
+
+def _before(tokenizer: Any, messages: list[dict[str, str]], after: str) -> str:
+    """What the model is given before it writes the last of these messages; `after` is all of them rendered."""
+    if len(messages) > 1:
+        return _render(tokenizer, messages[:-1], generation=True)
+    return after[: max(0, after.find(messages[0]["content"].strip()))]  # many templates render no empty list
 
 
 def _messages(row: Mapping[str, object]) -> list[dict[str, str]]:
@@ -267,8 +326,12 @@ def _messages(row: Mapping[str, object]) -> list[dict[str, str]]:
     names = {"human": "user", "gpt": "assistant"}
     out = []
     for turn in turns:
-        role = turn.get("role") or turn.get("from")
-        content = turn.get("content") if "content" in turn else turn.get("value")
+        if not isinstance(turn, Mapping):
+            raise TemplateError("a turn in `messages` has no role or no text content")
+        role, content = (
+            turn[first] if turn.get(first) is not None else turn.get(second)
+            for first, second in (("role", "from"), ("content", "value"))
+        )
         if not isinstance(role, str) or not isinstance(content, str):
             raise TemplateError("a turn in `messages` has no role or no text content")
         out.append({"role": names.get(role, role), "content": content})
@@ -280,5 +343,6 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool)
 
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except JinjaError as error:
-        raise TemplateError(f"the tokenizer's chat template refuses these messages: {error}") from None
+    except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TemplateError(f"the tokenizer's chat template refuses these messages: {reason}") from None

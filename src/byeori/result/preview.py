@@ -11,6 +11,9 @@ from byeori.data.tokenize import Example
 
 Piece = tuple[str, bool]
 
+# Control characters as their pictures, so that a row cannot steer the terminal; tabs and line breaks stay.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+
 
 def shared_prefix(examples: Sequence[Example]) -> float:
     """Share of the tokens that stand in a prefix which another example has too."""
@@ -20,12 +23,20 @@ def shared_prefix(examples: Sequence[Example]) -> float:
 def pieces(example: Example, tokenizer: Any) -> list[Piece]:
     """The example's text, token for token as the model reads it, in runs of (text, trained)."""
     trained = {index for start, end in example.targets for index in range(start, end)}
-    runs: list[tuple[list[int], bool]] = []
-    for index, token in enumerate(example.token_ids):
-        if not runs or runs[-1][1] != (index in trained):
-            runs.append(([], index in trained))
-        runs[-1][0].append(token)
-    return [(tokenizer.decode(ids, skip_special_tokens=False), flag) for ids, flag in runs]
+    ids = list(example.token_ids)
+    flags = [index in trained for index in range(len(ids))]
+    ends = [index for index in range(1, len(ids) + 1) if index == len(ids) or flags[index] != flags[index - 1]]
+
+    def text(end: int) -> str:
+        return str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    whole, done, runs = text(len(ids)), 0, []
+    for end in ends:  # prefixes of the whole: a run alone would lose its leading space and halves of characters
+        pairs = zip(whole, text(end), strict=False)
+        upto = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(text(end))))
+        runs.append((whole[done : max(done, upto)], flags[end - 1]))
+        done = max(done, upto)
+    return runs
 
 
 def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str, Any]) -> None:
@@ -35,9 +46,9 @@ def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
 
     console = Console(highlight=False, soft_wrap=True)
     for name, parts in rows:
-        console.rule(Text(name), align="left")
+        console.rule(Text(name.translate(_VISIBLE)), align="left")
         text = Text()
-        for part, trained in parts:
+        for part, trained in ((part.translate(_VISIBLE), trained) for part, trained in parts):
             mark = trained and not console.is_terminal
             text.append(f"▸{part}◂" if mark else part, style="bold green" if trained else "dim")
         console.print(text)
@@ -63,7 +74,7 @@ def page(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
     blocks = []
     for name, parts in rows:
         body = "".join(f"<mark>{escape(part)}</mark>" if trained else escape(part) for part, trained in parts)
-        blocks.append(f"<h2>{escape(name)}</h2>\n<pre>{body}</pre>")
+        blocks.append(f"<h2>{escape(name)}</h2>\n<pre>\n{body}</pre>")
     lines = [*words, *(f"long: {item['row']}, {item['tokens']:,} tokens" for item in found["longest"])]
     lines += [f"dropped: {item['row']}: {item['reason']}" for item in found["dropped"]]
     findings = "\n".join(f"<li>{escape(line)}</li>" for line in lines)

@@ -1,0 +1,293 @@
+"""Tokenized tables: cached by content, a problem a row, and the audit's counts derived by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import kinds
+import pytest
+
+from byeori.data import cache
+from byeori.data.audit import NAMED, audit, refuse_bad_rows, sentences
+from byeori.data.sources import load_rows
+from byeori.data.template import parse
+from byeori.data.tokenize import Encoding, encode_row, encoding
+from byeori.errors import DataError
+
+SHAPE = "Q: {q}\n[[({note})\n]]A:{a}"
+GOOD = {"q": "why", "note": None, "a": "\nbecause"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def rows_of(tmp_path: Path) -> Callable[..., datasets.Dataset]:
+    """Rows by way of a jsonl file, as users have them."""
+
+    def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> datasets.Dataset:
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+        return load_rows([str(path)])
+
+    return write
+
+
+def how_of(template: str = SHAPE, cutoff: int = 40) -> Encoding:
+    return encoding(kinds.kind("gpt2"), parse(template), cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False)
+
+
+def table_of(rows: datasets.Dataset, how: Encoding | None = None) -> datasets.Dataset:
+    return cache.encode_table(rows, how or how_of(), progress=False)
+
+
+def name(row: int) -> str:
+    return f"line {row + 1}"
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_a_table_holds_the_examples(rows_of: Callable[..., datasets.Dataset]) -> None:
+    rows = rows_of([GOOD, GOOD | {"note": "메모"}, GOOD | {"q": "왜 " * 40}])
+    table = table_of(rows)
+    expected = [encode_row(row, how_of()) for row in rows]
+    assert [cache.example(table, index) for index in range(3)] == expected
+    assert [example.row for example in expected] == [0, 1, 2]
+    assert cache.lengths(table).tolist() == [len(example.token_ids) for example in expected]
+    assert cache.target_tokens(table) == sum(example.target_count for example in expected)
+    assert cache.usable(table) is table
+
+
+def test_lengths_follow_a_selection(rows_of: Callable[..., datasets.Dataset]) -> None:
+    table = table_of(rows_of([GOOD | {"q": "why " * count} for count in range(1, 6)]))
+    whole = cache.lengths(table).tolist()
+    assert cache.lengths(table.select([3, 0])).tolist() == [whole[3], whole[0]]
+    assert cache.lengths(table.select([])).tolist() == []
+
+
+def test_the_second_time_nothing_is_tokenized(
+    rows_of: Callable[..., datasets.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def counted(row: Any, how: Encoding) -> Any:
+        calls.append(row)
+        return encode_row(row, how)
+
+    monkeypatch.setattr(cache, "encode_row", counted)
+    rows = rows_of([GOOD, GOOD | {"q": "when"}])
+    first = table_of(rows)
+    assert len(calls) == 2
+    again = table_of(rows_of([GOOD, GOOD | {"q": "when"}]), how_of())
+    assert len(calls) == 2
+    assert again[:] == first[:]
+    changed = [
+        how_of(SHAPE.replace("Q", "X")),
+        how_of(cutoff=39),
+        replace(how_of(), eos=None),
+        replace(how_of(), train_on_inputs=True),
+    ]
+    for count, how in enumerate(changed, start=2):
+        table_of(rows, how)
+        assert len(calls) == 2 * count
+    table_of(rows_of([GOOD, GOOD | {"q": "where"}]))
+    assert len(calls) == 2 * 6
+
+
+def test_a_changed_chat_template_or_tokenizer_is_another_table(rows_of: Callable[..., datasets.Dataset]) -> None:
+    rows = rows_of([{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}])
+
+    def name_of(chat: str, **special: str) -> str:
+        tokenizer = kinds.byte_level(chat=chat)
+        tokenizer.add_special_tokens(special)
+        how = encoding(tokenizer, None, cutoff_len=40, add_eos_token=True, train_on_inputs=False)
+        return cache.fingerprint(rows, how)
+
+    names = [name_of("x"), name_of("y"), name_of("x", eos_token="<|im_end|>")]
+    assert len(set(names)) == 3
+    assert names[0] == name_of("x")
+
+
+def test_bad_rows_keep_their_line_and_reason(rows_of: Callable[..., datasets.Dataset]) -> None:
+    table = table_of(rows_of([GOOD | {"a": " "}, GOOD, GOOD | {"q": None}, GOOD | {"a": "so " * 60}]))
+    assert table["row"][:] == [0, 1, 2, 3]
+    assert table["problem"][:3] == [
+        "the answer, column 'a', is empty",
+        "",
+        "column 'q' holds null where text is expected",
+    ]
+    assert "are more than cutoff_len 40" in table["problem"][3]
+    assert table["too_long"][:] == [False, False, False, True]
+    assert table["token_ids"][0] == table["targets"][0] == []
+    assert cache.usable(table)["row"][:] == [1]
+
+
+def test_batches_without_a_usable_row_leave_no_type_open(rows_of: Callable[..., datasets.Dataset]) -> None:
+    table = table_of(rows_of([GOOD | {"a": ""}] * 300 + [GOOD]))
+    assert cache.usable(table)["row"][:] == [300]
+    assert table.features == cache.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), progress=False).features
+
+
+def test_an_empty_table_has_the_same_columns(rows_of: Callable[..., datasets.Dataset]) -> None:
+    rows = rows_of([GOOD])
+    empty = table_of(rows.select([]))
+    assert empty.features == table_of(rows).features
+    assert audit(empty, None, name)["rows"] == 0
+
+
+def test_several_processes_make_the_same_table(
+    rows_of: Callable[..., datasets.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of([GOOD | {"q": f"why {index}", "a": "" if index < 6 else f" {index}"} for index in range(12)])
+    one = table_of(rows)[:]
+    monkeypatch.setattr(cache, "_ROWS_PER_PROCESS", 4)
+    monkeypatch.setattr(cache.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(cache, "_FORMAT", "another")
+    two = table_of(rows)
+    assert two[:] == one
+    assert len(two.cache_files) == 2
+
+
+# ---- the audit ---------------------------------------------------------------------------------------------------
+
+
+def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
+    # One token a character: the tokenizer below has no merges for these words. BOS none, EOS one.
+    how = encoding(_letters(), parse("{q}>{a}"), cutoff_len=10, add_eos_token=True, train_on_inputs=False)
+    train = [
+        {"q": "abcd", "a": "xyz"},  # 0: 4 + 1 + 3 + 1 = 9 tokens, 4 trained
+        {"q": "abcd", "a": "xyz"},  # 1: the same
+        {"q": "abcd", "a": "xyz"},  # 2: the same
+        {"q": "abcd", "a": " "},  # 3: empty answer
+        {"q": None, "a": "xyz"},  # 4: null
+        {"q": "abcdefgh", "a": "xyz"},  # 5: 13 tokens, cut by 3 to 10, 4 trained
+        {"q": "abcd", "a": "0123456789"},  # 6: 16, and 12 without its prompt: too long
+        {"q": "ab", "a": ">x"},  # 7: `>>` is one token over the boundary: a b >> x eos = 5, 3 trained
+    ]
+    held_out = [
+        {"q": "abcd", "a": "xyz"},  # 0: also in training
+        {"q": "abcd", "a": "xyz"},  # 1: again
+        {"q": "b", "a": "y"},  # 2: 4 tokens, 2 trained
+        {"q": "b", "a": ""},  # 3: empty answer
+    ]
+    tables = [table_of(rows_of(train, "train.jsonl"), how), table_of(rows_of(held_out, "held.jsonl"), how)]
+    found = audit(*tables, name)
+    assert found.pop("dropped")[:3] == [
+        {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},
+        {"row": "line 5", "reason": "column 'q' holds null where text is expected", "too_long": False},
+        {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},
+    ]
+    assert audit(*tables, name)["dropped"][3]["too_long"]
+    assert audit(*tables, name)["dropped"][3]["reason"].startswith("16 tokens are more")
+    assert found == {
+        "rows": 12,
+        "train_rows": 5,
+        "validation_rows": 3,
+        "tokens": 3 * 9 + 10 + 5 + 2 * 9 + 4,
+        "target_tokens": 3 * 4 + 4 + 3 + 2 * 4 + 2,
+        "longest": [
+            {"row": "line 6", "tokens": 10},
+            {"row": "line 3", "tokens": 9},
+            {"row": "line 2", "tokens": 9},
+        ],
+        "mean_tokens": 8.0,
+        "shortened_rows": 1,
+        "tokens_cut": 3,
+        "dropped_rows": 4,
+        "too_long_rows": 1,
+        "empty_answers": 2,
+        "duplicate_rows": 2 + 1,
+        "rows_in_both_parts": 2,
+        "straddling_tokens": 1,
+    }
+
+
+def _letters() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*alphabet, ">>", "<eos>"])}
+    core = Tokenizer(models.BPE(vocabulary, [(">", ">")]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+
+
+def test_a_number_where_text_is_expected(rows_of: Callable[..., datasets.Dataset]) -> None:
+    found = audit(table_of(rows_of([{"q": 2024, "note": None, "a": "x"}])), None, name)
+    assert found["dropped"][0]["reason"] == "column 'q' holds an int (2024) where text is expected"
+    assert (found["train_rows"], found["mean_tokens"], found["longest"]) == (0, 0.0, [])
+
+
+def test_the_audit_is_plain_json(rows_of: Callable[..., datasets.Dataset]) -> None:
+    found = audit(table_of(rows_of([GOOD, GOOD | {"a": ""}])), None, name)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_rows_without_an_answer_stop_the_run_unless_dropped(rows_of: Callable[..., datasets.Dataset]) -> None:
+    found = audit(table_of(rows_of([GOOD] + [GOOD | {"a": ""}] * 5)), None, name)
+    with pytest.raises(DataError) as caught:
+        refuse_bad_rows(found, "stop")
+    empty = "the answer, column 'a', is empty"
+    assert str(caught.value) == (
+        f"line 2: {empty}; line 3: {empty}; line 4: {empty} (and 2 more); "
+        "mend the data, or drop such rows with --on_bad_rows drop"
+    )
+    refuse_bad_rows(found, "drop")
+
+
+def test_rows_that_are_too_long_stop_nothing(rows_of: Callable[..., datasets.Dataset]) -> None:
+    refuse_bad_rows(audit(table_of(rows_of([GOOD, GOOD | {"a": "so " * 60}])), None, name), "stop")
+
+
+def test_a_bad_row_behind_many_long_ones_is_named(rows_of: Callable[..., datasets.Dataset]) -> None:
+    rows = [GOOD] + [GOOD | {"a": "so " * 60}] * (NAMED + 5) + [GOOD | {"a": ""}]
+    found = audit(table_of(rows_of(rows)), None, name)
+    assert len(found["dropped"]) == NAMED
+    with pytest.raises(DataError, match=f"^line {NAMED + 7}: the answer, column 'a', is empty; mend the data"):
+        refuse_bad_rows(found, "stop")
+
+
+def test_no_row_left(rows_of: Callable[..., datasets.Dataset]) -> None:
+    found = audit(table_of(rows_of([GOOD | {"a": ""}])), None, name)
+    with pytest.raises(DataError, match=r"^no row is left to train: line 1: the answer, column 'a', is empty$"):
+        refuse_bad_rows(found, "drop")
+
+
+def test_the_audit_in_words() -> None:
+    nothing = {
+        "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
+        "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
+        "dropped": [], "duplicate_rows": 0, "rows_in_both_parts": 0, "straddling_tokens": 0,
+    }  # fmt: skip
+    assert sentences(nothing, cutoff_len=64) == ["1 row to train; 10 tokens, 4 of them trained (40%); longest 10"]
+    dropped = [{"row": "line 2", "reason": "the answer, column 'a', is empty", "too_long": False}]
+    every: dict[str, Any] = nothing | {
+        "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
+        "tokens_cut": 1, "dropped_rows": 2, "dropped": dropped, "duplicate_rows": 3, "rows_in_both_parts": 2,
+        "straddling_tokens": 4, "shared_prefix": 0.251,
+    }  # fmt: skip
+    assert sentences(every, cutoff_len=64) == [
+        "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
+        "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
+        "2 rows dropped; first line 2: the answer, column 'a', is empty",
+        "3 rows repeat another row",
+        "2 held-out rows stand in the training part too, once tokenized",
+        "4 tokens reach over the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
+        "differently there: end the prompt with a line break",
+        "25% of the tokens are prefixes that rows share",
+    ]
+    one = sentences(every | {"duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1}, cutoff_len=64)
+    assert one[3:5] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
+    assert one[5].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
+    assert not any("\n" in line for line in one)
+    assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64) == ["no row to train"]

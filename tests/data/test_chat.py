@@ -1,0 +1,195 @@
+"""Rows of messages: every assistant turn trained, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kinds
+import pytest
+
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
+from byeori.errors import TemplateError, TooLongError
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA_2 = (
+    "{% for message in messages %}"
+    "{% if message.role == 'user' %}{{ bos_token ~ '[INST] ' ~ message.content ~ ' [/INST]' }}"
+    "{% elif message.role == 'assistant' %}{{ ' ' ~ message.content ~ ' ' ~ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant\nroles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}\n"
+    "{{ message.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# As Qwen 3: the last assistant turn has a thinking block, earlier ones lose theirs.
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "왜?"},
+    {"role": "assistant", "content": "그냥 봄이라서."},
+    {"role": "user", "content": "Really?"},
+    {"role": "assistant", "content": "네, 정말요 🌸"},
+]
+
+
+def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999) -> Encoding:
+    tokenizer = {
+        "chatml": lambda: kinds.byte_level(chat=chat, gpt4=True),
+        "chatml-bos": lambda: kinds.byte_level("<|begin_of_text|>", chat=chat, gpt4=True),
+        "llama2": lambda: kinds.sentencepiece(chat=chat),
+        "gemma": lambda: kinds.sentencepiece(
+            "<bos>", "<eos>", space="none", extra=("<start_of_turn>", "<end_of_turn>"), chat=chat
+        ),
+    }[kind]()
+    return encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False)
+
+
+def turns(example: Example, how: Encoding) -> list[str]:
+    """What each trained range writes."""
+    return [
+        b"".join(kinds.token_bytes(how.tokenizer, number) for number in example.token_ids[start:end]).decode()
+        for start, end in example.targets
+    ]
+
+
+def refusal(row: dict[str, Any], how: Encoding) -> str:
+    with pytest.raises(TemplateError) as caught:
+        encode_row(row, how)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("chat", "kind", "trained"),
+    [
+        (CHATML, "chatml", ["그냥 봄이라서.<|im_end|>", "네, 정말요 🌸<|im_end|>"]),
+        (CHATML, "chatml-bos", ["그냥 봄이라서.<|im_end|>", "네, 정말요 🌸<|im_end|>"]),
+        (LLAMA_2, "llama2", [" 그냥 봄이라서. </s>", " 네, 정말요 🌸 </s>"]),
+        (GEMMA, "gemma", ["그냥 봄이라서.<end_of_turn>", "네, 정말요 🌸<end_of_turn>"]),
+    ],
+)
+def test_every_assistant_turn_is_trained_and_nothing_else(chat: str, kind: str, trained: list[str]) -> None:
+    how = how_of(chat, kind)
+    example = encode_row({"messages": TALK}, how)
+    assert turns(example, how) == trained
+    assert example.straddles == 0
+    served = how.tokenizer.apply_chat_template(TALK, return_dict=False)
+    front = [how.bos] if kind == "chatml-bos" else []
+    assert example.token_ids == front + list(served)
+    asked = how.tokenizer.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False)
+    assert encode_prompt({"messages": TALK}, how) == front + list(asked)
+    assert encode_prompt({"messages": TALK[:3]}, how) == front + list(asked)
+    assert example.token_ids[: example.targets[-1][0]] == front + list(asked)
+
+
+def test_bos_of_the_chat_template_is_not_doubled() -> None:
+    how = how_of(GEMMA, "gemma")
+    assert encode_row({"messages": TALK}, how).token_ids.count(how.bos) == 1
+    how = how_of(LLAMA_2, "llama2")
+    assert encode_row({"messages": TALK}, how).token_ids.count(how.bos) == 2  # this template has one a round
+
+
+def test_sharegpt_conversations_are_the_same() -> None:
+    how = how_of(CHATML)
+    names = {"user": "human", "assistant": "gpt"}
+    talk = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TALK]
+    mixed = [turn | {"role": None, "content": None} for turn in talk]  # as Arrow fills a struct
+    expected = encode_row({"messages": TALK}, how)
+    assert encode_row({"conversations": talk}, how) == expected
+    assert encode_row({"messages": None, "conversations": mixed}, how) == expected
+
+
+def test_a_row_that_ends_with_a_user_turn() -> None:
+    how = how_of(CHATML)
+    example = encode_row({"messages": TALK[:3]}, how)
+    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>"]
+    assert how.tokenizer.decode(example.token_ids).endswith("Really?<|im_end|>\n")
+
+
+def test_a_conversation_that_the_assistant_opens() -> None:
+    how = how_of(CHATML)
+    talk = [{"role": "assistant", "content": "안녕하세요"}, *TALK[:2]]
+    assert turns(encode_row({"messages": talk}, how), how) == ["안녕하세요<|im_end|>", "그냥 봄이라서.<|im_end|>"]
+
+
+def test_two_assistant_turns_in_a_row_and_an_empty_one() -> None:
+    how = how_of(CHATML)
+    talk = [*TALK[:2], {"role": "assistant", "content": ""}, {"role": "assistant", "content": "더"}]
+    example = encode_row({"messages": talk}, how)
+    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>", "<|im_end|>", "더<|im_end|>"]
+    assert example.token_ids == list(how.tokenizer.apply_chat_template(talk, return_dict=False))
+
+
+def test_an_empty_turn_where_nothing_ends_a_turn_doubles_no_text() -> None:
+    how = how_of(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}, *TALK[:2]]
+    example = encode_row({"messages": talk}, how)
+    assert how.tokenizer.decode(example.token_ids) == "user: q\nassistant: \nuser: 왜?\nassistant: 그냥 봄이라서.\n"
+
+
+def test_a_chat_template_that_rewrites_earlier_turns() -> None:
+    how = how_of(THINKING)
+    assert refusal({"messages": TALK}, how) == (
+        "the tokenizer's chat template rewrites earlier turns (message 2), so this conversation cannot be trained as "
+        "one row; make each assistant turn the last of a row of its own"
+    )
+    assert turns(encode_row({"messages": TALK[:2]}, how), how) == ["<think>\n\n</think>\n\n그냥 봄이라서.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": TALK[:1]}, "no assistant turn in `messages`, so there is nothing to train"),
+        ({"messages": [TALK[0], {"role": "assistant", "content": " \n"}]}, "no assistant turn"),
+        ({"messages": []}, "the column `messages` is empty or no list of turns"),
+        ({"messages": None}, "the column `messages` is empty or no list of turns"),
+        ({"messages": "왜?"}, "the column `messages` is empty or no list of turns"),
+        ({"messages": ["왜?"]}, "a turn in `messages` has no role or no text content"),
+        ({"messages": [{"role": "user", "content": None}]}, "a turn in `messages` has no role or no text content"),
+        ({"messages": [{"content": "왜?"}]}, "a turn in `messages` has no role or no text content"),
+        ({"messages": [{"role": "user", "content": ["왜?"]}]}, "a turn in `messages` has no role or no text content"),
+    ],
+)
+def test_messages_that_cannot_be_trained(row: dict[str, Any], words: str) -> None:
+    assert refusal(row, how_of(CHATML)).startswith(words)
+
+
+def test_what_the_chat_template_refuses_is_one_sentence() -> None:
+    talk = [{"role": "system", "content": "너는"}, *TALK[:2]]
+    assert refusal({"messages": talk}, how_of(LLAMA_2, "llama2")) == (
+        "the tokenizer's chat template refuses these messages: Only user and assistant roles are supported!"
+    )
+    assert "roles must alternate" in refusal({"messages": TALK[1:]}, how_of(GEMMA, "gemma"))
+    assert "refuses these messages" in refusal({"messages": TALK}, how_of("{{ messages[0].content + 1 }}"))
+    assert "refuses these messages" in refusal({"messages": TALK}, how_of("{% for %}"))
+
+
+def test_a_tokenizer_without_a_chat_template() -> None:
+    with pytest.raises(TemplateError) as caught:
+        how_of(None)
+    assert str(caught.value) == (
+        "the template is `chat`, but this tokenizer has no chat template; choose another template"
+    )
+
+
+def test_a_conversation_is_never_cut() -> None:
+    whole = len(encode_row({"messages": TALK}, how_of(CHATML)).token_ids)
+    assert encode_row({"messages": TALK}, how_of(CHATML, cutoff=whole)).shortened == 0
+    with pytest.raises(TooLongError) as caught:
+        encode_row({"messages": TALK}, how_of(CHATML, cutoff=whole - 1))
+    assert str(caught.value) == (
+        f"{whole} tokens are more than cutoff_len {whole - 1}, and there is no prompt column to shorten"
+    )

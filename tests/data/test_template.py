@@ -1,0 +1,380 @@
+"""Template text -> segments, the template that fits, and the chat template that servers get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kinds
+import pytest
+
+from byeori.data import tokenize
+from byeori.data.template import Segment, Template, chat_template, choose, parse, resolve, shipped, unknown_column
+from byeori.errors import TemplateError
+
+TUTORIAL_TITLE = """당신은 주어진 본문으로부터 적절한 제목을 생성하는 제목 생성기입니다. \
+본문이 주어지면 제목을 만드세요.
+
+### 본문:
+{document}
+
+### 제목:
+{title}"""
+
+TUTORIAL_ALPACA = """Below is an instruction that describes a task, paired with an input that provides \
+further context. Write a response that appropriately completes the request.
+
+### Instruction:
+{instruction}
+
+### Input:
+{input}
+
+### Response:
+{output}"""
+
+
+def text(template: Template, **row: object) -> str:
+    return "".join(segment.text for segment in template.segments(row))
+
+
+def refusal(spec: str) -> str:
+    """The one sentence that a template is refused with."""
+    with pytest.raises(TemplateError) as caught:
+        parse(spec)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def named(name: str) -> Template:
+    found = resolve(name)
+    assert found is not None
+    return found
+
+
+# ---- what is rendered --------------------------------------------------------------------------------------------
+
+
+def test_the_last_column_and_what_follows_is_trained() -> None:
+    assert parse("Q: {q}\nA: {a}!").segments({"q": "왜?", "a": "그냥"}) == (
+        Segment(text="Q: ", trained=False),
+        Segment(text="왜?", trained=False, column="q"),
+        Segment(text="\nA: ", trained=False),
+        Segment(text="그냥", trained=True, column="a"),
+        Segment(text="!", trained=True),
+    )
+
+
+def test_doubled_braces_are_literal() -> None:
+    assert text(parse("{{}} {{x}} {{{x}}} {y}}}"), x="1", y="2") == "{} {x} {1} 2}"
+
+
+def test_braces_and_brackets_in_a_value_stay() -> None:
+    value = "{title} {{ }} [[ ]] \\n {"
+    assert text(parse("{document}|{title}"), document=value, title="t") == f"{value}|t"
+
+
+def test_spaces_around_a_column_name_do_not_matter() -> None:
+    assert text(parse("{ q }:{a }"), q="1", a="2") == "1:2"
+
+
+@pytest.mark.parametrize("empty", [{"input": None}, {"input": ""}, {"input": " \n"}, {}])
+def test_a_block_of_empty_columns_is_left_out(empty: dict[str, Any]) -> None:
+    assert text(parse("{q}[[ ({input})]] -> {a}"), q="Q", a="A", **empty) == "Q -> A"
+
+
+def test_a_block_with_one_filled_column_is_shown() -> None:
+    template = parse("[[{x}, {y}: ]]{q} {a}")
+    assert text(template, x=None, y="2", q="Q", a="A") == ", 2: Q A"
+    assert text(template, x=None, y="", q="Q", a="A") == "Q A"
+    assert template.optional_columns == {"x", "y"}
+    assert template.prompt_columns == ["x", "y", "q"]
+
+
+def test_blocks_are_judged_one_by_one() -> None:
+    assert text(parse("[[x={x};]][[y={y};]]{a}"), x="", y="2", a="A") == "y=2;A"
+
+
+def test_a_column_that_also_stands_outside_is_not_optional() -> None:
+    template = parse("{x}[[ again {x}]] {a}")
+    assert template.optional_columns == set()
+    with pytest.raises(TemplateError, match="'x' holds null"):
+        text(template, x=None, a="A")
+
+
+def test_square_brackets_inside_a_block() -> None:
+    assert text(parse("[1] [[[{tag}]]]{a}"), tag="t", a="A") == "[1] [t]A"
+
+
+def test_white_space_at_the_templates_end_is_no_answer() -> None:
+    template = parse("\n{q}\n{a}\n\n \n")
+    assert text(template, q="Q", a="A") == "\nQ\nA"
+    assert template.suffix == ""
+
+
+def test_the_prompt_ends_where_the_answer_begins() -> None:
+    assert parse("{q}\n### {a} end").prompt({"q": "Q"}) == "Q\n### "
+    assert parse("{q}\n### {a} end").suffix == " end"
+
+
+def test_the_tutorials_titles() -> None:
+    row = {"document": "주말 포근한 날씨", "title": "봄 소식"}
+    expected = TUTORIAL_TITLE.replace("{document}", "주말 포근한 날씨").replace("{title}", "봄 소식")
+    assert text(named("title-ko"), **row) == expected
+    assert named("title-ko").prompt(row) == expected.removesuffix("봄 소식")
+
+
+def test_the_tutorials_alpaca() -> None:
+    row = {"instruction": "평가하세요.", "input": "그는 나섰다.", "output": "오류가 없습니다."}
+    expected = TUTORIAL_ALPACA
+    for name, value in row.items():
+        expected = expected.replace(f"{{{name}}}", value)
+    assert text(named("alpaca"), **row) == expected
+
+
+def test_alpaca_without_input_has_no_input_block() -> None:
+    expected = TUTORIAL_ALPACA.replace("### Input:\n{input}\n\n", "")
+    expected = expected.replace("{instruction}", "쓰세요.").replace("{output}", "네.")
+    for nothing in ("", None):
+        assert text(named("alpaca"), instruction="쓰세요.", input=nothing, output="네.") == expected
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("{q}\n{a", "template inline, line 2: unmatched '{'"),
+        ("a}\n{b}", "line 1: unmatched '}'; write '}}' for a literal brace"),
+        ('{"q": "{q}"} {a}', "line 1: unmatched '{'"),
+        ("{} {a}", "'{}' names no column; write '{{}}' for literal braces"),
+        ("{ } {a}", "'{ }' names no column"),
+        ("[[{q} {a}", "[[ is never closed"),
+        ("{q}]] {a}", "']]' does not match"),
+        ("[[{q} [[{r}]]]] {a}", "'[[' does not match"),
+        ("[[no\ncolumn]] {a}", "the block [[no column]] has no column"),
+        ("only words", "names no column, so it has no answer to train; for instance `--template"),
+        ("", "names no column"),
+        ("{q} [[{a}]]", "the answer {a} stands inside [[ ]]; move it out"),
+        ("{a} {q} {a}", "the answer {a} also stands in the prompt, which would give it away"),
+    ],
+)
+def test_what_does_not_parse(spec: str, words: str) -> None:
+    assert words in refusal(spec)
+
+
+def test_a_column_that_the_data_lacks() -> None:
+    with pytest.raises(TemplateError) as caught:
+        parse("{documnet} {title}").segments({"document": "d", "title": "t", "__row__": 0})
+    assert str(caught.value) == (
+        "the template names the column 'documnet', which the data does not have (did you mean document?); "
+        "its columns are document, title"
+    )
+
+
+def test_a_column_name_with_a_line_break_makes_no_second_line() -> None:
+    assert unknown_column("titel", ["본문\n(전체)", "tit\nle"]).count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "column 'q' holds null where text is expected"),
+        (3, "column 'q' holds an int (3) where text is expected"),
+        (2.5, "column 'q' holds a float (2.5) where text is expected"),
+        ({"a": "b\nc"}, "column 'q' holds a dict ({'a': 'b\\nc'}) where text is expected"),
+    ],
+)
+def test_a_value_that_is_no_text(value: object, words: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        parse("{q} {a}").segments({"q": value, "a": "A"})
+    assert str(caught.value) == words
+
+
+# ---- where a template comes from ---------------------------------------------------------------------------------
+
+
+def test_a_shipped_name() -> None:
+    assert {"alpaca", "title-ko", "prompt-completion"} <= set(shipped())
+    assert named("title-ko").name == "title-ko"
+    assert resolve("chat") is None
+
+
+def test_inline_text_takes_backslash_n_for_a_line_break() -> None:
+    assert named("Q: {q}\\nA: {a}").text == "Q: {q}\nA: {a}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"Q: {q}\nA: {a}\n", b"Q: {q}\r\nA: {a}\r\n", b"\xef\xbb\xbfQ: {q}\nA: {a}", b"\xef\xbb\xbfQ: {q}\r\nA: {a}\r\n"],
+)
+def test_a_file_with_any_line_ends_and_bom(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "my.txt"
+    path.write_bytes(content)
+    assert text(named(str(path)), q="1", a="2") == "Q: 1\nA: 2"
+    assert named(str(path)).name == "my.txt"
+
+
+def test_carriage_returns_of_inline_text_are_no_characters_of_it() -> None:
+    assert named("\ufeffQ: {q}\r\nA: {a}\r\n").text == "Q: {q}\nA: {a}"
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "cp949.txt"
+    path.write_bytes("제목: {a}".encode("cp949"))
+    with pytest.raises(TemplateError, match=r"cp949\.txt is not UTF-8; save it as UTF-8"):
+        resolve(str(path))
+
+
+def test_a_template_that_does_not_exist() -> None:
+    with pytest.raises(TemplateError) as caught:
+        resolve("title_ko")
+    assert str(caught.value) == (
+        "there is no template 'title_ko' (did you mean title-ko?): no file of that name, and the shipped ones are "
+        "alpaca, prompt-completion, title-ko, chat; an inline template needs a {column}"
+    )
+
+
+@pytest.mark.parametrize("spec", ["", "긴 문장 " * 200, "a\0b"])
+def test_words_without_a_column_are_no_template(spec: str) -> None:
+    with pytest.raises(TemplateError, match="there is no template"):
+        resolve(spec)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (["document", "title"], "title-ko"),
+        (["date", "category", "press", "title", "document", "link", "summary", "__row__"], "title-ko"),
+        (["instruction", "input", "output"], "alpaca"),
+        (["instruction", "output"], "alpaca"),
+        (["prompt", "completion"], "prompt-completion"),
+        (["messages"], "chat"),
+        (["id", "conversations"], "chat"),
+    ],
+)
+def test_the_template_that_fits_the_columns(columns: list[str], name: str) -> None:
+    assert choose(columns) == name
+
+
+def test_where_none_fits_the_error_shows_how_to_write_one() -> None:
+    with pytest.raises(TemplateError) as caught:
+        choose(["body", "headline", "__row__"])
+    assert str(caught.value) == (
+        "no shipped template fits the columns body, headline; write one, "
+        "for instance `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
+    )
+
+
+# ---- the chat template that servers get --------------------------------------------------------------------------
+
+NASTY = [
+    "봄 소식",
+    "It's \"quoted\" \\ and \\n \\u0041 \\' done",
+    "{{ messages }} {% if x %} {# no #} }} %} {title} [[x]]",
+    "first\nsecond\r\n\n\tthird ",
+    "이모지 🌸👩‍👩‍👧 ☕\u2028 <b>&amp;",
+]
+TRICKY = parse(
+    "[[{system}\n]]\"Q\" \\n '🌸' {{{question}}} %}} {{% {{# \\ [[ (also {extra})]]:\n{answer}<end>", "tricky"
+)
+
+
+def served(how: tokenize.Encoding, messages: list[dict[str, str]], **columns: str) -> list[int]:
+    """The ids that a server makes of the exported chat template."""
+    found = how.tokenizer.apply_chat_template(
+        messages, chat_template=tokenize.served_template(how), add_generation_prompt=True, return_dict=False, **columns
+    )
+    return list(found)
+
+
+def encoding(kind: str, template: Template) -> tokenize.Encoding:
+    return tokenize.encoding(kinds.kind(kind), template, cutoff_len=4096, add_eos_token=True, train_on_inputs=False)
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": content}
+
+
+@pytest.mark.parametrize("value", NASTY)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_a_server_builds_the_prompt_that_was_trained(kind: str, value: str) -> None:
+    how = encoding(kind, named("title-ko"))
+    assert served(how, [user(value)]) == tokenize.encode_prompt({"document": value}, how)
+    how = encoding(kind, named("alpaca"))
+    row = {"instruction": value, "input": f"{value} 입력"}
+    assert served(how, [user(value)], input=f"{value} 입력") == tokenize.encode_prompt(row, how)
+    assert served(how, [user(value)]) == tokenize.encode_prompt(row | {"input": None}, how)
+    how = encoding(kind, TRICKY)
+    row = {"system": '너는 "봇"', "question": value, "extra": f"{{{value}"}
+    assert served(how, [system('너는 "봇"'), user(value)], extra=f"{{{value}") == tokenize.encode_prompt(row, how)
+    assert served(how, [user(value)]) == tokenize.encode_prompt({"question": value}, how)
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_a_template_of_system_and_question(kind: str) -> None:
+    how = encoding(kind, parse("{system}\n\n### Q:\n{question}\n\n### A:\n{chosen}"))
+    row = {"system": " You are 봄.", "question": "왜?"}
+    assert served(how, [system(" You are 봄."), user("왜?")]) == tokenize.encode_prompt(row, how)
+    assert served(how, [user("왜?")]) == tokenize.encode_prompt({"system": "", "question": "왜?"}, how)
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_a_prompt_that_is_one_column(kind: str) -> None:
+    how = encoding(kind, named("prompt-completion"))
+    for prompt in ("봄", " with a space", "\nline"):
+        assert served(how, [user(prompt)]) == tokenize.encode_prompt({"prompt": prompt}, how)
+
+
+def test_a_template_that_begins_with_bos_has_it_once_when_served() -> None:
+    how = encoding("llama2", parse("<s>Q: {q}\nA: {a}"))
+    ids = served(how, [user("왜")])
+    assert ids.count(how.bos) == 1
+    assert ids == tokenize.encode_prompt({"q": "왜"}, how)
+
+
+def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:
+    how = encoding("llama3", parse("Q: {q}\nA: {a} (end)"))
+    found = how.tokenizer.apply_chat_template(
+        [user("왜?"), {"role": "assistant", "content": "그냥"}],
+        chat_template=tokenize.served_template(how),
+        tokenize=False,
+    )
+    assert found == "<|begin_of_text|>Q: 왜?\nA: 그냥 (end)<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("column", "keyword"),
+    [
+        ("본문", "본문"),
+        ("my text", "my_text"),
+        ("1st", "_1st"),
+        ("tools", "tools_"),
+        ("range", "range_"),
+        ("x-²", "x__"),
+    ],
+)
+def test_any_column_name_has_a_keyword(column: str, keyword: str) -> None:
+    template = parse(f"[[{{{column}}}|]]{{q}}={{a}}")
+    how = encoding("gpt2", template)
+    expected = tokenize.encode_prompt({column: "값", "q": "Q"}, how)
+    assert served(how, [user("Q")], **{keyword: "값"}) == expected
+    assert served(how, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, how)
+
+
+def test_llama_2_needs_the_space_that_its_tokenizer_puts_before_a_text() -> None:
+    how = encoding("llama2", named("title-ko"))
+    plain = how.tokenizer.apply_chat_template(
+        [user("봄")], chat_template=chat_template(named("title-ko"), "<s>"), return_dict=False
+    )
+    assert plain != tokenize.encode_prompt({"document": "봄"}, how)  # what the exported template must not do
+
+
+def test_without_bos_there_is_none() -> None:
+    assert tokenize.served_template(encoding("gpt2", named("title-ko"))) == chat_template(named("title-ko"), "")

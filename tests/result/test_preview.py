@@ -1,0 +1,107 @@
+"""The preview: what is trained is marked, what comes from the data is only text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from byeori.data.template import parse
+from byeori.data.tokenize import Example, encode_row, encoding
+from byeori.result.preview import page, pieces, shared_prefix, show
+
+FOUND: dict[str, Any] = {
+    "longest": [{"row": "a<b>.jsonl line 3", "tokens": 1234}],
+    "dropped": [{"row": "line 7", "reason": "the answer, column '<i>', is empty", "too_long": False}],
+}
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
+
+
+def example_of(template: str, **row: str) -> tuple[Example, Any]:
+    tokenizer = byte_tokenizer()
+    how = encoding(tokenizer, parse(template), cutoff_len=200, add_eos_token=True, train_on_inputs=False)
+    return encode_row(row, how), tokenizer
+
+
+def test_runs_are_the_text_in_order_with_what_is_trained() -> None:
+    example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="왜 🌸?", a="그냥  봄")
+    assert pieces(example, tokenizer) == [("Q: 왜 🌸?\nA:\n", False), ("그냥  봄<|endoftext|>", True)]
+
+
+def test_several_trained_turns() -> None:
+    tokenizer = byte_tokenizer()
+    example = Example(token_ids=tokenizer("a b c d")["input_ids"], targets=((1, 3), (6, 7)))
+    assert pieces(example, tokenizer) == [("a", False), (" b", True), (" c ", False), ("d", True)]
+
+
+def test_half_a_character_goes_to_the_run_that_completes_it() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("x 🌸 y")["input_ids"]
+    for start in range(1, len(ids)):
+        runs = pieces(Example(token_ids=ids, targets=((start, len(ids)),)), tokenizer)
+        assert "".join(text for text, _ in runs) == "x 🌸 y"
+        assert "\ufffd" not in runs[0][0]
+
+
+def test_spaces_that_a_decoder_strips_at_the_start_stay_inside_the_text() -> None:
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "▁", "a", "b", "▁a", "▁b"])}
+    core = Tokenizer(models.BPE(vocabulary, [("▁", "a"), ("▁", "b")], unk_token="<unk>"))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", left=1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    example = Example(token_ids=tokenizer("a b a")["input_ids"], targets=((1, 2),))
+    assert pieces(example, tokenizer) == [("a", False), (" b", True), (" a", False)]
+
+
+def test_the_page_escapes_what_comes_from_the_data() -> None:
+    example, tokenizer = example_of("\n{q}\n{a}", q='<script>alert(1)</script> & "x"', a="</pre><script>2</script>")
+    html = page([("<b>rows</b>.jsonl line 1", pieces(example, tokenizer))], ["<script>3</script>"], FOUND)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;x&quot;" in html
+    assert "<h2>&lt;b&gt;rows&lt;/b&gt;.jsonl line 1</h2>" in html
+    assert "<li>long: a&lt;b&gt;.jsonl line 3, 1,234 tokens</li>" in html
+    assert "<li>dropped: line 7: the answer, column &#x27;&lt;i&gt;&#x27;, is empty</li>" in html
+
+
+def test_the_page_marks_exactly_what_is_trained() -> None:
+    example, tokenizer = example_of("\n{q}\n{a}", q="왜", a="그냥")
+    html = page([("line 1", pieces(example, tokenizer))], [], {"longest": [], "dropped": []})
+    block = re.search(r"<pre>\n(.*)</pre>", html, re.DOTALL)  # HTML drops the line break behind <pre>
+    assert block is not None
+    assert block[1] == "\n왜\n<mark>그냥&lt;|endoftext|&gt;</mark>"
+
+
+def test_the_terminal_shows_trained_text_also_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="[bold]왜[/bold]", a="그냥")
+    show([("rows.jsonl line 1", pieces(example, tokenizer))], ["1 row [red]to train"], FOUND)
+    out = capsys.readouterr().out
+    assert "Q: [bold]왜[/bold]\nA:\n▸그냥<|endoftext|>◂\n" in out
+    assert "rows.jsonl line 1" in out
+    assert "1 row [red]to train\n" in out
+    assert "long: a<b>.jsonl line 3, 1,234 tokens\n" in out
+    assert "dropped: line 7: the answer" in out
+
+
+def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show([("line\x1b 1", [("a\x1b[31mred\x07\tb\n", False)])], [], {"longest": [], "dropped": []})
+    out = capsys.readouterr().out
+    assert "a␛[31mred␇" in out
+    assert "\x1b" not in out
+
+
+def test_the_share_of_prefixes() -> None:
+    # inputs of 41 tokens each (the last token is only predicted) that share their first 40
+    rows = [Example(token_ids=[*range(40), last, 9], targets=((40, 42),)) for last in (50, 51)]
+    assert shared_prefix(rows) == pytest.approx(40 / 82)
+    assert shared_prefix(rows[:1]) == 0
