@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))
 
 SAMPLES = Path(__file__).parents[1] / "src" / "byeori" / "data" / "samples"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tiny models run on one thread: handing their work to more takes ten times as long as doing it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if item.get_closest_marker("real") else 1)
 
 
 def sample_rows(name: str) -> list[dict[str, Any]]:
@@ -76,6 +84,34 @@ def title_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"document": row["document"][:60], "title": row["title"]}, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_model: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter on the tiny model, trained hard enough to change its answers."""
+    import byeori
+
+    folder = tmp_path_factory.mktemp("trained") / "adapter"
+    byeori.sft(
+        base_model=tiny_model,
+        data_path=title_rows,
+        output_dir=folder,
+        cutoff_len=512,
+        max_steps=12,
+        learning_rate=2e-2,
+        dtype="float32",
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def merged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same adapter merged into its base."""
+    import byeori
+
+    folder = tmp_path_factory.mktemp("trained") / "merged"
+    byeori.merge(peft_model_path=trained, output_dir=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

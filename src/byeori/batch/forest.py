@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -74,28 +75,24 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
     nodes: list[tuple[int, int, int]] = []
     tokens: list[int] = []
     positions: list[int] = []
-    path: list[list[tuple[int, int]]] = [
-        [] for _ in inputs
-    ]  # per example: (start in the forest, tokens) by depth
-    stack = [
-        (group, 0, -1) for group in reversed(_groups(inputs, order, 0) if share else [[i] for i in order])
-    ]
+    path: list[list[tuple[int, int]]] = [[] for _ in inputs]  # per example: (start in the forest, tokens) by depth
+    stack = [(group, 0, -1) for group in reversed(_split(inputs, order, 0) if share else [[i] for i in order])]
     while stack:
         group, depth, parent = stack.pop()
-        common = _common(inputs, group)
-        if len(group) > 1 and common - depth < min_shared and len(inputs[group[0]]) > common:
-            stack.extend((part, depth, parent) for part in reversed(_groups(inputs, group, common)))
+        end = _branching(inputs, group)
+        ended = [index for index in group if len(inputs[index]) <= end]
+        branches = _split(inputs, [index for index in group if len(inputs[index]) > end], end)
+        if branches and end - depth < min_shared:
+            branches[0] = ended + branches[0]  # they are prefixes of every branch: any of them can carry them
+            stack.extend((branch, depth, parent) for branch in reversed(branches))
             continue
-        start, node = len(tokens), parent
-        if common > depth:
-            tokens.extend(inputs[group[0]][depth:common])
-            positions.extend(range(depth, common))
-            node = len(nodes)
-            nodes.append((start, len(tokens), parent))
-            for index in group:
-                path[index].append((start, common - depth))
-        rest = [index for index in group if len(inputs[index]) > common]
-        stack.extend((part, common, node) for part in reversed(_groups(inputs, rest, common)))
+        start, node = len(tokens), len(nodes)
+        tokens.extend(inputs[group[-1]][depth:end])
+        positions.extend(range(depth, end))
+        nodes.append((start, len(tokens), parent))
+        for index in group:
+            path[index].append((start, min(len(inputs[index]), end) - depth))
+        stack.extend((branch, end, node) for branch in reversed(branches))
     targets = [_targets(example, path[index], index) for index, example in enumerate(examples)]
     target_index, target_ids, target_owner = (np.concatenate(column) for column in zip(*targets, strict=True))
     return Forest(
@@ -111,31 +108,24 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
     )
 
 
-def _common(inputs: list[list[int]], group: list[int]) -> int:
-    """Length of the prefix that a sorted group shares: that of its first and last member."""
-    first, last = inputs[group[0]], inputs[group[-1]]
-    for depth, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
+def _branching(inputs: list[list[int]], group: list[int]) -> int:
+    """The depth at which a sorted group parts; members that end before it lie on the others' path."""
+    while True:
+        first, last = inputs[group[0]], inputs[group[-1]]
+        shortest = min(len(first), len(last))
+        depth = next((at for at in range(shortest) if first[at] != last[at]), shortest)
+        longer = [index for index in group if len(inputs[index]) > depth]
+        if len(first) > depth or not longer:
             return depth
-    return min(len(first), len(last))
+        group = longer
 
 
-def _groups(inputs: list[list[int]], group: list[int], at: int) -> list[list[int]]:
-    """A sorted group, split by the token at depth `at`; members that end before it stand alone."""
-    out: list[list[int]] = []
-    last: int | None = None
-    for index in group:
-        token = inputs[index][at] if len(inputs[index]) > at else None
-        if token is None or token != last:
-            out.append([])
-        out[-1].append(index)
-        last = token
-    return out
+def _split(inputs: list[list[int]], group: list[int], at: int) -> list[list[int]]:
+    """A sorted group, split by the token at depth `at`."""
+    return [list(part) for _, part in groupby(group, key=lambda index: inputs[index][at])]
 
 
-def _targets(
-    example: Example, path: list[tuple[int, int]], owner: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _targets(example: Example, path: list[tuple[int, int]], owner: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     where = np.concatenate([np.arange(start, start + count) for start, count in path])
     at = np.concatenate([np.arange(start, end) for start, end in example.targets])
     ids = np.asarray(example.token_ids, dtype=np.int64)[at]

@@ -43,7 +43,7 @@ def schedule(
 ) -> Schedule:
     """Steps of a run of `num_epochs` (a fraction ends inside an epoch), or of `max_steps` where that is fewer."""
     per_epoch = math.ceil(rows / batch_size)
-    total = max(1, math.ceil(num_epochs * per_epoch))
+    total = max(1, math.ceil(num_epochs * per_epoch - 1e-6))  # 1.1 * 10 is a little more than 11
     return Schedule(
         rows=rows,
         batch_size=batch_size,

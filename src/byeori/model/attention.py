@@ -24,12 +24,12 @@ class Layout:
     """What attention needs to know of a forest; made once a micro-batch and shared by all layers.
 
     nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
-    masks: (node, window) -> bool [n, m], made when a layer first needs it.
+    masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
     calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
     """
 
     nodes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
-    masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     calls: list[int] = field(default_factory=lambda: [0])
 
 
@@ -42,9 +42,7 @@ def layout(forest: Forest) -> Layout:
             paths.append((*above[:-1], (above[-1][0], end)))
         else:
             paths.append((*above, (start, end)))
-    return Layout(
-        nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True))
-    )
+    return Layout(nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True)))
 
 
 @torch.compiler.disable
@@ -75,16 +73,65 @@ def forest_attention(
         raise RuntimeError("forest attention was called without a layout")
     forest_layout.calls[0] += 1
     window = sliding_window or None
+    masks = [_mask(forest_layout, index, window, query) for index in range(len(forest_layout.nodes))]
+    ordinary = softcap is None and s_aux is None
+    if ordinary and not dropout and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _CpuAttention.apply(query, key, value, forest_layout, masks, scale).transpose(1, 2), None
     outputs = []
-    for index, (start, end, path) in enumerate(forest_layout.nodes):
+    for (start, end, path), mask in zip(forest_layout.nodes, masks, strict=True):
         keys, values = _gather(key, path), _gather(value, path)
-        mask = _mask(forest_layout, index, window, query.device)
         queries = query[:, :, start:end]
-        if softcap is None and s_aux is None:
+        if ordinary:
             outputs.append(_attend(queries, keys, values, mask, scaling, dropout))
         else:
             outputs.append(_attend_by_hand(queries, keys, values, mask, scaling, dropout, softcap, s_aux))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+class _CpuAttention(torch.autograd.Function):
+    """All nodes in one function, by PyTorch's flash kernel for CPUs and its own backward.
+
+    Autograd over slices would fill a zero gradient of the whole forest for every node; here each node adds its own
+    part to gradients that are made once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> torch.Tensor:
+        query, key, value, forest, masks, scale = args
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, sums = torch.empty_like(query), []
+        for (start, end, path), mask in zip(forest.nodes, masks, strict=True):
+            keys, values = _gather(key, path), _gather(value, path)
+            part, total = attend(query[:, :, start:end], keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
+            out[:, :, start:end] = part
+            sums.append(total)
+        ctx.save_for_backward(query, key, value, out, *sums)
+        ctx.forest, ctx.masks, ctx.scale = forest, masks, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, out, *sums = ctx.saved_tensors
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for (start, end, path), mask, total in zip(ctx.forest.nodes, ctx.masks, sums, strict=True):
+            grad, rows, seen = grads[0][:, :, start:end], query[:, :, start:end], out[:, :, start:end]
+            keys, values = _gather(key, path), _gather(value, path)
+            causal = mask is None
+            found = attend(grad, rows, keys, values, seen, total, 0.0, causal, attn_mask=mask, scale=ctx.scale)
+            grad_query[:, :, start:end] = found[0]
+            _scatter(grad_key, found[1], path)
+            _scatter(grad_value, found[2], path)
+        return grad_query, grad_key, grad_value, None, None, None
+
+
+def _scatter(total: torch.Tensor, part: torch.Tensor, path: tuple[tuple[int, int], ...]) -> None:
+    """Add the gradient of a path's keys to that of the forest's."""
+    position = 0
+    for start, end in path:
+        total[:, :, start:end] += part[:, :, position : position + end - start]
+        position += end - start
 
 
 def _gather(states: torch.Tensor, path: tuple[tuple[int, int], ...]) -> torch.Tensor:
@@ -93,8 +140,8 @@ def _gather(states: torch.Tensor, path: tuple[tuple[int, int], ...]) -> torch.Te
     return torch.cat([states[:, :, start:end] for start, end in path], dim=2)
 
 
-def _mask(forest: Layout, index: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Which keys each query sees, bool [n, m]; None where plain top-left causal attention is the same."""
+def _mask(forest: Layout, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+    """0 where a query sees a key, else -inf: [n, m] in the type of `like`; None where plain causal is the same."""
     start, end, path = forest.nodes[index]
     n, m = end - start, sum(stop - begin for begin, stop in path)
     if window is not None and m <= window:
@@ -102,8 +149,9 @@ def _mask(forest: Layout, index: int, window: int | None, device: torch.device) 
     if window is None and n == m:
         return None
     if (index, window) not in forest.masks:
-        back = torch.arange(m - n, m, device=device)[:, None] - torch.arange(m, device=device)[None, :]
-        forest.masks[index, window] = (back >= 0) if window is None else (back >= 0) & (back < window)
+        back = torch.arange(m - n, m, device=like.device)[:, None] - torch.arange(m, device=like.device)[None, :]
+        seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+        forest.masks[index, window] = like.new_zeros(n, m).masked_fill_(~seen, float("-inf"))
     return forest.masks[index, window]
 
 
@@ -144,8 +192,8 @@ def _attend_by_hand(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    scores = scores.masked_fill(~mask, float("-inf"))
+        mask = torch.full_like(scores[0, 0], float("-inf")).triu_(1)
+    scores = scores + mask
     if sinks is not None:
         scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=_wide(scores.dtype)).to(value.dtype)[..., : key.shape[2]]

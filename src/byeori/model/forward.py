@@ -16,11 +16,17 @@ from byeori.errors import ModelError
 from byeori.model import attention, load
 from byeori.objective.logprobs import target_logprobs
 
+# Layers in which a token meets others through the attention interface alone.
+_KINDS = {"full_attention", "sliding_attention"}
+
 
 def use_forest_attention(model: Any) -> bool:
     """Switch the model to forest attention; False where its layers do not go through the interface."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ())
     if not getattr(causal, "_supports_attention_backend", False):
+        return False
+    if getattr(causal, "_is_stateful", False) or kinds - _KINDS:  # states or convolutions run on along the forest
         return False
     try:
         causal.set_attn_implementation(attention.NAME)
@@ -30,9 +36,9 @@ def use_forest_attention(model: Any) -> bool:
 
 
 def use_plain_attention(model: Any) -> None:
-    """Switch back to PyTorch's attention, for generation."""
+    """Switch back to PyTorch's attention (the model's own where it has none), for generation."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    causal.set_attn_implementation("sdpa")
+    causal.set_attn_implementation("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
 def forest_logprobs(model: Any, forest: Forest, *, plain: bool = False) -> torch.Tensor:
@@ -66,27 +72,32 @@ def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor
     return wide.log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
 
 
-def self_check(model: Any, examples: list[Example]) -> float:
-    """Compute some examples both ways, in one forest and one sequence at a time; the mean difference of log p.
+def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> float:
+    """Compute some examples as training does and as the model itself does, one at a time; the mean difference of log p.
+
+    plain: training runs one sequence at a time, because the model does not take forest attention.
 
     Raises:
         ModelError: they differ by more than rounding does (5e-4 in float32, 0.1 in 16 bit, relative to 1 + |log p|).
     """
     training = model.training
     model.eval()
+    groups = [[example] for example in examples] if plain else [examples]
     with torch.no_grad():
-        together = forest_logprobs(model, forests.build(examples))
-    use_plain_attention(model)
+        together = torch.cat([forest_logprobs(model, forests.build(group), plain=plain) for group in groups])
+    if not plain:
+        use_plain_attention(model)
     at = [[i for start, end in example.targets for i in range(start, end)] for example in examples]
     alone = [plain_logprobs(model, list(e.token_ids), where) for e, where in zip(examples, at, strict=True)]
-    use_forest_attention(model)
+    if not plain:
+        use_forest_attention(model)
     model.train(training)
-    plain = torch.cat(alone)
-    difference = float(((together - plain).abs() / (1 + plain.abs())).mean())
+    expected = torch.cat(alone)
+    difference = float(((together - expected).abs() / (1 + expected.abs())).mean())
     limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
     if not difference <= limit:
         raise ModelError(
-            f"packed examples give this model other log-probs than single ones (mean relative difference {difference:.2g}); "
-            "train it with --share_prefixes off, and tell us which model it is"
+            f"byeori computes other log-probs than this model's own forward pass (mean relative difference "
+            f"{difference:.2g}); it cannot train this model, please tell us which one it is"
         )
     return difference

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_tokenizer(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[Any, list[str]]:
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
     """The tokenizer, and a sentence for every token that it lacked and what is used instead.
 
     Raises:
@@ -38,11 +38,9 @@ def load_tokenizer(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable(name)
         )
-    except (
-        Exception
-    ) as error:  # transformers raises a different kind for each way in which a folder can be wrong
+    except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
     notes = []
     if tokenizer.eos_token_id is None:
@@ -52,14 +50,10 @@ def load_tokenizer(
             tokenizer.eos_token = found
             notes.append(f"the tokenizer names no end-of-text token; {found!r} is used")
         else:
-            notes.append(
-                "the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off"
-            )
+            notes.append("the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-        notes.append(
-            f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)"
-        )
+        notes.append(f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)")
     tokenizer.padding_side = "left"
     return tokenizer, notes
 
@@ -73,7 +67,9 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable(name)
+        )
     except Exception as error:
         raise explain(error, name, "config.json") from None
 
@@ -97,18 +93,73 @@ def load_model(
     hf_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
+            local_files_only=not reachable(name),
+            output_loading_info=True,
         )
     except Exception as error:
         raise explain(error, name, "weights") from None
+    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+        raise ModelError(
+            f"the weights of {name} lack {missing[0]}"
+            + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
+            + "; copy or download them again"
+        )
     attention.register()
     return model.to(device).eval()
+
+
+def reachable(name: str) -> bool:
+    """Whether it makes sense to ask the Hub for `name`; where not, its cache is all there is.
+
+    Clients ask again and again for half a minute where nobody answers; here it is found out once, in seconds.
+    """
+    if Path(name).exists():
+        return True
+    return not _looks_local(name) and _hub_answers(int(time.monotonic() // 60))
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+@functools.lru_cache(maxsize=1)
+def _hub_answers(minute: int) -> bool:
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the network can bring about; any answer at all is an answer
+        return False
+    return True
+
+
+def local_folder(name: str) -> Path:
+    """The folder that `name` is, or that the small files and safetensors of the Hub's `name` are downloaded to.
+
+    Raises:
+        ModelError, HubError: neither a folder nor something that can be downloaded.
+    """
+    if Path(name).exists():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model*.safetensors", "adapter*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "byeori.yaml"]
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=not reachable(name)
+            )
+        )
+    except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
+        raise explain(error, name, "weights") from None
 
 
 def explain(error: Exception, name: str, what: str) -> ByeoriError:
@@ -123,11 +174,9 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     text = " ".join(str(link) for link in chain)
     if Path(name).exists():
         return _explain_local(error, Path(name), what, text)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if _looks_local(name):
         siblings = [str(item) for item in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-        return ModelError(
-            f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)"
-        )
+        return ModelError(f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)")
     if any(isinstance(link, GatedRepoError) for link in chain):
         return HubError(f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`")
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
@@ -135,11 +184,13 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
         return HubError(f"{name} has no such revision on the Hub; check --revision")
     reasons = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
-    if any(word in text.lower() for word in reasons):
+    if any(word in text.lower() for word in reasons) or not reachable(name):
         return HubError(
-            f"the {what} of {name} is neither a local folder nor in the cache, and the Hugging Face Hub is out of reach; "
-            "check the name and the network"
+            f"{name} is neither a folder here nor in the cache, and the Hugging Face Hub is out of reach; "
+            "check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
+    if "trust_remote_code" in text:
+        return ModelError(_remote_code(name))
     return ModelError(f"cannot load the {what} of {name}: {_first_sentence(error)}")
 
 
@@ -155,17 +206,17 @@ def _explain_local(error: Exception, folder: Path, what: str, text: str) -> Byeo
     if any(word in text.lower() for word in words) and what == "weights":
         found = sorted(folder.glob("*.safetensors"))
         if not found:
-            return ModelError(
-                f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)"
-            )
+            return ModelError(f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)")
         return ModelError(
             f"the weights in {folder} are damaged or cut short ({_first_sentence(error)}); copy or download them again"
         )
     if "trust_remote_code" in text:
-        return ModelError(
-            f"{folder} brings its own Python code, which is not run unless --trust_remote_code names {folder}"
-        )
+        return ModelError(_remote_code(str(folder)))
     return ModelError(f"cannot load the {what} of {folder}: {_first_sentence(error)}")
+
+
+def _remote_code(name: str) -> str:
+    return f"{name} brings its own Python code, which is not run unless you read it and give --trust_remote_code {name}"
 
 
 def _first_sentence(error: Exception) -> str:
@@ -180,9 +231,10 @@ def parts(model: Any) -> tuple[Any, Head]:
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = causal.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-        getattr(config, "logits_scaling", None) or 1.0
-    )
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    if config.model_type == "hyperclovax":  # multiplies by what Granite divides by
+        divisor = 1 / divisor
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / divisor
     softcap = getattr(config, "final_logit_softcapping", None)
     head = Head(module=causal.get_output_embeddings(), scale=scale, softcap=softcap)
     return causal.base_model, head

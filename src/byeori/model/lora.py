@@ -85,12 +85,7 @@ def fuse(model: torch.nn.Module) -> int:
             continue
         name = module.active_adapters[0]
         plain = type(module.base_layer) is torch.nn.Linear and not module.base_layer.weight.requires_grad
-        if (
-            plain
-            and name in module.lora_A
-            and not module.lora_variant.get(name)
-            and not module.lora_bias.get(name)
-        ):
+        if plain and name in module.lora_A and not module.lora_variant.get(name) and not module.lora_bias.get(name):
             module.forward = MethodType(_fused_forward, module)
             count += 1
     return count
@@ -108,9 +103,7 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, kinds) or hasattr(module, "quant_state")
+        name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")
     ]
     there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     for name in wanted:
@@ -122,9 +115,7 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
     return wanted
 
 
-def attach(
-    model: torch.nn.Module, *, r: int, alpha: float, dropout: float, targets: list[str], seed: int
-) -> PeftModel:
+def attach(model: torch.nn.Module, *, r: int, alpha: float, dropout: float, targets: list[str], seed: int) -> PeftModel:
     """Put a new LoRA adapter on the model; its parameters are float32, everything else is frozen.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 # One chunk's logits take at most this many bytes in float32.
 CHUNK_BYTES = 64 * 2**20
@@ -44,7 +45,7 @@ def target_logprobs(
         if plain:
             parts.append(_FrozenHead.apply(rows, weight, head.module.bias, ids, head.scale, head.softcap))
         elif torch.is_grad_enabled():
-            parts.append(torch.utils.checkpoint.checkpoint(_chunk, head, rows, ids, use_reentrant=False))
+            parts.append(checkpoint(_chunk, head, rows, ids, use_reentrant=False))
         else:
             parts.append(_chunk(head, rows, ids))
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=_wide(hidden))

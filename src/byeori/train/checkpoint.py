@@ -41,6 +41,7 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
         CheckpointError: the disk is full or read-only; what was there before is untouched.
     """
     temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    replaced = folder.parent / f".{folder.name}.{os.getpid()}.old.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -50,12 +51,27 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
         (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
         for path in [*files, temporary / MANIFEST, temporary]:
             _flush(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # an older run's checkpoint of this step; it is whole until the new one stands
+            folder.rename(replaced)
         temporary.rename(folder)
         _flush(folder.parent)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not _is_write_error(error):
+            raise
         raise CheckpointError(write_error(error, folder)) from None
+
+
+def _is_write_error(error: Exception) -> bool:
+    """Whether it comes from the disk; tokenizers, written in Rust, raises a bare Exception that says `os error`."""
+    return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
+
+
+def sweep(output_dir: Path) -> None:
+    """Delete what a killed run was still writing."""
+    for path in output_dir.glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_error(error: Exception, folder: Path) -> str:
@@ -64,7 +80,8 @@ def write_error(error: Exception, folder: Path) -> str:
     whole = newest(folder.parent)
     kept = f"; the last whole checkpoint is {whole}" if whole else ""
     if getattr(error, "errno", None) == 28 or "No space left" in text:
-        return f"the disk is full: {folder} could not be written{kept}; free space and go on with --resume_from_checkpoint latest"
+        remedy = "free space and go on with --resume_from_checkpoint latest"
+        return f"the disk is full: {folder} could not be written{kept}; {remedy}"
     return f"{folder} could not be written ({getattr(error, 'strerror', None) or text}){kept}"
 
 
@@ -78,11 +95,15 @@ def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
-        for path in sorted(temporary.iterdir()):
+        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
             _flush(path)
-            path.replace(folder / path.name)
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not _is_write_error(error):
+            raise
         raise CheckpointError(write_error(error, folder / "adapter")) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,8 +113,11 @@ def verify(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None where it is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError):
+        listed = set(manifest)
+    except (OSError, ValueError, KeyError, TypeError):
         return "it has no manifest"
+    if absent := {ADAPTER, OPTIMIZER, STATE} - listed:
+        return f"its manifest does not list {min(absent)}"
     for name, digest in manifest.items():
         path = folder / name
         if not path.is_file():
@@ -123,18 +147,16 @@ def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> 
     return None
 
 
-def prune(output_dir: Path, keep: int | None, best: int | None) -> None:
-    """Delete the oldest checkpoints over `keep`, never the best one."""
+def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) -> None:
+    """Delete the oldest checkpoints over `keep`, never the best one; those after `latest` are of another run."""
     if keep is None:
         return
-    others = [folder for step, folder in steps(output_dir) if step != best]
+    others = [folder for step, folder in steps(output_dir) if step != best and step <= latest]
     for folder in others[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_training_state(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> None:
+def save_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Adapter, optimizer and counters of a run."""
     save_adapter(folder, model)
     tensors = {}
@@ -160,33 +182,49 @@ def load_adapter(folder: Path, model: Any) -> None:
     """Put the weights of an adapter folder into the model's adapter.
 
     Raises:
-        CheckpointError: no safetensors adapter, damaged, or of another shape.
+        CheckpointError: no safetensors adapter, damaged, or of another shape, scale or set of layers.
     """
     from peft import set_peft_model_state_dict
 
     path = folder / ADAPTER
     if not path.is_file():
-        pickled = (
-            " (a pickle, adapter_model.bin, is never loaded)"
-            if (folder / "adapter_model.bin").exists()
-            else ""
-        )
-        raise CheckpointError(
-            f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter"
-        )
+        pickled = " (a pickle, adapter_model.bin, is never loaded)" if (folder / "adapter_model.bin").exists() else ""
+        raise CheckpointError(f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter")
+    _check_scale(folder, model)
     try:
-        missing = set_peft_model_state_dict(model, load_file(path))
+        found = set_peft_model_state_dict(model, load_file(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from None
     except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(
-            f"the adapter in {folder} does not fit this run's model and LoRA settings: {str(error).splitlines()[-1].strip()}"
+            f"the adapter in {folder} does not fit this run's model and LoRA settings: {reason}"
         ) from None
-    if missing.unexpected_keys:
-        raise CheckpointError(
-            f"the adapter in {folder} has layers that this run does not train ({missing.unexpected_keys[0]}, ...); "
-            "use the same --lora_target_modules"
-        )
+    absent = sorted({name for name, _ in trainable(model)} & set(found.missing_keys))
+    for keys, words in ((found.unexpected_keys, "has layers that this run does not train"), (absent, "lacks layers")):
+        if keys:
+            raise CheckpointError(
+                f"the adapter in {folder} {words} ({keys[0]}, ...); use the same --lora_target_modules"
+            )
+
+
+def _check_scale(folder: Path, model: Any) -> None:
+    """Weights mean something else under another scale.
+
+    Raises:
+        CheckpointError: the adapter was trained with another alpha or rank.
+    """
+    try:
+        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the adapter_config.json of {folder} cannot be read: {error}") from None
+    mine = next(iter(model.peft_config.values()))
+    for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
+        if name in recorded and recorded[name] != getattr(mine, name):
+            raise CheckpointError(
+                f"the adapter in {folder} was trained with --{flag} {recorded[name]}, not {getattr(mine, name)}; "
+                "its weights mean something else there"
+            )
 
 
 def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -196,14 +234,10 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         CheckpointError: not a checkpoint, or a damaged one.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
-        )
-    is_checkpoint = (folder / STATE).is_file()
+        raise CheckpointError(f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`")
+    is_checkpoint = (folder / STATE).is_file() or (folder / MANIFEST).is_file()
     if is_checkpoint and (problem := verify(folder)):
-        raise CheckpointError(
-            f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`"
-        )
+        raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
     load_adapter(folder, model)
     if not is_checkpoint:
         return None
@@ -212,8 +246,7 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
         if keys:
             optimizer.state[parameter] = {
-                short: tensors[key].to(parameter.device if short != "step" else "cpu")
-                for short, key in keys.items()
+                short: tensors[key].to(parameter.device if short != "step" else "cpu") for short, key in keys.items()
             }
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 
-from byeori.errors import ConfigError
+from byeori.errors import CheckpointError, ConfigError
+from byeori.train.checkpoint import write_error
 
 FILE = "train_log.jsonl"
 
@@ -34,13 +38,26 @@ class RunLog:
         kept = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self._path)
+        with self._on_a_full_disk():
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self._path)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append one line; a number that is not finite is written as null, which JSON has.
+
+        Raises:
+            CheckpointError: the disk is full or read-only.
+        """
+        with self._on_a_full_disk(), self._path.open("a", encoding="utf-8") as file:
+            strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+            file.write(json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @contextmanager
+    def _on_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(write_error(error, self._path)) from None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -133,16 +150,12 @@ class Trackers:
                 tracker.start() if hasattr(tracker, "start") else None
                 tracker.store_init_configuration(plain)
             except ImportError:
-                raise ConfigError(
-                    f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'"
-                ) from None
+                raise ConfigError(f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'") from None
             self._trackers.append(tracker)
 
     def write(self, line: dict[str, Any]) -> None:
         """Send a log line's numbers to every tracker."""
-        values = {
-            key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"
-        }
+        values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         for tracker in self._trackers:
             tracker.log(values, step=line["step"])
 
@@ -152,6 +165,14 @@ class Trackers:
             tracker.finish()
 
 
+def moving() -> bool:
+    """Whether progress can move in place: on a terminal or in a notebook."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
 def quiet_libraries() -> None:
     """Keep other libraries' notes off the terminal; their errors reach the user as sentences of ours."""
     import logging
@@ -159,8 +180,12 @@ def quiet_libraries() -> None:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings(
-        "ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b"
-    )
-    for name in ("transformers", "peft", "datasets", "accelerate", "torch"):
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b")
+    for name in ("transformers", "peft", "datasets", "accelerate", "torch", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not moving():  # bars that cannot move fill a log with half lines
+        from datasets import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars as disable_downloads
+
+        disable_progress_bars()
+        disable_downloads()

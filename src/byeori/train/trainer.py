@@ -122,9 +122,7 @@ def train(job: Job) -> Run:
     names_parameters = checkpoint.trainable(job.model)
     parameters = [parameter for _, parameter in names_parameters]
     options, run = job.options, Run()
-    optimizer = optim.adamw(
-        parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay
-    )
+    optimizer = optim.adamw(parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay)
     resumed = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
     run.restore(resumed or {})
     job.model.train()
@@ -166,9 +164,7 @@ def train_step(
     """One optimizer step; returns its log line."""
     began, options = time.perf_counter(), job.options
     torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
-    examples = [
-        cache.example(job.train_rows, int(i)) for i in loader.step_rows(job.plan, run.step, run.orders)
-    ]
+    examples = [cache.example(job.train_rows, int(i)) for i in loader.step_rows(job.plan, run.step, run.orders)]
     mine = _mine(examples, job.processes)
     weight = float(sum(example.target_count for example in examples))
     optimizer.zero_grad(set_to_none=True)
@@ -250,9 +246,7 @@ def _update(
 def _skip(run: Run, rows: list[int], live: log.Live) -> None:
     run.bad_steps += 1
     named = ", ".join(str(row + 1) for row in rows)
-    live.say(
-        f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})"
-    )
+    live.say(f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})")
     if run.bad_steps == _BAD_STEPS:
         raise TrainingError(
             f"the loss was not finite in {_BAD_STEPS} steps in a row, last with rows {named}; "
@@ -285,9 +279,7 @@ def _after_step(
         write({"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss})
         live.say(f"step {run.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
         if _has_stalled(run, options):
-            live.say(
-                f"no improvement in {run.evaluations_without_gain} evaluations; the best was step {run.best_step}"
-            )
+            live.say(f"no improvement in {run.evaluations_without_gain} evaluations; the best was step {run.best_step}")
             finished = True
     if improved or finished or stopping or _due(run.step, options.save_steps, job.plan.steps_per_epoch, last):
         _save(job, run, optimizer)
@@ -315,9 +307,7 @@ def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> None:
             job.beside(folder)
 
         checkpoint.save(job.output_dir / f"checkpoint-{run.step}", fill)
-        checkpoint.prune(
-            job.output_dir, job.options.save_total_limit, best=run.best_step, latest=run.step
-        )
+        checkpoint.prune(job.output_dir, job.options.save_total_limit, best=run.best_step, latest=run.step)
     parallel.wait(job.processes)
 
 

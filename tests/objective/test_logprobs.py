@@ -1,0 +1,132 @@
+"""Log-probs at targets equal log_softmax of the whole matrix, value and gradient."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from byeori.objective.logprobs import Head, target_logprobs
+from byeori.objective.sft import sft_sum
+
+WORDS, SIZE, COUNT = 23, 6, 11
+CHUNKS = [4 * WORDS, 4 * WORDS * 3, 4 * WORDS * COUNT, 2**26, 1]  # 1, 3, all, all, and never less than one target
+
+
+def linear(*, bias: bool, frozen: bool = True) -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(SIZE, WORDS, bias=bias, dtype=torch.float64).requires_grad_(not frozen)
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    hidden = torch.randn(COUNT, SIZE, dtype=dtype) * 2
+    ids = torch.randint(0, WORDS, (COUNT,))
+    ids[3] = ids[4]  # the same word twice
+    return hidden.requires_grad_(), ids
+
+
+def whole(head: Head, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """One [targets, words] matrix, PyTorch's own log_softmax."""
+    logits = head.module(hidden) * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return torch.log_softmax(logits, dim=-1)[torch.arange(len(ids)), ids]
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize(
+    ("scale", "softcap", "bias"), list(itertools.product([1.0, 0.25], [None, 1.5], [False, True])), ids=str
+)
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+def test_equals_the_whole_matrix(chunk: int, scale: float, softcap: float | None, bias: bool, frozen: bool) -> None:
+    head = Head(module=linear(bias=bias, frozen=frozen), scale=scale, softcap=softcap)
+    hidden, ids = inputs()
+    wanted = [hidden, *(p for p in head.module.parameters() if p.requires_grad)]
+    weights = torch.linspace(-1, 2, COUNT, dtype=torch.float64)
+    found = target_logprobs(head, hidden, ids, chunk_bytes=chunk)
+    expected = whole(head, hidden, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    left = torch.autograd.grad((found * weights).sum(), wanted)
+    right = torch.autograd.grad((expected * weights).sum(), wanted)
+    for one, other in zip(left, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.5, 2.0)])
+def test_gradcheck(scale: float, softcap: float | None) -> None:
+    head = Head(module=linear(bias=True), scale=scale, softcap=softcap)
+    hidden, ids = inputs()
+    assert torch.autograd.gradcheck(lambda states: target_logprobs(head, states, ids, chunk_bytes=400), (hidden,))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_a_head_with_an_adapter(dropout: float) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm_head = linear(bias=False)
+
+    config = LoraConfig(r=2, target_modules=["lm_head"], lora_dropout=dropout, init_lora_weights=False)
+    model = get_peft_model(Model(), config).double()  # type: ignore[arg-type]
+    head = Head(module=model.get_submodule("base_model.model.lm_head"))
+    hidden, ids = inputs()
+    wanted = [hidden, *(p for p in model.parameters() if p.requires_grad)]
+    assert len(wanted) == 3
+    torch.manual_seed(5)
+    found = target_logprobs(head, hidden, ids)
+    left = torch.autograd.grad(found.sum(), wanted)
+    torch.manual_seed(5)
+    expected = whole(head, hidden, ids)
+    right = torch.autograd.grad(expected.sum(), wanted)  # one chunk: the backward pass draws the forward's mask again
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for one, other in zip(left, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_targets(frozen: bool) -> None:
+    head = Head(module=linear(bias=False, frozen=frozen))
+    found = target_logprobs(head, torch.zeros(0, SIZE, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    assert found.shape == (0,) and found.dtype == torch.float64
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_bf16_is_summed_in_float32(frozen: bool) -> None:
+    head = Head(module=linear(bias=False, frozen=frozen).to(torch.bfloat16))
+    hidden, ids = inputs(torch.bfloat16)
+    found = target_logprobs(head, hidden, ids)
+    assert found.dtype == torch.float32
+    logits = head.module(hidden).float()
+    torch.testing.assert_close(found, whole(Head(module=torch.nn.Identity()), logits, ids), rtol=1e-6, atol=1e-6)
+    assert torch.autograd.grad(found.sum(), hidden)[0].dtype == torch.bfloat16
+
+
+def test_large_logits_stay_finite() -> None:
+    module = linear(bias=False).requires_grad_(False)
+    module.weight *= 1e4
+    hidden, ids = inputs()
+    found = target_logprobs(Head(module=module), hidden, ids)
+    assert torch.isfinite(found).all() and torch.isfinite(torch.autograd.grad(found.sum(), hidden)[0]).all()
+
+
+def test_nothing_of_vocabulary_size_is_kept() -> None:
+    """What a frozen head saves for the backward pass is the hidden states and a number a target."""
+    head, (hidden, ids) = Head(module=linear(bias=False)), inputs()
+    saved: list[Any] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        target_logprobs(head, hidden, ids)
+    assert (COUNT, WORDS) not in saved
+
+
+def test_sft_sum_by_hand() -> None:
+    logp, weights = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([1.0, 0.0, 2.0])
+    assert sft_sum(logp, weights).item() == 2.0

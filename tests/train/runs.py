@@ -1,0 +1,74 @@
+"""Short runs on the tiny model, and what they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import byeori
+
+# Rows of 24: 6 steps an epoch of 4 rows.
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 4,
+    "num_epochs": 2,
+    "cutoff_len": 256,
+    "dtype": "float32",
+    "learning_rate": 1e-2,
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "max_grad_norm": 0.5,
+    "weight_decay": 0.1,
+    "warmup_steps": 3,
+}
+
+
+def settings(model: Path, rows: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    return DEFAULTS | {"base_model": str(model), "data_path": str(rows), "output_dir": str(output)} | changes
+
+
+def sft(model: Path, rows: Path, output: Path, **changes: Any) -> Any:
+    return byeori.sft(**settings(model, rows, output, **changes))
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def command(values: dict[str, Any], *launcher: str) -> subprocess.Popen[str]:
+    """`byeori sft` in a process of its own."""
+    start = list(launcher) or [sys.executable, "-m", "byeori.cli"]
+    return subprocess.Popen(
+        [*start, "sft", *flags(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+
+
+def log(output: Path, *, timeless: bool = False) -> list[dict[str, Any]]:
+    """The lines of train_log.jsonl; timeless: without what no two runs share."""
+    lines = [json.loads(line) for line in (output / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    gone = {"seconds", "peak_memory_bytes"} if timeless else set()
+    return [{key: value for key, value in line.items() if key not in gone} for line in lines]
+
+
+def losses(output: Path) -> list[float]:
+    return [line["loss"] for line in log(output) if "loss" in line]
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def checkpoints(output: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in output.glob("checkpoint-*"))
+
+
+def leftovers(output: Path) -> list[str]:
+    return [path.name for path in output.rglob("*") if path.name.endswith(".tmp")]
