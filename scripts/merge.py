@@ -1,4 +1,4 @@
-"""The tutorial's merge script: `python merge.py --base_model_name_or_path ... --peft_model_path ... --output_dir ...`."""
+"""The tutorial's merge script: `python merge.py --base_model_name_or_path ... --peft_model_path ...`."""
 
 import sys
 

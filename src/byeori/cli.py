@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -22,8 +23,12 @@ COMMANDS: dict[str, tuple[type[config.Settings] | None, str]] = {
     "demo": (config.DemoSettings, "the whole job on the embedded model and the sample rows"),
     "demo-model": (None, "print the folder of the embedded model, made the first time"),
 }
-# settings that may be given without their flag
+# settings that may be given without their flag, in this order
 POSITIONAL = {"generate": ["model"], "compare": ["adapter"], "publish": ["folder", "repo_id"]}
+_BOOLEANS = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
+# A process that is not torchrun's first waits so long with its error: the first one says the same, and torchrun then
+# ends the others. Only an error of its own is heard.
+_OTHERS_WAIT = 5.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,41 +39,30 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, made from the settings classes."""
+    """The whole command line, for its help and for completion."""
     parser = _Parser(prog="byeori", description="Fine-tune open language models, and prove that it helped.")
     parser.add_argument("--version", action="version", version=f"byeori {__version__}")
-    parser.add_argument(
-        "--print-completion", choices=["bash", "zsh", "tcsh"], help="print a shell completion script"
-    )
+    parser.add_argument("--print-completion", choices=["bash", "zsh", "tcsh"], help="print a shell completion script")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, (kind, words) in COMMANDS.items():
-        sub = commands.add_parser(
-            name, help=words, description=words[0].upper() + words[1:] + ".", allow_abbrev=False
-        )
+        sub = commands.add_parser(name, help=words, description=words[0].upper() + words[1:] + ".", allow_abbrev=False)
+        for place in POSITIONAL.get(name, []):
+            sub.add_argument(place, nargs="?", metavar=place.upper())
         if kind is not None:
-            add_settings(sub, kind, POSITIONAL.get(name, []))
+            add_settings(sub, kind)
     return parser
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, kind: type[config.Settings], positional: Sequence[str] = ()
-) -> None:
+def add_settings(parser: argparse.ArgumentParser, kind: type[config.Settings]) -> None:
     """One flag for each setting; values stay text here and are checked in config.py."""
-    parser.add_argument(
-        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of settings; flags win"
-    )
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of settings; flags win")
     for name, field in kind.model_fields.items():
-        default = (
-            "" if field.is_required() or field.default in (None, [], {}) else f" (default {field.default})"
-        )
+        default = "" if field.is_required() or field.default in (None, [], {}) else f" (default {field.default})"
         words = ((field.description or "") + default).replace("%", "%%")
         values: dict[str, Any] = {"help": words, "default": argparse.SUPPRESS}
         if name == "columns":
             continue
-        if name in positional:
-            parser.add_argument(name, nargs="?", metavar=name.upper(), **values)
-            parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-        elif field.annotation is bool:
+        if field.annotation is bool:
             parser.add_argument(f"--{field.alias or name}", nargs="?", const=True, metavar="BOOL", **values)
         elif _is_list(field.annotation):
             parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", **values)
@@ -77,67 +71,89 @@ def add_settings(
 
 
 def _is_list(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is list or any(
-        _is_list(part) for part in typing.get_args(annotation)
-    )
+    return typing.get_origin(annotation) is list or any(_is_list(part) for part in typing.get_args(annotation))
 
 
-def normalise(arguments: Sequence[str]) -> list[str]:
-    """`--data-path` and `--data_path` are the same flag; values are left alone."""
-    out = []
-    for argument in arguments:
-        if argument.startswith("--") and len(argument) > 2 and not argument.startswith("--print-completion"):
-            flag, equals, value = argument[2:].partition("=")
-            argument = "--" + flag.replace("-", "_") + equals + value
-        out.append(argument)
-    return out
+def normalise(kind: type[config.Settings], arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Flags as argparse takes them, and the `--document TEXT` pairs that no setting is called.
+
+    `--data-path` and `--data_path` are the same flag. A flag's value is joined to it (`--lora_r=-1`), so that values
+    may begin with a dash, and a bare true/false flag does not swallow what follows it.
+
+    Raises:
+        ConfigError: a column without a value.
+    """
+    fields = {field.alias or name: field for name, field in kind.model_fields.items() if name != "columns"}
+    out: list[str] = []
+    columns: dict[str, str] = {}
+    index = 0
+    while index < len(arguments):
+        flag, equals, value = arguments[index].partition("=")
+        name = flag[2:].replace("-", "_")
+        following = arguments[index + 1] if index + 1 < len(arguments) else None
+        index += 1
+        if not flag.startswith("--") or not name:
+            out.append(arguments[index - 1])
+            continue
+        known = name in fields or name in ("config", "help")
+        column = not known and "columns" in kind.model_fields
+        if not equals and following is not None and not following.startswith("--"):
+            scalar = column or name == "config" or (name in fields and not _is_list(fields[name].annotation))
+            if name in fields and fields[name].annotation is bool:
+                scalar = following.lower() in _BOOLEANS
+            if scalar:
+                equals, value, index = "=", following, index + 1
+        if not column:
+            bare = not equals and name in fields and fields[name].annotation is bool
+            out.append(f"--{name}=True" if bare else f"--{name}{equals}{value}")
+        elif not equals:
+            raise ConfigError(f"{flag} needs a value: {flag} TEXT or {flag} @file")
+        else:
+            columns[flag[2:]] = value
+    return out, columns
 
 
 def settings_from(
-    kind: type[config.S], parser: argparse.ArgumentParser, arguments: Sequence[str]
+    kind: type[config.S], parser: argparse.ArgumentParser, arguments: Sequence[str], positional: Sequence[str] = ()
 ) -> config.S:
     """Flags over the YAML file over the defaults.
 
     Raises:
         ConfigError: an unknown flag, or any setting that is wrong.
     """
-    known, rest = parser.parse_known_args(normalise(arguments))
+    flags, columns = normalise(kind, arguments)
+    known, rest = parser.parse_known_args(flags)
     values = vars(known)
-    values.pop("command", None)
-    values.pop("print_completion", None)
     path = values.pop("config", None)
-    if "columns" in kind.model_fields:
-        values["columns"], rest = _columns(rest)
+    for place in positional:
+        if place not in values and rest and not rest[0].startswith("-"):
+            values[place] = rest.pop(0)
+    if columns and {"data_path", "raw"} & set(values):  # columns are for one prompt: these are misspelt flags
+        rest += [f"--{name}" for name in columns]
     if rest:
-        flags = [f"--{field.alias or name}" for name, field in kind.model_fields.items()]
-        raise ConfigError(
-            f"there is no flag {rest[0]}{config.nearest(rest[0], flags)}; see {parser.prog} --help"
-        )
-    return config.check(kind, (config.read_yaml(path) if path else {}) | values)
+        raise ConfigError(_unknown(kind, rest) + f"; see {parser.prog} --help")
+    if columns:
+        values["columns"] = columns
+    return config.check(kind, (config.read_yaml(path, kind) if path else {}) | values)
 
 
-def _columns(rest: list[str]) -> tuple[dict[str, str], list[str]]:
-    """`--document TEXT` pairs that no setting is called; anything else is left over."""
-    columns: dict[str, str] = {}
-    index = 0
-    while index < len(rest) and rest[index].startswith("--"):
-        flag, equals, value = rest[index][2:].partition("=")
-        if not equals:
-            if index + 1 >= len(rest):
-                break
-            value, index = rest[index + 1], index + 1
-        columns[flag] = value
-        index += 1
-    return columns, rest[index:]
+def _unknown(kind: type[config.Settings], rest: list[str]) -> str:
+    there = [f"--{field.alias or name}" for name, field in kind.model_fields.items() if name != "columns"]
+    wrong = [item.partition("=")[0] for item in rest if item.startswith("-")]
+    if not wrong:
+        return f"{rest[0]!r} belongs to no flag"
+    return "there is no flag " + ", ".join(f"{flag}{config.nearest(flag, there)}" for flag in wrong)
 
 
 def run(name: str, arguments: Sequence[str], prog: str | None = None) -> None:
     """Run one command."""
     kind = COMMANDS[name][0]
-    parser = _Parser(prog=prog or f"byeori {name}", description=COMMANDS[name][1], allow_abbrev=False)
-    if kind is not None:
-        add_settings(parser, kind, POSITIONAL.get(name, []))
-    settings = settings_from(kind or config.Settings, parser, arguments)
+    places = POSITIONAL.get(name, [])
+    words = COMMANDS[name][1]
+    parser = _Parser(prog=prog or f"byeori {name}", description=words[0].upper() + words[1:] + ".", allow_abbrev=False)
+    parser.usage = " ".join(["%(prog)s", *(place.upper() for place in places), "[--setting VALUE ...]"])
+    add_settings(parser, kind or config.Settings)
+    settings = settings_from(kind or config.Settings, parser, arguments, places)
     if name == "demo-model":
         from byeori import recipes
 
@@ -158,9 +174,7 @@ def _main(arguments: Sequence[str]) -> None:
         run(first, arguments[1:])
         return
     if not first.startswith("-"):
-        raise ConfigError(
-            f"there is no command {first!r}{config.nearest(first, list(COMMANDS))}; see byeori --help"
-        )
+        raise ConfigError(f"there is no command {first!r}{config.nearest(first, list(COMMANDS))}; see byeori --help")
     parser = build_parser()
     found = parser.parse_args(arguments or ["--help"])
     if found.print_completion:
@@ -175,6 +189,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     Returns the exit code: 0, 2 with one sentence for anything that a person can put right, 130 when stopped.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    first = os.environ.get("RANK", "0") == "0"
     try:
         if command:
             run(command, given, prog=os.path.basename(sys.argv[0]))  # noqa: PTH119
@@ -182,7 +197,10 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
             _main(given)
     except ByeoriError as error:
         stopped = type(error).__name__ == "Interrupted"
-        print(f"{'' if stopped else 'error: '}{error}", file=sys.stderr)
+        if not first:
+            time.sleep(_OTHERS_WAIT)
+        if first or not stopped:
+            print(f"{'' if stopped else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
         return 130 if stopped else 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -190,6 +208,10 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            time.sleep(2 * _OTHERS_WAIT)  # most likely a connection that broke when another process ended
+        raise
     return 0
 
 

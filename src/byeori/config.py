@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -47,15 +47,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: [str(item) if isinstance(item, PurePath) else item for item in value]
+            if isinstance(value, (list, tuple))
+            else str(value)
+            if isinstance(value, PurePath)
+            else value
+            for name, value in values.items()
+        }
+
 
 class ModelSettings(Settings):
     """Which weights, and how they are held."""
 
     base_model: str = Field(description="Folder or Hub id of the base model.", min_length=1)
     revision: OptionalText = Field(None, description="Branch, tag or commit of the base model on the Hub.")
-    dtype: Dtype = Field(
-        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
-    )
+    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
     trust_remote_code: OptionalText = Field(
         None, description="Repository whose own Python code may run; it must equal base_model."
     )
@@ -86,25 +98,19 @@ class DataSettings(Settings):
         description="Template name (alpaca, title-ko, chat, prompt-completion), file, or inline text; "
         "without it the one whose columns the data has is taken.",
     )
-    cutoff_len: int = Field(
-        2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8
-    )
+    cutoff_len: int = Field(2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8)
     on_bad_rows: Literal["stop", "drop"] = Field(
         "stop", description="Rows without a text or an answer: stop and name them, or drop and count them."
     )
     train_on_inputs: bool = Field(False, description="Train the prompt as well as the answer.")
-    add_eos_token: bool = Field(
-        True, description="End every answer with the end-of-text token, and train it."
-    )
+    add_eos_token: bool = Field(True, description="End every answer with the end-of-text token, and train it.")
 
 
 class RunSettings(Settings):
     """How long, how fast, and what is kept."""
 
     output_dir: str = Field(description="Folder for the adapter, its checkpoints and logs.", min_length=1)
-    batch_size: int = Field(
-        8, description="Examples in one optimizer step, over all processes.", ge=1, le=1_000_000
-    )
+    batch_size: int = Field(8, description="Examples in one optimizer step, over all processes.", ge=1, le=1_000_000)
     micro_batch_size: OptionalInt = Field(
         None,
         description="Examples computed at once on one process; none packs as many as fit micro_batch_tokens.",
@@ -117,68 +123,49 @@ class RunSettings(Settings):
         le=10_000_000,
     )
     num_epochs: float = Field(3, description="Passes over the training rows.", gt=0, le=10_000)
-    max_steps: OptionalInt = Field(None, description="Stop after this many optimizer steps.", ge=1)
+    max_steps: OptionalInt = Field(None, description="Stop after this many optimizer steps.", ge=1, le=1_000_000_000)
     learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=10)
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Shape after the warmup."
-    )
-    warmup_steps: OptionalInt = Field(
-        None, description="Steps of linear warmup; wins over warmup_ratio.", ge=0
-    )
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warmup.")
+    warmup_steps: OptionalInt = Field(None, description="Steps of linear warmup; wins over warmup_ratio.", ge=0)
     warmup_ratio: float = Field(0.0, description="Share of all steps used for warmup.", ge=0, lt=1)
     weight_decay: float = Field(0.0, description="AdamW's decoupled weight decay.", ge=0, le=1)
     adam_beta1: float = Field(0.9, description="AdamW's first moment decay.", ge=0, lt=1)
     adam_beta2: float = Field(0.999, description="AdamW's second moment decay.", ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, description="AdamW's epsilon.", gt=0, le=1)
-    max_grad_norm: float = Field(
-        1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0
-    )
+    max_grad_norm: float = Field(1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0)
     val_set_size: float = Field(
         0, description="Rows held out for evaluation: a count (200) or a fraction (0.05).", ge=0
     )
     group_by_length: bool = Field(False, description="Put rows of similar length into the same step.")
-    seed: int = Field(
-        42, description="Seed of order, split, dropout and adapter initialisation.", ge=0, lt=2**32
-    )
+    seed: int = Field(42, description="Seed of order, split, dropout and adapter initialisation.", ge=0, lt=2**32)
     logging_steps: int = Field(1, description="Write a log line every N steps.", ge=1)
     eval_steps: OptionalInt = Field(None, description="Evaluate every N steps; none is once an epoch.", ge=1)
-    save_steps: OptionalInt = Field(
-        None, description="Write a checkpoint every N steps; none is once an epoch.", ge=1
-    )
-    save_total_limit: OptionalInt = Field(
-        3, description="Checkpoints kept besides the best one; none keeps all.", ge=1
-    )
+    save_steps: OptionalInt = Field(None, description="Write a checkpoint every N steps; none is once an epoch.", ge=1)
+    save_total_limit: OptionalInt = Field(3, description="Checkpoints kept besides the best one; none keeps all.", ge=1)
     early_stopping_patience: OptionalInt = Field(
         None, description="Stop after this many evaluations without improvement.", ge=1
     )
     resume_from_checkpoint: OptionalText = Field(
         None, description="Checkpoint folder, `latest`, or a finished adapter to train further."
     )
-    overwrite_output_dir: bool = Field(
-        False, description="Start anew in an output_dir that holds another run."
-    )
-    report_to: Names = Field(
-        [], description="Trackers: tensorboard, wandb, trackio, mlflow; none unless asked for."
-    )
+    overwrite_output_dir: bool = Field(False, description="Start anew in an output_dir that holds another run.")
+    report_to: Names = Field([], description="Trackers: tensorboard, wandb, trackio, mlflow; none unless asked for.")
     share_prefixes: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Compute a prefix that examples share once (auto is on where the model allows it).",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile each layer; auto does it where there is a compiler and the run is long enough."
+        "auto",
+        description="torch.compile each layer; auto does it where there is a compiler and the run is long enough.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute layers in the backward pass to save memory."
-    )
+    gradient_checkpointing: bool = Field(False, description="Recompute layers in the backward pass to save memory.")
 
 
 class LoraSettings(Settings):
     """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
     lora_r: int = Field(16, description="Rank of the adapter.", ge=1, le=4096)
-    lora_alpha: float = Field(
-        16, description="Scale of the adapter; its output is multiplied by alpha / r.", gt=0
-    )
+    lora_alpha: float = Field(16, description="Scale of the adapter; its output is multiplied by alpha / r.", gt=0)
     lora_dropout: float = Field(0.0, description="Dropout on the adapter's input.", ge=0, lt=1)
     lora_target_modules: Names = Field(
         ["all-linear"],
@@ -200,17 +187,13 @@ class SftSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
-            raise ValueError(
-                f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count"
-            )
+            raise ValueError(f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count")
         if self.early_stopping_patience is not None and self.val_set_size == 0:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")
         known = {"tensorboard", "wandb", "trackio", "mlflow"}
         unknown = [name for name in self.report_to if name not in known and name != "none"]
         if unknown:
-            raise ValueError(
-                f"report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}"
-            )
+            raise ValueError(f"report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
         return self
 
 
@@ -246,13 +229,9 @@ class GenerationSettings(Settings):
 
     max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1, le=1_000_000)
     temperature: float = Field(0.0, description="0 is greedy; above it answers are sampled.", ge=0, le=10)
-    top_p: float = Field(
-        1.0, description="Nucleus sampling: smallest set of tokens with this probability.", gt=0, le=1
-    )
+    top_p: float = Field(1.0, description="Nucleus sampling: smallest set of tokens with this probability.", gt=0, le=1)
     top_k: int = Field(0, description="Sample among the k likeliest tokens; 0 is all.", ge=0)
-    repetition_penalty: float = Field(
-        1.0, description="Above 1 makes repeated tokens less likely.", gt=0, le=10
-    )
+    repetition_penalty: float = Field(1.0, description="Above 1 makes repeated tokens less likely.", gt=0, le=10)
     generation_batch_size: int = Field(8, description="Prompts answered at once.", ge=1, le=100_000)
     seed: int = Field(42, description="Seed of sampling and of the bootstrap.", ge=0, lt=2**32)
 
@@ -261,12 +240,8 @@ class GenerateSettings(GenerationSettings):
     """byeori generate: answer one prompt, or every row of a table."""
 
     model: str = Field(description="Folder or Hub id of an adapter or a model.", min_length=1)
-    base_model: OptionalText = Field(
-        None, description="Base model; without it the one that the adapter names."
-    )
-    dtype: Dtype = Field(
-        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
-    )
+    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
+    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
     template: OptionalText = Field(None, description="Template; without it the one saved beside the weights.")
     data_path: Annotated[Paths | None, BeforeValidator(_none_from_text)] = Field(
         None, description="Answer every row of this table."
@@ -274,16 +249,20 @@ class GenerateSettings(GenerationSettings):
     dataset_config: OptionalText = Field(None, description="Configuration of a Hub dataset.")
     dataset_split: str = Field("train", description="Split of a Hub dataset or a datasets folder.")
     max_rows: OptionalInt = Field(None, description="Answer only the first N rows.", ge=1)
-    output: OptionalText = Field(
-        None, description="File for the answers (.jsonl); without it standard output."
-    )
-    raw: OptionalText = Field(
-        None, description="A finished prompt, used as it is; @file reads it from a file."
-    )
+    output: OptionalText = Field(None, description="File for the answers (.jsonl); without it standard output.")
+    raw: OptionalText = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
     columns: dict[str, str] = Field(
         {},
         description="Values of the template's columns; on the command line --document TEXT or --document @file.",
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = {"raw": self.raw is not None, "data_path": bool(self.data_path), "columns": bool(self.columns)}
+        names = [name for name, there in given.items() if there]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} are given together; an answer has one source, so give one of them")
+        return self
 
 
 class CompareSettings(GenerationSettings, DataSettings):
@@ -291,17 +270,11 @@ class CompareSettings(GenerationSettings, DataSettings):
 
     adapter: str = Field(description="Folder of the adapter.", min_length=1)
     output_dir: str = Field(description="Folder for report.html, rows.jsonl and metrics.json.", min_length=1)
-    base_model: OptionalText = Field(
-        None, description="Base model; without it the one that the adapter names."
-    )
-    dtype: Dtype = Field(
-        "auto", description="Compute type of the weights; auto is bfloat16 where it is fast."
-    )
+    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
+    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
     max_new_tokens: int = Field(128, description="Longest answer in tokens.", ge=1, le=1_000_000)
     bootstrap: int = Field(2000, description="Resamples behind each 95% interval.", ge=100, le=1_000_000)
-    overwrite_output_dir: bool = Field(
-        False, description="Replace a comparison that is already in output_dir."
-    )
+    overwrite_output_dir: bool = Field(False, description="Replace a comparison that is already in output_dir.")
 
 
 class PublishSettings(Settings):
@@ -318,9 +291,7 @@ class PublishSettings(Settings):
 class DemoSettings(Settings):
     """byeori demo: the whole job on the embedded model and the sample rows."""
 
-    output_dir: str = Field(
-        "demo-output", description="Folder for everything that the demo makes.", min_length=1
-    )
+    output_dir: str = Field("demo-output", description="Folder for everything that the demo makes.", min_length=1)
 
 
 S = TypeVar("S", bound=Settings)
@@ -351,14 +322,23 @@ def _sentence(kind: type[Settings], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{nearest(name, list(kind.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
-    return message if not name else f"--{name} {item['input']!r}: {message[0].lower()}{message[1:]}"
+    if not name:
+        return message
+    if item["type"].startswith("bool"):
+        return f"--{name} {item['input']!r}: give True or False"
+    return f"--{name} {_short(item['input'])}: {message[0].lower()}{message[1:]}"
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """Settings from a YAML file (safe loading only).
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
+    """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: no such file, not YAML, not a mapping, or an unknown name in it.
     """
     import yaml
 
@@ -372,7 +352,14 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML{line}; write one `name: value` a line") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds no settings; write one `name: value` a line")
-    return {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    there = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
+    unknown = [f"{name!r}{nearest(name, there)}" for name in values if name not in there]
+    if unknown:
+        raise ConfigError(
+            f"{path} names no setting with {', '.join(unknown)}; the settings are in `byeori COMMAND --help`"
+        )
+    return values
 
 
 def write_yaml(settings: Settings, path: Path) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from byeori.answers import CompareResult, check_columns, check_cutoff, compare, generate, load_table, say
 from byeori.batch import loader
 from byeori.config import (
-    CompareSettings,
-    DataSettings,
-    GenerateSettings,
-    GenerationSettings,
     MergeSettings,
     PreviewSettings,
     PublishSettings,
@@ -26,16 +23,13 @@ from byeori.config import (
 from byeori.data import audit, cache, sources, template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
-from byeori.errors import ConfigError, ModelError, TemplateError
-from byeori.model import embedded, forward, load, lora, parallel
+from byeori.errors import ConfigError
+from byeori.model import embedded, forward, load, lora, norm, parallel
 from byeori.objective.sft import sft_sum
-from byeori.result import compare as comparison
 from byeori.result import folder as folders
-from byeori.result import generate as generation
 from byeori.result import merge as merging
 from byeori.result import preview as previews
 from byeori.result import publish as publishing
-from byeori.result import report, scores
 from byeori.train import checkpoint, log, trainer
 
 if TYPE_CHECKING:
@@ -43,17 +37,16 @@ if TYPE_CHECKING:
 
 # what the matrix units need to be busy, and what a small machine's memory bears
 _MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+BAR_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no bar in a log file
 ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Rows ready to train: tokenized tables of usable rows, how they were made, and the audit."""
+    """Rows ready to train: tokenized tables of usable rows, and the audit."""
 
-    encoding: Encoding
     train: Dataset
     held_out: Dataset | None
-    raw: Dataset
     found: dict[str, Any]
     notes: list[str]
 
@@ -70,21 +63,6 @@ class SftResult:
     shared_tokens: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompareResult:
-    """The files of a comparison, its metrics.json as a dict, and the verdict in words."""
-
-    report: Path
-    rows: Path
-    metrics: dict[str, Any]
-    verdict: str
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
-
-
 # ---- sft ---------------------------------------------------------------------------------------------------------
 
 
@@ -98,22 +76,63 @@ def sft(settings: SftSettings) -> SftResult:
     processes = parallel.start()
     tell = say if processes.main else (lambda text: None)
     try:
-        return _sft(settings, processes, tell)
+        with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
+            return _sft(settings, processes, tell, Path(kept))
     finally:
         parallel.finish()
 
 
-def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any) -> SftResult:
+def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any, kept: Path) -> SftResult:
     output = Path(settings.output_dir)
-    resume = folders.claim(
-        output, settings.resume_from_checkpoint, settings.overwrite_output_dir, tell, processes
-    )
+    resume = folders.claim(output, settings.resume_from_checkpoint, settings.overwrite_output_dir, tell, processes)
     _check_batch(settings, processes.world)
-    prepared = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=processes)
+    prepared, how = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=processes)
     for line in [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]:
         tell(line)
     audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
+    folders.write_beside(kept, how, settings)
+    del how  # a tokenizer of 262,144 words takes 0.6 GB; all that is needed of it now lies in `kept`
 
+    plan = loader.schedule(
+        len(prepared.train),
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        lengths=cache.lengths(prepared.train) if settings.group_by_length else None,
+    )
+    model = _adapted_model(settings, processes, tell)
+    forest_runs = forward.use_forest_attention(model)
+    if not forest_runs:
+        tell("This model's layers do not use transformers' attention interface: rows are computed one at a time")
+    if processes.main:
+        first = [cache.example(prepared.train, int(i)) for i in loader.step_rows(plan, 0, {})[:4]]
+        forward.self_check(model, first, plain=not forest_runs)
+    _speed_up(model, settings, int(cache.lengths(prepared.train).mean() * plan.total_steps), processes, tell)
+    job = trainer.Job(
+        model=model,
+        train_rows=prepared.train,
+        eval_rows=prepared.held_out,
+        objective=sft_sum,
+        plan=plan,
+        options=_options(settings, plan, processes.device, one_at_a_time=not forest_runs),
+        processes=processes,
+        output_dir=output,
+        beside=lambda folder: shutil.copytree(kept, folder, dirs_exist_ok=True),
+        settings=settings.model_dump(),
+        resume=resume,
+    )
+    if processes.main:
+        folders.make(output, clear=settings.overwrite_output_dir and resume is None)
+        _write_order(output, plan, prepared.train)
+    run = trainer.train(job)
+    result = _finish_sft(job, run, prepared, settings)
+    tell(_closing_words(result, output))
+    return result
+
+
+def _adapted_model(settings: SftSettings, processes: parallel.Processes, tell: Any) -> Any:
+    """The base model with a new adapter on it."""
     dtype = load.resolve_dtype(settings.dtype, processes.device)
     tell(f"Loading {settings.base_model} in {str(dtype).removeprefix('torch.')} on {processes.device}")
     base = load.load_model(
@@ -132,48 +151,23 @@ def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any) -> Sft
         seed=settings.seed,
     )
     lora.fuse(model)
+    return model
+
+
+def _speed_up(model: Any, settings: SftSettings, row_tokens: int, processes: parallel.Processes, tell: Any) -> None:
+    """Recompute, then compile or else fuse, as the settings say.
+
+    row_tokens: tokens of the whole run, for a batch of one row.
+    """
+    base = model.get_base_model()
     if settings.gradient_checkpointing:
         parallel.recompute_layers(base)
-    forest_runs = forward.use_forest_attention(model)
-    if not forest_runs:
-        tell(
-            "This model's layers do not use transformers' attention interface: rows are computed one at a time"
-        )
-    plan = loader.schedule(
-        len(prepared.train),
-        batch_size=settings.batch_size,
-        num_epochs=settings.num_epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        lengths=cache.lengths(prepared.train) if settings.group_by_length else None,
-    )
-    if forest_runs and processes.main:
-        first = [cache.example(prepared.train, int(i)) for i in loader.step_rows(plan, 0, {})[:4]]
-        forward.self_check(model, first)
-    tokens = int(cache.lengths(prepared.train).mean() * plan.total_steps * plan.batch_size / processes.world)
-    if settings.compile == "on" or (
-        settings.compile == "auto" and parallel.compiling_pays(base, tokens, processes.device)
-    ):
+    tokens = row_tokens * settings.batch_size // processes.world
+    pays = settings.compile == "auto" and parallel.compiling_pays(base, tokens, processes.device)
+    if settings.compile == "on" or pays:
         tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")
-    job = trainer.Job(
-        model=model,
-        train_rows=prepared.train,
-        eval_rows=prepared.held_out,
-        objective=sft_sum,
-        plan=plan,
-        options=_options(settings, plan, processes.device, one_at_a_time=not forest_runs),
-        processes=processes,
-        output_dir=output,
-        beside=lambda folder: folders.write_beside(folder, prepared.encoding, settings),
-        settings=settings.model_dump(),
-        resume=resume,
-    )
-    if processes.main:
-        _write_order(output, plan, prepared.train)
-    run = trainer.train(job)
-    result = _finish_sft(job, run, prepared, settings)
-    tell(_closing_words(result, output))
-    return result
+    else:
+        norm.fuse_norms(base)
 
 
 def _check_batch(settings: SftSettings, world: int) -> None:
@@ -207,14 +201,12 @@ def _write_order(output: Path, plan: loader.Schedule, rows: Dataset) -> None:
     if plan.total_steps * plan.batch_size > ORDER_ROWS:
         return
     source, orders = rows["row"], {}  # type: ignore[var-annotated]
-    order = [
-        int(source[int(i)]) for step in range(plan.total_steps) for i in loader.step_rows(plan, step, orders)
-    ]
+    order = [int(source[int(i)]) for step in range(plan.total_steps) for i in loader.step_rows(plan, step, orders)]
     (output / "order.json").write_text(json.dumps(order), encoding="utf-8")
 
 
 def _finish_sft(job: trainer.Job, run: trainer.Run, prepared: Prepared, settings: SftSettings) -> SftResult:
-    """Write the finished adapter into output_dir: of the best step where early stopping was asked for, else the last."""
+    """Write the finished adapter into output_dir: of the best step with early stopping, else of the last."""
     if settings.early_stopping_patience and run.best_step not in (None, run.step):
         checkpoint.load_adapter(job.output_dir / f"checkpoint-{run.best_step}", job.model)
     result = SftResult(
@@ -229,7 +221,7 @@ def _finish_sft(job: trainer.Job, run: trainer.Run, prepared: Prepared, settings
 
         def fill(folder: Path) -> None:
             checkpoint.save_adapter(folder, job.model)
-            folders.write_beside(folder, prepared.encoding, settings)
+            job.beside(folder)
             folders.write_run_facts(folder, job.output_dir, prepared.found, settings)
 
         checkpoint.move_in(job.output_dir, fill)
@@ -238,13 +230,10 @@ def _finish_sft(job: trainer.Job, run: trainer.Run, prepared: Prepared, settings
 
 
 def _closing_words(result: SftResult, output: Path) -> str:
-    saved = (
-        f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens"
-        if result.shared_tokens > 0.005
-        else ""
-    )
+    saved = f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens" if result.shared_tokens > 0.005 else ""
     best = f", best eval_loss {result.best_eval_loss:.4f}" if result.best_eval_loss is not None else ""
-    return f"Done: {result.steps} steps, loss {result.first_loss:.4f} -> {result.last_loss:.4f}{best}{saved}. Adapter in {output}"
+    losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
+    return f"Done: {result.steps} steps, {losses}{best}{saved}. Adapter in {output}"
 
 
 # ---- rows --------------------------------------------------------------------------------------------------------
@@ -252,21 +241,15 @@ def _closing_words(result: SftResult, output: Path) -> str:
 
 def prepare(
     settings: SftSettings | PreviewSettings, *, val_set_size: float, seed: int, processes: parallel.Processes
-) -> Prepared:
-    """Rows -> tokenized tables and their audit; no weights are loaded."""
+) -> tuple[Prepared, Encoding]:
+    """Rows -> tokenized tables, their audit and how they were made; no weights are loaded."""
     trusted = settings.trust_remote_code is not None
     if processes.main is False:
         parallel.wait(processes)  # the first process fills the cache, the others read it
     config = load.load_config(settings.base_model, revision=settings.revision, trust_remote_code=trusted)
-    tokenizer, notes = load.load_tokenizer(
-        settings.base_model, revision=settings.revision, trust_remote_code=trusted
-    )
-    limit = load.positions_limit(config)
-    if limit is not None and settings.cutoff_len > limit:
-        raise ConfigError(
-            f"--cutoff_len {settings.cutoff_len} is beyond the {limit} positions of {settings.base_model}"
-        )
-    rows = _rows(settings)
+    tokenizer, notes = load.load_tokenizer(settings.base_model, revision=settings.revision, trust_remote_code=trusted)
+    check_cutoff(settings.cutoff_len, load.positions_limit(config), settings.base_model)
+    rows = load_table(settings)
     chosen, note = _template(settings.template, rows.column_names)
     how = tokenize.encoding(
         tokenizer,
@@ -276,8 +259,9 @@ def prepare(
         train_on_inputs=settings.train_on_inputs,
     )
     train_rows, held_out_rows = sources.split_rows(rows, val_set_size, seed)
-    train = cache.encode_table(train_rows, how, progress=processes.main)
-    held_out = cache.encode_table(held_out_rows, how, progress=processes.main) if held_out_rows else None
+    shown = processes.main and (log.moving() or len(rows) > BAR_ROWS)
+    train = cache.encode_table(train_rows, how, progress=shown)
+    held_out = cache.encode_table(held_out_rows, how, progress=shown) if held_out_rows else None
 
     def name(row: int) -> str:
         return sources.row_name(settings.data_path, row)
@@ -290,26 +274,13 @@ def prepare(
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.main:
         parallel.wait(processes)
-    return Prepared(encoding=how, train=train, held_out=held_out, raw=rows, found=found, notes=[*notes, note])
-
-
-def _rows(settings: DataSettings | GenerateSettings) -> Dataset:
-    return sources.load_rows(
-        list(settings.data_path or []),
-        config=settings.dataset_config,
-        split=settings.dataset_split,
-        revision=getattr(settings, "dataset_revision", None),
-        max_rows=settings.max_rows,
-    )
+    return Prepared(train=train, held_out=held_out, found=found, notes=[*notes, note]), how
 
 
 def _template(spec: str | None, columns: list[str]) -> tuple[Template | None, str]:
-    name = spec or template.choose(columns)
-    chosen = template.resolve(name)
-    if chosen is not None:
-        for column in [*chosen.prompt_columns, chosen.answer_column]:
-            if column not in columns and column not in chosen.optional_columns:
-                raise TemplateError(template.unknown_column(column, columns))
+    """The template for rows with these columns, and a sentence that names it."""
+    chosen = template.resolve(spec or template.choose(columns))
+    check_columns(chosen, columns, with_answer=True)
     trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
     return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
 
@@ -318,14 +289,14 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     """Show what the model will see, before any weights are loaded; returns the audit."""
     log.quiet_libraries()
     alone = parallel.start()
-    prepared = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=alone)
+    prepared, how = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=alone)
     shown = [cache.example(prepared.train, index) for index in range(min(settings.rows, len(prepared.train)))]
     names = [sources.row_name(settings.data_path, example.row) for example in shown]
-    pieces = [previews.pieces(example, prepared.encoding.tokenizer) for example in shown]
+    pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     words = [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]
     if settings.html:
         page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.found)
-        Path(settings.html).write_text(page, encoding="utf-8")
+        folders.write(Path(settings.html), page)
         say(f"Preview in {settings.html}")
     if settings.json_output:
         print(json.dumps(prepared.found, ensure_ascii=False, indent=1))
@@ -334,7 +305,7 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     return prepared.found
 
 
-# ---- merge, generate, compare, publish ---------------------------------------------------------------------------
+# ---- merge, publish ---------------------------------------------------------------------------
 
 
 def merge(settings: MergeSettings) -> Any:
@@ -360,113 +331,6 @@ def merge(settings: MergeSettings) -> Any:
         )
     say(f"Merged model in {settings.output_dir}")
     return result
-
-
-def generate(settings: GenerateSettings) -> list[str]:
-    """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
-    log.quiet_libraries()
-    device = parallel.start().device
-    tuned = folders.open_model(settings.model, settings.base_model, settings.dtype, device)
-    how = folders.encoding_of(settings.model, tuned.tokenizer, settings.template)
-    sampling = _sampling(settings)
-    if settings.raw is not None or settings.data_path is None:
-        prompt = _one_prompt(settings, how)
-        shown = generation.answer(
-            tuned.model, tuned.tokenizer, [prompt], sampling, stream=_stream(settings.output)
-        )
-        answers = [item.text for item in shown]
-        if settings.output:
-            Path(settings.output).write_text(answers[0] + "\n", encoding="utf-8")
-        return answers
-    rows = [dict(row) for row in _rows(settings)]
-    return folders.answer_rows(tuned, how, rows, sampling, settings.generation_batch_size, settings.output)
-
-
-def _stream(output: str | None) -> Any:
-    return None if output else lambda text: print(text, end="", flush=True)
-
-
-def _one_prompt(settings: GenerateSettings, how: Encoding) -> list[int]:
-    if settings.raw is not None:
-        text = folders.text_or_file(settings.raw)
-        return list(
-            tokenize.encode_segments(
-                (template.Segment(text=text, trained=False),), folders.bare(how)
-            ).token_ids
-        )
-    values: Mapping[str, str] = {
-        name: folders.text_or_file(value) for name, value in settings.columns.items()
-    }
-    if how.template is None:
-        text = values.get("prompt") or folders.standard_input("the message")
-        return tokenize.encode_prompt({"messages": [{"role": "user", "content": text}]}, folders.bare(how))
-    needed = [name for name in how.template.prompt_columns if name not in how.template.optional_columns]
-    unknown = [name for name in values if name not in how.template.prompt_columns]
-    if unknown:
-        raise TemplateError(
-            template.unknown_column(unknown[0], how.template.prompt_columns).replace("data", "template")
-        )
-    missing = [name for name in needed if name not in values]
-    if len(missing) == 1:
-        values = {**values, missing[0]: folders.standard_input(f"the column {missing[0]!r}")}
-    elif missing:
-        raise ConfigError("give " + ", ".join(f"--{name} TEXT" for name in missing) + " (or @file)")
-    return tokenize.encode_prompt(values, how)
-
-
-def _sampling(settings: GenerationSettings) -> generation.Sampling:
-    names = generation.Sampling.__dataclass_fields__
-    return generation.Sampling(**{name: getattr(settings, name) for name in names})
-
-
-def compare(settings: CompareSettings) -> CompareResult:
-    """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
-    log.quiet_libraries()
-    output = Path(settings.output_dir)
-    folders.claim_result(output, comparison.ROWS, settings.overwrite_output_dir)
-    device = parallel.start().device
-    rows_table = _rows(settings)
-    tuned = folders.open_model(settings.adapter, settings.base_model, settings.dtype, device)
-    if not tuned.is_adapter:
-        raise ModelError(
-            f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote"
-        )
-    how = folders.encoding_of(
-        settings.adapter, tuned.tokenizer, settings.template, cutoff_len=settings.cutoff_len
-    )
-    rows = folders.comparable(rows_table, how, settings.data_path, settings.on_bad_rows)
-    say(f"Comparing base and tuned on {len(rows)} rows")
-    with folders.progress("Answering") as on_progress:
-        items = comparison.compare_rows(
-            tuned.model,
-            rows,
-            how,
-            _sampling(settings),
-            batch_size=settings.generation_batch_size,
-            rows_file=output / comparison.ROWS,
-            on_progress=on_progress,
-        )
-    metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
-    words = scores.verdict(metrics)
-    page = report.render_report(
-        title=f"{Path(settings.adapter).name}: base and tuned side by side",
-        rows=items,
-        metrics=metrics,
-        verdict=words,
-        settings=folders.shown_settings(settings.adapter),
-        prompt=how.template.text if how.template else str(how.tokenizer.chat_template),
-        log=log.read(Path(settings.adapter)),
-        models={"Base": tuned.base_name, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
-    )
-    (output / "report.html").write_text(page, encoding="utf-8")
-    text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    (output / "metrics.json").write_text(text, encoding="utf-8")
-    (Path(settings.adapter) / "metrics.json").write_text(text, encoding="utf-8")
-    say(words)
-    say(f"Report: {output / 'report.html'}")
-    return CompareResult(
-        report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words
-    )
 
 
 def publish(settings: PublishSettings) -> Any:

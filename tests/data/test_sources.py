@@ -299,9 +299,7 @@ def test_damage_inside_parquet_and_arrow(here: Path) -> None:
         stream.write_table(table)
     for path in sorted(here.iterdir()):
         whole = path.read_bytes()
-        write(
-            path, whole[:2000] + b"\xff" * 3000 + whole[5000:] if path.suffix == ".parquet" else whole[:-5000]
-        )
+        write(path, whole[:2000] + b"\xff" * 3000 + whole[5000:] if path.suffix == ".parquet" else whole[:-5000])
         fails(DataError, str(path), call=lambda path=path: load_rows([str(path)]))
 
 
@@ -393,9 +391,7 @@ def ask(endpoint: str, home: Path, name: str, **settings: str) -> str:
         f"try: load_rows([{name!r}], **{settings!r})\n"
         "except HubError as error: print(error)\n"
     )
-    environment = {
-        k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")
-    }
+    environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
         [sys.executable, "-c", program],

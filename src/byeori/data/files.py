@@ -148,9 +148,7 @@ def _merge(known: Any, value: object) -> Any:
         return known
     if isinstance(value, dict):
         if known is None or isinstance(known, dict):
-            return (known or {}) | {
-                name: _merge((known or {}).get(name), inner) for name, inner in value.items()
-            }
+            return (known or {}) | {name: _merge((known or {}).get(name), inner) for name, inner in value.items()}
         kind = "an object"
     elif isinstance(value, list):
         if known is None or isinstance(known, list):
@@ -159,9 +157,7 @@ def _merge(known: Any, value: object) -> Any:
     else:
         kind = _KINDS[type(value)]
         if isinstance(value, str) and not value.isascii() and _HALF_PAIR.search(value):
-            raise DataError(
-                "holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it"
-            )
+            raise DataError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise DataError("holds a number of more than 64 bits; write it as text")
         if known in (None, kind):
@@ -219,9 +215,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 rule = "a line must be one object, a file that is one list must end in .json"
-                raise DataError(
-                    f"{path} line {number} is not valid JSON ({one_line(error)}); {rule}."
-                ) from None
+                raise DataError(f"{path} line {number} is not valid JSON ({one_line(error)}); {rule}.") from None
             yield number, _object(path, number, value)
 
 
@@ -229,9 +223,7 @@ def _object(path: Path, line: int, value: object) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     kind = "a list" if isinstance(value, list) else "null" if value is None else _KINDS[type(value)]
-    raise DataError(
-        f'{path} line {line} is {kind}, not an object; write every row as {{"column": value, ...}}.'
-    )
+    raise DataError(f'{path} line {line} is {kind}, not an object; write every row as {{"column": value, ...}}.')
 
 
 def _holds_json_lines(path: Path) -> bool:
@@ -265,17 +257,11 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     break
             if len(lists) != 1:
                 found = "the lists " + ", ".join(lists) if lists else "no list"
-                raise DataError(
-                    f"{path} is an object with {found}; give a list of rows, or an object with one list."
-                )
+                raise DataError(f"{path} is an object with {found}; give a list of rows, or an object with one list.")
         else:
-            raise DataError(
-                f"{path} is neither a list of objects nor an object with one list; write it as one."
-            )
+            raise DataError(f"{path} is neither a list of objects nor an object with one list; write it as one.")
         if window.peek():
-            raise DataError(
-                f"{path} line {window.line} goes on after the end of the JSON; remove what follows."
-            )
+            raise DataError(f"{path} line {window.line} goes on after the end of the JSON; remove what follows.")
 
 
 class _Window:
@@ -374,9 +360,7 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is damaged or not {kind} ({one_line(error)}); write it again.") from None
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise DataError(
-            f"{path} cannot be read or copied to datasets' cache: {reason}; check both."
-        ) from None
+        raise DataError(f"{path} cannot be read or copied to datasets' cache: {reason}; check both.") from None
 
 
 def _not_utf8(path: Path) -> str:

@@ -126,9 +126,7 @@ def _hashes(rows: Dataset, key_columns: list[str] | None, seed: int) -> np.ndarr
 # --- where the rows are ---------------------------------------------------------------------------
 
 
-def _load_path(
-    path: str, config: str | None, split: str, revision: str | None
-) -> Iterator[tuple[str, Dataset]]:
+def _load_path(path: str, config: str | None, split: str, revision: str | None) -> Iterator[tuple[str, Dataset]]:
     """(name for messages, rows) of everything that one path stands for."""
     local = Path(path).expanduser()
     if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):

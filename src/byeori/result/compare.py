@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-
 import torch
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.model import forward
-from byeori.result import generate, scores
+from byeori.result import folder, generate, scores
 
 ROWS = "rows.jsonl"
 
@@ -27,51 +26,54 @@ def compare_rows(
     *,
     batch_size: int,
     rows_file: Path,
+    positions: int | None = None,
     on_progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """Answers, losses and scores of both models for every row, in the order of `rows`.
 
-    model: a PeftModel. rows_file: every finished batch is appended to it at once, so nothing computed is lost.
+    model: a PeftModel. rows_file: every finished batch is appended to it at once, so nothing computed is lost; at the
+    end it holds the rows in their order. positions: the model's, where it has a limit.
     on_progress: called with rows done and rows in all.
     """
     examples = [encode_row(row, how) for row in rows]
     prompts = [encode_prompt(row, how) for row in rows]
     done: dict[int, dict[str, Any]] = {}
-    rows_file.write_text("", encoding="utf-8")
+    folder.write(rows_file, "")
     for batch in generate.batches(prompts, batch_size):
         sides = {}
         for side, off in (("base", True), ("tuned", False)):
             with model.disable_adapter() if off else nullcontext():
                 sides[side] = _side(
-                    model, [prompts[i] for i in batch], [examples[i] for i in batch], how, sampling
+                    model, [prompts[i] for i in batch], [examples[i] for i in batch], how, sampling, positions
                 )
-        with rows_file.open("a", encoding="utf-8") as file:
+        with folder.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
                 done[index] = _item(rows[index], how, {side: found[place] for side, found in sides.items()})
                 file.write(_line(done[index]))
         on_progress(len(done), len(rows))
     items = [done[index] for index in range(len(rows))]
-    rows_file.write_text("".join(map(_line, items)), encoding="utf-8")
+    folder.write(rows_file, "".join(map(_line, items)))
     return items
 
 
 def _side(
-    model: Any, prompts: list[list[int]], examples: list[Example], how: Encoding, sampling: generate.Sampling
+    model: Any,
+    prompts: list[list[int]],
+    examples: list[Example],
+    how: Encoding,
+    sampling: generate.Sampling,
+    positions: int | None,
 ) -> list[tuple[generate.Answer, float]]:
     """One model's answers to a batch, and its mean negative log-likelihood of each reference."""
     suffix = how.template.suffix if how.template else ""
     forward.use_plain_attention(model)
-    answers = generate.answer(model, how.tokenizer, prompts, sampling, suffix=suffix)
+    answers = generate.answer(model, how.tokenizer, prompts, sampling, suffix=suffix, positions=positions)
     with torch.no_grad():
-        logprobs = [
-            forward.forest_logprobs(model, forests.build([example]), plain=True) for example in examples
-        ]
+        logprobs = [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in examples]
     return [(answer, -float(found.mean())) for answer, found in zip(answers, logprobs, strict=True)]
 
 
-def _item(
-    row: Mapping[str, Any], how: Encoding, sides: dict[str, tuple[generate.Answer, float]]
-) -> dict[str, Any]:
+def _item(row: Mapping[str, Any], how: Encoding, sides: dict[str, tuple[generate.Answer, float]]) -> dict[str, Any]:
     shown = {name: value for name, value in row.items() if not name.startswith("__")}
     if how.template is None:
         turns = row.get("messages") or row.get("conversations") or [{}]
@@ -88,13 +90,12 @@ def _item(
 
 def _line(item: dict[str, Any]) -> str:
     kept = {**item["row"], **{key: item[key] for key in ("base_output", "tuned_output", "base", "tuned")}}
-    return json.dumps(kept, ensure_ascii=False) + "\n"
+    return json.dumps(kept, ensure_ascii=False, default=str) + "\n"
 
 
 def metrics(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
     """metrics.json: means of both models and their difference with paired-bootstrap 95% intervals."""
     base, tuned = (
-        {name: [item[side][name] for item in items] for name in scores.ROW_METRICS}
-        for side in ("base", "tuned")
+        {name: [item[side][name] for item in items] for name in scores.ROW_METRICS} for side in ("base", "tuned")
     )
     return scores.summarise(base, tuned, resamples=resamples, seed=seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -14,20 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
-
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train.checkpoint import write_error
 
 FILE = "train_log.jsonl"
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: allocated on the GPU, or resident in this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 class RunLog:

@@ -31,7 +31,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import TrainingError
 from byeori.model import forward, parallel
 from byeori.model.parallel import Processes
-from byeori.train import checkpoint, log, optim
+from byeori.train import checkpoint, log, memory, optim
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _BAD_STEPS = 3
@@ -107,7 +107,7 @@ class Job:
     options: Options
     processes: Processes
     output_dir: Path
-    beside: Callable[[Path], None]
+    beside: Callable[[Path], object]
     settings: dict[str, Any]
     resume: Path | None = None
 
@@ -168,6 +168,7 @@ def train_step(
     mine = _mine(examples, job.processes)
     weight = float(sum(example.target_count for example in examples))
     optimizer.zero_grad(set_to_none=True)
+    memory.give_back(job.processes.device)
     loss, unique = 0.0, 0
     for batch in pack(mine, options):
         noise["length"] = batch.separate_tokens / len(batch.rows)
@@ -204,7 +205,7 @@ def train_step(
         "unique_tokens": int(unique_all),
         "target_tokens": int(weight),
         "seconds": round(time.perf_counter() - began, 4),
-        "peak_memory_bytes": log.peak_memory_bytes(job.processes.device),
+        "peak_memory_bytes": memory.peak_memory_bytes(job.processes.device),
     }
 
 

@@ -1,0 +1,240 @@
+"""The jobs that answer, wired together: generate and compare. Settings objects stop here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byeori.config import CompareSettings, DataSettings, GenerateSettings, GenerationSettings, nearest
+from byeori.data import sources, template, tokenize
+from byeori.data.template import Template
+from byeori.data.tokenize import Encoding
+from byeori.errors import ConfigError, ModelError, TemplateError
+from byeori.model import parallel
+from byeori.result import compare as comparison
+from byeori.result import folder as folders
+from byeori.result import generate as generation
+from byeori.result import opening, report, scores
+from byeori.train import log
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareResult:
+    """The files of a comparison, its metrics.json as a dict, and the verdict in words."""
+
+    report: Path
+    rows: Path
+    metrics: dict[str, Any]
+    verdict: str
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- what all jobs begin with --------------------------------------------------------------------------------
+
+
+def load_table(settings: DataSettings | GenerateSettings) -> Dataset:
+    return sources.load_rows(
+        list(settings.data_path or []),
+        config=settings.dataset_config,
+        split=settings.dataset_split,
+        revision=getattr(settings, "dataset_revision", None),
+        max_rows=settings.max_rows,
+    )
+
+
+def check_columns(chosen: Template | None, columns: list[str], *, with_answer: bool) -> None:
+    wanted = [] if chosen is None else [*chosen.prompt_columns, *([chosen.answer_column] if with_answer else [])]
+    for column in wanted:
+        if chosen and column not in columns and column not in chosen.optional_columns:
+            raise TemplateError(template.unknown_column(column, columns))
+
+
+def check_cutoff(cutoff_len: int, positions: int | None, name: str) -> None:
+    if positions is not None and cutoff_len > positions:
+        raise ConfigError(
+            f"--cutoff_len {cutoff_len} is beyond the {positions} positions of {name}; give {positions} or less"
+        )
+
+
+# ---- generate ------------------------------------------------------------------------------------------------
+
+
+def generate(settings: GenerateSettings) -> list[str]:
+    """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
+    log.quiet_libraries()
+    sampling, output = _sampling(settings), Path(settings.output) if settings.output else None
+    if output:
+        folders.check_output_file(output, list(settings.data_path or []))
+    found = opening.find(settings.model, settings.base_model)
+    if settings.data_path:
+        return _generate_table(settings, found, sampling, output)
+    how, prompt = _one_prompt(settings, found)
+    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    suffix = how.template.suffix if how.template and settings.raw is None else ""
+    streamed = output is None and not suffix.strip()
+    answer = generation.answer(
+        model,
+        how.tokenizer,
+        [prompt],
+        sampling,
+        suffix=suffix,
+        positions=found.positions,
+        stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
+    )[0].text
+    if output:
+        folders.write(output, answer + "\n")
+    elif not streamed:
+        print(answer)
+    return [answer]
+
+
+def _generate_table(
+    settings: GenerateSettings, found: opening.Found, sampling: generation.Sampling, output: Path | None
+) -> list[str]:
+    table = load_table(settings)
+    chosen = opening.template_of(found, settings.template)
+    check_columns(chosen, table.column_names, with_answer=False)
+    how = opening.encoding(found, chosen, cutoff_len=_room(found, sampling))
+    rows = [dict(row) for row in table]
+    prompts = generation.encode_prompts(rows, how, lambda row: sources.row_name(list(settings.data_path or []), row))
+    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    if output:
+        folders.write(output, "")
+
+    def keep(lines: str) -> None:
+        if output:
+            with folders.writing(output), output.open("a", encoding="utf-8") as file:
+                file.write(lines)
+
+    with folders.progress("Answering") as on_progress:
+        answers, text = generation.answer_rows(
+            model,
+            how,
+            rows,
+            prompts,
+            sampling,
+            batch_size=settings.generation_batch_size,
+            positions=found.positions,
+            on_batch=keep,
+            on_progress=on_progress,
+        )
+    if output:
+        folders.write(output, text)
+        say(f"Answers in {output}")
+    else:
+        sys.stdout.write(text)
+    return answers
+
+
+def _room(found: opening.Found, sampling: generation.Sampling) -> int:
+    """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
+    if found.positions is None:
+        return sys.maxsize
+    return found.positions - min(sampling.max_new_tokens, found.positions // 2)
+
+
+def _one_prompt(settings: GenerateSettings, found: opening.Found) -> tuple[Encoding, list[int]]:
+    if settings.raw is not None:
+        how = opening.raw_encoding(found)
+        text = generation.text_or_file(settings.raw)
+        return how, list(tokenize.encode_segments((template.Segment(text=text, trained=False),), how).token_ids)
+    chosen = opening.template_of(found, settings.template)
+    names = chosen.prompt_columns if chosen else ["prompt"]
+    optional = chosen.optional_columns if chosen else set()
+    given = {name.replace("-", "_"): value for name, value in settings.columns.items()}
+    unknown = [name for name in given if name not in {column.replace("-", "_") for column in names}]
+    if unknown:
+        flags = [*names, *(name for name in type(settings).model_fields if name != "columns")]
+        raise ConfigError(
+            f"--{unknown[0]} is neither a flag nor a column of the template{nearest(unknown[0], flags)}; "
+            f"its prompt has the columns {', '.join(names)}"
+        )
+    values = {column: given[column.replace("-", "_")] for column in names if column.replace("-", "_") in given}
+    values = {name: generation.text_or_file(value).strip("\n") for name, value in values.items()}
+    missing = [name for name in names if name not in optional and name not in values]
+    if len(missing) == 1:
+        values[missing[0]] = generation.standard_input(f"the column {missing[0]!r}")
+    elif missing:
+        raise ConfigError("give " + ", ".join(f"--{name} TEXT" for name in missing) + " (or @file)")
+    row: Any = values if chosen else {"messages": [{"role": "user", "content": values["prompt"]}]}
+    how = opening.encoding(found, chosen)
+    return how, tokenize.encode_prompt(row, how)
+
+
+def _sampling(settings: GenerationSettings) -> generation.Sampling:
+    names = generation.Sampling.__dataclass_fields__
+    return generation.Sampling(**{name: getattr(settings, name) for name in names})
+
+
+def compare(settings: CompareSettings) -> CompareResult:
+    """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
+    log.quiet_libraries()
+    output = Path(settings.output_dir)
+    folders.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
+    table = load_table(settings)
+    found = opening.find(settings.adapter, settings.base_model)
+    if not found.is_adapter:
+        raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
+    chosen = opening.template_of(found, settings.template)
+    check_columns(chosen, table.column_names, with_answer=True)
+    how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found))
+    rows = folders.comparable(table, how, settings.data_path, settings.on_bad_rows)
+    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    say(f"Comparing base and tuned on {len(rows)} rows")
+    folders.make_result(output, [comparison.ROWS, "metrics.json", "report.html"])
+    with folders.progress("Answering") as on_progress:
+        items = comparison.compare_rows(
+            model,
+            rows,
+            how,
+            _sampling(settings),
+            batch_size=settings.generation_batch_size,
+            rows_file=output / comparison.ROWS,
+            positions=found.positions,
+            on_progress=on_progress,
+        )
+    return _write_comparison(settings, found, how, items)
+
+
+def _compare_cutoff(settings: CompareSettings, found: opening.Found) -> int:
+    """cutoff_len as given, else the one of the run, within the model's positions."""
+    if "cutoff_len" in settings.model_fields_set:
+        check_cutoff(settings.cutoff_len, found.positions, found.base)
+        return settings.cutoff_len
+    return min(found.settings.get("cutoff_len", settings.cutoff_len), found.positions or sys.maxsize)
+
+
+def _write_comparison(
+    settings: CompareSettings, found: opening.Found, how: Encoding, items: list[dict[str, Any]]
+) -> CompareResult:
+    output = Path(settings.output_dir)
+    metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
+    words = scores.verdict(metrics)
+    page = report.render_report(
+        title=f"{Path(settings.adapter).name}: base and tuned side by side",
+        rows=items,
+        metrics=metrics,
+        verdict=words,
+        settings=found.settings,
+        prompt=how.template.text if how.template else str(how.tokenizer.chat_template),
+        log=log.read(found.folder),
+        models={"Base": found.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
+    )
+    folders.write(output / "report.html", page)
+    text = json.dumps(metrics, ensure_ascii=False, indent=1)
+    folders.write(output / "metrics.json", text)
+    if Path(settings.adapter).is_dir():  # for the model card
+        folders.write(Path(settings.adapter) / "metrics.json", text)
+    say(words)
+    say(f"Report: {output / 'report.html'}")
+    return CompareResult(report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words)

@@ -1,0 +1,197 @@
+"""What stands behind a name: an adapter or a whole model, here or on the Hub, with its tokenizer and its template.
+
+    name ── find: config, tokenizer, header of the adapter ──> Found ── load: weights ──> model ready to answer
+
+Everything that can be wrong with the small files is found before weights are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori import config
+from byeori.data import template, tokenize
+from byeori.data.template import Template
+from byeori.data.tokenize import Encoding
+from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
+from byeori.model import load, lora
+from byeori.model.fingerprint import base_fingerprint, read_header
+from byeori.result.folder import BASE, SETTINGS, TEMPLATE
+from byeori.train import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A model or an adapter whose weights are not loaded yet.
+
+    name: as it was given. folder: where its files lie. base: the model under an adapter, else the folder itself.
+    positions: the most tokens that the model was made for, None where it has no such limit.
+    settings: of the run that made it; empty where it is not byeori's.
+    """
+
+    name: str
+    folder: Path
+    is_adapter: bool
+    base: str
+    revision: str | None
+    tokenizer: Any
+    positions: int | None
+    settings: dict[str, Any]
+
+
+def find(name: str, base: str | None = None) -> Found:
+    """Look a model or an adapter up.
+
+    Raises:
+        ModelError, HubError: not there, damaged, or an adapter that does not fit its base.
+        ConfigError: a base for what is no adapter.
+    """
+    folder = load.local_folder(name)
+    settings = run_settings(folder)
+    if not (folder / "adapter_config.json").is_file():
+        if base is not None:
+            raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
+        tokenizer, _ = load.load_tokenizer(str(folder))
+        positions = load.positions_limit(load.load_config(str(folder)))
+        return Found(
+            name=name,
+            folder=folder,
+            is_adapter=False,
+            base=str(folder),
+            revision=None,
+            tokenizer=tokenizer,
+            positions=positions,
+            settings=settings,
+        )
+    recorded = _check_adapter(folder, name)
+    base_name = base or recorded
+    if not base_name:
+        raise ModelError(f"the adapter {name} does not say which base it belongs to; give --base_model")
+    revision = settings.get("revision") if base_name == settings.get("base_model") else None
+    try:
+        positions = load.positions_limit(load.load_config(base_name, revision=revision))
+    except ByeoriError as error:
+        hint = "" if base else f"; {name} was trained on it: give --base_model where it lies now"
+        raise type(error)(f"{error}{hint}") from None
+    _check_fingerprint(folder, name, base_name)
+    own = (folder / "tokenizer_config.json").exists()
+    tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
+    return Found(
+        name=name,
+        folder=folder,
+        is_adapter=True,
+        base=base_name,
+        revision=revision,
+        tokenizer=tokenizer,
+        positions=positions,
+        settings=settings,
+    )
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that made an adapter or a merged model; empty where there are none."""
+    path = folder / SETTINGS
+    return config.read_yaml(str(path)) if path.is_file() else {}
+
+
+def _check_adapter(folder: Path, name: str) -> str | None:
+    """The base that an adapter names.
+
+    Raises:
+        ModelError: its configuration or its weights are missing, damaged, or a pickle.
+    """
+    try:
+        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base: str | None = recorded.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        raise ModelError(f"{folder / 'adapter_config.json'} is damaged; copy the adapter again") from None
+    if not (folder / checkpoint.ADAPTER).is_file():
+        pickled = ", only a pickle (adapter_model.bin), which is never loaded" if any(folder.glob("*.bin")) else ""
+        raise ModelError(f"the adapter {name} has no {checkpoint.ADAPTER}{pickled}; save it as safetensors")
+    read_header(folder / checkpoint.ADAPTER)
+    return base
+
+
+def _check_fingerprint(folder: Path, name: str, base: str) -> None:
+    """Compare the base's weights with those that the adapter was trained on, where both are here."""
+    path = folder / BASE
+    if not path.is_file() or not Path(base).is_dir():
+        return
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        trained_on, wanted = record["base_model"], record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    if wanted and base_fingerprint(Path(base)) != wanted:
+        raise ModelError(
+            f"the adapter {name} does not fit the base {base}: it was trained on {trained_on}, "
+            "whose weights are others; give that one with --base_model"
+        )
+
+
+def load_weights(found: Found, dtype_name: str, device: torch.device) -> Any:
+    """The model, an adapter on its base (which can be switched off), in evaluation mode.
+
+    Raises:
+        ModelError, HubError: damaged weights, or an adapter that does not fit its base.
+    """
+    from peft import PeftModel
+
+    dtype = load.resolve_dtype(dtype_name, device)
+    model = load.load_model(found.base, dtype=dtype, device=device, revision=found.revision)
+    if not found.is_adapter:
+        return model
+    folder, misfit = str(found.folder), f"the adapter {found.name} does not fit the base {found.base}"
+    remedy = "give the base that it was trained on with --base_model"
+    try:
+        tuned = PeftModel.from_pretrained(model, folder)
+        keys = tuned.load_adapter(folder, "default")  # from_pretrained only warns of keys that are left over
+    except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
+        raise ModelError(f"{misfit} ({' '.join(str(error).split())[:200]}); {remedy}") from None
+    missing = [key for key in keys.missing_keys if "lora_" in key]
+    for words, names in (("the base has layers without it", missing), ("layers are left over", keys.unexpected_keys)):
+        if names:
+            raise ModelError(f"{misfit}: {words} ({names[0]} and {len(names) - 1} more); {remedy}")
+    lora.fuse(tuned)
+    return tuned.eval()
+
+
+# ---- the prompt --------------------------------------------------------------------------------------------------
+
+
+def template_of(found: Found, spec: str | None) -> Template | None:
+    """The template that is named, or was saved beside the weights; None for the tokenizer's chat template.
+
+    Raises:
+        TemplateError: nothing was saved and nothing is named.
+    """
+    saved = found.folder / TEMPLATE
+    if spec is not None:
+        return template.resolve(spec)
+    if saved.is_file():
+        return template.parse(saved.read_text(encoding="utf-8"), TEMPLATE)
+    if found.tokenizer.chat_template:
+        return None
+    raise TemplateError(f"{found.name} has neither a saved {TEMPLATE} nor a chat template; give --template")
+
+
+def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
+    """How rows become tokens for it."""
+    return tokenize.encoding(
+        found.tokenizer,
+        chosen,
+        cutoff_len=cutoff_len,
+        add_eos_token=found.tokenizer.eos_token_id is not None,
+        train_on_inputs=False,
+    )
+
+
+def raw_encoding(found: Found) -> Encoding:
+    """For text that is a finished prompt: no template, no end-of-text token."""
+    return replace(encoding(found, template.parse("{text}")), eos=None)

@@ -1,0 +1,176 @@
+"""Base and tuned from one model equal the two loaded apart; three files of exact shapes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import byeori
+from byeori.data import template
+from byeori.result import compare, generate, scores
+
+NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
+
+
+def run(adapter: Path, rows: Path, output: Path, **settings: Any) -> Any:
+    common = {"dtype": "float32", "max_new_tokens": 10, "max_rows": 6, "bootstrap": 200, "generation_batch_size": 4}
+    return byeori.compare(**{"adapter": adapter, "data_path": rows, "output_dir": output, **common, **settings})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compared(trained: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One comparison, for the tests that only look at it."""
+    return run(trained, title_rows, tmp_path_factory.mktemp("compared") / "report")
+
+
+def alone(model: Any, tokenizer: Any, row: dict[str, str]) -> tuple[str, float]:
+    """Greedy answer and loss per answer token, by transformers' own forward pass over one row."""
+    prompt = template.parse(template.shipped()["title-ko"]).prompt(row)
+    ids = tokenizer(prompt, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**ids, max_new_tokens=10, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        whole = tokenizer(prompt + row["title"], return_tensors="pt", return_offsets_mapping=True)
+        offsets = whole.pop("offset_mapping")[0]
+        tokens = torch.cat([whole["input_ids"][0], torch.tensor([tokenizer.eos_token_id])])
+        labels = torch.where(offsets[:, 1] > len(prompt), whole["input_ids"][0], -100)
+        labels = torch.cat([labels, torch.tensor([tokenizer.eos_token_id])])
+        loss = model(input_ids=tokens[None], labels=labels[None]).loss.item()
+    answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return answer, loss
+
+
+def test_both_sides_equal_models_loaded_apart(compared: Any, trained: Path, tiny_model: Path, title_rows: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    rows = lines(title_rows)[:6]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    expected = {"base": [alone(base, tokenizer, row) for row in rows]}
+    tuned = PeftModel.from_pretrained(base, trained).eval()
+    expected["tuned"] = [alone(tuned, tokenizer, row) for row in rows]
+    written = lines(compared.rows)
+    for side in ("base", "tuned"):
+        assert [row[f"{side}_output"] for row in written] == [answer for answer, _ in expected[side]]
+        assert [row[side]["loss"] for row in written] == pytest.approx([loss for _, loss in expected[side]], rel=1e-4)
+    assert [row["base_output"] for row in written] != [row["tuned_output"] for row in written]
+
+
+def test_rows_jsonl_holds_the_rows_in_order_and_both_answers(compared: Any, title_rows: Path) -> None:
+    for row, given in zip(lines(compared.rows), lines(title_rows)[:6], strict=True):
+        assert list(row) == ["document", "title", "base_output", "tuned_output", "base", "tuned"]
+        assert {name: row[name] for name in given} == given
+        assert set(row["base"]) == set(row["tuned"]) == NAMES
+
+
+def test_metrics_json_has_the_shape_of_the_issue(compared: Any) -> None:
+    found = json.loads((compared.report.parent / "metrics.json").read_text(encoding="utf-8"))
+    assert found == compared.metrics
+    assert set(found["base"]) == set(found["tuned"]) == set(found["difference"]) == NAMES
+    for name in NAMES:
+        interval = found["difference"][name]
+        assert set(interval) == {"mean", "low", "high"}
+        assert interval["low"] <= interval["mean"] <= interval["high"]
+        assert interval["mean"] == pytest.approx(found["tuned"][name] - found["base"][name])
+
+
+def test_metrics_are_the_means_of_the_rows(compared: Any) -> None:
+    written = lines(compared.rows)
+    for side in ("base", "tuned"):
+        for name in NAMES:
+            mean = sum(row[side][name] for row in written) / len(written)
+            assert compared.metrics[side][name] == pytest.approx(mean)
+        texts = [(row[f"{side}_output"], row["title"]) for row in written]
+        assert [row[side]["chrf"] for row in written] == pytest.approx([scores.chrf(*pair) for pair in texts])
+
+
+def test_the_folder_holds_three_files_and_the_adapter_its_metrics(compared: Any, trained: Path) -> None:
+    assert {path.name for path in compared.report.parent.iterdir()} == {"report.html", "rows.jsonl", "metrics.json"}
+    assert json.loads((trained / "metrics.json").read_text(encoding="utf-8")) == compared.metrics
+
+
+def test_the_verdict_is_on_the_page(compared: Any) -> None:
+    page = compared.report.read_text(encoding="utf-8")
+    assert compared.verdict[:40] in page
+    assert "http://" not in re.sub(r"http://www\.w3\.org/\S*", "", page)
+
+
+def test_scripts_in_the_data_are_escaped(trained: Path, tmp_path: Path) -> None:
+    attack = "<script>alert('봄')</script>"
+    row = {"document": f"봄 {attack}", "title": f"{attack} 봄", "note": attack}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = run(trained, tmp_path / "rows.jsonl", tmp_path / "o")
+    page = result.report.read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert lines(result.rows)[0]["document"] == row["document"]
+
+
+def test_bad_rows_can_be_dropped(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    text = title_rows.read_text(encoding="utf-8").splitlines()[:3]
+    text[1:1] = ['{"document": "봄", "title": ""}', '{"document": null, "title": "봄"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
+    result = run(trained, tmp_path / "rows.jsonl", tmp_path / "o", on_bad_rows="drop")
+    assert [row["title"] for row in lines(result.rows)] == [json.loads(text[i])["title"] for i in (0, 3, 4)]
+    with pytest.raises(byeori.DataError, match="line 2: the answer"):
+        run(trained, tmp_path / "rows.jsonl", tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_nothing_but_bad_rows(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"document": "봄", "title": ""}\n', encoding="utf-8")
+    with pytest.raises(byeori.DataError, match=r"no row of .* can be compared"):
+        run(trained, tmp_path / "rows.jsonl", tmp_path / "o", on_bad_rows="drop")
+
+
+def test_results_are_overwritten_only_when_asked(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    result = run(trained, title_rows, tmp_path / "o", max_rows=2)
+    before = result.report.read_bytes()
+    with pytest.raises(byeori.CheckpointError, match="holds results already"):
+        run(trained, title_rows, tmp_path / "o", max_rows=3)
+    assert result.report.read_bytes() == before
+    run(trained, title_rows, tmp_path / "o", max_rows=3, overwrite_output_dir=True)
+    assert len(lines(result.rows)) == 3
+
+
+def test_a_stop_leaves_the_rows_of_finished_batches(
+    trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = generate.answer, []
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        count.append(1)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "answer", answer)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained, title_rows, tmp_path / "o", generation_batch_size=2)
+    found = lines(tmp_path / "o" / compare.ROWS)
+    assert len(found) == 2
+    assert all({"base_output", "tuned_output"} <= set(row) for row in found)
+    assert not (tmp_path / "o" / "metrics.json").exists()
+
+
+def test_prompts_are_shortened_as_in_training(trained: Path, tmp_path: Path) -> None:
+    row = {"document": "봄 " * 2000, "title": "봄소식"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert len(lines(run(trained, tmp_path / "rows.jsonl", tmp_path / "o", cutoff_len=100).rows)) == 1
+
+
+def test_a_folder_of_results_is_not_left_by_a_wrong_setting(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(byeori.ConfigError):
+        run(trained, title_rows, tmp_path / "o", bootstrap=1)
+    with pytest.raises(byeori.TemplateError):
+        run(trained, title_rows, tmp_path / "o", template="{docment}\n{title}")
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,284 @@
+"""The command line: flags in every form, help without torch, completion."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byeori import __version__, cli, config
+from byeori.config import GenerateSettings, SftSettings
+
+NEEDED = ["--base_model", "m", "--data_path", "rows.jsonl", "--output_dir", "out"]
+
+
+def parse(command: str, *arguments: str) -> Any:
+    """The settings that a command line stands for."""
+    kind = cli.COMMANDS[command][0]
+    assert kind is not None
+    parser = cli._Parser(prog=f"byeori {command}", allow_abbrev=False)
+    cli.add_settings(parser, kind)
+    return cli.settings_from(kind, parser, arguments, cli.POSITIONAL.get(command, []))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+# ---- flags -------------------------------------------------------------------------------------------------------
+
+
+def test_dash_and_underscore_are_the_same() -> None:
+    assert parse("sft", "--base-model", "m", "--data-path", "rows.jsonl", "--output-dir=out") == parse("sft", *NEEDED)
+
+
+def test_values_keep_their_dashes() -> None:
+    made = parse("sft", "--base-model=my-model", "--data_path", "a-b.jsonl", "--output_dir", "my-out")
+    assert (made.base_model, made.data_path, made.output_dir) == ("my-model", ["a-b.jsonl"], "my-out")
+
+
+def test_the_tutorials_sft_line() -> None:
+    line = [
+        *("--base_model", "beomi/llama-2-ko-7b", "--data-path", "daekeun-ml/naver-news-summarization-ko"),
+        *("--output_dir", "./title-generator", "--batch_size", "8", "--micro_batch_size", "1", "--num_epochs", "3"),
+        *("--learning_rate", "1e-5", "--cutoff_len", "2048", "--val_set_size", "0", "--lora_r", "16"),
+        *("--lora_alpha", "16", "--lora_dropout", "0.05", "--lora_target_modules", "[gate_proj, down_proj, up_proj]"),
+        *("--train_on_inputs", "False", "--add_eos_token", "True", "--group_by_length", "False"),
+        *("--lr_scheduler", "linear", "--warmup_steps", "100"),
+    ]
+    made = parse("sft", *line)
+    assert made.data_path == ["daekeun-ml/naver-news-summarization-ko"]
+    assert made.lora_target_modules == ["gate_proj", "down_proj", "up_proj"]
+    assert (made.batch_size, made.micro_batch_size, made.num_epochs, made.warmup_steps) == (8, 1, 3, 100)
+    assert (made.train_on_inputs, made.add_eos_token, made.group_by_length) == (False, True, False)
+    assert (made.learning_rate, made.lora_dropout, made.val_set_size) == (1e-5, 0.05, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["[gate_proj, down_proj, up_proj]"], ["gate_proj", "down_proj", "up_proj"]),
+        (["[q_proj,", "k_proj,", "v_proj]"], ["q_proj", "k_proj", "v_proj"]),  # ["q_proj", "k_proj", ...] as the
+        (["[q_proj", "k_proj]"], ["q_proj", "k_proj"]),  # shell hands it over
+        (["q_proj", "k_proj"], ["q_proj", "k_proj"]),
+        (["q_proj,k_proj"], ["q_proj", "k_proj"]),
+        (['["embed_tokens", "lm_head"]'], ["embed_tokens", "lm_head"]),
+    ],
+)
+def test_lists_in_every_form(arguments: list[str], names: list[str]) -> None:
+    made = parse("sft", "--lora_target_modules", *arguments, "--lr_scheduler", "linear", *NEEDED)
+    assert made.lora_target_modules == names
+    assert parse("sft", *NEEDED, f"--lora_target_modules={','.join(arguments)}").lora_target_modules == names
+
+
+def test_the_shell_hands_the_list_over_so() -> None:
+    line = 'printf "%s\\n" ["q_proj", "k_proj", "lm_head"]'
+    words = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert parse("sft", *NEEDED, "--lora_target_modules", *words).lora_target_modules == ["q_proj", "k_proj", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [(["True"], True), (["False"], False), (["false"], False), (["yes"], True), (["0"], False), ([], True)],
+)
+def test_booleans_true_false_and_bare(given: list[str], value: bool) -> None:
+    assert parse("sft", *NEEDED, "--train_on_inputs", *given).train_on_inputs is value
+    assert parse("sft", "--train-on-inputs", *given, *NEEDED).train_on_inputs is value
+
+
+def test_a_bare_boolean_does_not_swallow_what_follows() -> None:
+    made = parse("publish", "--private", "./merged", "user/name")
+    assert (made.private, made.folder, made.repo_id) == (True, "./merged", "user/name")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["./merged", "user/name", "--dry-run"],
+        ["--dry-run", "./merged", "user/name"],
+        ["./merged", "--dry_run", "user/name"],
+        ["./merged", "--dry-run", "True", "user/name"],
+        ["--folder", "./merged", "--repo-id", "user/name", "--dry_run"],
+        ["--repo-id=user/name", "./merged", "--dry_run=true"],
+    ],
+)
+def test_positionals_stand_anywhere(arguments: list[str]) -> None:
+    made = parse("publish", *arguments)
+    assert (made.folder, made.repo_id, made.dry_run) == ("./merged", "user/name", True)
+
+
+def test_negative_values_reach_their_check() -> None:
+    with pytest.raises(config.ConfigError, match=r"--learning_rate '-1e-5': input should be greater than 0"):
+        parse("sft", *NEEDED, "--learning_rate", "-1e-5")
+
+
+def test_several_tables() -> None:
+    assert parse("sft", *NEEDED, "--data-path", "a.jsonl", "b.csv").data_path == ["a.jsonl", "b.csv"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["./adapter", "--document", "본문 -- 글", "--max-new-tokens", "8"],
+        ["--document", "본문 -- 글", "./adapter", "--max-new-tokens", "8"],
+        ["--max_new_tokens=8", "--document=본문 -- 글", "./adapter"],
+    ],
+)
+def test_columns_are_flags_of_generate(arguments: list[str]) -> None:
+    made = parse("generate", *arguments)
+    assert isinstance(made, GenerateSettings)
+    assert (made.model, made.columns, made.max_new_tokens) == ("./adapter", {"document": "본문 -- 글"}, 8)
+
+
+def test_column_values_may_begin_with_a_dash() -> None:
+    assert parse("generate", "m", "--document", "- 첫째").columns == {"document": "- 첫째"}
+    assert parse("generate", "m", "--document=--x").columns == {"document": "--x"}
+    assert parse("generate", "m", "--raw", "-x").raw == "-x"
+
+
+def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("base_model: m\ndata-path: rows.jsonl\noutput_dir: out\nbatch_size: 4\nlora_r: 8\n")
+    made = parse("sft", "--config", str(path), "--batch-size", "2")
+    assert (made.base_model, made.batch_size, made.lora_r) == ("m", 2, 8)
+    assert parse("sft", "--batch-size", "2", f"--config={path}") == made
+
+
+def test_columns_stand_in_the_settings_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ncolumns: {document: 글}\n", encoding="utf-8")
+    assert parse("generate", "--config", str(path)).columns == {"document": "글"}
+
+
+def test_saved_settings_run_again_through_config(tmp_path: Path) -> None:
+    made = parse(
+        "sft", *NEEDED, "--lora_target_modules", "[gate_proj]", "--template", "{a}\n{b}", "--val_set_size", "5"
+    )
+    config.write_yaml(made, tmp_path / "byeori.yaml")
+    assert parse("sft", "--config", str(tmp_path / "byeori.yaml")) == made
+
+
+def test_every_setting_has_a_flag() -> None:
+    for command, (kind, _) in cli.COMMANDS.items():
+        if kind is None:
+            continue
+        parser = cli._Parser(prog="x")
+        cli.add_settings(parser, kind)
+        flags = {flag for action in parser._actions for flag in action.option_strings}
+        wanted = {f"--{field.alias or name}" for name, field in kind.model_fields.items()} - {"--columns"}
+        assert wanted <= flags, command
+
+
+# ---- help, version, completion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["generate", "--help"], []])
+def test_help_is_quick_and_imports_no_torch(arguments: Sequence[str]) -> None:
+    code = (
+        f"import sys; from byeori.cli import main\n"
+        f"try: main({list(arguments)!r})\n"
+        f"except SystemExit as stop: assert not stop.code\n"
+        f"heavy = {{'torch', 'transformers', 'datasets', 'peft', 'numpy'}} & set(sys.modules)\n"
+        f"print('HEAVY', heavy)"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = run("-c", code)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+        assert "usage: byeori" in done.stdout
+        assert done.stdout.rstrip().endswith("HEAVY set()")
+    assert min(seconds) < 0.5, seconds
+
+
+def test_help_shows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown and words in " ".join(shown.split()) for name, (_, words) in cli.COMMANDS.items())
+
+
+def test_help_shows_positionals_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: byeori compare ADAPTER [--setting VALUE ...]" in shown
+    assert all(f"--{name}" in shown for name in config.CompareSettings.model_fields)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"byeori {__version__}\n"
+
+
+def test_bash_completion_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    (tmp_path / "byeori.bash").write_text(script, encoding="utf-8")
+    checked = subprocess.run(["bash", "-n", str(tmp_path / "byeori.bash")], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert all(f"--{name}" in script for name in SftSettings.model_fields)
+    assert all(name in script for name in cli.COMMANDS)
+
+
+def test_unknown_option_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--verison"]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", stopped)
+    assert cli.main(["sft"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_sentence_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise config.ConfigError("first\nsecond")
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert cli.main(["sft"]) == 2
+    assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    line = f"{sys.executable} -m byeori.cli sft --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+# ---- what a real run says ----------------------------------------------------------------------------------------
+
+
+def test_a_run_without_a_terminal_says_nothing_but_its_own_lines(
+    tiny_model: Path, title_rows: Path, tmp_path: Path
+) -> None:
+    common = ["--base_model", str(tiny_model), "--data_path", str(title_rows), "--cutoff_len", "512"]
+    out = str(tmp_path / "out")
+    done = run("-m", "byeori.cli", "sft", *common, "--output_dir", out, "--max_steps", "2", "--val_set_size", "4")
+    assert done.returncode == 0, done.stderr
+    known = (
+        "the tokenizer has no padding token",
+        "Template title-ko",
+        "20 rows to train, 4 held out",
+        "step ",
+        "Loading ",
+        "Done: 2 steps",
+    )
+    for line in done.stderr.splitlines():
+        assert line.startswith(known) or "of the tokens are prefixes" in line, line
+    assert done.stdout == ""
+    done = run("-m", "byeori.cli", "generate", out, "--document", "봄", "--max_new_tokens", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\n")

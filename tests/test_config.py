@@ -1,0 +1,149 @@
+"""Settings: one declaration, every way of giving them, and the sentences for wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byeori import config
+from byeori.config import (
+    CompareSettings,
+    DemoSettings,
+    GenerateSettings,
+    MergeSettings,
+    PreviewSettings,
+    PublishSettings,
+    SftSettings,
+    check,
+)
+from byeori.errors import ConfigError
+
+KINDS = [
+    SftSettings,
+    PreviewSettings,
+    MergeSettings,
+    GenerateSettings,
+    CompareSettings,
+    PublishSettings,
+    DemoSettings,
+]
+NEEDED: dict[str, Any] = {"base_model": "m", "data_path": "rows.jsonl", "output_dir": "out"}
+
+
+def sft(**values: Any) -> SftSettings:
+    return check(SftSettings, {**NEEDED, **values})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "[gate_proj, down_proj, up_proj]",
+        "gate_proj,down_proj,up_proj",
+        "gate_proj down_proj up_proj",
+        '["gate_proj", "down_proj", "up_proj"]',
+        "['gate_proj','down_proj','up_proj']",
+        ["gate_proj", "down_proj", "up_proj"],
+        ("gate_proj", "down_proj", "up_proj"),
+        ["[gate_proj,", "down_proj,", "up_proj]"],
+        ['["gate_proj",', '"down_proj",', '"up_proj"]'],
+        ["[gate_proj", ",down_proj", ",", "up_proj", "]"],
+    ],
+)
+def test_lists_are_taken_in_every_form(given: Any) -> None:
+    assert sft(lora_target_modules=given).lora_target_modules == ["gate_proj", "down_proj", "up_proj"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("True", True), ("true", True), ("1", True), ("False", False), ("no", False)]
+)
+def test_booleans_from_text(text: str, value: bool) -> None:
+    assert sft(train_on_inputs=text).train_on_inputs is value
+
+
+@pytest.mark.parametrize("text", ["none", "None", "null", ""])
+def test_none_from_text(text: str) -> None:
+    assert sft(micro_batch_size=text, save_total_limit=text).save_total_limit is None
+
+
+def test_paths_may_be_path_objects() -> None:
+    made = sft(base_model=Path("m"), data_path=[Path("a.jsonl"), "b.jsonl"], output_dir=Path("o"))
+    assert (made.base_model, made.data_path, made.output_dir) == ("m", ["a.jsonl", "b.jsonl"], "o")
+    assert sft(data_path=Path("a.jsonl")).data_path == ["a.jsonl"]
+
+
+def test_defaults_are_within_their_own_bounds() -> None:
+    for kind in KINDS:
+        for name, field in kind.model_fields.items():
+            if not field.is_required():
+                given = {other: "user/x" for other, wanted in kind.model_fields.items() if wanted.is_required()}
+                check(kind, {**given, field.alias or name: field.default})
+
+
+def test_settings_do_not_change_once_checked() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        sft().batch_size = 4
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        sft(batch_size=0, learning_rate=-1, lerning_rate=1)
+    said = str(error.value)
+    assert "--batch_size 0" in said
+    assert "--learning_rate -1" in said
+    assert "there is no setting 'lerning_rate' (did you mean learning_rate?)" in said
+
+
+def test_a_long_value_is_shortened_in_the_sentence() -> None:
+    with pytest.raises(ConfigError) as error:
+        sft(batch_size="9" * 100_000)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_covers_every_setting(kind: type[config.Settings]) -> None:
+    lines = config.table(kind).splitlines()
+    assert lines[0] == "| setting | default | what it does |"
+    assert len(lines) == 2 + len(kind.model_fields)
+    for line, (name, field) in zip(lines[2:], kind.model_fields.items(), strict=True):
+        assert line.startswith(f"| `--{field.alias or name}` | ")
+        assert field.description
+        assert line.endswith(f" | {field.description} |")
+
+
+def test_saved_settings_are_equal_when_read_again(tmp_path: Path) -> None:
+    made = sft(
+        learning_rate="1e-5",
+        micro_batch_size=2,
+        template="### 본문:\n{document}\n\n### 제목:\n{title}",
+        lora_target_modules="[gate_proj, up_proj]",
+        val_set_size=0.1,
+        warmup_steps="100",
+        resume_from_checkpoint="latest",
+    )
+    config.write_yaml(made, tmp_path / "byeori.yaml")
+    assert check(SftSettings, config.read_yaml(str(tmp_path / "byeori.yaml"), SftSettings)) == made
+    shown = check(PreviewSettings, {"base_model": "m", "data_path": "r", "json": True})
+    config.write_yaml(shown, tmp_path / "preview.yaml")
+    assert check(PreviewSettings, config.read_yaml(str(tmp_path / "preview.yaml"), PreviewSettings)) == shown
+
+
+def test_yaml_takes_dashes_and_scientific_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("learning-rate: 1e-5\ndata-path: [a.jsonl, b.jsonl]\ntrain_on_inputs: yes\n", encoding="utf-8")
+    read = config.read_yaml(str(path), SftSettings)
+    made = check(SftSettings, {**NEEDED, **read})
+    assert (made.learning_rate, made.data_path, made.train_on_inputs) == (1e-5, ["a.jsonl", "b.jsonl"], True)
+
+
+def test_yaml_makes_no_objects(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("base_model: !!python/object/apply:os.system ['touch ran']\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        config.read_yaml(str(path))
+
+
+def test_one_source_for_an_answer() -> None:
+    with pytest.raises(ConfigError, match="data_path and columns are given together"):
+        check(GenerateSettings, {"model": "m", "data_path": "rows.jsonl", "columns": {"document": "x"}})
