@@ -128,7 +128,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="byeori beside its peers")
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; all without any")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contestant")
-    parser.add_argument("--steps", type=int, help="optimizer steps of a run: 12, or 10 with --losses")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run: 4, or 10 with --losses")
     parser.add_argument("--losses", action="store_true", help="compare losses in float32 instead of speed")
     parser.add_argument("--only", default=",".join(CONTESTANTS), help="contestants, separated by commas")
     parser.add_argument("--cutoff_len", type=int, default=1024, help="longest example in tokens")
@@ -138,7 +138,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.workloads = args.workloads or (["W1"] if args.losses else list(WORKLOADS))
     args.only = ["byeori", "transformers"] if args.losses else args.only.split(",")
-    args.steps = args.steps or (10 if args.losses else 12)
+    args.steps = args.steps or (10 if args.losses else 4)
     args.out, args.data = args.out.resolve(), args.data.resolve()
     wrong = [name for name in args.workloads if name not in WORKLOADS]
     wrong += [name for name in args.only if name not in CONTESTANTS]

@@ -18,7 +18,6 @@ from byeori.config import (
     PreviewSettings,
     PublishSettings,
     SftSettings,
-    write_yaml,
 )
 from byeori.data import audit, cache, sources, template, tokenize
 from byeori.data.template import Template
@@ -85,6 +84,8 @@ def sft(settings: SftSettings) -> SftResult:
 def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any, kept: Path) -> SftResult:
     output = Path(settings.output_dir)
     resume = folders.claim(output, settings.resume_from_checkpoint, settings.overwrite_output_dir, tell, processes)
+    if resume is not None:
+        folders.check_same_run(resume, settings)
     _check_batch(settings, processes.world)
     prepared, how = prepare(settings, val_set_size=settings.val_set_size, seed=settings.seed, processes=processes)
     for line in [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]:
@@ -364,5 +365,4 @@ __all__ = [
     "preview",
     "publish",
     "sft",
-    "write_yaml",
 ]

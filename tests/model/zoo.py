@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 from torch.overrides import TorchFunctionMode
 from transformers import (
@@ -99,6 +100,9 @@ KINDS: dict[str, Callable[[], Any]] = {
     "cohere": lambda: CohereForCausalLM(CohereConfig(**_SIZES, logit_scale=0.25)),
     "granite": lambda: GraniteForCausalLM(
         GraniteConfig(**_SIZES, logits_scaling=3.0, attention_multiplier=0.2, residual_multiplier=0.5)
+    ),
+    "hyperclovax": lambda: transformers.HyperCLOVAXForCausalLM(  # multiplies by what Granite divides by
+        transformers.HyperCLOVAXConfig(**_SIZES, logits_scaling=3.0)
     ),
     "deepseek_v3": lambda: DeepseekV3ForCausalLM(  # heads whose values have another size than their keys
         DeepseekV3Config(

@@ -236,3 +236,11 @@ def test_a_skipped_first_step_is_kept_over_a_resume(
         resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"),
     )
     assert resumed.steps == 2 and math.isfinite(resumed.last_loss)
+
+
+def test_a_checkpoint_is_not_resumed_with_settings_that_give_its_steps_other_rows(
+    tiny_model: Path, title_rows: Path, tmp_path: Path
+) -> None:
+    sft(tiny_model, title_rows, tmp_path / "out", max_steps=2)
+    with pytest.raises(CheckpointError, match="was written with --batch_size 4, not 8; go on with the same settings"):
+        sft(tiny_model, title_rows, tmp_path / "out", batch_size=8, resume_from_checkpoint="latest")

@@ -37,6 +37,17 @@ _RUN_FILES = (
     "order.json",
     "README.md",
 )
+# settings that decide which rows a step has, and what they become
+_SAME_ROWS = (
+    "batch_size",
+    "seed",
+    "max_rows",
+    "val_set_size",
+    "group_by_length",
+    "cutoff_len",
+    "train_on_inputs",
+    "add_eos_token",
+)
 
 
 # ---- output folders ----------------------------------------------------------------------------------------------
@@ -72,6 +83,24 @@ def claim(
         check_writable(output)
     parallel.wait(processes)
     return folder
+
+
+def check_same_run(resume: Path, settings: config.SftSettings) -> None:
+    """A checkpoint is a number of steps; it means the same rows only under the same settings.
+
+    Raises:
+        CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
+    """
+    path = resume / SETTINGS
+    if not (resume / checkpoint.STATE).is_file() or not path.is_file():
+        return
+    saved, now = config.read_yaml(str(path)), settings.model_dump(by_alias=True)
+    for name in _SAME_ROWS:
+        if name in saved and saved[name] != now[name]:
+            raise CheckpointError(
+                f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
+                "same settings, or take the finished adapter to train its weights further"
+            )
 
 
 def _held(output: Path) -> bool:
