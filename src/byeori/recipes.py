@@ -91,7 +91,8 @@ def _sft(settings: SftSettings, processes: parallel.Processes, tell: Any, kept: 
     for line in [*prepared.notes, *audit.sentences(prepared.found, cutoff_len=settings.cutoff_len)]:
         tell(line)
     audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
-    folders.write_beside(kept, how, settings)
+    with checkpoint.write_errors(kept):
+        folders.write_beside(kept, how, settings)
     del how  # a tokenizer of 262,144 words takes 0.6 GB; all that is needed of it now lies in `kept`
 
     plan = loader.schedule(

@@ -28,7 +28,7 @@ from conftest import byte_level_tokenizer
 def prepared(values: dict[str, Any]) -> recipes.Prepared:
     checked = config.check(config.SftSettings, values)
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
-    return recipes.prepare(checked, val_set_size=checked.val_set_size, seed=checked.seed, processes=alone)
+    return recipes.prepare(checked, val_set_size=checked.val_set_size, seed=checked.seed, processes=alone)[0]
 
 
 def examples(values: dict[str, Any], *, held_out: bool = False) -> dict[int, Example]:

@@ -18,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,21 @@ def _is_write_error(error: Exception) -> bool:
     return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
 
 
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one sentence about `path`.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_write_error(error):
+            raise
+        raise CheckpointError(write_error(error, path)) from None
+
+
 def sweep(output_dir: Path) -> None:
     """Delete what a killed run was still writing."""
     for path in output_dir.glob(".*.tmp"):
@@ -93,18 +109,15 @@ def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     temporary = folder / f".final.{os.getpid()}.tmp"
     try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            _flush(path)
-            target = folder / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-        _flush(folder)
-    except Exception as error:
-        if not _is_write_error(error):
-            raise
-        raise CheckpointError(write_error(error, folder / "adapter")) from None
+        with write_errors(folder / "adapter"):
+            temporary.mkdir(parents=True)
+            fill(temporary)
+            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                _flush(path)
+                target = folder / path.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+            _flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
