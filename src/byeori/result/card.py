@@ -121,7 +121,7 @@ def _header(base: str, paths: list[str], *, merged: bool) -> str:
 
 def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
     origin = f"`{_code(public_name(base))}`" if base else "its base model"
-    tool = "[byeori](https://pypi.org/project/byeori/)"
+    tool = "byeori"
     if adapter:
         text = (
             f"A LoRA adapter (rank {_inline(adapter.get('r', '?'))}) for {origin}, trained with {tool}. It works only "
