@@ -25,6 +25,7 @@ from byeori.errors import CheckpointError, ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, Stored, model_folder
 from byeori.result.card import TOKENIZER_FILES
 from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan
+from byeori.train.checkpoint import flush
 
 REPORT = "merge_report.json"
 PROMPTS = (
@@ -302,21 +303,13 @@ def _check_space(folder: Path, total: int) -> None:
 def _put_in_place(temporary: Path, output_dir: Path) -> None:
     """Flush every file, then rename; what was there before goes only when the new folder is whole."""
     for path in [*temporary.iterdir(), temporary]:
-        _flush(path)
+        flush(path)
     former = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
     if output_dir.is_dir():
         output_dir.rename(former)
     temporary.rename(output_dir)
-    _flush(output_dir.parent)
+    flush(output_dir.parent)
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _set_aside(temporary: Path, output_dir: Path, report: dict[str, Any]) -> str:

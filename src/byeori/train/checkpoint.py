@@ -51,11 +51,11 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
         manifest = {str(path.relative_to(temporary)): _sha256(path) for path in files}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
         for path in [*files, temporary / MANIFEST, temporary]:
-            _flush(path)
+            flush(path)
         if folder.exists():  # an older run's checkpoint of this step; it is whole until the new one stands
             folder.rename(replaced)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -113,11 +113,11 @@ def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
             temporary.mkdir(parents=True)
             fill(temporary)
             for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-                _flush(path)
+                flush(path)
                 target = folder / path.relative_to(temporary)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(target)
-            _flush(folder)
+            flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -270,7 +270,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
