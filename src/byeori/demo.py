@@ -62,7 +62,7 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
                 "data_path": str(held_out),
                 "output_dir": str(output / "report"),
                 "max_new_tokens": 48,
-                "generation_batch_size": 22,
+                "generation_batch_size": 11,
                 "overwrite_output_dir": True,
             },
         )
