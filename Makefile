@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench torture clean
 
 setup: $(READY)
 
@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/byeori demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff check .
@@ -28,6 +28,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/bench.py
+
+# RUNS=100 runs killed at random instants, resumed, and compared bit by bit
+torture: setup
+	$(BIN)/python tests/torture.py $(RUNS)
 
 clean:
 	rm -rf .venv .venv-peers demo-output bench-output

@@ -11,6 +11,23 @@ ByeoriError            one sentence: what is wrong, where, what to do; the comma
 └── HubError           the Hugging Face Hub
 """
 
+import os
+
+# Names a file that one process of a group makes when it tells the user why the run ends.
+SAID = "BYEORI_SAID"
+
+
+def may_speak() -> bool:
+    """Whether this process is to say why the run ends: the first one of its group that asks."""
+    path = os.environ.get(SAID)
+    if path is None:
+        return True
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except OSError:
+        return False
+    return True
+
 
 class ByeoriError(Exception):
     """Base of the tree. The message is written for the person at the terminal."""

@@ -1,0 +1,164 @@
+"""Every setting, declared once: its type, default, bounds and help text.
+
+The command line, the YAML file, the Python API and the table in the README are all made from these classes: here is
+what they share, `training` and `results` hold the settings themselves.
+Values from a command line or a YAML file arrive as text and are converted here; lists are taken with or without
+quotes and brackets, also when the shell has split them (`[q_proj, v_proj]` and `["q_proj", "v_proj"]` are equal).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from byeori.errors import ConfigError
+
+
+def parse_names(value: object) -> object:
+    """`"[a, 'b' c]"` or `["[a,", "'b'", "c]"]` -> `["a", "b", "c"]`; other values are left to pydantic."""
+    if isinstance(value, str):
+        return [name for name in re.split(r"[\s,\[\]\"']+", value) if name]
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return parse_names(" ".join(value))
+    return value
+
+
+def none_from_text(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in {"none", "null", ""} else value
+
+
+def _paths(value: object) -> object:
+    return [str(value)] if isinstance(value, (str, Path)) else value
+
+
+def recompute_kind(value: object) -> object:
+    """True and False, as this setting was once given, are full and none."""
+    text = str(value).strip().lower()
+    return "full" if text in ("true", "1", "yes", "on") else "none" if text in ("false", "0", "no", "off") else value
+
+
+Names = Annotated[list[str], BeforeValidator(parse_names)]
+Paths = Annotated[list[str], BeforeValidator(_paths)]
+OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
+OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
+
+Recompute = Annotated[Literal["none", "selective", "full", "offload"], BeforeValidator(recompute_kind)]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are refused, values cannot change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: [str(item) if isinstance(item, PurePath) else item for item in value]
+            if isinstance(value, (list, tuple))
+            else str(value)
+            if isinstance(value, PurePath)
+            else value
+            for name, value in values.items()
+        }
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean X?)`, or nothing where no name is near."""
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def check(kind: type[S], values: dict[str, Any]) -> S:
+    """Make settings from loose values.
+
+    Raises:
+        ConfigError: one sentence that names every setting that is wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(kind, item) for item in error.errors())) from None
+
+
+def _sentence(kind: type[Settings], item: Any) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    if item["type"] == "missing":
+        return f"--{name} is missing: {kind.model_fields[name].description}"
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}{nearest(name, list(kind.model_fields))}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    if item["type"].startswith("bool"):
+        return f"--{name} {item['input']!r}: give True or False"
+    return f"--{name} {_short(item['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
+    """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, or an unknown name in it.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path} is not valid YAML{line}; write one `name: value` a line") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds no settings; write one `name: value` a line")
+    values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    there = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
+    unknown = [f"{name!r}{nearest(name, there)}" for name in values if name not in there]
+    if unknown:
+        raise ConfigError(
+            f"{path} names no setting with {', '.join(unknown)}; the settings are in `byeori COMMAND --help`"
+        )
+    return values
+
+
+def write_yaml(settings: Settings, path: Path) -> None:
+    """Resolved settings, every one with its value, as `--config` reads them."""
+    import yaml
+
+    text = yaml.safe_dump(settings.model_dump(by_alias=True), allow_unicode=True, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+
+
+def table(kind: type[Settings], *, besides: type[Settings] | None = None) -> str:
+    """A Markdown table of the settings: name, default, what it does. besides: only what `kind` has and that has not."""
+    rows = ["| setting | default | what it does |", "|---|---|---|"]
+    known = besides.model_fields if besides else {}
+    for name, field in kind.model_fields.items():
+        if name in known and known[name].default == field.default:
+            continue
+        default = "required" if field.is_required() else f"`{_show(field.default)}`"
+        rows.append(f"| `--{field.alias or name}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,105 @@
+"""Reading from the Hugging Face Hub: whether it answers, and files in its cache, downloaded where they are not there.
+
+A download is announced in one line with its size and shows the client's bar on a terminal. What was downloaded once
+is found again without a network.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import sys
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+MODEL = (*WEIGHTS, "adapter_config.json", "adapter*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
+
+
+def reachable(name: str) -> bool:
+    """Whether it makes sense to ask the Hub for `name`; where not, its cache is all there is.
+
+    Clients ask again and again for half a minute where nobody answers; here it is found out once, in seconds.
+    """
+    if Path(name).exists():
+        return True
+    return not looks_local(name) and _answers(int(time.monotonic() // 60))
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name can only be a path."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+@functools.lru_cache(maxsize=1)
+def _answers(minute: int) -> bool:
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the network can bring about; any answer at all is an answer
+        return False
+    return True
+
+
+def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, kind: str = "model") -> Path:
+    """The folder in the Hub's cache with the files of a repository that match, down to date where the Hub answers.
+
+    patterns: `*` does not reach into folders. kind: model or dataset.
+    Raises whatever the Hub's client raises; LocalEntryNotFoundError where it does not answer and the cache has nothing.
+    """
+    from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+
+    if not reachable(name):
+        return cached(name, patterns, revision=revision, kind=kind)
+    about: Any = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
+    sizes = {item.rfilename: item.size or 0 for item in about.siblings or []}
+    files = [file for file in sizes if any(_matches(file, pattern) for pattern in patterns)]
+    if "model.safetensors" in files:  # the same weights once more in parts
+        files = [file for file in files if not _matches(file, "model-*-of-*.safetensors")]
+    new = [
+        file
+        for file in files
+        if not isinstance(try_to_load_from_cache(name, file, revision=about.sha, repo_type=kind), str)
+    ]
+    if new and os.environ.get("RANK", "0") == "0":
+        count = f"{len(new)} files" if len(new) > 1 else new[0]
+        total = human_size(sum(sizes[file] for file in new))
+        print(f"Downloading {name} from the Hugging Face Hub: {count}, {total}", file=sys.stderr, flush=True)
+    exact = [glob.escape(file) for file in files]
+    return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=exact))
+
+
+def cached(name: str, patterns: tuple[str, ...], *, revision: str | None = None, kind: str = "model") -> Path:
+    """The folder in the Hub's cache that has one of the files that `patterns` names without a `*`.
+
+    Raises:
+        LocalEntryNotFoundError: it has none.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for file in patterns:
+        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+        if isinstance(found, str):
+            return Path(found).parents[file.count("/")]
+    raise LocalEntryNotFoundError(f"{name} is not in the cache and the Hub does not answer")
+
+
+def _matches(file: str, pattern: str) -> bool:
+    return file.count("/") == pattern.count("/") and (file == pattern or fnmatchcase(file, pattern))
+
+
+def human_size(size: int) -> str:
+    """`812 B`, `4.2 KB`, `1.1 GB`."""
+    number = float(size)
+    for unit in ("B", "KB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
