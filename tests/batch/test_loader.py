@@ -68,30 +68,3 @@ def test_group_by_length_puts_like_with_like() -> None:
     assert len(steps[-1]) == 3 and steps[-1].max() == np.sort(lengths)[2]  # the smaller batch has the shortest rows
     means = [float(step.mean()) for step in steps]
     assert means != sorted(means, reverse=True)  # the batches themselves come in random order
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 500), max_size=30), st.integers(1, 5))
-def test_processes_share_a_step_without_loss(costs: list[int], world: int) -> None:
-    shares = [loader.share_of(rank, world, costs) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == list(range(len(costs)))
-    loads = [sum(costs[index] for index in share) for share in shares]
-    assert max(loads) - min(loads) <= max(costs, default=0)
-
-
-def test_the_heaviest_row_goes_alone() -> None:
-    assert loader.share_of(0, 2, [10, 1, 2, 7]) == [0]
-    assert loader.share_of(1, 2, [10, 1, 2, 7]) == [1, 2, 3]
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 60))
-def test_micro_batches_hold_all_rows_within_the_tokens(costs: list[int], tokens: int) -> None:
-    groups = loader.micro_batches(costs, size=None, tokens=tokens)
-    assert [index for group in groups for index in group] == list(range(len(costs)))
-    assert all(len(group) == 1 or sum(costs[index] for index in group) <= tokens for group in groups)
-
-
-def test_micro_batches_of_a_size() -> None:
-    assert loader.micro_batches([9] * 5, size=2, tokens=1) == [[0, 1], [2, 3], [4]]
-    assert loader.micro_batches([], size=2, tokens=1) == []

@@ -267,27 +267,38 @@ def test_the_audit_in_words() -> None:
     nothing = {
         "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
         "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
-        "dropped": [], "duplicate_rows": 0, "rows_in_both_parts": 0, "straddling_tokens": 0,
+        "too_long_rows": 0, "dropped": [], "duplicate_rows": 0, "rows_in_both_parts": 0, "straddling_tokens": 0,
     }  # fmt: skip
-    assert sentences(nothing, cutoff_len=64) == ["1 row to train; 10 tokens, 4 of them trained (40%); longest 10"]
+    assert sentences(nothing, cutoff_len=64, policy="drop") == [
+        "1 row to train; 10 tokens, 4 of them trained (40%); longest 10"
+    ]
     dropped = [{"row": "line 2", "reason": "the answer, column 'a', is empty", "too_long": False}]
     every: dict[str, Any] = nothing | {
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
-        "tokens_cut": 1, "dropped_rows": 2, "dropped": dropped, "duplicate_rows": 3, "rows_in_both_parts": 2,
+        "tokens_cut": 1, "dropped_rows": 5, "too_long_rows": 3, "dropped": dropped, "duplicate_rows": 3,
+        "rows_in_both_parts": 2,
         "straddling_tokens": 4, "shared_prefix": 0.251,
     }  # fmt: skip
-    assert sentences(every, cutoff_len=64) == [
+    assert sentences(every, cutoff_len=64, policy="drop") == [
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
         "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
         "2 rows dropped; first line 2: the answer, column 'a', is empty",
+        "3 rows dropped",
         "3 rows repeat another row",
         "2 held-out rows stand in the training part too, once tokenized",
         "4 tokens reach over the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
         "differently there: end the prompt with a line break",
         "25% of the tokens are prefixes that rows share",
     ]
-    one = sentences(every | {"duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1}, cutoff_len=64)
-    assert one[3:5] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
-    assert one[5].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
+    one = sentences(
+        every | {"duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1}, cutoff_len=64, policy="drop"
+    )
+    assert one[4:6] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
+    assert one[6].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
     assert not any("\n" in line for line in one)
-    assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64) == ["no row to train"]
+    stop = sentences(every, cutoff_len=64, policy="stop")
+    assert stop[2] == (
+        "2 rows cannot be trained, and training stops there unless --on_bad_rows drop is given; "
+        "first line 2: the answer, column 'a', is empty"
+    )
+    assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64, policy="drop") == ["no row to train"]

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byeori.data import files, sources
+from byeori.data import files
+from byeori.data.remote import load_dataset
 from byeori.data.sources import ROW, load_rows, row_name, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 
@@ -277,7 +278,9 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "parts"), BROKEN)
+@pytest.mark.parametrize(
+    ("name", "content", "parts"), BROKEN, ids=[f"{number}-{name}" for number, (name, _, _) in enumerate(BROKEN)]
+)
 def test_broken_file(here: Path, cache: Path, name: str, content: str | bytes, parts: list[str]) -> None:
     path = write(here / name, content)
     fails(DataError, str(here / name), *parts, call=lambda: load_rows([path]))
@@ -355,8 +358,8 @@ def test_configuration_and_split_of_a_dataset(here: Path) -> None:
         ("jp", "train", ["no configuration 'jp'", "dataset_config", "ko, en"]),
         ("ko", "dev", ["no split 'dev'", "dataset_split", "train"]),
     ]:
-        fails(HubError, *parts, call=lambda c=config, s=split: sources._load_hub(str(here), c, s, None))
-    assert len(sources._load_hub(str(here), "ko", "train", None)) == 2
+        fails(HubError, *parts, call=lambda c=config, s=split: load_dataset(str(here), c, s, None))
+    assert [len(rows) for _, rows in load_dataset(str(here), "ko", "train", None)] == [2]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

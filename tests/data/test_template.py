@@ -233,7 +233,7 @@ def test_a_template_that_does_not_exist() -> None:
         resolve("title_ko")
     assert str(caught.value) == (
         "there is no template 'title_ko' (did you mean title-ko?): no file of that name, and the shipped ones are "
-        "alpaca, prompt-completion, title-ko, chat; an inline template needs a {column}"
+        "alpaca, prompt-completion, question-answer, title-ko, chat; an inline template needs a {column}"
     )
 
 

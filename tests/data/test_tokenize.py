@@ -96,7 +96,7 @@ def test_exactly_the_tokens_that_write_the_answer_are_trained(
     how = how_of(kind, template, eos=eos)
     row = {"p": prompt, "a": answer}
     text = "".join(segment.text for segment in parse(template).segments(row))
-    assume(unicodedata.is_normalized("NFC", text))
+    assume(unicodedata.is_normalized("NFC", text) and "<s>" not in text)  # which is a token, not text
     begin = len(parse(template).prompt(row))
     assume(begin or how.bos is not None or how.eos is not None)
     example = encode_row(row, how)

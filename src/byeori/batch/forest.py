@@ -35,6 +35,7 @@ class Forest:
     nodes: (start, end, parent) per node; parent is an index into nodes, or -1.
     target_index: [M] int64, the row of the hidden states that predicts each target.
     target_ids: [M] int64. target_weight: [M] float32. target_owner: [M] int64, the example of each target.
+    reference: [M] float32, a reference model's log-prob of each target; None where the examples carry none.
     rows: the source row of each example [N]. separate_tokens: tokens before sharing.
     """
 
@@ -47,6 +48,7 @@ class Forest:
     target_owner: np.ndarray
     rows: tuple[int, ...]
     separate_tokens: int
+    reference: np.ndarray | None = None
 
     @property
     def unique_tokens(self) -> int:
@@ -105,6 +107,7 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
         target_owner=target_owner,
         rows=tuple(example.row for example in examples),
         separate_tokens=sum(map(len, inputs)),
+        reference=_reference(examples),
     )
 
 
@@ -130,6 +133,12 @@ def _targets(example: Example, path: list[tuple[int, int]], owner: int) -> tuple
     at = np.concatenate([np.arange(start, end) for start, end in example.targets])
     ids = np.asarray(example.token_ids, dtype=np.int64)[at]
     return where[at - 1].astype(np.int64), ids, np.full(len(at), owner, dtype=np.int64)
+
+
+def _reference(examples: Sequence[Example]) -> np.ndarray | None:
+    if examples[0].reference is None:
+        return None
+    return np.concatenate([np.asarray(example.reference, dtype=np.float32) for example in examples])
 
 
 def shared_fraction(examples: Sequence[Example]) -> float:

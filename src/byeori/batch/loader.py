@@ -1,4 +1,4 @@
-"""Which rows make which optimizer step, and which of them are computed together.
+"""Which rows make which optimizer step.
 
 Everything here is a pure function of the seed, so a cursor is one number (the next step) and a resumed run meets the
 rows it would have met. A step's rows do not depend on the number of processes or on the packing.
@@ -7,7 +7,6 @@ rows it would have met. A step's rows do not depend on the number of processes o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,29 +75,3 @@ def step_rows(plan: Schedule, step: int, orders: dict[int, np.ndarray]) -> np.nd
         orders.clear()
         orders[epoch] = epoch_order(plan, epoch)
     return orders[epoch][index * plan.batch_size : (index + 1) * plan.batch_size]
-
-
-def share_of(rank: int, world: int, costs: Sequence[int]) -> list[int]:
-    """Which examples of a step this process computes: longest first, each to the process with the least so far."""
-    loads, mine = [0] * world, []
-    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
-        least = loads.index(min(loads))
-        loads[least] += costs[index]
-        if least == rank:
-            mine.append(index)
-    return sorted(mine)
-
-
-def micro_batches(costs: Sequence[int], *, size: int | None, tokens: int) -> list[list[int]]:
-    """Split examples into micro-batches of `size` rows, or else of at most `tokens` tokens (a longer row is alone)."""
-    if size is not None:
-        return [list(range(start, min(start + size, len(costs)))) for start in range(0, len(costs), size)]
-    out: list[list[int]] = []
-    room = 0
-    for index, cost in enumerate(costs):
-        if not out or cost > room:
-            out.append([])
-            room = tokens
-        out[-1].append(index)
-        room -= cost
-    return out

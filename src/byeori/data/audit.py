@@ -19,29 +19,30 @@ if TYPE_CHECKING:
 NAMED = 20
 
 
-def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) -> dict[str, Any]:
+def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, group: int = 1) -> dict[str, Any]:
     """Counts over two tokenized tables (data/cache.py), as plain JSON.
 
-    name: how the user finds a row, from its position ("news.jsonl line 12").
+    name: how the user finds a row, from its position ("news.jsonl line 12"). group: lines of a row.
     """
     tables = [table for table in (train, held_out) if table is not None]
     problems = [
         {"row": name(line["row"]), "reason": line["problem"], "too_long": line["too_long"]}
         for table in tables
-        for line in _problems(table)
+        for line in _problems(_rows(table, group))
     ]
     good = [cache.usable(table) for table in tables]
     tokens = [cache.lengths(table) for table in good]
     counts = np.concatenate(tokens)
-    shortened = np.concatenate([cache.column(table, "shortened").to_numpy() for table in good])
-    digests = [cache.column(table, "digest") for table in good]
+    rows = [_rows(table, group) for table in good]
+    shortened = np.concatenate([cache.column(table, "shortened").to_numpy() for table in rows])
+    digests = [cache.column(table, "digest") for table in rows]
     return {
-        "rows": sum(map(len, tables)),
-        "train_rows": len(good[0]),
-        "validation_rows": len(good[1]) if len(good) > 1 else 0,
+        "rows": sum(len(table) // group for table in tables),
+        "train_rows": len(rows[0]),
+        "validation_rows": len(rows[1]) if len(rows) > 1 else 0,
         "tokens": int(counts.sum(dtype=np.int64)),
         "target_tokens": sum(map(cache.target_tokens, good)),
-        "longest": _longest(good, tokens, name),
+        "longest": _longest(rows, [count.reshape(-1, group).max(axis=1) for count in tokens], name),
         "mean_tokens": round(float(counts.mean()), 1) if len(counts) else 0.0,
         "shortened_rows": int(np.count_nonzero(shortened)),
         "tokens_cut": int(shortened.sum()),
@@ -54,6 +55,11 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) 
         "rows_in_both_parts": _in_both(*digests),
         "straddling_tokens": sum(int(cache.column(table, "straddles").to_numpy().sum()) for table in good),
     }
+
+
+def _rows(table: Dataset, group: int) -> Dataset:
+    """The first line of each row."""
+    return table if group == 1 else table.select(np.arange(0, len(table), group))
 
 
 def _problems(table: Dataset) -> list[dict[str, Any]]:
@@ -93,17 +99,27 @@ def refuse_bad_rows(found: dict[str, Any], policy: str) -> None:
         raise DataError(f"no row is left to train: {reason['row']}: {reason['reason']}")
 
 
-def sentences(found: dict[str, Any], *, cutoff_len: int) -> list[str]:
-    """The audit in words, one finding a line; findings that are zero are left out."""
+def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[str]:
+    """The audit in words, one finding a line; findings that are zero are left out.
+
+    policy: what becomes of rows without a text or an answer, stop or drop.
+    """
     lines = [_size(found)]
     if count := found["shortened_rows"]:
         lines.append(
             f"{_number(count, 'prompt')} shortened to cutoff_len {cutoff_len} "
             f"({_number(found['tokens_cut'], 'token')} cut; answers are never cut)"
         )
-    if count := found["dropped_rows"]:
-        first = found["dropped"][0]
-        lines.append(f"{_number(count, 'row')} dropped; first {first['row']}: {first['reason']}")
+    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
+    bad = found["dropped_rows"] - found["too_long_rows"]
+    for too_long, count, words in (
+        (False, bad, stops if policy == "stop" else "dropped"),
+        (True, found["too_long_rows"], "dropped"),
+    ):
+        if count:
+            named = [row for row in found["dropped"] if row["too_long"] == too_long]
+            first = f"; first {named[0]['row']}: {named[0]['reason']}" if named else ""
+            lines.append(f"{_number(count, 'row')} {words}{first}")
     if count := found["duplicate_rows"]:
         lines.append(f"{_number(count, 'row')} {'repeats' if count == 1 else 'repeat'} another row")
     if count := found["rows_in_both_parts"]:

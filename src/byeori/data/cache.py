@@ -1,6 +1,6 @@
 """Rows -> tokenized rows, in Arrow files on disk: memory-mapped, and cached by content.
 
-A tokenized table has these columns:
+A tokenized table has a line for each example (a preference row makes two, chosen and rejected) and these columns:
 
     token_ids   the example's tokens          targets    flattened [start, end) pairs
     row         position in the source        shortened  tokens that the prompt lost
@@ -13,12 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from byeori.data import preference
 from byeori.data.tokenize import Encoding, Example, encode_row
-from byeori.errors import TemplateError, TooLongError
+from byeori.errors import DataError, TemplateError, TooLongError
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -26,11 +30,11 @@ if TYPE_CHECKING:
 
 # Below this the processes take longer to start than they save.
 _ROWS_PER_PROCESS = 20_000
-_FORMAT = "2"
+_FORMAT = "3"
 
 
 def encode_table(rows: Dataset, how: Encoding, *, progress: bool = True) -> Dataset:
-    """Tokenize every row; rows that cannot be trained keep a line with their `problem`.
+    """Tokenize every row into the lines of its examples; rows that cannot be trained keep theirs, with a `problem`.
 
     All cores are used on large tables, progress is shown, and the result is taken from the cache when rows,
     tokenizer, template and settings are the same.
@@ -42,17 +46,41 @@ def encode_table(rows: Dataset, how: Encoding, *, progress: bool = True) -> Data
         return Dataset.from_dict({name: [] for name in _features()}, features=_features())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = min(cores, len(rows) // _ROWS_PER_PROCESS)
-    return rows.map(
-        _encode_batch,
-        batched=True,
-        batch_size=256,
-        fn_kwargs={"how": how},
-        remove_columns=rows.column_names,
-        features=_features(),
-        num_proc=processes if processes > 1 else None,
-        new_fingerprint=fingerprint(rows, how),
-        desc="Tokenizing",
-    )
+    with _into_cache():
+        return rows.map(
+            _encode_batch,
+            batched=True,
+            batch_size=256,
+            fn_kwargs={"how": how},
+            remove_columns=rows.column_names,
+            features=_features(),
+            num_proc=processes if processes > 1 else None,
+            new_fingerprint=fingerprint(rows, how),
+            desc="Tokenizing",
+        )
+
+
+@contextmanager
+def _into_cache() -> Iterator[None]:
+    """Turn a full disk into one sentence; datasets stumbles over its half-written file and raises something else.
+
+    Raises:
+        DataError: the tokenized rows could not be written.
+    """
+    from datasets import config
+
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise DataError(
+            f"the tokenized rows could not be written to {config.HF_DATASETS_CACHE} ({cause.strerror or cause}); free "
+            "space there, or set HF_DATASETS_CACHE to another folder"
+        ) from None
 
 
 def _features() -> Features:
@@ -69,37 +97,31 @@ def fingerprint(rows: Dataset, how: Encoding) -> str:
     """A name for the tokenized table: of the rows' content and everything that tokenizing depends on."""
     template = how.template.text if how.template else how.tokenizer.chat_template
     special = None if how.template else how.tokenizer.special_tokens_map  # a chat template writes them
-    settings = [_FORMAT, template, special, how.cutoff_len, how.bos, how.eos, how.train_on_inputs]
+    settings = [_FORMAT, template, special, how.cutoff_len, how.bos, how.eos, how.train_on_inputs, how.group]
     state = [rows._fingerprint, how.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
 
 def _encode_batch(batch: dict[str, list[Any]], how: Encoding) -> dict[str, list[Any]]:
-    names = ("token_ids", "targets", "row", "shortened", "straddles", "digest", "problem", "too_long")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    lines = []
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
         problem, too_long = "", False
         try:
-            example = encode_row(row, how)
+            group = preference.encode_pair(row, how) if how.group == 2 else [encode_row(row, how)]
         except TemplateError as error:
-            example = Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))
+            group = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))] * how.group
             problem, too_long = str(error), isinstance(error, TooLongError)
-        ids = np.asarray(example.token_ids, dtype=np.int32)
-        content = ids.tobytes() + repr(example.targets).encode()
-        line = (
-            ids,
-            [edge for span in example.targets for edge in span],
-            example.row,
-            example.shortened,
-            example.straddles,
-            hashlib.blake2b(content, digest_size=8).hexdigest(),
-            problem,
-            too_long,
-        )
-        for name, value in zip(names, line, strict=True):
-            columns[name].append(value)
-    return columns
+        content = "".join(f"{example.token_ids}{example.targets}" for example in group)
+        digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        lines += [(*_line(example), digest, problem, too_long) for example in group]
+    return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
+
+
+def _line(example: Example) -> tuple[Any, ...]:
+    ids = np.asarray(example.token_ids, dtype=np.int32)
+    edges = [edge for span in example.targets for edge in span]
+    return ids, edges, example.row, example.shortened, example.straddles
 
 
 def usable(table: Dataset) -> Dataset:
@@ -124,6 +146,12 @@ def lengths(table: Dataset) -> np.ndarray:
     return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int32)
 
 
+def content(table: Dataset) -> str:
+    """A hash of all that a table's rows are tokenized to, in their order."""
+    digests = column(table, "digest").combine_chunks()
+    return hashlib.sha256("".join(digests.to_pylist()).encode()).hexdigest()
+
+
 def target_tokens(table: Dataset) -> int:
     """Trained tokens of all rows."""
     edges = column(table, "targets").combine_chunks().flatten().to_numpy()
@@ -131,7 +159,7 @@ def target_tokens(table: Dataset) -> int:
 
 
 def example(table: Dataset, index: int) -> Example:
-    """One tokenized row as an Example."""
+    """One tokenized line as an Example."""
     line = table[int(index)]
     edges = line["targets"]
     return Example(
@@ -141,3 +169,43 @@ def example(table: Dataset, index: int) -> Example:
         shortened=line["shortened"],
         straddles=line["straddles"],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A tokenized table of usable rows, as the trainer takes them.
+
+    group: lines of a row. reference: a reference model's log-prob of every trained token of the table, in its order
+    (a file on disk); offsets: [lines + 1], where a line's begin. Both None where the objective has no reference.
+    """
+
+    table: Dataset
+    group: int = 1
+    reference: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.table) // self.group
+
+    def unit(self, index: int) -> list[Example]:
+        """The examples of a row."""
+        return [self._example(self.group * int(index) + place) for place in range(self.group)]
+
+    def _example(self, line: int) -> Example:
+        found = example(self.table, line)
+        if self.reference is None or self.offsets is None:
+            return found
+        return replace(found, reference=self.reference[self.offsets[line] : self.offsets[line + 1]].tolist())
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row [rows]."""
+        return lengths(self.table).reshape(-1, self.group).sum(axis=1)
+
+
+def target_offsets(table: Dataset) -> np.ndarray:
+    """[lines + 1]: how many trained tokens stand before each line."""
+    edges = column(table, "targets").combine_chunks()
+    ends = np.asarray(edges.offsets)
+    flat = edges.values.to_numpy()
+    widths = np.concatenate([[0], np.cumsum(flat[1::2].astype(np.int64) - flat[::2])])
+    return widths[ends // 2]

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from byeori.data.files import ENDINGS, ending, load_file, one_line, open_text, reading
-from byeori.errors import DataError, HubError
+from byeori.data.files import ENDINGS, ending, load_file, open_text, reading
+from byeori.data.remote import load_dataset
+from byeori.errors import DataError
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     from datasets import Dataset
@@ -32,7 +33,6 @@ ROW = "__row__"
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
-_UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # names of errors
 
 
 def load_rows(
@@ -145,7 +145,7 @@ def _load_path(path: str, config: str | None, split: str, revision: str | None) 
     elif ending(local) in ENDINGS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
         raise DataError(_missing(path, local))
     else:
-        yield path, _load_hub(path, config, split, revision)
+        yield from load_dataset(path, config, split, revision)
 
 
 def _missing(path: str, local: Path) -> str:
@@ -187,58 +187,6 @@ def _load_saved(folder: Path, split: str) -> Dataset:
     if split not in saved:
         raise DataError(f"{folder} has no split {split!r}; it has {', '.join(saved)} (set dataset_split).")
     return saved[split]
-
-
-def _load_hub(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
-    import datasets
-
-    offline = datasets.config.HF_HUB_OFFLINE
-    try:
-        # without an answer only the cache can help; datasets would find that out in half a minute of retries
-        datasets.config.HF_HUB_OFFLINE = offline or not _hub_answers(name)
-        return datasets.load_dataset(name, config, split=split, revision=revision)
-    except Exception as error:  # whatever a remote repository or the network can bring about
-        raise HubError(f"the dataset {name} {_hub_problem(error, name, config, split, revision)}") from None
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-
-
-def _hub_answers(name: str) -> bool:
-    import datasets
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(name, timeout=10)
-    except Exception as error:  # "not found" is an answer too
-        return not _UNREACHABLE.search(type(error).__name__)
-    return True
-
-
-def _hub_problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
-    """The end of the sentence "the dataset x ...", from the messages of datasets 4 and 5."""
-    problem = one_line(error)
-    if listed := re.search(r"(BuilderConfig|Config name|Unknown split).*?(\[.*?\])", problem):
-        there = ", ".join(re.findall(r"'(.*?)'", listed[2]))
-        if listed[1] == "Unknown split":
-            return f"has no split {split!r}; set dataset_split to one of: {there}."
-        lacks = f"has no configuration {config!r}" if config else "needs a configuration"
-        return f"{lacks}; set dataset_config to one of: {there}."
-    if "is a gated dataset" in problem:
-        page = f"https://huggingface.co/datasets/{name}"
-        return f"is gated; ask for access at {page} and log in with `hf auth login`."
-    if "Revision '" in problem:
-        return f"has no revision {revision!r}; check dataset_revision."
-    if "doesn't exist" in problem:
-        return (
-            "is no file or folder here and was not found on the Hugging Face Hub; check the spelling, or log "
-            "in with `hf auth login` if it is private."
-        )
-    if _UNREACHABLE.search(type(error).__name__):
-        return (
-            "is no file or folder here and the Hugging Face Hub cannot be reached; check the path, or the "
-            "network, HF_ENDPOINT and HF_HUB_OFFLINE."
-        )
-    return f"cannot be loaded from the Hugging Face Hub: {problem}"
 
 
 def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:

@@ -270,21 +270,24 @@ def _read(path: Path) -> Template:
         raise TemplateError(f"template {path} cannot be read: {error.strerror}") from None
 
 
-def choose(columns: list[str]) -> str:
+def choose(columns: list[str], *, with_answer: bool = True) -> str:
     """The name of the shipped template whose columns the data has.
+
+    with_answer: False looks at the prompt's columns only.
 
     Raises:
         TemplateError: none fits; the sentence shows how to write one.
     """
-    if "messages" in columns or "conversations" in columns:
+    if with_answer and ("messages" in columns or "conversations" in columns):
         return CHAT
     for name, text in shipped().items():
         template = parse(text, name)
-        needed = {template.answer_column, *template.prompt_columns} - template.optional_columns
-        if needed <= set(columns):
+        needed = set(template.prompt_columns) | ({template.answer_column} if with_answer else set())
+        if needed - template.optional_columns <= set(columns):
             return name
     names = _one_line(", ".join(name for name in columns if not name.startswith("__")))
-    raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}")
+    pairs = "; or take `byeori dpo`, which such pairs are made for" if {"chosen", "rejected"} <= set(columns) else ""
+    raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}{pairs}")
 
 
 def chat_template(template: Template, bos: str, *, lead: str = "") -> str:

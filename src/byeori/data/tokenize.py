@@ -33,6 +33,7 @@ class Example:
         range starts at 0. Shifting happens here and nowhere else.
     row: 0-based position of the row in its source.
     shortened: tokens that the prompt lost to fit cutoff_len. straddles: tokens over the prompt's end.
+    reference: a reference model's log-prob of each trained token, in their order; None where there is none.
     """
 
     token_ids: Sequence[int]
@@ -40,6 +41,7 @@ class Example:
     row: int = 0
     shortened: int = 0
     straddles: int = 0
+    reference: Sequence[float] | None = None
 
     @property
     def target_count(self) -> int:
@@ -54,6 +56,7 @@ class Encoding:
     tokenizer: a fast tokenizer of transformers. core: its `tokenizers.Tokenizer` without a post-processor, whose
         offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
     bos: the id put in front (None: this tokenizer uses none).
+    group: examples that a row makes: 1, or 2 (chosen, rejected).
     eos: the id put behind an answer (None: add_eos_token is off). cutoff_len: most tokens of an example.
     """
 
@@ -64,10 +67,17 @@ class Encoding:
     bos: int | None
     eos: int | None
     train_on_inputs: bool = False
+    group: int = 1
 
 
 def encoding(
-    tokenizer: Any, template: Template | None, *, cutoff_len: int, add_eos_token: bool, train_on_inputs: bool
+    tokenizer: Any,
+    template: Template | None,
+    *,
+    cutoff_len: int,
+    add_eos_token: bool,
+    train_on_inputs: bool,
+    group: int = 1,
 ) -> Encoding:
     """Find out what this tokenizer puts in front of a text, once.
 
@@ -92,6 +102,7 @@ def encoding(
         bos=bos,
         eos=eos,
         train_on_inputs=train_on_inputs,
+        group=group,
     )
 
 
@@ -284,7 +295,7 @@ def chat_segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: boo
     Raises:
         TemplateError: no messages, no assistant turn, or a chat template that rewrites earlier turns.
     """
-    messages = _messages(row)
+    messages = messages_of(row)
     if not with_answer:
         if messages and messages[-1]["role"] == "assistant":
             messages = messages[:-1]
@@ -311,6 +322,22 @@ def chat_segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: boo
     return tuple(segment for segment in segments if segment.text)
 
 
+def last_turn_segments(row: Mapping[str, object], tokenizer: Any) -> tuple[Segment, ...]:
+    """Rows with `messages` whose last turn, an assistant's, is the answer and alone is trained.
+
+    Raises:
+        TemplateError: a chat template that refuses the messages, or rewrites the prompt once it is answered.
+    """
+    messages = messages_of(row)
+    after = _render(tokenizer, messages, generation=False)
+    before = _before(tokenizer, messages, after)
+    if not after.startswith(before):
+        raise TemplateError("the tokenizer's chat template rewrites the prompt once it is answered")
+    end = max(len(before), len(after.rstrip()))
+    parts = ((after[: len(before)], False), (after[len(before) : end], True), (after[end:], False))
+    return tuple(Segment(text=text, trained=trained) for text, trained in parts if text)
+
+
 def _before(tokenizer: Any, messages: list[dict[str, str]], after: str) -> str:
     """What the model is given before it writes the last of these messages; `after` is all of them rendered."""
     if len(messages) > 1:
@@ -318,7 +345,7 @@ def _before(tokenizer: Any, messages: list[dict[str, str]], after: str) -> str:
     return after[: max(0, after.find(messages[0]["content"].strip()))]  # many templates render no empty list
 
 
-def _messages(row: Mapping[str, object]) -> list[dict[str, str]]:
+def messages_of(row: Mapping[str, object]) -> list[dict[str, str]]:
     """`messages` (role, content) or ShareGPT's `conversations` (from, value)."""
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, (list, tuple)) or not turns:

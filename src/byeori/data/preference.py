@@ -1,0 +1,128 @@
+"""Rows with a chosen and a rejected answer -> pairs of Examples whose prompts are the same tokens.
+
+    question, chosen, rejected ── template ──> question + chosen     chosen   q q q | c c
+                                               question + rejected   rejected q q q | r r r r
+
+The template is that of SFT; its answer column is filled with the chosen, then with the rejected answer. Rows of
+messages use the tokenizer's chat template; the last assistant turn is the answer, and the only one that is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from byeori.data import template, tokenize
+from byeori.data.template import Segment, Template
+from byeori.data.tokenize import Encoding, Example
+from byeori.errors import TemplateError
+
+SIDES = ("chosen", "rejected")
+_OPENING = ("system", "user", "human")
+
+
+def choose(row: Mapping[str, object]) -> str:
+    """The name of the template for rows like this one.
+
+    Raises:
+        TemplateError: no pair of answers, or no shipped template for the prompt's columns.
+    """
+    columns = [name for name in row if not name.startswith("__")]
+    check_columns(columns)
+    if not isinstance(row["chosen"], str):
+        return template.CHAT
+    return template.choose([name for name in columns if name not in SIDES], with_answer=False)
+
+
+def check_columns(columns: list[str]) -> None:
+    """See whether there are two answers.
+
+    Raises:
+        TemplateError: a column is missing.
+    """
+    for side in SIDES:
+        if side not in columns:
+            names = ", ".join(name for name in columns if not name.startswith("__"))
+            raise TemplateError(
+                f"preference rows need the columns chosen and rejected, and there is no {side!r}; the columns are "
+                f"{names}; rename yours, or train on one answer with `byeori sft`"
+            )
+
+
+def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> dict[str, object]:
+    """The row as SFT would have it, with the answer of one side.
+
+    Raises:
+        TemplateError: the answer is empty or no text, or its messages do not end with an assistant's turn.
+    """
+    answer = row[side]
+    if chosen is None:
+        return {**row, "messages": _conversation(row, answer, side)}
+    if answer is not None and not isinstance(answer, str):
+        raise TemplateError(f"column {side!r} holds a {type(answer).__name__} where text is expected")
+    if not answer or not answer.strip():
+        raise TemplateError(f"the answer, column {side!r}, is empty")
+    return {**row, chosen.answer_column: answer}
+
+
+def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[dict[str, str]]:
+    """System, prompt or question, and an answer, each text or messages, as one conversation.
+
+    An answer whose messages do not begin with the assistant holds the whole conversation, as some tables have it.
+    """
+    prompt = row.get("prompt") or row.get("question")
+    turns = _turns(prompt, "user")
+    if isinstance(row.get("system"), str) and str(row["system"]).strip():
+        turns = [*_turns(row["system"], "system"), *turns]
+    ending = _turns(answer, "assistant")
+    whole = bool(ending) and isinstance(ending[0], Mapping) and ending[0].get("role", ending[0].get("from")) in _OPENING
+    messages = tokenize.messages_of({"messages": ending if whole else [*turns, *ending]})
+    if not ending or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with the assistant's")
+    return messages
+
+
+def _turns(value: object, role: str) -> list[Any]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def segments_of(row: Mapping[str, object], side: str, how: Encoding) -> tuple[Segment, ...]:
+    """The text of one side."""
+    filled = side_row(row, side, how.template)
+    if how.template is None:
+        return tokenize.last_turn_segments(filled, how.tokenizer)
+    return tokenize.row_segments(filled, how)
+
+
+def encode_pair(row: Mapping[str, object], how: Encoding) -> list[Example]:
+    """[chosen, rejected]; a prompt that is too long is shortened alike in both.
+
+    Raises:
+        TemplateError: as `tokenize.encode_row`, or the two answers are the same.
+        TooLongError: the row does not fit into cutoff_len.
+    """
+    number = int(str(row.get("__row__", 0)))
+    sides = [segments_of(row, side, how) for side in SIDES]
+    if sides[0] == sides[1]:
+        raise TemplateError("the chosen and the rejected answer are the same, so there is nothing to prefer")
+    fitted = [tokenize.fit(segments, how, number) for segments in sides]
+    whole = [len(example.token_ids) + example.shortened for example, _ in fitted]
+    while cut := max(example.shortened for example, _ in fitted):
+        longer = next(segments for example, segments in fitted if example.shortened == cut)
+        fitted = [tokenize.fit(_with_prompt_of(longer, segments), how, number) for _, segments in fitted]
+    pair = [
+        replace(example, shortened=before - len(example.token_ids))
+        for (example, _), before in zip(fitted, whole, strict=True)
+    ]
+    if not all(example.targets for example in pair):
+        raise TemplateError("no token is left to train, for nothing stands before the answer")
+    return pair
+
+
+def _with_prompt_of(shorter: tuple[Segment, ...], segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The segments with the texts of another side's prompt columns."""
+    texts = (segment for segment in shorter if segment.column and not segment.trained)
+    return tuple(next(texts) if segment.column and not segment.trained else segment for segment in segments)
