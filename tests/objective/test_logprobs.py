@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from byeori.objective.logprobs import Head, target_logprobs
-from byeori.objective.sft import sft_sum
+from byeori.objective.record import Targets
+from byeori.objective.sft import SFT, sft_sum
 
 WORDS, SIZE, COUNT = 23, 6, 11
 CHUNKS = [4 * WORDS, 4 * WORDS * 3, 4 * WORDS * COUNT, 2**26, 1]  # 1, 3, all, all, and never less than one target
@@ -128,5 +129,6 @@ def test_nothing_of_vocabulary_size_is_kept() -> None:
 
 
 def test_sft_sum_by_hand() -> None:
-    logp, weights = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([1.0, 0.0, 2.0])
-    assert sft_sum(logp, weights).item() == 2.0
+    targets = Targets(weights=torch.tensor([1.0, 0.0, 2.0]), owner=torch.zeros(3, dtype=torch.long), examples=1)
+    assert sft_sum(torch.tensor([-1.0, -2.0, -0.5]), targets).total.item() == 2.0
+    assert SFT.weight([3, 4]) == 7

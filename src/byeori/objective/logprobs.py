@@ -68,10 +68,10 @@ def _chunk(head: Head, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The same for a frozen head: the logits are made again in the backward pass and the gradient is written over
-    them, so the peak is one chunk of logits.
+    """The same for a frozen head, whose gradient is made in the forward pass while the chunk's logits are there.
 
-    With g the incoming gradient and p = softmax(logits): d logits = g * (onehot - p).
+    With g the incoming gradient and p = softmax(logits): d hidden = g * v, v = (onehot - p) W, whatever the objective
+    makes of the log-probs. v [C, d] is kept in place of the logits [C, V], and nothing is computed twice.
     """
 
     @staticmethod
@@ -79,20 +79,19 @@ class _FrozenHead(torch.autograd.Function):
         rows, weight, bias, ids, scale, softcap = args
         logits = _logits(torch.nn.functional.linear(rows, weight, bias), scale, softcap)
         total = logits.logsumexp(dim=1)
-        ctx.save_for_backward(rows, weight, bias, ids, total)
-        ctx.scale, ctx.softcap = scale, softcap
-        return logits.gather(1, ids[:, None])[:, 0] - total
+        found = logits.gather(1, ids[:, None])[:, 0] - total
+        if ctx.needs_input_grad[0]:
+            slope = None if softcap is None else 1 - (logits / softcap).square()
+            delta = logits.sub_(total[:, None]).exp_().neg_()
+            delta.scatter_add_(1, ids[:, None], torch.ones_like(total[:, None]))
+            if slope is not None:
+                delta *= slope
+            if scale != 1.0:
+                delta *= scale
+            ctx.save_for_backward(delta.to(weight.dtype) @ weight)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, bias, ids, total = ctx.saved_tensors
-        (grad,) = grads
-        logits = _logits(torch.nn.functional.linear(rows, weight, bias), ctx.scale, ctx.softcap)
-        slope = None if ctx.softcap is None else 1 - (logits / ctx.softcap).square()
-        delta = logits.sub_(total[:, None]).exp_().mul_(-grad[:, None])
-        delta.scatter_add_(1, ids[:, None], grad[:, None])
-        if slope is not None:
-            delta *= slope
-        if ctx.scale != 1.0:
-            delta *= ctx.scale
-        return delta.to(weight.dtype) @ weight, None, None, None, None, None
+        (direction,) = ctx.saved_tensors
+        return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None

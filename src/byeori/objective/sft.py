@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from byeori.objective.record import Objective, Sums, Targets
 
-def sft_sum(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of -w * log p over the targets; the step divides by the global sum of weights.
 
-    logprobs: [M] float32. weights: [M]. Returns a scalar.
+def sft_sum(logprobs: torch.Tensor, targets: Targets) -> Sums:
+    """Sum of -w * log p over the targets; the step divides by the trained tokens of all processes.
+
+    logprobs: [M] float32.
     """
-    return -(logprobs * weights).sum()
+    return Sums(total=-(logprobs * targets.weights).sum(), logged={})
+
+
+SFT = Objective(sums=sft_sum, weight=lambda counts: float(sum(counts)))

@@ -1,0 +1,52 @@
+"""What every objective is: sums over a micro-batch, and the weight that the whole step is divided by.
+
+    loss of a step = sum over micro-batches and processes of `total` / weight of the step
+
+M targets, E examples
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """The targets of a micro-batch, beside their log-probs.
+
+    weights: [M]. owner: [M], the example of each target, 0 to E - 1. examples: E.
+    reference: [M], the reference model's log-probs, or None where the objective has none.
+    """
+
+    weights: torch.Tensor
+    owner: torch.Tensor
+    examples: int
+    reference: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sums:
+    """total: what is minimised, a scalar with its gradient. logged: sums of what is shown, scalars without."""
+
+    total: torch.Tensor
+    logged: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What a run minimises.
+
+    sums: log-probs [M] and their targets -> sums over the micro-batch.
+    weight: target counts of a step's examples -> what the step's sums are divided by.
+    group: how many consecutive examples belong together (a preference pair: 2) and are never parted.
+    logged: the names of what it logs. reference: whether it needs a reference model's log-probs.
+    """
+
+    sums: Callable[[torch.Tensor, Targets], Sums]
+    weight: Callable[[Sequence[int]], float]
+    group: int = 1
+    logged: tuple[str, ...] = ()
+    reference: bool = False
