@@ -16,7 +16,6 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.model import attention, forward, load
-from byeori.objective.sft import sft_sum
 
 pair = functools.cache(zoo.tiny)
 
@@ -24,7 +23,7 @@ pair = functools.cache(zoo.tiny)
 def forest_loss(model: Any, examples: list[Example], *, share: bool = True, min_shared: int = 1) -> torch.Tensor:
     forest = forests.build(examples, share=share, min_shared=min_shared)
     logprobs = forward.forest_logprobs(model, forest)
-    return sft_sum(logprobs, torch.from_numpy(forest.target_weight).to(logprobs))
+    return -(logprobs * torch.from_numpy(forest.target_weight).to(logprobs)).sum()
 
 
 def plain_result(kind: str, dtype: torch.dtype, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:

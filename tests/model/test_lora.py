@@ -85,7 +85,7 @@ def test_gradcheck_without_and_with_a_mask() -> None:
     keep = torch.empty_like(x).bernoulli_(0.6).div_(0.6)
     for mask in (None, keep):
         assert torch.autograd.gradcheck(
-            lambda *t, m=mask: lora._FusedLora.apply(t[0], w, bias, t[1], t[2], 1.5, m), (x, a, b)
+            lambda *t, m=mask: lora._FusedLora.apply(t[0], w, bias, t[1], t[2], 1.5, m, None), (x, a, b)
         )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
+from byeori.model import cpu_attention, cuda_attention, cuda_calls, target
 
 NAME = "byeori_forest"
 
@@ -25,16 +26,25 @@ class Layout:
 
     nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
     masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
+    tree: the forest's own nodes. plans: window -> the GPU kernel's calls; made when a layer first needs them.
     calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
+    rows: the rows of the hidden states that predict something [n], ascending, where the model computes.
+    row_numbers: the same on the host.
+    others: what the last layer's keys and values are made of [T, d], where its queries are those of `rows` alone.
     """
 
     nodes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
+    rows: torch.Tensor
+    row_numbers: list[int]
+    others: torch.Tensor | None = None
+    tree: tuple[tuple[int, int, int], ...] = ()
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    plans: dict[int | None, list[cuda_calls.Call]] = field(default_factory=dict)
     calls: list[int] = field(default_factory=lambda: [0])
 
 
-def layout(forest: Forest) -> Layout:
-    """The paths of a forest's nodes."""
+def layout(forest: Forest, rows: torch.Tensor | None = None) -> Layout:
+    """The paths of a forest's nodes. rows: `row_numbers` on the device that computes; without them it is the CPU."""
     paths: list[tuple[tuple[int, int], ...]] = []
     for start, end, parent in forest.nodes:
         above = paths[parent] if parent >= 0 else ()
@@ -42,7 +52,24 @@ def layout(forest: Forest) -> Layout:
             paths.append((*above[:-1], (above[-1][0], end)))
         else:
             paths.append((*above, (start, end)))
-    return Layout(nodes=tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True)))
+    nodes = tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True))
+    numbers = sorted(set(forest.target_index.tolist()))
+    rows = torch.tensor(numbers) if rows is None else rows
+    return Layout(nodes=nodes, rows=rows, row_numbers=numbers, tree=forest.nodes)
+
+
+def of_rows(whole: Layout, others: torch.Tensor) -> Layout:
+    """The layout whose queries are `rows` alone: every run of neighbours is a node, its path ends at the last."""
+    nodes, at = [], 0
+    rows = whole.row_numbers
+    for _, end, path in whole.nodes:
+        while at < len(rows) and rows[at] < end:
+            stop = at + 1
+            while stop < len(rows) and rows[stop] == rows[stop - 1] + 1 and rows[stop] < end:
+                stop += 1
+            nodes.append((at, stop, (*path[:-1], (path[-1][0], rows[stop - 1] + 1))))
+            at = stop
+    return Layout(nodes=tuple(nodes), rows=whole.rows, row_numbers=rows, others=others, calls=whole.calls)
 
 
 @torch.compiler.disable
@@ -73,14 +100,16 @@ def forest_attention(
         raise RuntimeError("forest attention was called without a layout")
     forest_layout.calls[0] += 1
     window = sliding_window or None
-    masks = [_mask(forest_layout, index, window, query) for index in range(len(forest_layout.nodes))]
     ordinary = softcap is None and s_aux is None
-    if ordinary and not dropout and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]:
+    if ordinary and not dropout and cuda_attention.takes(query, key, value):
+        return _on_gpu(query, key, value, forest_layout, window, scaling), None
+    if ordinary and not dropout and cpu_attention.takes(query):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _CpuAttention.apply(query, key, value, forest_layout, masks, scale).transpose(1, 2), None
+        return cpu_attention.attend(query, key, value, forest_layout.nodes, window, scale), None
+    masks = [_mask(forest_layout, index, window, query) for index in range(len(forest_layout.nodes))]
     outputs = []
     for (start, end, path), mask in zip(forest_layout.nodes, masks, strict=True):
-        keys, values = _gather(key, path), _gather(value, path)
+        keys, values = cpu_attention.gather(key, path), cpu_attention.gather(value, path)
         queries = query[:, :, start:end]
         if ordinary:
             outputs.append(_attend(queries, keys, values, mask, scaling, dropout))
@@ -89,55 +118,19 @@ def forest_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-class _CpuAttention(torch.autograd.Function):
-    """All nodes in one function, by PyTorch's flash kernel for CPUs and its own backward.
-
-    Autograd over slices would fill a zero gradient of the whole forest for every node; here each node adds its own
-    part to gradients that are made once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        query, key, value, forest, masks, scale = args
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, sums = torch.empty_like(query), []
-        for (start, end, path), mask in zip(forest.nodes, masks, strict=True):
-            keys, values = _gather(key, path), _gather(value, path)
-            part, total = attend(query[:, :, start:end], keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
-            out[:, :, start:end] = part
-            sums.append(total)
-        ctx.save_for_backward(query, key, value, out, *sums)
-        ctx.forest, ctx.masks, ctx.scale = forest, masks, scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, *sums = ctx.saved_tensors
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for (start, end, path), mask, total in zip(ctx.forest.nodes, ctx.masks, sums, strict=True):
-            grad, rows, seen = grads[0][:, :, start:end], query[:, :, start:end], out[:, :, start:end]
-            keys, values = _gather(key, path), _gather(value, path)
-            causal = mask is None
-            found = attend(grad, rows, keys, values, seen, total, 0.0, causal, attn_mask=mask, scale=ctx.scale)
-            grad_query[:, :, start:end] = found[0]
-            _scatter(grad_key, found[1], path)
-            _scatter(grad_value, found[2], path)
-        return grad_query, grad_key, grad_value, None, None, None
-
-
-def _scatter(total: torch.Tensor, part: torch.Tensor, path: tuple[tuple[int, int], ...]) -> None:
-    """Add the gradient of a path's keys to that of the forest's."""
-    position = 0
-    for start, end in path:
-        total[:, :, start:end] += part[:, :, position : position + end - start]
-        position += end - start
-
-
-def _gather(states: torch.Tensor, path: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    if len(path) == 1:
-        return states[:, :, path[0][0] : path[0][1]]
-    return torch.cat([states[:, :, start:end] for start, end in path], dim=2)
+def _on_gpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    forest: Layout,
+    window: int | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    if window not in forest.plans:
+        forest.plans[window] = cuda_calls.plan(forest.tree, forest.nodes, window=window, device=query.device)
+    rows = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cuda_attention.attend(*rows, forest.plans[window], scale=scale)[None]
 
 
 def _mask(forest: Layout, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -163,6 +156,10 @@ def _attend(
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
+    if query.is_meta and target.kind(query) == "cuda":  # a rehearsal: a GPU keeps the output and a number for each row
+        scaled = torch.ops.aten._scaled_dot_product_flash_attention
+        found: torch.Tensor = scaled(query, key, value, dropout, mask is None, scale=scaling)[0]
+        return found
     return F.scaled_dot_product_attention(
         query,
         key,

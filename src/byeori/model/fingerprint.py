@@ -18,7 +18,6 @@ from byeori.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SAMPLE_BYTES = 4096
-_DOWNLOAD = ["model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +122,3 @@ def base_fingerprint(folder: Path) -> str:
             file.seek(stored.start)
             digest.update(file.read(min(stored.size, _SAMPLE_BYTES)))
     return digest.hexdigest()
-
-
-def model_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that `name` is, or that the Hub's model of this name is downloaded to (safetensors only).
-
-    Raises:
-        ModelError, HubError: neither a folder nor a model that can be downloaded.
-    """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    from huggingface_hub import snapshot_download
-
-    from byeori.model.load import explain
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_DOWNLOAD))
-    except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
-        raise explain(error, name, "weights") from None

@@ -13,7 +13,8 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.model import attention, load
+from byeori.model import attention, load, sharding
+from byeori.model.placed import Placed, place
 from byeori.objective.logprobs import target_logprobs
 
 # Layers in which a token meets others through the attention interface alone.
@@ -41,30 +42,46 @@ def use_plain_attention(model: Any) -> None:
     causal.set_attn_implementation("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
-def forest_logprobs(model: Any, forest: Forest, *, plain: bool = False) -> torch.Tensor:
+def compute_device(model: Any) -> torch.device:
+    """Where the model computes: where its adapters are, since sharded weights may wait in the CPU's memory."""
+    first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
+    device: torch.device = (next(model.parameters()) if first is None else first).device
+    return device
+
+
+def forest_logprobs(model: Any, forest: Forest | Placed, *, plain: bool = False) -> torch.Tensor:
     """log p of every target of a forest, [M] float32, with gradients where the mode has them.
 
-    plain: the forest is a single sequence, for a model that does not take forest attention.
+    plain: one pass for each node, for a model that does not take forest attention; nothing may be shared then.
     """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return sharding.through(causal, lambda: _forest_logprobs(model, forest, plain))
+
+
+def _forest_logprobs(model: Any, forest: Forest | Placed, plain: bool) -> torch.Tensor:
     backbone, head = load.parts(model)
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(forest.token_ids).to(device)[None]
+    batch = forest if isinstance(forest, Placed) else place(forest, compute_device(model))
+    index = batch.index
     if plain:
-        output = backbone(input_ids=ids, use_cache=False)
+        nodes = batch.forest.nodes
+        parts = [backbone(input_ids=batch.ids[:, start:end], use_cache=False) for start, end, _ in nodes]
+        hidden = torch.cat([part.last_hidden_state[0] for part in parts])
     else:
-        positions = torch.from_numpy(forest.positions).to(device)[None]
-        layout = attention.layout(forest)
-        output = backbone(input_ids=ids, position_ids=positions, use_cache=False, forest_layout=layout)
-        if not layout.calls[0]:
+        output = backbone(
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, forest_layout=batch.layout
+        )
+        if not batch.layout.calls[0]:
             raise ModelError("this model's layers do not go through transformers' attention interface")
-    hidden = output.last_hidden_state[0][torch.from_numpy(forest.target_index).to(device)]
-    return target_logprobs(head, hidden, torch.from_numpy(forest.target_ids).to(device))
+        hidden = output.last_hidden_state[0]
+        if len(hidden) < batch.forest.unique_tokens:  # the last layer computed the rows that predict something, alone
+            index = batch.index_of_rows
+    return target_logprobs(head, hidden[index], batch.target_ids)
 
 
 @torch.no_grad()
 def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor:
     """log p of the tokens at the positions `at` [len(at)], by the model's own forward pass over one sequence."""
-    device = next(model.parameters()).device
+    device = compute_device(model)
     ids = torch.tensor([tokens], device=device)
     index = torch.tensor(at, device=device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import time
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from byeori import hub
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.model import attention
@@ -38,10 +38,14 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable(name)
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
         )
     except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
+    if isinstance(tokenizer.chat_template, dict):  # their names become file names where the tokenizer is saved
+        for title in tokenizer.chat_template:
+            if not re.fullmatch(r"[\w-][\w .-]*", title):
+                raise ModelError(f"{name} names a chat template {title!r}, which is no name for a file; rename it")
     notes = []
     if tokenizer.eos_token_id is None:
         vocabulary = tokenizer.get_vocab()
@@ -68,7 +72,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 
     try:
         return AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not reachable(name)
+            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
         )
     except Exception as error:
         raise explain(error, name, "config.json") from None
@@ -88,18 +92,18 @@ def load_model(
         ModelError, HubError: no model there, or its files are damaged.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    _quiet()
     try:
+        if not Path(name).exists():
+            hub.fetch(name, hub.WEIGHTS, revision=revision)
         model, info = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
             use_safetensors=True,
-            local_files_only=not reachable(name),
+            local_files_only=not hub.reachable(name),
             output_loading_info=True,
         )
     except Exception as error:
@@ -114,50 +118,28 @@ def load_model(
     return model.to(device).eval()
 
 
-def reachable(name: str) -> bool:
-    """Whether it makes sense to ask the Hub for `name`; where not, its cache is all there is.
+def _quiet() -> None:
+    """Keep transformers' bars and notes to itself, but not the bars of downloads, which it would silence with them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as hf_logging
 
-    Clients ask again and again for half a minute where nobody answers; here it is found out once, in seconds.
-    """
-    if Path(name).exists():
-        return True
-    return not _looks_local(name) and _hub_answers(int(time.monotonic() // 60))
-
-
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
+    shown = not are_progress_bars_disabled()
+    hf_logging.disable_progress_bar()
+    if shown:
+        enable_progress_bars()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-@functools.lru_cache(maxsize=1)
-def _hub_answers(minute: int) -> bool:
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the network can bring about; any answer at all is an answer
-        return False
-    return True
-
-
-def local_folder(name: str) -> Path:
+def local_folder(name: str, revision: str | None = None) -> Path:
     """The folder that `name` is, or that the small files and safetensors of the Hub's `name` are downloaded to.
 
     Raises:
         ModelError, HubError: neither a folder nor something that can be downloaded.
     """
-    if Path(name).exists():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model*.safetensors", "adapter*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "byeori.yaml"]
+    if Path(name).expanduser().exists():
+        return Path(name).expanduser()
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=not reachable(name)
-            )
-        )
+        return hub.fetch(name, hub.MODEL, revision=revision)
     except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
         raise explain(error, name, "weights") from None
 
@@ -174,7 +156,7 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     text = " ".join(str(link) for link in chain)
     if Path(name).exists():
         return _explain_local(error, Path(name), what, text)
-    if _looks_local(name):
+    if hub.looks_local(name):
         siblings = [str(item) for item in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
         return ModelError(f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)")
     if any(isinstance(link, GatedRepoError) for link in chain):
@@ -184,7 +166,7 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     if any(isinstance(link, RevisionNotFoundError) for link in chain):
         return HubError(f"{name} has no such revision on the Hub; check --revision")
     reasons = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
-    if any(word in text.lower() for word in reasons) or not reachable(name):
+    if any(word in text.lower() for word in reasons) or not hub.reachable(name):
         return HubError(
             f"{name} is neither a folder here nor in the cache, and the Hugging Face Hub is out of reach; "
             "check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"

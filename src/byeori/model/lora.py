@@ -11,6 +11,8 @@ and the state dict stay PEFT's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -21,45 +23,109 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from byeori.config import nearest
 from byeori.errors import ModelError
+from byeori.model.quantize import PackedLinear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Projection:
+    """One linear layer and its adapter; a and b are None without one. scale: alpha / r.
+
+    unpack: opens a weight that is kept in 4 or 8 bit; what it gives is never kept.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    a: torch.Tensor | None = None
+    b: torch.Tensor | None = None
+    scale: float = 1.0
+    unpack: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def opened(self) -> torch.Tensor:
+        """The weight [out, in] in the compute type."""
+        return self.weight if self.unpack is None else self.unpack(self.weight)
+
+
+def projection(module: torch.nn.Module) -> Projection | None:
+    """What a layer computes at present; None where it is more than a frozen linear layer with one fused adapter."""
+    if type(module) in (torch.nn.Linear, PackedLinear):
+        return None if module.weight.requires_grad else _plain(module)
+    if not _fusable(module) or module.merged:
+        return None
+    base, name = module.base_layer, module.active_adapters[0]
+    if module.disable_adapters:
+        return _plain(base)
+    if module.training and getattr(module.lora_dropout[name], "p", 0.0):
+        return None
+    a, b = module.lora_A[name].weight, module.lora_B[name].weight
+    return replace(_plain(base), a=a, b=b, scale=module.scaling[name])
+
+
+def _plain(base: Any) -> Projection:
+    return Projection(weight=base.weight, bias=base.bias, unpack=base.open if isinstance(base, PackedLinear) else None)
+
+
+def project(
+    x: torch.Tensor, to: Projection, keep: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """x [T, in] -> y [T, out], and h = drop(x) A^T [T, r] where there is an adapter. keep: drop(x) = x * keep."""
+    y = F.linear(x, to.opened, to.bias)
+    if to.a is None or to.b is None:
+        return y, None
+    h = F.linear(x if keep is None else x * keep, to.a.to(x.dtype))
+    return y.addmm_(h, to.b.to(x.dtype).t(), alpha=to.scale), h
+
+
+def project_back(
+    g: torch.Tensor,
+    x: torch.Tensor,
+    h: torch.Tensor | None,
+    to: Projection,
+    *,
+    wanted: bool = True,
+    into: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of x (added to `into`; none where not wanted), A and B, from g = dy."""
+    to_x = into
+    if wanted:
+        to_x = g @ to.opened if into is None else into.addmm_(g, to.opened)
+    if h is None or to.a is None or to.b is None:
+        return to_x, None, None
+    a, wide = to.a.to(g.dtype), torch.promote_types(g.dtype, torch.float32)
+    u = (g @ to.b.to(g.dtype)).mul_(to.scale)
+    to_a = u.t() @ (x if keep is None else x * keep)
+    to_b = (g.t() @ h).mul_(to.scale)
+    if to_x is not None and wanted:
+        to_x = to_x.addmm_(u, a) if keep is None else to_x.add_((u @ a).mul_(keep))
+    return to_x, to_a.to(wide), to_b.to(wide)
 
 
 class _FusedLora(torch.autograd.Function):
     """y as above. Gradients (g = dy, h = drop(x) A^T, u = s g B):
 
     dx = g W + drop'(u A), dA = u^T drop(x), dB = s g^T h; W and b are frozen.
+    A packed W (4 or 8 bit) is opened in each direction and never kept.
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        x, weight, bias, a, b, scale, keep = args
-        a16, b16 = a.to(x.dtype), b.to(x.dtype)
-        dropped = x if keep is None else x * keep
-        h = F.linear(dropped, a16)
-        y = F.linear(x, weight, bias)
-        flat = y.view(-1, y.shape[-1])
-        flat.addmm_(h.view(-1, h.shape[-1]), b16.t(), alpha=scale)
-        ctx.save_for_backward(x, weight, a16, b16, h, keep)
-        ctx.scale = scale
-        return y
+        x, weight, bias, a, b, scale, keep, unpack = args
+        to = Projection(weight=weight, bias=bias, a=a, b=b, scale=scale, unpack=unpack)
+        rows = x.reshape(-1, x.shape[-1])
+        y, h = project(rows, to, None if keep is None else keep.view(rows.shape))
+        ctx.save_for_backward(x, h, keep)
+        ctx.to = to
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, a, b, h, keep = ctx.saved_tensors
-        g = grads[0].reshape(-1, grads[0].shape[-1])
-        u = (g @ b).mul_(ctx.scale)
-        rows = x.reshape(-1, x.shape[-1])
-        dropped = rows if keep is None else rows * keep.view(rows.shape)
-        grad_a = (u.t() @ dropped).to(torch.promote_types(a.dtype, torch.float32))
-        grad_b = (g.t() @ h.reshape(-1, h.shape[-1])).mul_(ctx.scale).to(grad_a.dtype)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = g @ weight
-            if keep is None:
-                grad_x.addmm_(u, a)
-            else:
-                grad_x += (u @ a).mul_(keep.view(rows.shape))
-            grad_x = grad_x.view(x.shape)
-        return grad_x, None, None, grad_a, grad_b, None, None
+        x, h, keep = ctx.saved_tensors
+        rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
+        keep = None if keep is None else keep.view(rows.shape)
+        to_x, to_a, to_b = project_back(g, rows, h, ctx.to, wanted=ctx.needs_input_grad[0], keep=keep)
+        to_x = to_x.view(x.shape) if to_x is not None else None
+        return to_x, None, None, to_a, to_b, None, None, None
 
 
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -71,24 +137,28 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if self.training and rate:
         keep = torch.empty_like(x).bernoulli_(1 - rate).div_(1 - rate)
     base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], keep)
+    opened = base.open if isinstance(base, PackedLinear) else None
+    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], keep, opened)
 
 
 def fuse(model: torch.nn.Module) -> int:
     """Give plain LoRA layers over frozen float weights the fused forward; returns how many.
 
-    Layers of another kind (quantised, DoRA, Conv1D, embeddings) keep PEFT's own.
+    Layers of another kind (DoRA, Conv1D, embeddings) keep PEFT's own.
     """
-    count = 0
-    for module in model.modules():
-        if type(module) is not LoraLinear or len(module.active_adapters) != 1:
-            continue
-        name = module.active_adapters[0]
-        plain = type(module.base_layer) is torch.nn.Linear and not module.base_layer.weight.requires_grad
-        if plain and name in module.lora_A and not module.lora_variant.get(name) and not module.lora_bias.get(name):
-            module.forward = MethodType(_fused_forward, module)
-            count += 1
-    return count
+    layers = [module for module in model.modules() if _fusable(module)]
+    for layer in layers:
+        layer.forward = MethodType(_fused_forward, layer)
+    return len(layers)
+
+
+def _fusable(module: torch.nn.Module) -> bool:
+    if type(module) is not LoraLinear or len(module.active_adapters) != 1:
+        return False
+    name = module.active_adapters[0]
+    plain = type(module.base_layer) in (torch.nn.Linear, PackedLinear) and not module.base_layer.weight.requires_grad
+    variants = module.lora_variant.get(name) or module.lora_bias.get(name)
+    return plain and name in module.lora_A and not variants
 
 
 def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
@@ -115,8 +185,19 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
     return wanted
 
 
-def attach(model: torch.nn.Module, *, r: int, alpha: float, dropout: float, targets: list[str], seed: int) -> PeftModel:
+def attach(
+    model: torch.nn.Module,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    targets: list[str],
+    seed: int,
+    revision: str | None = None,
+) -> PeftModel:
     """Put a new LoRA adapter on the model; its parameters are float32, everything else is frozen.
+
+    revision: of the base on the Hub; the adapter's configuration names it.
 
     Raises:
         ModelError: a target that is not there, or one that PEFT refuses.
@@ -128,6 +209,7 @@ def attach(model: torch.nn.Module, *, r: int, alpha: float, dropout: float, targ
         lora_dropout=dropout,
         target_modules=target_names(model, targets),
         task_type="CAUSAL_LM",
+        revision=revision,
     )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)

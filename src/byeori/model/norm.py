@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from byeori.model import native
+
 
 class _RmsNorm(torch.autograd.Function):
     """x [..., d] -> y [..., d], computed in float32 (float64 where x is); scale [d] is frozen."""
@@ -21,18 +23,35 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, scale, eps = args
-        wide = x.to(scale.dtype, copy=True)
-        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
+        flat = _in_memory(x)
+        if native.runs(flat):
+            y, r = torch.empty_like(x), scale.new_empty(*flat.shape[:-1], 1)
+            native.call("norm", flat, scale, float(eps), y, r, r.numel(), x.shape[-1])
+        else:
+            wide = x.to(scale.dtype, copy=True)
+            r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
+            y = wide.mul_(r).mul_(scale).to(x.dtype)
         ctx.save_for_backward(x, scale, r)
-        return wide.mul_(r).mul_(scale).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, r = ctx.saved_tensors
+        flat = _in_memory(x)
+        if native.runs(flat):
+            out = torch.empty_like(x)
+            grad = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
+            native.call("norm_back", grad, flat, scale, r, out, r.numel(), x.shape[-1])
+            return out, None, None
         unit = x.to(scale.dtype, copy=True).mul_(r)
         grad = grads[0] * scale
         along = torch.linalg.vecdot(grad, unit).unsqueeze(-1).div_(grad.shape[-1])
         return grad.sub_(unit.mul_(along)).mul_(r).to(x.dtype), None, None
+
+
+def _in_memory(x: torch.Tensor) -> torch.Tensor:
+    """The rows in the order in which they lie in memory: heads are normed through a transposed view."""
+    return x.transpose(1, 2) if x.dim() == 4 and not x.is_contiguous() else x
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -50,23 +69,27 @@ def fuse_norms(model: torch.nn.Module) -> int:
         weight = getattr(module, "weight", None)
         if not type(module).__name__.endswith("RMSNorm") or weight is None or weight.requires_grad or weight.dim() != 1:
             continue
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        scale = None if eps is None else _kind(copy.deepcopy(module).to(wide), float(eps))
+        scale = scale_of(copy.deepcopy(module).to(wide))
         if scale is not None:
-            module.byeori_scale, module.byeori_eps = scale, float(eps or 0.0)
+            module.byeori_scale, module.byeori_eps = scale, eps_of(module)
             module.forward = MethodType(_forward, module)
             count += 1
     return count
 
 
-def _kind(module: torch.nn.Module, eps: float) -> torch.Tensor | None:
-    """The scale with which the function equals the module, which is given in float32 or wider."""
+def eps_of(module: torch.nn.Module) -> float:
+    """The small number that a norm adds to the mean; 0 where it has none."""
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", None)) or 0.0)
+
+
+def scale_of(module: torch.nn.Module) -> torch.Tensor | None:
+    """The scale with which the function equals a norm, which is given in float32 or wider."""
     weight = module.weight.detach()
     rows = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0), dtype=weight.dtype)
     rows = rows.to(weight.device)
     expected = module(rows)
     for scale in (weight, 1 + weight):
-        if torch.allclose(_RmsNorm.apply(rows, scale, eps), expected, rtol=1e-5, atol=1e-6):
+        if torch.allclose(_RmsNorm.apply(rows, scale, eps_of(module)), expected, rtol=1e-5, atol=1e-6):
             return scale
     return None

@@ -10,35 +10,89 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch.autograd.graph import saved_tensors_hooks
+
+from byeori.errors import may_speak
 
 # Seconds. Compiling takes about half a minute and saves about a fifth; a shorter run does not earn it back.
 _COMPILE_PAYS_AFTER = 300.0
+# Part of a process's memory that frozen weights may take before they are sharded: activations need the rest.
+_ROOM = 0.6
 # FLOP/s that a run is assumed to reach, only to decide whether compiling pays.
 _ASSUMED_SPEED = {"cpu": 3e11, "cuda": 2e14}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
-    """rank: this process, 0-based. world: how many there are. device: where this one computes."""
+    """rank: this process, 0-based. world: how many there are. device: where this one computes.
+
+    local, local_world: the same on this machine. shards: over how many processes frozen weights are sharded; 1 is none.
+    """
 
     rank: int
     world: int
     device: torch.device
+    local: int = 0
+    local_world: int = 1
+    shards: int = 1
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and speaks to the terminal."""
         return self.rank == 0
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this process is the first of its machine, and so fills the machine's caches."""
+        return self.local == 0
 
-def recompute_layers(causal: Any) -> None:
-    """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice."""
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are gathered layer by layer: all processes must then run as many micro-batches."""
+        return self.shards > 1
+
+
+def recompute_layers(causal: Any, kind: str) -> None:
+    """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice.
+
+    kind: full; selective, every other layer, so half of the work for half of the memory; or offload, full with
+    what is kept moved to the CPU's memory.
+    """
     causal.gradient_checkpointing_enable({"use_reentrant": False})
+    if kind == "selective":
+        for layer in layers(causal)[1::2]:
+            layer.gradient_checkpointing = False
+    if kind == "offload":
+        kept: list[Any] = []
+        causal.base_model.register_forward_pre_hook(lambda *_: _enter(kept, saved_tensors_hooks(_away, _back)))
+        causal.base_model.register_forward_hook(lambda *_: kept.pop().__exit__(None, None, None), always_call=True)
+
+
+def _enter(kept: list[Any], context: Any) -> None:
+    context.__enter__()
+    kept.append(context)
+
+
+def _away(tensor: torch.Tensor) -> Any:
+    """An activation on its way to the CPU's memory; parameters stay where they are."""
+    if tensor.device.type == "cpu" or isinstance(tensor, torch.nn.Parameter):
+        return tensor
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return tensor.device, copy.copy_(tensor)
+
+
+def _back(packed: Any) -> torch.Tensor:
+    if isinstance(packed, torch.Tensor):
+        return packed
+    device, tensor = packed
+    returned: torch.Tensor = tensor.to(device, non_blocking=True)
+    return returned
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:
@@ -55,11 +109,16 @@ def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) ->
 
 def compile_layers(causal: Any) -> int:
     """Compile the decoder's layers, each kind once and for every length; returns how many layers there are."""
-    kinds = set(getattr(causal, "_no_split_modules", None) or ())
-    layers = [module for module in causal.modules() if type(module).__name__ in kinds]
-    for layer in layers:
+    found = layers(causal)
+    for layer in found:
         layer.compile(dynamic=True)
-    return len(layers)
+    return len(found)
+
+
+def layers(causal: Any) -> list[Any]:
+    """The decoder's layers; sharding makes their class a subclass."""
+    kinds = set(getattr(causal, "_no_split_modules", None) or ())
+    return [module for module in causal.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
 
 
 @contextmanager
@@ -77,14 +136,58 @@ def start() -> Processes:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return Processes(rank=rank, world=world, device=device)
+        store, _, _ = next(dist.rendezvous("env://"))
+        # torchrun --max-restarts keeps its store: under one name the second attempt meets the addresses of the first
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    return Processes(rank=rank, world=world, device=device, local=local, local_world=local_world)
+
+
+def choose(kind: str, weights: int, processes: Processes) -> Processes:
+    """Over how many processes frozen weights are sharded.
+
+    kind: ddp (none), fsdp (all), hsdp (those of a machine), or auto: ddp where the weights take at most _ROOM of a
+    process's memory, else hsdp where that is so for their shards, else fsdp. weights: bytes of all weights as held.
+    """
+    shards = {"ddp": 1, "hsdp": processes.local_world, "fsdp": processes.world}
+    if kind != "auto":
+        return replace(processes, shards=shards[kind])
+    room = _ROOM * _memory(processes)
+    fitting = [count for count in (shards["ddp"], shards["hsdp"]) if weights / count <= room]
+    return replace(processes, shards=fitting[0] if fitting else shards["fsdp"])
+
+
+def _memory(processes: Processes) -> float:
+    """Bytes that this process has for itself."""
+    if processes.device.type == "cuda":
+        return float(torch.cuda.get_device_properties(processes.device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes.local_world
 
 
 def finish() -> None:
-    """Leave the group."""
+    """Leave the group. Those that are left need not say so: this process says itself why it ends."""
     if dist.is_initialized():
+        _first_in_store()
         dist.destroy_process_group()
+
+
+def connection_broke(error: Exception) -> bool:
+    """Whether a sum over processes failed because one of them is gone."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def first_to_speak() -> bool:
+    """Whether no other process of this attempt has asked; the store is torchrun's, so it outlives the first process."""
+    return _first_in_store() and may_speak()
+
+
+def _first_in_store() -> bool:
+    try:
+        return dist.distributed_c10d._get_default_store().add("byeori_spoke", 1) == 1
+    except RuntimeError:  # the store is gone with the process that held it
+        return True
 
 
 def wait(processes: Processes) -> None:
@@ -93,13 +196,30 @@ def wait(processes: Processes) -> None:
         dist.barrier()
 
 
+@contextmanager
+def one_at_a_time(processes: Processes) -> Iterator[None]:
+    """The processes of a machine run the body in turn."""
+    for _ in range(processes.local):
+        wait(processes)
+    yield
+    for _ in range(processes.local_world - processes.local):
+        wait(processes)
+
+
 def add_up(values: list[float], processes: Processes) -> list[float]:
     """Sum numbers over all processes, in float64."""
     if processes.world == 1:
         return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=processes.device)
+    return add_array(np.array(values, dtype=np.float64), processes).tolist()
+
+
+def add_array(values: np.ndarray, processes: Processes) -> np.ndarray:
+    """Sum a float64 array over all processes."""
+    if processes.world == 1:
+        return values
+    tensor = torch.from_numpy(values).to(processes.device)
     dist.all_reduce(tensor)
-    return tensor.tolist()
+    return tensor.cpu().numpy()
 
 
 def add_gradients(parameters: list[torch.nn.Parameter], processes: Processes) -> None:

@@ -1,0 +1,101 @@
+"""kernels.c, compiled once for this machine and kept in the cache folder.
+
+Without a C compiler, on another device or for another type the callers use PyTorch's own operations instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori.model import target
+from byeori.model.embedded import cache_folder
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+_WIDE = "-mprefer-vector-width=512"  # gcc and clang halve the vectors of processors that have the widest
+_STORED = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+_on = True
+
+
+def switch(on: bool) -> None:
+    """Let the kernels be used, or never."""
+    global _on
+    _on = on
+
+
+def runs(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels take these tensors: real ones, contiguous, on the CPU, of one type that they know."""
+    first = tensors[0]
+    return (
+        _on
+        and target.kind(first) == "cpu"
+        and first.dtype in _STORED
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_contiguous() for t in tensors)
+        and all(t.dtype == first.dtype for t in tensors)
+        and _library() is not None
+    )
+
+
+def call(name: str, *arguments: torch.Tensor | float | None) -> None:
+    """Run a kernel; the first tensor's type chooses which. Integers are C's long, other numbers its float."""
+    if any(isinstance(argument, torch.Tensor) and argument.is_meta for argument in arguments):
+        return  # a rehearsal: there are no numbers
+    stored = next(_STORED[argument.dtype] for argument in arguments if isinstance(argument, torch.Tensor))
+    passed = [_c(argument) for argument in arguments]
+    getattr(_library(), f"{name}_{stored}")(*passed, ctypes.c_int(torch.get_num_threads()))
+
+
+def _c(argument: torch.Tensor | float | None) -> Any:
+    if argument is None or isinstance(argument, torch.Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be made."""
+    found = (os.environ.get("CC"), "gcc", "cc", "clang")
+    compiler = next((path for path in map(shutil.which, filter(None, found)) if path), None)
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    key = hashlib.sha256(_SOURCE.read_bytes() + _processor().encode() + " ".join([compiler, *_FLAGS]).encode())
+    target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
+    try:
+        if not target.exists():
+            _compile(compiler, target)
+        return ctypes.CDLL(str(target))  # OpenMP: the one that torch has loaded, by its name
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Into a file of this process, then renamed: processes may start at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    wide = [_WIDE] if platform.machine() == "x86_64" else []
+    command = [compiler, *_FLAGS, *wide, "-o", str(temporary), str(_SOURCE), "-lm"]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU part"))]
+    return "\n".join(dict.fromkeys(kept))

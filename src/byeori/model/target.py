@@ -1,0 +1,29 @@
+"""Which kind of device a tensor stands for: its own, or on the meta device the one that a rehearsal plans for.
+
+Code that chooses a kernel by device asks here, so that a rehearsal takes the same way as the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+_REHEARSED: ContextVar[str] = ContextVar("rehearsed", default="cpu")
+
+
+def kind(tensor: torch.Tensor) -> str:
+    """cpu, cuda, ..."""
+    return _REHEARSED.get() if tensor.device.type == "meta" else tensor.device.type
+
+
+@contextmanager
+def stand_for(device: str) -> Iterator[None]:
+    """Inside, tensors on the meta device stand for this kind of device."""
+    token = _REHEARSED.set(device)
+    try:
+        yield
+    finally:
+        _REHEARSED.reset(token)

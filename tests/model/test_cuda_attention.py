@@ -1,0 +1,240 @@
+"""The GPU path's sequences, merging and gradients, with a written-out softmax in place of the GPU's kernel."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_attention import trees
+
+from byeori.batch import forest as forests
+from byeori.data.tokenize import Example
+from byeori.model import attention, cuda_attention, cuda_calls
+
+CPU = torch.device("cpu")
+
+
+def pieces(call: cuda_calls.Call) -> list[tuple[slice, slice]]:
+    """The queries and keys of each sequence of a call."""
+    q, k = call.cu_q.tolist(), call.cu_k.tolist()
+    assert max(b - a for a, b in pairwise(q)) <= call.max_q
+    assert max(b - a for a, b in pairwise(k)) == call.max_k
+    return [(slice(*qs), slice(*ks)) for qs, ks in zip(pairwise(q), pairwise(k), strict=True)]
+
+
+def probabilities(query: torch.Tensor, key: torch.Tensor, call: cuda_calls.Call, scale: float) -> torch.Tensor:
+    """Scores [H, n, m] of one sequence; -inf where a query does not see a key, aligned to the last of both."""
+    groups = query.shape[1] // key.shape[1]
+    scores = torch.einsum("nhd,mhd->hnm", query, key.repeat_interleave(groups, dim=1)) * scale
+    n, m = scores.shape[1:]
+    back = torch.arange(n)[:, None] + (m - n) - torch.arange(m)[None, :]
+    if call.causal:
+        scores = scores.masked_fill(back < 0, float("-inf"))
+    if call.window is not None:
+        scores = scores.masked_fill(back >= call.window, float("-inf"))
+    return scores
+
+
+def forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: cuda_calls.Call, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = torch.full_like(query, float("nan")), query.new_full((query.shape[1], len(query)), float("nan"))
+    groups = query.shape[1] // key.shape[1]
+    for q, k in pieces(call):
+        scores = probabilities(query[q], key[k], call, scale)
+        lse[:, q] = scores.logsumexp(dim=-1)
+        weights = scores.softmax(dim=-1)
+        out[q] = torch.einsum("hnm,mhd->nhd", weights, value[k].repeat_interleave(groups, dim=1))
+    return out, lse
+
+
+def backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    call: cuda_calls.Call,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As flash attention's backward: from the output and log-sum-exp that it is given."""
+    grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    heads, groups = key.shape[1], query.shape[1] // key.shape[1]
+    for q, k in pieces(call):
+        weights = (probabilities(query[q], key[k], call, scale) - lse[:, q, None]).exp()
+        wide = value[k].repeat_interleave(groups, dim=1)
+        along = (grad[q] * out[q]).sum(dim=-1).t()[:, :, None]
+        delta = weights * (torch.einsum("nhd,mhd->hnm", grad[q], wide) - along) * scale
+        grads[0][q] = torch.einsum("hnm,mhd->nhd", delta, key[k].repeat_interleave(groups, dim=1))
+        key_part = torch.einsum("hnm,nhd->mhd", delta, query[q])
+        value_part = torch.einsum("hnm,nhd->mhd", weights, grad[q])
+        grads[1][k] = key_part.unflatten(1, (heads, groups)).sum(dim=2)
+        grads[2][k] = value_part.unflatten(1, (heads, groups)).sum(dim=2)
+    return grads
+
+
+WRITTEN_OUT = cuda_attention.Kernel(forward=forward, backward=backward)
+
+
+def compare(forest: forests.Forest, *, heads: int, groups: int, window: int | None, full: str) -> float:
+    """Largest difference to the path of the CPU, over the output and three gradients."""
+    torch.manual_seed(forest.unique_tokens)
+    tokens = forest.unique_tokens
+    states = [torch.randn(1, count, tokens, 8, dtype=torch.float64) for count in (heads, groups, groups)]
+    grad = torch.randn(1, tokens, heads, 8, dtype=torch.float64)
+    for state in states:
+        state.requires_grad_()
+    layout = attention.layout(forest)
+    expected, _ = attention.forest_attention(
+        torch.nn.Module(), *states, None, forest_layout=layout, scaling=0.4, sliding_window=window
+    )
+    expected_grads = torch.autograd.grad(expected, states, grad)
+    calls = cuda_calls.plan(layout.tree, layout.nodes, window=window, device=CPU, full=full)
+    rows = [state[0].transpose(0, 1) for state in states]
+    found = cuda_attention.attend(*rows, calls, scale=0.4, kernel=WRITTEN_OUT)[None]
+    found_grads = torch.autograd.grad(found, states, grad)
+    pairs = zip((found, *found_grads), (expected, *expected_grads), strict=True)
+    return max(float((left - right).detach().abs().max()) for left, right in pairs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    examples=trees(),
+    min_shared=st.integers(1, 3),
+    shape=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    window=st.sampled_from([None, None, 2, 5]),
+    full=st.sampled_from(["cascade", "gather"]),
+)
+def test_random_forests_against_the_cpu_path(
+    examples: list[Example], min_shared: int, shape: tuple[int, int], window: int | None, full: str
+) -> None:
+    forest = forests.build(examples, min_shared=min_shared)
+    assert compare(forest, heads=shape[0], groups=shape[1], window=window, full=full) < 1e-12
+
+
+def deep() -> forests.Forest:
+    """Depth 4; two light branches at the root, one further down, one below a later child; a second root."""
+    rows = ["abcdefg", "abcdefh", "abcdxy", "abcdxz", "abpqr", "abpqs", "mnop"]
+    examples = [
+        Example(token_ids=[ord(c) for c in row] + [0], targets=((len(row), len(row) + 1),), row=at)
+        for at, row in enumerate(rows)
+    ]
+    return forests.build(examples, min_shared=1)
+
+
+@pytest.mark.parametrize("full", ["cascade", "gather"])
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
+def test_a_deep_forest(window: int | None, full: str) -> None:
+    forest = deep()
+    depths: list[int] = []
+    for _, _, parent in forest.nodes:
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    assert max(depths) == 3
+    assert compare(forest, heads=4, groups=2, window=window, full=full) < 1e-12
+
+
+def plan(nodes: list[cuda_calls.Node], *, window: int | None = None, full: str | None = None) -> list[cuda_calls.Call]:
+    """The calls of a forest of depth 1 at most."""
+    tree = tuple(nodes)
+    paths = []
+    for start, end, parent in nodes:
+        above = () if parent < 0 else (tree[parent][:2],)
+        paths.append((start, end, ((above[0][0], end),) if above and above[0][1] == start else (*above, (start, end))))
+    return cuda_calls.plan(tree, paths, window=window, device=CPU, full=full)
+
+
+def spans(call: cuda_calls.Call) -> list[tuple[list[int], list[int]]]:
+    """The tokens of the queries and keys of each sequence."""
+    every = torch.arange(100)
+    queries, keys = every[call.queries], every[call.keys]
+    return [(queries[q].tolist(), keys[k].tolist()) for q, k in pieces(call)]
+
+
+def test_a_pair_of_answers_is_two_calls_without_copies() -> None:
+    """Prompt 0 1 2, answers 3 4 and 5 6: the first answer runs on from the prompt, the second meets it apart."""
+    nodes = [(0, 3, -1), (3, 5, 0), (5, 7, 0)]
+    first, second = plan(nodes)
+    assert spans(first) == [([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]), ([5, 6], [5, 6])]
+    assert spans(second) == [([5, 6], [0, 1, 2])]
+    assert first.causal
+    assert not second.causal
+    assert all(isinstance(rows, slice) for call in (first, second) for rows in (call.queries, call.keys))
+    assert (first.max_q, first.max_k, second.max_q, second.max_k) == (5, 5, 2, 3)
+    assert first.cu_q.dtype == torch.int32
+
+
+def test_without_shared_prefixes_it_is_one_call() -> None:
+    for full in ("cascade", "gather"):
+        (call,) = plan([(0, 3, -1), (3, 4, -1)], full=full)
+        assert call.queries == call.keys == slice(0, 4)
+        assert call.cu_q.tolist() == call.cu_k.tolist() == [0, 3, 4]
+
+
+def test_a_window_keeps_the_last_keys_of_the_path() -> None:
+    nodes = [(0, 3, -1), (3, 5, 0), (5, 7, 0)]
+    (call,) = plan(nodes, window=2)
+    assert spans(call) == [([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]), ([5, 6], [2, 5, 6])]
+    assert (call.causal, call.window, call.once) == (True, 2, False)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_queries_of_some_tokens_alone(window: int | None) -> None:
+    """Rows 1, 2 and 6 of a prompt and two answers: their paths without the tree; the output is that of all rows."""
+    torch.manual_seed(0)
+    states = [torch.randn(7, count, 8, dtype=torch.float64) for count in (4, 2, 2)]
+    tree, rows = ((0, 3, -1), (3, 5, 0), (5, 7, 0)), torch.tensor([1, 2, 6])
+    whole = cuda_attention.attend(*states, plan(list(tree), window=window), scale=1.0, kernel=WRITTEN_OUT)
+    paths = [(0, 2, ((0, 3),)), (2, 3, ((0, 3), (5, 7)))]
+    calls = cuda_calls.plan((), paths, window=window, device=CPU)
+    found = cuda_attention.attend(states[0][rows], *states[1:], calls, scale=1.0, kernel=WRITTEN_OUT)
+    torch.testing.assert_close(found, whole[rows], rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_as_long_as_the_longest_path_is_none() -> None:
+    nodes = [(0, 3, -1), (3, 5, 0), (5, 7, 0)]
+    assert len(plan(nodes, window=5)) == 2
+    assert len(plan(nodes, window=4)) == 1
+
+
+def test_the_kernel_is_called_as_pytorch_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argument for argument what torch.nn.attention.varlen hands to the same kernel."""
+    from torch.nn.attention import varlen
+
+    seen: list[tuple[Any, ...]] = []
+
+    def record(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        seen.append((args[3:], {k: v for k, v in kwargs.items() if v is not None and k != "return_debug_mask"}))
+        return tuple(torch.zeros(2, 1, 8) for _ in range(5))
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", record)
+    states = torch.zeros(2, 1, 8)
+    for nodes, window, sizes in (([(0, 2, -1)], None, (-1, 0)), ([(0, 2, -1)], 1, (0, 0))):
+        (call,) = plan(nodes, window=window)
+        cuda_attention.FLASH.forward(states, states, states, call, 0.5)
+        cu, other, longest = call.cu_q, call.cu_k, call.max_q
+        varlen._varlen_attn._init_fn(
+            states, states, states, cu, other, longest, longest, sizes == (-1, 0), 0.5, list(sizes)
+        )
+        ours, theirs = seen[-2:]
+        assert ours[1] == theirs[1]
+        for left, right in zip(ours[0], theirs[0], strict=False):  # ours names return_debug_mask by position
+            assert left is right or left == right
+
+
+@pytest.mark.parametrize("wrong", ["cpu", "float32", "sizes"])
+def test_what_the_kernel_does_not_take(wrong: str) -> None:
+    device = "cpu" if wrong == "cpu" else "meta"
+    query = torch.zeros(1, 2, 3, 8, dtype=torch.float32 if wrong == "float32" else torch.bfloat16, device=device)
+    assert not cuda_attention.takes(query, query, query[..., :4] if wrong == "sizes" else query)
+
+
+def test_deterministic_algorithms_are_switched_back() -> None:
+    with cuda_attention._repeatable():
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory is True

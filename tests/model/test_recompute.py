@@ -1,0 +1,80 @@
+"""What recomputing layers keeps for the backward pass, in bytes, and that gradients are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import gradients, tiny, tree, worst
+
+from byeori import cli, config
+from byeori.batch import forest as forests
+from byeori.model import forward, parallel
+
+
+def kept_bytes(kind: str) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes that the forward pass leaves for the backward pass, weights left out; and the gradients."""
+    model, _ = tiny("llama")
+    if kind != "none":
+        parallel.recompute_layers(model.get_base_model(), kind)
+    forward.use_forest_attention(model)
+    model.train()
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        total = forward.forest_logprobs(model, forests.build(tree())).sum()
+    return sum(kept.values()), gradients(model, total)
+
+
+def test_each_kind_keeps_less_and_computes_the_same() -> None:
+    found = {kind: kept_bytes(kind) for kind in ("none", "selective", "full")}
+    sizes = {kind: size for kind, (size, _) in found.items()}
+    assert sizes["full"] < sizes["selective"] < sizes["none"]
+    # one of the two layers is recomputed: half of what all of them save
+    saved = (sizes["none"] - sizes["selective"]) / (sizes["none"] - sizes["full"])
+    assert 0.4 < saved < 0.6, sizes
+    for kind in ("selective", "full"):
+        assert worst(found[kind][1], found["none"][1]) < 1e-12
+
+
+def test_offload_moves_what_a_layer_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU nothing has to be moved; here every activation is, and comes back."""
+    moved = []
+
+    def away(tensor: torch.Tensor) -> object:
+        if isinstance(tensor, torch.nn.Parameter):
+            return tensor
+        moved.append(tuple(tensor.shape))
+        return torch.device("cpu"), tensor.clone()
+
+    monkeypatch.setattr(parallel, "_away", away)
+    _, found = kept_bytes("offload")
+    monkeypatch.undo()
+    assert (1, forests.build(tree()).unique_tokens, 16) in moved  # a layer's input
+    assert worst(found, kept_bytes("none")[1]) < 1e-12
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    assert parallel._back(parallel._away(parameter)) is parameter
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [(True, "full"), (False, "none"), ("True", "full"), ("false", "none"), ("selective", "selective")],
+)
+def test_true_and_false_are_still_taken(given: object, kind: str, tmp_path: Path) -> None:
+    values = {"base_model": "m", "data_path": "d", "output_dir": "o", "gradient_checkpointing": given}
+    assert config.check(config.SftSettings, values).gradient_checkpointing == kind
+
+
+def test_the_flag_may_stand_alone() -> None:
+    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "--lora_r", "4"])
+    assert flags == ["--gradient_checkpointing=full", "--lora_r=4"]
+    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "selective"])
+    assert flags == ["--gradient_checkpointing=selective"]
+    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "True"])
+    assert flags == ["--gradient_checkpointing=True"]

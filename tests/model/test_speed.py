@@ -1,0 +1,287 @@
+"""Every part of --speed against the models' own code in float64, and the C kernels against PyTorch's operations."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import zoo
+
+from byeori.batch import forest as forests
+from byeori.config import SPEED, SftSettings, check
+from byeori.data.tokenize import Example
+from byeori.errors import ConfigError
+from byeori.model import attention, cpu_attention, forward, heads, last_layer, lora, mlp, native, norm, speed
+
+CPU = torch.device("cpu")
+# what is found in each kind: (gated layers, attention modules, the last layer), of two layers
+FOUND = {
+    "llama": (2, 2, True),
+    "qwen3": (2, 2, True),
+    "gemma3": (2, 2, True),
+    "gemma2": (2, 2, True),
+    "gpt2": (0, 0, False),
+    "mistral": (2, 2, True),
+    "phi": (0, 0, False),
+    "mixtral": (0, 2, True),  # experts
+    "cohere": (2, 0, False),  # turns neighbours, not halves
+    "granite": (2, 2, True),
+    "hyperclovax": (2, 2, True),
+    "deepseek_v3": (2, 0, False),  # one dense layer, one shared expert
+    "gpt_oss": (0, 0, False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Prune the last layer of short examples too; switches are set back."""
+    monkeypatch.setattr(last_layer, "_AT_MOST_ONE_IN", 1)
+    yield
+    speed.everywhere(list(SPEED))
+
+
+@functools.cache
+def expected(kind: str, dtype: torch.dtype) -> tuple[float, dict[str, torch.Tensor]]:
+    _, plain = zoo.tiny(kind, dtype)
+    with zoo.Wide():
+        loss = zoo.plain_loss(plain, zoo.tree())
+        return loss.item(), zoo.gradients(plain, loss)
+
+
+def difference(kind: str, dtype: torch.dtype, parts: list[str]) -> tuple[float, float]:
+    """Relative differences of the loss and of the worst gradient from the plain computation."""
+    model, _ = zoo.tiny(kind, dtype)
+    forward.use_forest_attention(model)
+    speed.everywhere(parts)
+    speed.fuse(model, parts)
+    loss, gradients = expected(kind, dtype)
+    with zoo.Wide():
+        found = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
+        return abs(found.item() - loss) / abs(loss), zoo.worst(zoo.gradients(model, found), gradients)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_everything_at_once_equals_the_models_own_code(kind: str) -> None:
+    loss, gradient = difference(kind, torch.float64, list(SPEED))
+    assert loss < 1e-10
+    assert gradient < 1e-10
+
+
+@pytest.mark.parametrize("parts", [[], ["attention"], ["norms"], ["mlp"], ["heads"], ["heads", "last_layer"]], ids=str)
+def test_each_part_alone(parts: list[str]) -> None:
+    loss, gradient = difference("gemma3", torch.float64, parts)
+    assert loss < 1e-10
+    assert gradient < 1e-10
+
+
+@pytest.mark.parametrize("parts", [list(SPEED), [part for part in SPEED if part != "kernels"]], ids=["C", "PyTorch"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gemma2", "mistral", "mixtral"])
+def test_float32(kind: str, parts: list[str]) -> None:
+    loss, gradient = difference(kind, torch.float32, parts)
+    assert loss < 1e-5
+    assert gradient < 1e-4
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_what_is_found_and_what_is_left_alone(kind: str) -> None:
+    model, _ = zoo.tiny(kind)
+    names = model.state_dict().keys()
+    assert (mlp.fuse_mlps(model), heads.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
+    assert model.state_dict().keys() == names
+
+
+def test_the_last_layer_computes_few_rows() -> None:
+    model, _ = zoo.tiny("llama")
+    forward.use_forest_attention(model)
+    assert heads.fuse_heads(model) == 2
+    assert last_layer.prune(model)
+    seen: list[int] = []
+    base = model.get_base_model().model
+    for layer in base.layers:
+        layer.mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+    forest = forests.build([Example(token_ids=list(range(3, 23)), targets=((17, 20),))])
+    forward.forest_logprobs(model, forest)
+    assert seen == [19, 3]
+
+
+def test_rows_of_a_forest() -> None:
+    """Two branches behind 0..3; rows 2 (in the trunk), 4, 5 (first branch) and 8 (second) predict something."""
+    nodes = ((0, 4, ((0, 4),)), (4, 7, ((0, 7),)), (7, 9, ((0, 4), (7, 9))))
+    whole = attention.Layout(nodes=nodes, rows=torch.tensor([2, 4, 5, 8]), row_numbers=[2, 4, 5, 8])
+    found = attention.of_rows(whole, torch.zeros(9, 2))
+    assert found.nodes == ((0, 1, ((0, 3),)), (1, 3, ((0, 6),)), (3, 4, ((0, 4), (7, 9))))
+
+
+def test_blocks_meet_only_the_keys_in_their_window() -> None:
+    found = list(cpu_attention._blocks(0, 300, 300, 100))
+    assert found == [
+        (slice(0, 128), slice(0, 128), 0),
+        (slice(128, 256), slice(0, 256), 128),
+        (slice(256, 300), slice(128, 300), 128),
+    ]
+    branch = list(cpu_attention._blocks(500, 650, 300, None))  # its path is 150 longer than it
+    assert branch == [(slice(500, 606), slice(0, 256), 150), (slice(606, 650), slice(0, 300), 256)]
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_long_branches_against_one_masked_softmax(window: int | None, dtype: torch.dtype) -> None:
+    """A trunk of 200 tokens and two branches of 150: blocks end inside all of them."""
+    torch.manual_seed(0)
+    nodes = ((0, 200, ((0, 200),)), (200, 350, ((0, 350),)), (350, 500, ((0, 200), (350, 500))))
+    states = [torch.randn(1, count, 500, 16, dtype=torch.float64) for count in (4, 2, 2)]
+    grad = torch.randn(1, 500, 4, 16, dtype=torch.float64)
+    states, grad = [part.to(dtype).double() for part in states], grad.to(dtype).double()
+    place = torch.cat([torch.arange(350), torch.arange(200, 350)])
+    visible = place[:, None] >= place[None, :]
+    visible[350:, 200:350] = visible[200:350, 350:] = False
+    if window is not None:
+        visible &= place[:, None] - place[None, :] < window
+    query, key, value = (part.clone().requires_grad_() for part in states)
+    scores = query @ key.repeat_interleave(2, 1).mT * 0.25
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    right = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    right.backward(grad)
+    ours = [part.to(dtype).requires_grad_() for part in states]
+    found = cpu_attention.attend(*ours, nodes, window, 0.25)
+    found.backward(grad.to(dtype))
+    limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for one, other in zip(
+        [found, *(part.grad for part in ours)], [right, query.grad, key.grad, value.grad], strict=True
+    ):
+        assert float((one - other).detach().norm() / other.detach().norm()) < limit
+
+
+def test_scores_round_less_around_the_mean_key() -> None:
+    """Keys that lie far from 0 but near each other: bf16 scores of them would differ by rounding alone."""
+    torch.manual_seed(0)
+    nodes = ((0, 60, ((0, 60),)),)
+    query, key, value = (torch.randn(1, 1, 60, 64).to(torch.bfloat16) for _ in range(3))
+    far = key + 32
+    wide = [part.double() for part in (query, far, value)]
+    right = cpu_attention.attend(*wide, nodes, None, 1.0)
+    found = cpu_attention.attend(query, far, value, nodes, None, 1.0)
+    plain = (query @ far.mT).float().masked_fill(torch.ones(60, 60).triu(1).bool(), -torch.inf).softmax(-1)
+    naive = (plain.to(value.dtype) @ value).transpose(1, 2)
+    assert (found - right).norm() < 0.1 * (naive - right).norm()
+
+
+needs_kernels = pytest.mark.skipif(native._library() is None, reason="no C compiler")
+
+
+def both(function: Any, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs and gradients of a function with the kernels, and without them in float64."""
+    out = []
+    for on in (True, False):
+        native.switch(on)
+        given = [tensor if on else tensor.double() for tensor in tensors]
+        given = [tensor.detach().clone().requires_grad_() for tensor in given]
+        found = function(*given)
+        grad = torch.linspace(-1, 1, found.numel()).reshape(found.shape).to(tensors[0].dtype)
+        out.append([found, *torch.autograd.grad(found, given, grad.to(found.dtype))])
+    return out[0], out[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [2, 18, 256])
+def test_kernels(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(size)
+    x, gate = (3 * torch.randn(3, 5, size).to(dtype) for _ in range(2))
+    cos, sin = torch.randn(2, 3, size).to(dtype)
+    scale = torch.randn(size)
+    head_norm = heads.HeadNorm(scale=scale, eps=1e-3)
+
+    def of(x: torch.Tensor) -> lora.Projection:
+        return lora.Projection(weight=torch.eye(size, dtype=x.dtype), bias=None)
+
+    def as_norm(x: torch.Tensor) -> torch.Tensor:
+        return norm._RmsNorm.apply(x, scale.to(torch.promote_types(x.dtype, torch.float32)), 1e-3)
+
+    def as_turn(x: torch.Tensor, known: Any) -> torch.Tensor:
+        turn, parts = (cos.to(x.dtype), sin.to(x.dtype)), [of(x)] * 3
+        return heads.compute(x[:, 0], None, (turn, turn), size, parts, (known, None))[0]
+
+    cases = [
+        (as_norm, [x]),
+        (lambda x: as_norm(x[None].transpose(1, 2)), [x]),  # heads, in memory behind tokens
+        (lambda x: as_turn(x, head_norm), [x]),
+        (lambda x: as_turn(x, None), [x]),
+    ]
+    for kind in mlp._KINDS:
+        cases.append((lambda x, kind=kind: mlp._apply(x, kind, [of(x)] * 3), [gate]))
+    for function, given in cases:
+        ours, right = both(function, *given)
+        for one, other in zip(ours, right, strict=True):
+            limit = 1e-2 if dtype == torch.bfloat16 else 1e-5
+            assert float((one - other).detach().norm() / other.detach().norm()) < limit
+
+
+@needs_kernels
+def test_a_nan_goes_through_every_kernel() -> None:
+    bad = torch.ones(2, 4)
+    bad[0, 1] = torch.nan
+    one, r, scale = torch.ones(2, 4), torch.ones(2), torch.ones(4)
+    out = [torch.zeros(2, 4) for _ in range(4)]
+    native.call("norm", bad, scale, 1e-6, out[0], r, 2, 4)
+    native.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
+    native.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
+    out[3] = bad.clone()
+    native.call("softmax", out[3], r, 1.0, 2, 4, 2, 1, 2, 4)
+    for found in out:
+        assert found[0].isnan().any()
+        assert not found[1].isnan().any()
+
+
+def test_nothing_that_is_kept_is_written_over() -> None:
+    """A second backward pass over the same graph gives the same."""
+    model, _ = zoo.tiny("gemma3", torch.float32)
+    forward.use_forest_attention(model)
+    speed.fuse(model, list(SPEED))
+    loss = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    second = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for left, right in zip(first, second, strict=True):
+        assert left is None or torch.equal(left, right)
+
+
+def test_dropout_and_a_switched_off_adapter() -> None:
+    model, plain = zoo.tiny("llama")
+    forward.use_forest_attention(model)
+    speed.fuse(model, list(SPEED))
+    forest = forests.build(zoo.tree(), min_shared=1)
+    with zoo.Wide(), torch.no_grad():
+        adapted = forward.forest_logprobs(model, forest)
+        with model.disable_adapter(), plain.disable_adapter():
+            bare = forward.forest_logprobs(model, forest)
+            assert abs(bare.sum() + zoo.plain_loss(plain, zoo.tree())) < 1e-9
+        assert not torch.allclose(bare, adapted)
+        for module in model.modules():
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+        model.train()
+        assert not torch.allclose(forward.forest_logprobs(model, forest), forward.forest_logprobs(model, forest))
+        model.eval()
+        torch.testing.assert_close(forward.forest_logprobs(model, forest), adapted)
+
+
+def test_without_a_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
+    native._library.cache_clear()
+    try:
+        assert not native.runs(torch.zeros(2))
+    finally:
+        native._library.cache_clear()
+
+
+def test_the_setting() -> None:
+    needed = {"base_model": "m", "data_path": "d", "output_dir": "o"}
+    assert speed.parts(check(SftSettings, needed).speed, CPU) == list(SPEED)
+    assert speed.parts(["auto"], torch.device("cuda")) == ["norms"]
+    assert speed.parts(check(SftSettings, needed | {"speed": "off"}).speed, CPU) == []
+    assert speed.parts(check(SftSettings, needed | {"speed": "mlp, norms"}).speed, CPU) == ["mlp", "norms"]
+    with pytest.raises(ConfigError, match="speed does not know flash; it is auto, off, or some of attention, "):
+        check(SftSettings, needed | {"speed": "mlp,flash"})
