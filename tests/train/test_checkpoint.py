@@ -50,7 +50,7 @@ def stepped(seed: int = 0) -> tuple[Any, torch.optim.AdamW]:
 
 def write(folder: Path, step: int = 2) -> tuple[Any, torch.optim.AdamW]:
     adapter, optimizer = stepped(step)
-    checkpoint.save(folder, lambda f: checkpoint.save_training_state(f, adapter, optimizer, {"step": step}))
+    checkpoint.save(folder, checkpoint.snapshot(adapter, optimizer, {"step": step}).write)
     return adapter, optimizer
 
 
@@ -88,7 +88,7 @@ def test_an_optimizer_without_moments_can_be_saved(tmp_path: Path) -> None:
     adapter = model()
     optimizer = torch.optim.AdamW(trained(adapter))
     folder = tmp_path / "checkpoint-1"
-    checkpoint.save(folder, lambda f: checkpoint.save_training_state(f, adapter, optimizer, {"step": 1}))
+    checkpoint.save(folder, checkpoint.snapshot(adapter, optimizer, {"step": 1}).write)
     assert checkpoint.verify(folder) is None
     assert checkpoint.load_training_state(folder, model(1), torch.optim.AdamW(trained(model()))) == {"step": 1}
 
@@ -144,9 +144,25 @@ def test_newest_passes_over_what_is_damaged(tmp_path: Path) -> None:
     ],
 )
 def test_prune(keep: int | None, best: int | None, latest: int, left: list[int], tmp_path: Path) -> None:
-    for step in range(1, 6):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+    write(tmp_path / "checkpoint-1")
+    for step in range(2, 6):
+        shutil.copytree(tmp_path / "checkpoint-1", tmp_path / f"checkpoint-{step}")
     checkpoint.prune(tmp_path, keep, best=best, latest=latest)
+    assert checkpoints(tmp_path) == left
+
+
+@pytest.mark.parametrize(
+    ("damaged", "left"),
+    [({5}, [4, 5]), ({4, 5}, [3, 5]), ({3, 5}, [4, 5]), ({2, 3, 4, 5}, [1, 5]), ({1, 2, 3, 4, 5}, [5]), ({4}, [5])],
+    ids=str,
+)
+def test_prune_never_takes_the_only_whole_one(damaged: set[int], left: list[int], tmp_path: Path) -> None:
+    write(tmp_path / "checkpoint-1")
+    for step in range(2, 6):
+        shutil.copytree(tmp_path / "checkpoint-1", tmp_path / f"checkpoint-{step}")
+    for step in damaged:
+        damage_byte(tmp_path / f"checkpoint-{step}" / "optimizer.safetensors")
+    checkpoint.prune(tmp_path, 1, best=None, latest=5)
     assert checkpoints(tmp_path) == left
 
 
@@ -294,11 +310,11 @@ def test_a_full_disk_is_one_sentence(
 ) -> None:
     real, calls = checkpoint.save_file, [0]
 
-    def save(*arguments: Any) -> None:
+    def save(*arguments: Any, **named: Any) -> None:
         calls[0] += 1
-        if calls[0] > 1:
+        if calls[0] > 2:  # adapter and optimizer of the first checkpoint
             raise error
-        real(*arguments)
+        real(*arguments, **named)
 
     monkeypatch.setattr(checkpoint, "save_file", save)
     output = tmp_path / "out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,22 @@ from runs import checkpoints, command, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
-from byeori import config, recipes
+from byeori import config, rows, training
 from byeori.data import cache
 from byeori.data.tokenize import Example
 from byeori.errors import TrainingError
 from byeori.model import parallel
+from byeori.objective.record import Sums, Targets
+from byeori.objective.sft import SFT, sft_sum
+from byeori.start import begin
 from byeori.train import trainer
 from conftest import byte_level_tokenizer
 
 
-def prepared(values: dict[str, Any]) -> recipes.Prepared:
-    checked = config.check(config.SftSettings, values)
+def prepared(values: dict[str, Any]) -> rows.Prepared:
+    checked, begun = begin(config.check(config.SftSettings, values))
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
-    return recipes.prepare(checked, val_set_size=checked.val_set_size, seed=checked.seed, processes=alone)[0]
+    return rows.prepare(checked, begun, group=1, processes=alone)[0]
 
 
 def examples(values: dict[str, Any], *, held_out: bool = False) -> dict[int, Example]:
@@ -120,6 +124,8 @@ CUTS: list[dict[str, Any]] = [
     {"micro_batch_tokens": 150},
     {"share_prefixes": "off"},
     {"gradient_checkpointing": True},
+    {"gradient_checkpointing": "selective"},
+    {"gradient_checkpointing": "offload"},
 ]
 
 
@@ -216,7 +222,7 @@ def test_evaluation_is_the_mean_loss_of_the_held_out_rows(tiny_model: Path, titl
 def evaluations(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Let the evaluations of a run come out as we want them."""
     found = iter(values)
-    monkeypatch.setattr(trainer, "evaluate", lambda job: next(found))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: {"loss": next(found)})
 
 
 EVERY_STEP: dict[str, Any] = {"val_set_size": 6, "eval_steps": 1, "save_steps": 1}
@@ -339,13 +345,13 @@ def test_a_state_space_model_trains_one_row_at_a_time(
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = math.nan) -> None:
     """Make the loss of some steps (counted from 1; one micro-batch a step) not finite."""
-    calls, real = [0], recipes.sft_sum
+    calls = [0]
 
-    def objective(logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def sums(logprobs: torch.Tensor, targets: Targets) -> Sums:
         calls[0] += 1
-        return real(logprobs, weights) * (value if calls[0] in bad else 1.0)
+        return Sums(total=sft_sum(logprobs, targets).total * (value if calls[0] in bad else 1.0), logged={})
 
-    monkeypatch.setattr(recipes, "sft_sum", objective)
+    monkeypatch.setattr(training, "SFT", replace(SFT, sums=sums))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -379,4 +385,4 @@ def test_three_bad_steps_in_a_row_stop_the_run(
         TrainingError, match=r"not finite in 3 steps in a row, last with rows \d+, \d+, \d+, \d+; lower"
     ):
         sft(tiny_model, title_rows, tmp_path / "out", micro_batch_size=4, save_steps=2)
-    assert checkpoints(tmp_path / "out") == [2, 4]
+    assert checkpoints(tmp_path / "out") == [2, 3, 4]  # 3 holds the run from before the bad steps

@@ -13,13 +13,15 @@ A checkpoint is written under a temporary name, flushed to the disk, and renamed
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byeori.errors import CheckpointError
+from byeori.train import optim
 
 STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
@@ -50,7 +53,8 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): _sha256(path) for path in files}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
-        for path in [*files, temporary / MANIFEST, temporary]:
+        folders = [path for path in temporary.rglob("*") if path.is_dir()]
+        for path in [*files, temporary / MANIFEST, *folders, temporary]:
             flush(path)
         if folder.exists():  # an older run's checkpoint of this step; it is whole until the new one stands
             folder.rename(replaced)
@@ -122,6 +126,18 @@ def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_whole(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, rather than a finished adapter.
+
+    Raises:
+        CheckpointError: it is one, and damaged.
+    """
+    is_checkpoint = (folder / STATE).is_file() or (folder / MANIFEST).is_file()
+    if is_checkpoint and (problem := verify(folder)):
+        raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
+    return is_checkpoint
+
+
 def verify(folder: Path) -> str | None:
     """Why a checkpoint is not whole, or None where it is."""
     try:
@@ -133,6 +149,8 @@ def verify(folder: Path) -> str | None:
         return f"its manifest does not list {min(absent)}"
     for name, digest in manifest.items():
         path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            return f"its manifest names {name}, which lies elsewhere"
         if not path.is_file():
             return f"{name} is missing"
         if _sha256(path) != digest:
@@ -161,29 +179,84 @@ def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> 
 
 
 def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) -> None:
-    """Delete the oldest checkpoints over `keep`, never the best one; those after `latest` are of another run."""
+    """Delete the oldest checkpoints over `keep`, never the best one; those after `latest` are of another run.
+
+    The newest whole checkpoint stays, even where `keep` younger ones are there but damaged.
+    """
     if keep is None:
         return
-    others = [folder for step, folder in steps(output_dir) if step != best and step <= latest]
-    for folder in others[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
+    mine = [(step, folder) for step, folder in steps(output_dir) if step <= latest]
+    surplus = [folder for step, folder in mine if step != best][:-keep]
+    kept = [folder for _, folder in mine if folder not in surplus]
+    if surplus and all(verify(folder) for folder in reversed(kept)):
+        spared = next((folder for folder in reversed(surplus) if verify(folder) is None), None)
+        surplus = [folder for folder in surplus if folder != spared]
+    for folder in surplus:
+        with suppress(OSError):  # one too many is no reason to end a run
+            remove(folder)
 
 
-def save_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Adapter, optimizer and counters of a run."""
-    save_adapter(folder, model)
-    tensors = {}
-    for name, parameter in trainable(model):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = value.detach().to("cpu").contiguous()
-    save_file(tensors, folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; under its own name it is whole until it is gone."""
+    hidden = folder.parent / f".{folder.name}.{os.getpid()}.old.tmp"
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A run at one step, copied to memory: it stays as it is while training goes on.
+
+    adapter, optimizer: tensors on the CPU, by the names they have in the files. config: PEFT's. state: JSON text.
+    """
+
+    adapter: dict[str, torch.Tensor]
+    config: Any
+    optimizer: dict[str, torch.Tensor]
+    state: str
+
+    def write(self, folder: Path) -> None:
+        """The files of a checkpoint."""
+        _write_adapter(folder, self.adapter, self.config)
+        save_file(self.optimizer, folder / OPTIMIZER)
+        (folder / STATE).write_text(self.state, encoding="utf-8")
+
+
+def snapshot(model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
+    """Copy adapter, optimizer and counters."""
+    adapter, config = _adapter(model)
+    moments = {
+        f"{name}.{key}": tensor
+        for name, parameter in trainable(model)
+        for key, tensor in optim.tensors(optimizer, parameter).items()
+    }
+    return Snapshot(adapter=adapter, config=config, optimizer=moments, state=json.dumps(state, indent=1))
 
 
 def save_adapter(folder: Path, model: Any) -> None:
     """The adapter alone, in PEFT's format."""
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank card; the run writes its own
+    _write_adapter(folder, *_adapter(model))
+
+
+def _adapter(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
+    """Copies of the adapter's tensors and of its configuration, as PEFT saves them."""
+    from peft import get_peft_model_state_dict
+
+    config = copy.deepcopy(next(iter(model.peft_config.values())))
+    config.inference_mode = True
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: _copied(tensor) for name, tensor in tensors.items()}, config
+
+
+def _write_adapter(folder: Path, tensors: dict[str, torch.Tensor], config: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
@@ -248,19 +321,15 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`")
-    is_checkpoint = (folder / STATE).is_file() or (folder / MANIFEST).is_file()
-    if is_checkpoint and (problem := verify(folder)):
-        raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
+    is_checkpoint = check_whole(folder)
     load_adapter(folder, model)
     if not is_checkpoint:
         return None
     tensors = load_file(folder / OPTIMIZER)
-    for name, parameter in trainable(model):
+    for index, (name, parameter) in enumerate(trainable(model)):
         keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
         if keys:
-            optimizer.state[parameter] = {
-                short: tensors[key].to(parameter.device if short != "step" else "cpu") for short, key in keys.items()
-            }
+            optim.restore(optimizer, parameter, index, {short: tensors[key] for short, key in keys.items()})
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
 

@@ -35,9 +35,10 @@ class RunLog:
         """Append one line; a number that is not finite is written as null, which JSON has.
 
         Raises:
-            CheckpointError: the disk is full or read-only.
+            CheckpointError: the disk is full or read-only, or the log is gone.
         """
-        with self._on_a_full_disk(), self._path.open("a", encoding="utf-8") as file:
+        with self._on_a_full_disk(), self._path.open("r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
             strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
             file.write(json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -15,6 +18,34 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def resident_bytes() -> int:
+    """What this process holds now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: the most it has held
+        return peak_memory_bytes(torch.device("cpu"))
+
+
+def total_bytes() -> int:
+    """The machine's memory, or what this process's container may use of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return total
+
+
+def available_bytes(device: torch.device) -> int:
+    """What a run can still take on this device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(total_bytes(), int(line.split()[1]) * 1024)
+    return total_bytes()
 
 
 def give_back(device: torch.device) -> None:

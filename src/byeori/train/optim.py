@@ -6,12 +6,83 @@ import math
 
 import torch
 
+from byeori.errors import CheckpointError
+from byeori.model import quantize
 
-def adamw(
-    parameters: list[torch.nn.Parameter], *, betas: tuple[float, float], epsilon: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """PyTorch's AdamW; the learning rate is set before every step."""
-    return torch.optim.AdamW(parameters, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay)
+
+def make(
+    name: str,
+    parameters: list[torch.nn.Parameter],
+    *,
+    betas: tuple[float, float],
+    epsilon: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """AdamW by its name in the settings; the learning rate is set before every step.
+
+    adamw is PyTorch's; the others are bitsandbytes': moments in 8 bit (Dettmers et al., arXiv:2110.02861; tensors
+    under 4,096 numbers stay in 32), paged ones in memory that moves to the CPU where the GPU's is full.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay)
+    quantize.check_installed(f"--optim {name}")
+    from bitsandbytes.optim import AdamW
+
+    optimizer: torch.optim.Optimizer = AdamW(
+        parameters,
+        lr=0.0,
+        betas=betas,
+        eps=epsilon,
+        weight_decay=weight_decay,
+        optim_bits=8 if name.endswith("8bit") else 32,
+        is_paged=name.startswith("paged") and parameters[0].device.type == "cuda",
+    )
+    return optimizer
+
+
+def paging_note(name: str, device: torch.device) -> str | None:
+    """A sentence where paging was asked for and the device has none."""
+    if not name.startswith("paged") or device.type == "cuda":
+        return None
+    return f"--optim {name}: {device.type.upper()} memory is not paged; the states simply lie in it"
+
+
+def tensors(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """A parameter's state as tensors of its own, on the CPU."""
+    state = optimizer.state.get(parameter, {})
+    return {key: torch.as_tensor(value).detach().to("cpu").clone().contiguous() for key, value in state.items()}
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, index: int, found: dict[str, torch.Tensor]
+) -> None:
+    """Put a parameter's state back, as `tensors` gave it. index: the parameter's place in the only group.
+
+    Raises:
+        CheckpointError: it is the state of another optimizer.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        names = {"step", "exp_avg", "exp_avg_sq"}
+        fresh = {key: tensor.to(parameter.device if key != "step" else "cpu") for key, tensor in found.items()}
+    else:  # bitsandbytes makes its own buffers, which may be paged
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+        fresh = optimizer.state[parameter]
+        names = set(fresh)
+    if names != set(found):
+        raise CheckpointError(
+            "the checkpoint's optimizer is not this run's; give the same --optim, or its adapter alone as a start"
+        )
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.state[parameter] = fresh
+        return
+    for key, value in fresh.items():
+        if isinstance(value, torch.Tensor):
+            value.copy_(found[key])
+        else:
+            fresh[key] = int(found[key])
 
 
 def warmup_count(total: int, steps: int | None, ratio: float) -> int:

@@ -10,106 +10,29 @@ so the result does not depend on the number of processes, the size of the micro-
 from __future__ import annotations
 
 import math
-import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from datasets import Dataset
 
 from byeori.batch import forest as forests
-from byeori.batch import loader
-from byeori.batch.forest import Forest
-from byeori.data import cache
-from byeori.data.tokenize import Example
 from byeori.errors import TrainingError
-from byeori.model import forward, parallel
-from byeori.model.parallel import Processes
-from byeori.train import checkpoint, log, memory, optim
+from byeori.model import forward, parallel, placed
+from byeori.model.placed import Placed
+from byeori.objective.record import Sums
+from byeori.train import checkpoint, hooks, log, memory, optim, room
+from byeori.train.job import Abandoned, Interrupted, Job, Options, Run
+from byeori.train.pipeline import Step, idle, place, steps_from
+from byeori.train.room import NoRoom
+from byeori.train.writer import Writer
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _BAD_STEPS = 3
-
-
-class Interrupted(TrainingError):
-    """The run was asked to stop; a checkpoint was written first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """How a run goes; the settings of the same names, resolved."""
-
-    learning_rate: float
-    lr_scheduler: str
-    warmup: int
-    betas: tuple[float, float]
-    epsilon: float
-    weight_decay: float
-    max_grad_norm: float
-    micro_batch_size: int | None
-    micro_batch_tokens: int
-    share_prefixes: bool
-    one_at_a_time: bool
-    neftune_noise_alpha: float
-    seed: int
-    logging_steps: int
-    eval_steps: int | None
-    save_steps: int | None
-    save_total_limit: int | None
-    early_stopping_patience: int | None
-    report_to: list[str]
-
-
-@dataclass(kw_only=True)
-class Run:
-    """What changes while a run goes on; `state()` of it is in every checkpoint."""
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    evaluations_without_gain: int = 0
-    bad_steps: int = 0
-    last_loss: float = math.nan
-    first_loss: float = math.nan
-    tokens: int = 0
-    unique_tokens: int = 0
-    orders: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def state(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {key: value for key, value in vars(self).items() if key != "orders"}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        for key, value in state.items():
-            setattr(self, key, value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything that a run needs.
-
-    beside: writes what belongs beside an adapter (tokenizer, template, settings) into a folder.
-    note: shows a sentence on the terminal.
-    """
-
-    model: Any
-    train_rows: Dataset
-    eval_rows: Dataset | None
-    objective: Objective
-    plan: loader.Schedule
-    options: Options
-    processes: Processes
-    output_dir: Path
-    beside: Callable[[Path], object]
-    settings: dict[str, Any]
-    resume: Path | None = None
 
 
 def train(job: Job) -> Run:
@@ -119,35 +42,56 @@ def train(job: Job) -> Run:
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint. TrainingError: three steps in a row were not finite.
         CheckpointError: a checkpoint could not be read or written.
     """
-    names_parameters = checkpoint.trainable(job.model)
-    parameters = [parameter for _, parameter in names_parameters]
+    parameters = [parameter for _, parameter in checkpoint.trainable(job.model)]
     options, run = job.options, Run()
-    optimizer = optim.adamw(parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay)
+    optimizer = optim.make(
+        options.optim, parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay
+    )
     resumed = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
     run.restore(resumed or {})
     job.model.train()
     shown = job.processes.main
     if shown:
         checkpoint.sweep(job.output_dir)
-    writer = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
+        checkpoint.prune(job.output_dir, options.save_total_limit, best=run.best_step, latest=run.step)
+    run_log = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
     trackers = log.Trackers(options.report_to if shown else [], folder=job.output_dir, settings=job.settings)
 
     def write(line: dict[str, Any]) -> None:
-        if writer:
-            writer.write(line)
+        if run_log:
+            run_log.write(line)
         trackers.write(line)
 
     with (
-        _stop_signals() as stop,
-        _neftune(job.model, options.neftune_noise_alpha) as noise,
+        hooks.stop_signals() as stop,
+        hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
         log.Live(job.plan.total_steps, start=run.step, shown=shown) as live,
+        Writer(live.say) as writer,
+        steps_from(job, run) as steps,
     ):
+        good = replace(run)  # as it was before the bad steps that may come
         while run.step < job.plan.total_steps and not _has_stalled(run, options):
-            line = train_step(job, run, optimizer, parameters, noise, live)
-            live.update(line)
-            if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps:
-                write(line)
-            _after_step(job, run, optimizer, live, write, stop)
+            done = run.step
+            good = replace(run) if run.bad_steps == 0 else good
+            try:
+                line = train_step(job, run, next(steps), optimizer, parameters, noise, live)
+                live.update(line)
+                if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps or run.bad_steps:
+                    write(line)
+                if run.bad_steps == _BAD_STEPS:
+                    _save(job, good, optimizer, writer)
+                    raise TrainingError(_bad_end(line["skipped_rows"], good.step, job.output_dir))
+                _after_step(job, run, optimizer, live, write, stop, writer)
+            except (RuntimeError, NoRoom) as error:
+                broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
+                if not broke and not isinstance(error, NoRoom):
+                    raise
+                if run.step == done:  # a step fails before it changes weights; its evaluation is not behind it
+                    _save(job, run, optimizer, writer)
+                if broke:
+                    _abandon(job, run, writer)
+                raise
+    parallel.wait(job.processes)  # every process may read the checkpoints now
     trackers.close()
     job.model.eval()
     return run
@@ -156,6 +100,7 @@ def train(job: Job) -> Run:
 def train_step(
     job: Job,
     run: Run,
+    step: Step,
     optimizer: torch.optim.Optimizer,
     parameters: list[torch.nn.Parameter],
     noise: dict[str, float],
@@ -163,21 +108,17 @@ def train_step(
 ) -> dict[str, Any]:
     """One optimizer step; returns its log line."""
     began, options = time.perf_counter(), job.options
-    torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
-    examples = [cache.example(job.train_rows, int(i)) for i in loader.step_rows(job.plan, run.step, run.orders)]
-    mine = _mine(examples, job.processes)
-    weight = float(sum(example.target_count for example in examples))
-    optimizer.zero_grad(set_to_none=True)
+    examples = [example for unit in step.units for example in unit]
     memory.give_back(job.processes.device)
-    loss, unique = 0.0, 0
-    for batch in pack(mine, options):
-        noise["length"] = batch.separate_tokens / len(batch.rows)
-        part = _objective(job, batch) / weight
-        part.backward()
-        loss += part.item()
-        unique += batch.unique_tokens
+
+    def compute(found: dict[str, torch.Tensor], halvings: int) -> None:
+        torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
+        optimizer.zero_grad(set_to_none=True)
+        _gradients(job, step, noise, found, halvings)
+
+    totals = _summed(job, run, live, ["loss", "unique_tokens", *job.objective.logged], compute)
+    loss, unique_tokens = totals.pop("loss"), int(totals.pop("unique_tokens"))
     parallel.add_gradients(parameters, job.processes)
-    loss, unique_all = parallel.add_up([loss, float(unique)], job.processes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
     rate = optim.learning_rate(
         run.step,
@@ -186,46 +127,85 @@ def train_step(
         kind=options.lr_scheduler,
         peak=options.learning_rate,
     )
+    more: dict[str, Any] = {}
     if math.isfinite(loss) and math.isfinite(norm):
         _update(optimizer, parameters, rate, norm, options.max_grad_norm)
         run.bad_steps, run.last_loss = 0, loss
         run.first_loss = loss if run.step == 0 else run.first_loss
     else:
-        _skip(run, [example.row for example in examples], live)
+        more["skipped_rows"] = [unit[0].row + 1 for unit in step.units]
+        run.bad_steps += 1
+        named = ", ".join(map(str, more["skipped_rows"]))
+        live.say(f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})")
+    if run.halvings:
+        more["micro_batches_halved"] = run.halvings
     run.step += 1
     tokens = sum(len(forests.needed(example)) for example in examples)
-    run.tokens, run.unique_tokens = run.tokens + tokens, run.unique_tokens + int(unique_all)
+    run.tokens, run.unique_tokens = run.tokens + tokens, run.unique_tokens + unique_tokens
     return {
         "step": run.step,
         "epoch": round(run.step / job.plan.steps_per_epoch, 4),
         "loss": loss,
+        **totals,
+        **more,
         "learning_rate": rate,
         "grad_norm": norm,
+        "rows": len(step.units),
         "tokens": tokens,
-        "unique_tokens": int(unique_all),
-        "target_tokens": int(weight),
+        "unique_tokens": unique_tokens,
+        "target_tokens": sum(example.target_count for example in examples),
         "seconds": round(time.perf_counter() - began, 4),
         "peak_memory_bytes": memory.peak_memory_bytes(job.processes.device),
     }
 
 
-def _mine(examples: list[Example], processes: Processes) -> list[Example]:
-    costs = [len(example.token_ids) for example in examples]
-    return [examples[index] for index in loader.share_of(processes.rank, processes.world, costs)]
+def _summed(
+    job: Job,
+    run: Run,
+    live: log.Live,
+    names: list[str],
+    compute: Callable[[dict[str, torch.Tensor], int], None],
+) -> dict[str, float]:
+    """Numbers over all micro-batches and processes, in micro-batches that fit; `run` keeps their size."""
+
+    def on_split(halvings: int, why: NoRoom | None) -> None:
+        run.halvings = halvings
+        where = f"{len(why.rows)} rows ({why.tokens} tokens) did" if why else "another process's rows did"
+        live.say(
+            f"step {run.step + 1}: {where} not fit in memory together; from here on micro-batches are split into "
+            f"{2**halvings}, and the step is computed again with the same result"
+        )
+
+    return room.summed(compute, names, job.processes, halvings=run.halvings, on_split=on_split)
 
 
-def pack(examples: Sequence[Example], options: Options) -> Iterator[Forest]:
-    """The micro-batches of one process, as forests."""
-    costs = [len(forests.needed(example)) for example in examples]
-    size = 1 if options.one_at_a_time else options.micro_batch_size
-    for group in loader.micro_batches(costs, size=size, tokens=options.micro_batch_tokens):
-        if group:
-            yield forests.build([examples[index] for index in group], share=options.share_prefixes)
+def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, torch.Tensor], halvings: int) -> None:
+    """Forward and backward over this process's part of a step; its part of the loss and of what is logged."""
+    weight = job.objective.weight([example.target_count for unit in step.units for example in unit])
+    for batch in step.batches(job, halvings):
+        forest = batch.forest
+        noise["length"] = forest.separate_tokens / len(forest.rows)
+        there_and_back = partial(_there_and_back, job, batch, weight)
+        for name, value in room.attempt(there_and_back, forest.rows, forest.unique_tokens).items():
+            found[name] += value
+        found["unique_tokens"] += forest.unique_tokens
+    for forest in idle(step.units, job.options, job.processes, halvings):
+        (_sums(job, placed.place(forest, job.processes.device)).total * 0).backward()
 
 
-def _objective(job: Job, batch: Forest) -> torch.Tensor:
+def _there_and_back(job: Job, batch: Placed, weight: float) -> dict[str, torch.Tensor]:
+    sums = _sums(job, batch)
+    (sums.total / weight).backward()
+    return _logged(sums, weight)
+
+
+def _sums(job: Job, batch: Placed) -> Sums:
     logprobs = forward.forest_logprobs(job.model, batch, plain=job.options.one_at_a_time)
-    return job.objective(logprobs, torch.from_numpy(batch.target_weight).to(logprobs))
+    return job.objective.sums(logprobs, batch.targets)
+
+
+def _logged(sums: Sums, weight: float) -> dict[str, torch.Tensor]:
+    return {name: value.detach().double() / weight for name, value in [("loss", sums.total), *sums.logged.items()]}
 
 
 def _update(
@@ -236,23 +216,18 @@ def _update(
     limit: float,
 ) -> None:
     if limit and norm > limit:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(limit / (norm + 1e-6))
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], limit / (norm + 1e-6))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
 
 
-def _skip(run: Run, rows: list[int], live: log.Live) -> None:
-    run.bad_steps += 1
-    named = ", ".join(str(row + 1) for row in rows)
-    live.say(f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})")
-    if run.bad_steps == _BAD_STEPS:
-        raise TrainingError(
-            f"the loss was not finite in {_BAD_STEPS} steps in a row, last with rows {named}; "
-            "lower --learning_rate or look at these rows; the checkpoints hold the weights from before"
-        )
+def _bad_end(rows: list[int], step: int, output_dir: Path) -> str:
+    kept = f"{output_dir / f'checkpoint-{step}'} holds the run from before" if step else "no step was good"
+    return (
+        f"the loss was not finite in {_BAD_STEPS} steps in a row, last with rows {', '.join(map(str, rows))}; "
+        f"lower --learning_rate or look at these rows; {kept}"
+    )
 
 
 def _after_step(
@@ -262,33 +237,58 @@ def _after_step(
     live: log.Live,
     write: Callable[[dict[str, Any]], None],
     stop: threading.Event,
+    writer: Writer,
 ) -> None:
     """Evaluate, save and stop where it is time.
 
     The log is written before the checkpoint, so that a checkpoint is never ahead of the log.
     """
     options, last = job.options, run.step == job.plan.total_steps
+    writer.check()
     stopping = parallel.add_up([float(stop.is_set())], job.processes)[0] > 0
     finished, improved = last, False
     if job.eval_rows is not None and _due(run.step, options.eval_steps, job.plan.steps_per_epoch, last):
-        loss = evaluate(job)
+        means = evaluate(job, run, live)
+        loss = means["loss"]
         improved = run.best_loss is None or loss < run.best_loss
         if improved:
             run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
         else:
             run.evaluations_without_gain += 1
-        write({"step": run.step, "epoch": round(run.step / job.plan.steps_per_epoch, 4), "eval_loss": loss})
+        write(
+            {
+                "step": run.step,
+                "epoch": round(run.step / job.plan.steps_per_epoch, 4),
+                **{f"eval_{name}": value for name, value in means.items()},
+            }
+        )
         live.say(f"step {run.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
         if _has_stalled(run, options):
             live.say(f"no improvement in {run.evaluations_without_gain} evaluations; the best was step {run.best_step}")
             finished = True
     if improved or finished or stopping or _due(run.step, options.save_steps, job.plan.steps_per_epoch, last):
-        _save(job, run, optimizer)
+        _save(job, run, optimizer, writer)
     if stopping and not finished:
+        writer.wait()
         raise Interrupted(
             f"stopped at step {run.step}; everything is in {job.output_dir / f'checkpoint-{run.step}'}; go on with the "
             "same command and --resume_from_checkpoint latest"
         )
+
+
+def _abandon(job: Job, run: Run, writer: Writer) -> NoReturn:
+    """Another process is gone: finish what is being written, and let one of those that are left say so."""
+    writer.wait()
+    if parallel.first_to_speak():
+        whole = checkpoint.newest(job.output_dir)
+        remedy = f"everything up to {whole.name} is in {job.output_dir}" if whole else "no checkpoint was written yet"
+        print(
+            f"error: another process of this run ended at step {run.step + 1} (killed, or out of memory?); {remedy}; "
+            "go on with the same command and --resume_from_checkpoint latest",
+            file=sys.stderr,
+            flush=True,
+        )
+    raise Abandoned("another process of this run ended")
 
 
 def _has_stalled(run: Run, options: Options) -> bool:
@@ -300,76 +300,50 @@ def _due(step: int, every: int | None, per_epoch: int, last: bool) -> bool:
     return last or step % (every or per_epoch) == 0
 
 
-def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> None:
-    if job.processes.main:
+def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
+    """Copy the run to memory and let the writer put it on the disk."""
+    if not job.processes.main or run.step == 0:
+        return
+    copied = checkpoint.snapshot(job.model, optimizer, run.state())
+    step, best = run.step, run.best_step
 
-        def fill(folder: Path) -> None:
-            checkpoint.save_training_state(folder, job.model, optimizer, run.state())
-            job.beside(folder)
+    def fill(folder: Path) -> None:
+        copied.write(folder)
+        job.beside(folder)
+        checkpoint.flush(job.output_dir / log.FILE)
 
-        checkpoint.save(job.output_dir / f"checkpoint-{run.step}", fill)
-        checkpoint.prune(job.output_dir, job.options.save_total_limit, best=run.best_step, latest=run.step)
-    parallel.wait(job.processes)
+    def write() -> None:
+        checkpoint.save(job.output_dir / f"checkpoint-{step}", fill)
+        checkpoint.prune(job.output_dir, job.options.save_total_limit, best=best, latest=step)
+        if job.mirror:
+            job.mirror.put(job.output_dir / f"checkpoint-{step}")
+
+    writer.submit(write)
 
 
 @torch.no_grad()
-def evaluate(job: Job) -> float:
-    """Mean loss per trained token over the evaluation rows, over all processes."""
-    assert job.eval_rows is not None
+def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
+    """Loss and what the objective logs, as means over the evaluation rows of all processes."""
+    rows = job.eval_rows
+    assert rows is not None
     job.model.eval()
-    total, weight = 0.0, 0.0
-    for start in range(0, len(job.eval_rows), job.plan.batch_size):
-        stop = min(start + job.plan.batch_size, len(job.eval_rows))
-        examples = [cache.example(job.eval_rows, index) for index in range(start, stop)]
-        for batch in pack(_mine(examples, job.processes), job.options):
-            with parallel.uncompiled():
-                total += _objective(job, batch).item()
-            weight += batch.target_count
+    parts = [range(at, min(at + job.plan.batch_size, len(rows))) for at in range(0, len(rows), job.plan.batch_size)]
+
+    weights = [0.0] * len(parts)
+
+    def compute(found: dict[str, torch.Tensor], halvings: int) -> None:
+        for number, part in enumerate(parts):
+            units = [rows.unit(index) for index in part]
+            weights[number] = job.objective.weight([example.target_count for unit in units for example in unit])
+            for batch in place(job, units, halvings):
+                with parallel.uncompiled():
+                    sums = room.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
+                for name, value in _logged(sums, 1.0).items():
+                    found[name] += value
+            for forest in idle(units, job.options, job.processes, halvings):
+                with parallel.uncompiled():
+                    _sums(job, placed.place(forest, job.processes.device))
+
+    totals = _summed(job, run, live, ["loss", *job.objective.logged], compute)
     job.model.train()
-    total, weight = parallel.add_up([total, weight], job.processes)
-    return total / weight
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; the step in progress is finished first. A second Ctrl-C stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _neftune(model: Any, alpha: float) -> Iterator[dict[str, float]]:
-    """NEFTune (arXiv:2310.05914): uniform noise of size alpha / sqrt(L d) on the embeddings while training.
-
-    L, the mean length of the micro-batch's examples, is read from the yielded dict, d is the embedding's size.
-    """
-    state = {"length": 1.0}
-    if not alpha:
-        yield state
-        return
-
-    def add(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        if not model.training:
-            return output
-        size = alpha / math.sqrt(state["length"] * output.shape[-1])
-        return output + torch.empty_like(output).uniform_(-size, size)
-
-    handle = model.get_input_embeddings().register_forward_hook(add)
-    try:
-        yield state
-    finally:
-        handle.remove()
+    return {name: total / sum(weights) for name, total in totals.items()}

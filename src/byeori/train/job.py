@@ -1,0 +1,101 @@
+"""What a run is given (Job, Options) and what changes while it goes on (Run)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from byeori.batch import loader
+from byeori.data.cache import Rows
+from byeori.errors import TrainingError
+from byeori.model.parallel import Processes
+from byeori.objective.record import Objective
+from byeori.train.remote import Mirror
+
+
+class Interrupted(TrainingError):
+    """The run was asked to stop; a checkpoint was written first."""
+
+
+class Abandoned(TrainingError):
+    """Another process of the run ended. One of those that are left has said so: before this is raised, because
+    torchrun may end them at any moment."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How a run goes; the settings of the same names, resolved."""
+
+    optim: str
+    learning_rate: float
+    lr_scheduler: str
+    warmup: int
+    betas: tuple[float, float]
+    epsilon: float
+    weight_decay: float
+    max_grad_norm: float
+    micro_batch_size: int | None
+    micro_batch_tokens: int
+    share_prefixes: bool
+    one_at_a_time: bool
+    neftune_noise_alpha: float
+    seed: int
+    logging_steps: int
+    eval_steps: int | None
+    save_steps: int | None
+    save_total_limit: int | None
+    early_stopping_patience: int | None
+    report_to: list[str]
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What changes while a run goes on; `state()` of it is in every checkpoint.
+
+    halvings: how often micro-batches are split in two, because memory ran out.
+    """
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+    bad_steps: int = 0
+    last_loss: float = math.nan
+    first_loss: float = math.nan
+    tokens: int = 0
+    unique_tokens: int = 0
+    halvings: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        for key, value in state.items():
+            setattr(self, key, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything that a run needs.
+
+    beside: writes what belongs beside an adapter (tokenizer, template, settings) into a folder.
+    mirror: where checkpoints are copied to.
+    """
+
+    model: Any
+    train_rows: Rows
+    eval_rows: Rows | None
+    objective: Objective
+    plan: loader.Schedule
+    options: Options
+    processes: Processes
+    output_dir: Path
+    beside: Callable[[Path], object]
+    settings: dict[str, Any]
+    resume: Path | None = None
+    mirror: Mirror | None = None

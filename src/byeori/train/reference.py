@@ -1,0 +1,129 @@
+"""Log-probs under the reference model: computed once, before training, and kept in a file.
+
+The reference is the model as training finds it: the base with its adapter switched off, or with the adapter that the
+run continues. Its log-probs are computed on the forests that training uses, rows that are never met left out, and read
+from the file row by row afterwards, so that nothing of the reference stays in memory. What was computed before an
+interruption is not computed again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from byeori.batch import loader
+from byeori.batch.forest import Forest
+from byeori.data import cache
+from byeori.data.cache import Rows
+from byeori.errors import CheckpointError
+from byeori.model import forward, parallel
+from byeori.model.parallel import Processes
+from byeori.train import room
+from byeori.train.job import Options
+from byeori.train.pipeline import idle, pack
+
+
+def met(plan: loader.Schedule) -> list[np.ndarray]:
+    """The rows that a run meets, step by step of its first epoch: packed as they will be trained."""
+    orders: dict[int, np.ndarray] = {}
+    return [loader.step_rows(plan, step, orders) for step in range(min(plan.total_steps, plan.steps_per_epoch))]
+
+
+def in_order(count: int, at_once: int) -> list[np.ndarray]:
+    """All of `count` rows, as evaluation takes them."""
+    return [np.arange(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+
+
+@torch.no_grad()
+def with_reference(
+    model: Any,
+    rows: Rows,
+    parts: Sequence[np.ndarray],
+    *,
+    file: Path,
+    fresh: bool,
+    options: Options,
+    processes: Processes,
+    on_progress: Callable[[int, int], None],
+) -> Rows:
+    """The rows with their reference log-probs.
+
+    parts: the rows that are needed, those together that will be trained together. file: where the log-probs of the
+    table's targets lie or will lie, float32, NaN where they are not known yet. fresh: the adapter is new, so the
+    reference is the model without it.
+
+    Raises:
+        CheckpointError: the disk is full or read-only.
+    """
+    offsets = cache.target_offsets(rows.table)
+    values = _open(file, int(offsets[-1]), processes)
+    training = model.training
+    model.eval()
+    off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
+    with off, parallel.uncompiled():
+        for done, part in enumerate(parts):
+            spans = [slice(offsets[rows.group * i], offsets[rows.group * (i + 1)]) for i in part.tolist()]
+            missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False
+            if parallel.add_up([float(missing)], processes)[0]:
+                found = _compute(model, rows, part, spans, options, processes)
+                if processes.first_here:
+                    for span, logprobs in zip(spans, found, strict=True):
+                        values[span] = logprobs
+                    values.flush()
+            on_progress(done + 1, len(parts))
+    model.train(training)
+    parallel.wait(processes)
+    del values
+    return replace(rows, reference=np.memmap(file, dtype=np.float32, mode="r"), offsets=offsets)
+
+
+def _open(file: Path, count: int, processes: Processes) -> np.memmap:
+    """The file, made full of NaN where it is not there or has another size."""
+    if processes.first_here and not (file.is_file() and file.stat().st_size == 4 * count):
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.full(count, np.nan, dtype=np.float32).tofile(temporary)
+            temporary.replace(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"cannot write the reference's log-probs to {file} ({error.strerror}); set BYEORI_CACHE to a folder "
+                "with room"
+            ) from None
+    parallel.wait(processes)
+    return np.memmap(file, dtype=np.float32, mode="r+" if processes.first_here else "r")
+
+
+def _compute(
+    model: Any, rows: Rows, part: np.ndarray, spans: Sequence[slice], options: Options, processes: Processes
+) -> list[np.ndarray]:
+    """Log-probs of each row's targets, the same on every process."""
+    units = [rows.unit(index) for index in part.tolist()]
+    numbers = {unit[0].row: place for place, unit in enumerate(units)}
+    starts = np.concatenate([[0], np.cumsum([span.stop - span.start for span in spans])])
+    flat = np.zeros(starts[-1], dtype=np.float64)
+    for batch in pack(units, options, processes):
+
+        def computed(batch: Forest = batch) -> np.ndarray:
+            return forward.forest_logprobs(model, batch, plain=options.one_at_a_time).double().cpu().numpy()
+
+        logprobs = room.attempt(computed, batch.rows, batch.unique_tokens)
+        done = 0
+        for row in dict.fromkeys(batch.rows):
+            place = numbers[row]
+            count = starts[place + 1] - starts[place]
+            flat[starts[place] : starts[place + 1]] = logprobs[done : done + count]
+            done += count
+    for batch in idle(units, options, processes):
+        forward.forest_logprobs(model, batch, plain=options.one_at_a_time)
+    flat = parallel.add_array(flat, processes)
+    return [flat[start:stop].astype(np.float32) for start, stop in pairwise(starts)]

@@ -1,0 +1,150 @@
+"""Checkpoints beside the machine: each whole one is copied to a URL (s3://, gs://, a shared folder), and fetched back.
+
+    URL/checkpoint-40/   its files, the manifest last, so that a copy that was cut short is never taken for a whole one
+    URL/                 the log, and the finished adapter
+
+Anything that fsspec knows is a URL; a bucket's key comes from the environment or the login, as its library reads it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from byeori.errors import CheckpointError, ConfigError
+from byeori.model import parallel
+from byeori.model.parallel import Processes
+from byeori.train import checkpoint, log
+
+
+class Mirror:
+    """A place that checkpoints are copied to.
+
+    Raises:
+        ConfigError: no library here knows such a URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"--mirror_to {url}: {error}") from None
+
+    def put(self, folder: Path) -> None:
+        """Copy a whole checkpoint, then delete copies of those that are no longer kept here.
+
+        Raises:
+            CheckpointError: it could not be copied; what was there before is untouched.
+        """
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        with self._explained():
+            for path in sorted(files, key=lambda path: path.name == checkpoint.MANIFEST):
+                self._copy(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
+            self.put_files(folder.parent, [log.FILE])
+            kept = {step for step, _ in checkpoint.steps(folder.parent)}
+            for step in self.steps():
+                if step not in kept:
+                    self._system.rm(f"{self._root}/checkpoint-{step}", recursive=True)
+
+    def put_files(self, folder: Path, names: list[str]) -> None:
+        """Copy single files that are there.
+
+        Raises:
+            CheckpointError: one could not be copied.
+        """
+        with self._explained():
+            for name in names:
+                if (folder / name).is_file():
+                    self._copy(folder / name, name)
+
+    def steps(self) -> list[int]:
+        """The steps whose copy is whole, oldest first."""
+        if not self._system.exists(self._root):
+            return []
+        names = [str(path).rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False)]
+        found = [int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
+        return sorted(s for s in found if self._system.exists(f"{self._root}/checkpoint-{s}/{checkpoint.MANIFEST}"))
+
+    def fetch_newest(self, output_dir: Path, say: Callable[[str], None]) -> Path | None:
+        """Copy the newest whole checkpoint, and the log, into a folder; None where there is none.
+
+        Raises:
+            CheckpointError: it could not be read, or written here.
+        """
+        with self._explained():
+            for step in reversed(self.steps()):
+                name = f"checkpoint-{step}"
+                temporary, folder = output_dir / f".{name}.fetched.tmp", output_dir / name
+                shutil.rmtree(temporary, ignore_errors=True)
+                for path in self._system.find(f"{self._root}/{name}"):
+                    self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
+                if problem := checkpoint.verify(temporary):
+                    say(f"{self.url}/{name} is passed over: {problem}")
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    continue
+                shutil.rmtree(folder, ignore_errors=True)
+                temporary.rename(folder)
+                if not (output_dir / log.FILE).exists() and self._system.exists(f"{self._root}/{log.FILE}"):
+                    self._fetch(f"{self._root}/{log.FILE}", output_dir / log.FILE)
+                say(f"Fetched {self.url}/{name}")
+                return folder
+        return None
+
+    def _copy(self, path: Path, name: str) -> None:
+        target = f"{self._root}/{name}"
+        self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self._system.put_file(str(path), target)
+
+    def _fetch(self, path: Any, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._system.get_file(path, str(target))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (CheckpointError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # every storage has its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(
+                f"copying checkpoints to or from {self.url} failed ({reason}); those in --output_dir are whole"
+            ) from None
+
+
+def before_resuming(
+    mirror: Mirror | None, resume: str | None, output_dir: Path, say: Callable[[str], None], processes: Processes
+) -> None:
+    """Fetch the newest checkpoint to every machine that has none, where `latest` is asked for.
+
+    Raises:
+        CheckpointError: it could not be read.
+    """
+    if mirror is None or resume != "latest":
+        return
+    if processes.first_here and checkpoint.newest(output_dir) is None:
+        mirror.fetch_newest(output_dir, say)
+    parallel.wait(processes)
+
+
+def check_agreement(resume: Path | None, processes: Processes) -> None:
+    """See whether all machines go on from the same step.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    match = re.fullmatch(r"checkpoint-(\d+)", resume.name) if resume else None
+    step = float(match[1]) if match else 0.0
+    total, squares = parallel.add_up([step, step**2], processes)
+    if squares * processes.world != total**2:
+        raise CheckpointError(
+            f"the machines of this run would go on from different checkpoints (here {resume}); give all of them one "
+            "shared --output_dir, or --mirror_to a place that all can read"
+        )

@@ -1,0 +1,14 @@
+"""A few runs of `make torture`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_killed_runs_end_with_the_bits_of_undisturbed_ones() -> None:
+    script = Path(__file__).parent / "torture.py"
+    done = subprocess.run([sys.executable, str(script), "4", "7"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 ended with the bits of an undisturbed run" in done.stdout

@@ -1,0 +1,88 @@
+"""Checkpoints that are copied to a URL, and a run that goes on from there on another machine."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from runs import checkpoints, log, losses, sft, sha
+
+from byeori.errors import CheckpointError, ConfigError
+from byeori.model import parallel
+from byeori.train import checkpoint, remote
+
+
+@pytest.fixture(params=["memory", "folder"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{uuid.uuid4().hex}/run" if request.param == "memory" else str(tmp_path / "shared" / "run")
+
+
+def names(url: str) -> set[str]:
+    system, root = fsspec.core.url_to_fs(url)
+    return {str(path).rpartition(f"{root.strip('/')}/")[2] for path in system.find(root)}
+
+
+def test_another_machine_goes_on(url: str, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    how = {"lr_scheduler": "constant", "save_steps": 2, "save_total_limit": 2}
+    sft(tiny_model, title_rows, tmp_path / "whole", **how)
+    sft(tiny_model, title_rows, tmp_path / "one", **how, max_steps=6, mirror_to=url)
+    assert {name.partition("/")[0] for name in names(url) if name.startswith("checkpoint-")} == {
+        "checkpoint-4",  # pruned there as here
+        "checkpoint-6",
+    }
+    assert {"adapter_model.safetensors", "train_log.jsonl"} <= names(url)
+    shutil.rmtree(tmp_path / "one")
+    sft(tiny_model, title_rows, tmp_path / "two", **how, mirror_to=url, resume_from_checkpoint="latest")
+    assert sha(tmp_path / "two" / "adapter_model.safetensors") == sha(tmp_path / "whole" / "adapter_model.safetensors")
+    assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+    assert [line["step"] for line in log(tmp_path / "two")] == list(range(1, 13))
+
+
+def test_a_copy_that_was_cut_short_is_passed_over(
+    url: str, tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft(tiny_model, title_rows, tmp_path / "one", max_steps=6, save_steps=2, mirror_to=url)
+    system, root = fsspec.core.url_to_fs(url)
+    system.rm(f"{root}/checkpoint-6/manifest.json")  # the manifest is copied last
+    system.pipe_file(f"{root}/checkpoint-4/optimizer.safetensors", b"cut")
+    mirror = remote.Mirror(url)
+    assert mirror.steps() == [2, 4]
+    said: list[str] = []
+    assert mirror.fetch_newest(tmp_path / "two", said.append) == tmp_path / "two" / "checkpoint-2"
+    assert said == [
+        f"{url}/checkpoint-4 is passed over: optimizer.safetensors is damaged",
+        f"Fetched {url}/checkpoint-2",
+    ]
+    assert checkpoint.verify(tmp_path / "two" / "checkpoint-2") is None and checkpoints(tmp_path / "two") == [2]
+
+
+def test_a_place_that_fails_ends_the_run_with_one_sentence(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", refuse)
+    with pytest.raises(CheckpointError, match=r"to or from memory://x failed \(Access Denied\); those in --output_dir"):
+        sft(tiny_model, title_rows, tmp_path / "out", max_steps=2, mirror_to="memory://x")
+    assert checkpoint.newest(tmp_path / "out") == tmp_path / "out" / "checkpoint-2"
+    with pytest.raises(ConfigError, match="--mirror_to nosuch://x: "):
+        sft(tiny_model, title_rows, tmp_path / "other", max_steps=2, mirror_to="nosuch://x")
+
+
+def test_machines_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines, one of which has another newest checkpoint (the sum over processes is made up)."""
+    import torch
+
+    two = parallel.Processes(rank=0, world=2, device=torch.device("cpu"))
+    monkeypatch.setattr(parallel, "add_up", lambda values, _: [values[0] + 10, values[1] + 100])
+    remote.check_agreement(Path("out/checkpoint-10"), two)
+    with pytest.raises(CheckpointError, match="would go on from different checkpoints"):
+        remote.check_agreement(Path("out/checkpoint-20"), two)
+    with pytest.raises(CheckpointError, match="would go on from different checkpoints"):
+        remote.check_agreement(None, two)
