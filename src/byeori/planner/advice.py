@@ -1,0 +1,216 @@
+"""From rehearsals and a table of machines to offers: what fits where, how fast, for how much.
+
+    seconds of a micro-batch = max(operations / (peak share), bytes read of the weights / bandwidth, bytes gathered /
+                               link) + bytes of weights opened from 4 bit / bandwidth
+
+Several processes each compute their own micro-batches; what they send for adapters is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from byeori.planner.machines import GIB, Machine, Table
+from byeori.planner.rehearsal import Rehearsal
+from byeori.planner.workload import Micro, Work
+
+COUNTS = (1, 2, 4, 8)
+# gradient_checkpointing: in words, and the part of the layers that is computed twice
+AGAIN = {"none": ("", 0.0), "selective": ("half checkpointing", 0.5), "full": ("checkpointing", 1.0)}
+OUTSIDE = "context"  # the part that PyTorch does not count
+_UNSHARDED = 2  # layers whose weights are whole at once under FSDP2: the one that computes and the one fetched ahead
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """Settings that make a run fit, from the fastest to the most sparing."""
+
+    micro: Micro
+    recompute: str
+    four_bit: bool
+    sharded: bool
+
+    @property
+    def words(self) -> str:
+        """`4-bit, checkpointing, micro-batch 2, FSDP2`."""
+        said = ["4-bit"] * self.four_bit + [AGAIN[self.recompute][0], self.micro.words]
+        return ", ".join(filter(None, [*said, *["FSDP2"] * self.sharded]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As the settings file has them."""
+        found: dict[str, Any] = {"gradient_checkpointing": self.recompute}
+        found |= {"micro_batch_size": self.micro.size} if self.micro.size else {"micro_batch_tokens": self.micro.tokens}
+        found |= {"load_in_4bit": True} if self.four_bit else {}
+        return found | ({"parallel": "fsdp"} if self.sharded else {})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """A number of one machine, and the best way on it. parts: bytes by part, with what lies outside PyTorch.
+
+    allocated: what torch.cuda.max_memory_allocated will say. need: all of it. lacks: bytes missing where it does not
+    fit. refused: why training would not start.
+    tokens_per_second: of all together, 0 where no speed is predicted. cost: US dollars, None without a price.
+    """
+
+    machine: Machine
+    count: int
+    way: Way | None = None
+    fits: bool = False
+    parts: dict[str, int] = field(default_factory=dict)
+    allocated: int = 0
+    need: int = 0
+    lacks: int = 0
+    tokens_per_second: float = 0.0
+    hours: float = 0.0
+    cost: float | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What the settings leave open. None: both are tried."""
+
+    recompute: str | None
+    four_bit: bool | None
+    sharding: bool | None
+
+
+Rehearse = Callable[[Micro, str, bool, str], Rehearsal]  # micro, recompute, four_bit, device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Everything that offers are made from.
+
+    rehearse: the largest micro-batch of a Micro. usual: (operations, operations of the forward pass, tokens) of its
+    usual one, without recomputation. half: whether the run computes in 16 bit, for which the peaks are known.
+    """
+
+    work: Work
+    choice: Choice
+    table: Table
+    rehearse: Rehearse
+    usual: Callable[[Micro, str], tuple[float, float, float]]
+    half: bool = True
+
+
+def offers(case: Case, machines: Sequence[Machine]) -> list[Offer]:
+    """The best way for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
+    counts = {machine.name: COUNTS if machine.device == "cuda" else (1,) for machine in machines}
+    return [_best(case, machine, count) for machine in machines for count in counts[machine.name]]
+
+
+def ranked(found: Sequence[Offer]) -> list[Offer]:
+    """Those that fit, best value first: by cost where there are prices, else by memory held times hours."""
+
+    def key(offer: Offer) -> tuple[float, ...]:
+        held = offer.machine.memory / GIB * offer.count
+        if offer.machine.device == "cpu":
+            return (2, offer.hours, held)
+        return (0, offer.cost, held) if offer.cost is not None else (1, held * (offer.hours or 1.0), held)
+
+    return sorted((offer for offer in found if offer.fits), key=key)
+
+
+def _best(case: Case, machine: Machine, count: int) -> Offer:
+    if refused := _refused(case, count):
+        return Offer(machine=machine, count=count, refused=refused)
+    tried: list[Offer] = []
+    for tier in _tiers(case, machine, count):
+        here = [_offer(case, machine, count, way) for way in tier]
+        fitting = [offer for offer in here if offer.fits]
+        if fitting:  # fastest first; the earlier way, which changes less, where two are as fast
+            return min(fitting, key=lambda offer: float(f"{offer.hours:.2g}"))
+        tried += here
+    return min(tried, key=lambda offer: offer.need)
+
+
+def _refused(case: Case, count: int) -> str:
+    if case.work.batch_size % count:
+        return f"batch_size {case.work.batch_size} is not a multiple of {count} processes"
+    return ""
+
+
+def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
+    """Ways to try, those of a later tier only where none of the earlier fits: they are never faster.
+
+    First the most sparing way of each kind: where that does not fit, no other of its kind does.
+    """
+    open_to, both = case.choice, (False, True)
+    again = tuple(AGAIN) if open_to.recompute is None else (open_to.recompute,)
+    packed = both if open_to.four_bit is None else (open_to.four_bit,)
+    sharded = (False,) if count == 1 else both if open_to.sharding is None else (open_to.sharding,)
+    pairs = [
+        (micro, recompute)
+        for micro in case.work.micros
+        for recompute in again
+        if not case.work.batch_size % ((micro.size or 1) * count)
+    ]
+    later: list[Way] = []
+    sparing: list[Way] = []
+    for place, (over, four_bit) in enumerate((over, four_bit) for over in sharded for four_bit in packed):
+        ways = [Way(micro=m, recompute=r, four_bit=four_bit, sharded=over) for m, r in pairs]
+        sparing.append(ways[-1])
+        if not _offer(case, machine, count, ways[-1]).fits:
+            continue
+        if place == 0:
+            yield ways[:1]
+            yield ways[1:]
+        else:
+            later += ways
+    yield later
+    yield sparing
+
+
+def _offer(case: Case, machine: Machine, count: int, way: Way) -> Offer:
+    found = case.rehearse(way.micro, way.recompute, way.four_bit, machine.device)
+    parts = memory(found, case.table, machine, count if way.sharded else 1)
+    need = sum(parts.values())
+    speed, hours = _speed(case, machine, count, way, found) if case.half else (0.0, 0.0)
+    return Offer(
+        machine=machine,
+        count=count,
+        way=way,
+        fits=need <= machine.memory * (1 - case.table.headroom),
+        parts=parts,
+        allocated=need - parts[OUTSIDE] + (machine.workspace if machine.device == "cuda" else 0),
+        need=need,
+        lacks=max(0, need - int(machine.memory * (1 - case.table.headroom))),
+        tokens_per_second=speed,
+        hours=hours,
+        cost=None if machine.price is None else machine.price * hours * count,
+    )
+
+
+def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dict[str, int]:
+    """Bytes by part on one device. shards: over how many the frozen weights are divided."""
+    parts = dict(found.parts)
+    if shards > 1:
+        whole = parts["weights"] - found.outside
+        parts["weights"] = parts["weights"] // shards + found.outside + min(whole, _UNSHARDED * found.layer)
+    working = sum(parts.values()) - parts["weights"]
+    if machine.device == "cpu":
+        return parts | {OUTSIDE: machine.workspace}
+    return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
+
+
+def _speed(case: Case, machine: Machine, count: int, way: Way, found: Rehearsal) -> tuple[float, float]:
+    """Tokens a second of all processes, and hours of the whole run with DPO's reference pass."""
+    flops, forward, tokens = case.usual(way.micro, machine.device)
+    again = AGAIN[way.recompute][1]
+    reads, passes = 2 + again, flops + forward * again  # forward, backward, and forward again
+    weights = found.resident["weights"]
+    seconds = passes / (machine.flops * machine.share)
+    if machine.bandwidth:
+        seconds = max(seconds, reads * weights / machine.bandwidth)
+    if way.sharded and machine.link_speed:
+        seconds = max(seconds, reads * weights * (count - 1) / count / machine.link_speed)
+    if way.four_bit and machine.bandwidth:  # a byte of each pair is read, four are written and read again
+        seconds += reads * found.opened * 4.5 / machine.bandwidth
+    speed = tokens / seconds * count
+    reference = case.work.reference / speed * (forward / passes)
+    return speed, (case.work.tokens / speed + reference) / 3600

@@ -1,0 +1,348 @@
+"""byeori plan, wired together: settings -> model, rows and machines -> rehearsals -> offers -> words and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori import start as starts
+from byeori.batch import loader
+from byeori.config import DpoSettings, PlanSettings, TrainSettings
+from byeori.errors import ConfigError, ModelError
+from byeori.model import load, speed
+from byeori.objective.dpo import Preference, preference
+from byeori.objective.record import Objective
+from byeori.objective.sft import SFT
+from byeori.planner import advice, calibrate, machines, rehearsal, show, skypilot, workload
+from byeori.planner.advice import Case, Offer
+from byeori.planner.machines import Machine
+from byeori.planner.rehearsal import Adapter, Rehearsal
+from byeori.planner.workload import Micro, Work
+from byeori.result import folder as folders
+from byeori.start import Start
+from byeori.train import log
+
+# what the matrix units need to be busy, and what a small machine's memory bears
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 4096}
+_ROWS = "/tmp/byeori-rows"  # where a rented machine finds the local files of a task
+_CPU = torch.device("cpu")
+
+
+def plan(settings: PlanSettings) -> dict[str, Any]:
+    """Say what a run will need and on which machine; returns what --json prints.
+
+    Raises:
+        ByeoriError: anything that a person can put right, in one sentence.
+    """
+    log.quiet_libraries()
+    given: TrainSettings = settings.training()
+    training, begun = starts.begin(given) if settings.data_path else (given, None)
+    config = _config(settings, begun)
+    training, notes = _cutoff(training, config, settings.base_model or "this shape")
+    table = machines.read(settings.machines, settings.prices)
+    rehearser = Rehearser(config=config, training=training)
+    found = _machines(settings, table, rehearser)
+    work = _work(settings, training, begun, rehearser.objective)
+    case = rehearser.case(work, table)
+    offers = advice.offers(case, found)
+    if all(offer.refused for offer in offers):
+        raise ConfigError(f"{offers[0].refused}; training would not start")
+    ranked = advice.ranked(offers)
+    subject = show.Subject(
+        name=settings.base_model or f"a {config.model_type} model by hand",
+        objective=settings.planned,
+        weights=rehearser.weights(work.micros[0]),
+        notes=(*notes, *_notes(training), work.assumed, f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute"),
+    )
+    result = show.as_json(subject, case, offers, ranked)
+    shown = show.lines(subject, case, offers, ranked)
+    best = ranked[0] if ranked else None
+    if settings.explain:
+        way, device = (best.way, best.machine.device) if best else (next(iter(offers)).way, "cuda")
+        assert way is not None
+        peak = rehearser.rehearse(way.micro, way.recompute, way.four_bit, device, explain=True)
+        shown += ["", *show.explained(peak, way.words)]
+    if settings.calibrate:
+        result["calibration"] = rehearser.calibrated(work.micros[-1])
+        shown += ["", calibrate.sentence(result["calibration"])]
+    print(json.dumps(result, ensure_ascii=False, indent=1) if settings.json_output else "\n".join(shown))
+    _write(settings, best, rehearser)
+    return result
+
+
+# ---- what is planned -----------------------------------------------------------------------------------------------
+
+
+def _config(settings: PlanSettings, begun: Start | None) -> Any:
+    """The model's config: from its folder or the Hub, of an adapter's base, or by hand."""
+    if settings.base_model is None:
+        return _by_hand(settings.shape)
+    name, revision = settings.base_model, settings.revision
+    if begun is not None:
+        name, revision = begun.base, begun.revision
+    elif starts.is_adapter(name):
+        recorded = json.loads((load.local_folder(name) / "adapter_config.json").read_text(encoding="utf-8"))
+        name, revision = recorded["base_model_name_or_path"], recorded.get("revision")
+    return load.load_config(name, revision=revision, trust_remote_code=settings.trust_remote_code is not None)
+
+
+def _by_hand(shape: list[str]) -> Any:
+    """
+    Raises:
+        ConfigError: not `name=number`, no such kind of model, or sizes that do not go together.
+    """
+    from transformers import AutoConfig
+
+    values: dict[str, Any] = {}
+    for item in shape:
+        name, equals, text = item.partition("=")
+        try:
+            values[name] = text if name == "model_type" else json.loads(text)
+        except ValueError:
+            raise ConfigError(f"--shape {item!r}: write name=number, such as hidden_size=4096") from None
+        if not equals or (isinstance(values[name], int) and values[name] < 1):
+            raise ConfigError(f"--shape {item!r}: write name=number, such as hidden_size=4096")
+    kind = values.pop("model_type", "llama")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except Exception as error:  # transformers checks every kind of config in its own way
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"--shape: no {kind} model has these sizes: {text}") from None
+    if unknown := [name for name in values if name not in type(config)().to_dict()]:
+        raise ConfigError(f"--shape: a {kind} config has no {', '.join(unknown)}")
+    return config
+
+
+def _check_shape(config: Any) -> None:
+    """
+    Raises:
+        ModelError: sizes that cannot be, which PyTorch would find out only in the middle of a step.
+    """
+    text = config.get_text_config()
+    hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
+    groups = getattr(text, "num_key_value_heads", None)
+    if hidden and heads and hidden % heads and getattr(text, "head_dim", None) in (None, hidden // heads):
+        raise ModelError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}: no such model can be")
+    if heads and groups and heads % groups:
+        raise ModelError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}")
+
+
+def _cutoff(training: TrainSettings, config: Any, name: str) -> tuple[TrainSettings, list[str]]:
+    _check_shape(config)
+    positions = load.positions_limit(config)
+    if positions is not None and training.cutoff_len > positions and "cutoff_len" not in training.model_fields_set:
+        said = f"cutoff_len is {positions}: {name} has no more positions"
+        return training.model_copy(update={"cutoff_len": positions}), [said]
+    starts.check_cutoff(training.cutoff_len, positions, name)
+    return training, []
+
+
+def _notes(training: TrainSettings) -> list[str]:
+    layers = ", ".join(training.lora_target_modules)
+    batch = f"batch_size {training.batch_size}, {training.num_epochs:g} epochs, cutoff_len {training.cutoff_len:,}"
+    out = [f"LoRA of rank {training.lora_r} on {layers}; {batch}"]
+    if training.dtype == "float32":
+        out.append("in float32, whose speed is not predicted")
+    if training.gradient_checkpointing == "offload":
+        out.append("what the layers keep goes to the CPU's memory, so the GPU keeps less than is shown here")
+    if training.optim != "adamw":
+        out.append(f"the optimizer is counted as adamw; {training.optim} takes less")
+    if training.load_in_8bit:
+        out.append("the weights are counted in 16 bit; in 8 bit they take half")
+    if training.compile == "on":
+        out.append("compiled layers keep less than is shown here")
+    return out
+
+
+def _machines(settings: PlanSettings, table: machines.Table, rehearser: Rehearser) -> list[Machine]:
+    return machines.pick([*table.machines, machines.this_cpu(table, rehearser.dtype("cpu"))], settings.gpu)
+
+
+def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, objective: Objective) -> Work:
+    size, tokens = training.micro_batch_size, training.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda"]
+    rows = None
+    count = settings.assumed_rows
+    if begun is not None:
+        from byeori.data import audit, cache
+        from byeori.model import parallel
+        from byeori.rows import prepare
+
+        alone = parallel.Processes(rank=0, world=1, device=_CPU)
+        prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
+        audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
+        rows = cache.Rows(table=prepared.train, group=objective.group)
+        count = len(rows)
+    schedule = loader.schedule(
+        count,
+        batch_size=training.batch_size,
+        num_epochs=training.num_epochs,
+        max_steps=training.max_steps,
+        seed=training.seed,
+        lengths=rows.lengths() if rows is not None and training.group_by_length else None,
+    )
+    if rows is not None:
+        share = training.share_prefixes != "off"
+        return workload.of_rows(rows, plan=schedule, world=1, size=size, tokens=tokens, share=share)
+    mean = settings.assumed_tokens or max(8, training.cutoff_len // 2)
+    if mean > training.cutoff_len:
+        raise ConfigError(f"--assumed_tokens {mean} is beyond cutoff_len {training.cutoff_len}")
+    return workload.made_up(
+        cutoff_len=training.cutoff_len,
+        mean=mean,
+        rows=count,
+        group=objective.group,
+        plan=schedule,
+        size=size,
+        tokens=tokens,
+    )
+
+
+# ---- rehearsals ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearser:
+    """A model and the settings of its training; remembers what it has rehearsed."""
+
+    config: Any
+    training: TrainSettings
+
+    def __post_init__(self) -> None:
+        self.__dict__["_stage"], self.__dict__["_known"] = rehearsal.stage(self.config), {}
+
+    @property
+    def objective(self) -> Objective:
+        """That of the run."""
+        how = self.training
+        if not isinstance(how, DpoSettings):
+            return SFT
+        return preference(
+            Preference(loss=how.loss, beta=how.beta, label_smoothing=how.label_smoothing, gamma=how.simpo_gamma)
+        )
+
+    @property
+    def adapter(self) -> Adapter:
+        """That of the run."""
+        how = self.training
+        targets = tuple(how.lora_target_modules)
+        return Adapter(r=how.lora_r, alpha=how.lora_alpha, dropout=how.lora_dropout, targets=targets)
+
+    @property
+    def recompute(self) -> str:
+        """What the settings say of it; none where they leave it open, full where its inputs go to the CPU."""
+        given = self.training.gradient_checkpointing
+        return "full" if given == "offload" else given
+
+    def dtype(self, device: str) -> torch.dtype:
+        """What the run computes in on this kind of device."""
+        if self.training.dtype == "auto" and device == "cuda":
+            return torch.bfloat16
+        return load.resolve_dtype(self.training.dtype, _CPU)
+
+    def rehearse(
+        self, micro: Micro, recompute: str, four_bit: bool, device: str, *, usual: bool = False, **more: bool
+    ) -> Rehearsal:
+        """The largest micro-batch of this size, or a usual one."""
+        examples = micro.usual if usual else micro.worst
+        key = (id(examples), micro.several, recompute, four_bit, device, tuple(more))
+        known = self.__dict__["_known"]
+        if key not in known:
+            known[key] = rehearsal.rehearse(
+                self.__dict__["_stage"],
+                self.adapter,
+                examples,
+                dtype=self.dtype(device),
+                recompute=recompute,
+                four_bit=four_bit,
+                objective=self.objective,
+                device=device,
+                several=micro.several,
+                wanted=self.training.speed,
+                **more,
+            )
+        return known[key]
+
+    def case(self, work: Work, table: machines.Table) -> Case:
+        """What offers are made from."""
+        how = self.training
+
+        def usual(micro: Micro, device: str) -> tuple[float, float, float]:
+            found = self.rehearse(work.micros[0], "none", False, "cuda", usual=True)
+            part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in work.micros[0].usual)
+            return found.flops * part, found.forward_flops * part, found.tokens * part
+
+        choice = advice.Choice(
+            recompute=None if how.gradient_checkpointing == "none" else self.recompute,
+            four_bit=True if getattr(how, "load_in_4bit", False) else None,
+            sharding={"ddp": False, "fsdp": True}.get(getattr(how, "parallel", "auto")),
+        )
+        half = how.dtype != "float32"
+        return Case(work=work, choice=choice, table=table, rehearse=self.rehearse, usual=usual, half=half)
+
+    def weights(self, micro: Micro) -> int:
+        """How many numbers the model has."""
+        return self.rehearse(micro, "none", False, "cuda").weight_count
+
+    def calibrated(self, micro: Micro) -> dict[str, Any]:
+        """One real step of a usual micro-batch here, beside its rehearsal."""
+        device = torch.device("cuda") if torch.cuda.is_available() else _CPU
+        found = self.rehearse(micro, self.recompute, False, device.type, usual=True)
+        return calibrate.run(
+            self.config,
+            self.adapter,
+            micro.usual,
+            found,
+            dtype=self.dtype(device.type),
+            recompute=self.recompute,
+            objective=self.objective,
+            several=micro.several,
+            device=device,
+            chosen=speed.parts(self.training.speed, device),
+        )
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> None:
+    from byeori.rows import say
+
+    if not settings.write and not settings.skypilot:
+        return
+    if best is None or best.way is None:
+        raise ConfigError("no machine is enough, so there are no settings to save; plan for others with --gpu")
+    chosen = settings.given() | best.way.settings | {"output_dir": settings.output_dir}
+    if settings.write:
+        folders.write(Path(settings.write), _yaml(chosen))
+        missing = "" if settings.data_path else "; add --data_path"
+        say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{missing}")
+    if settings.skypilot:
+        if not settings.data_path or not settings.base_model:
+            raise ConfigError("--skypilot needs --base_model and --data_path, which the rented machine trains")
+        local = {f"{_ROWS}/{Path(path).name}": path for path in settings.data_path if Path(path).exists()}
+        there = {path: where for where, path in local.items()}
+        chosen["data_path"] = [there.get(path, path) for path in settings.data_path]
+        size = rehearser.rehearse(best.way.micro, best.way.recompute, best.way.four_bit, "cuda").weight_count * 2
+        task = skypilot.task(best, objective=settings.planned, settings=_yaml(chosen), weight_bytes=size, rows=local)
+        folders.write(Path(settings.skypilot), _yaml(task))
+        say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}")
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Text of several lines as it is."""
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False)
+
+
+__all__ = ["Rehearser", "plan"]

@@ -1,0 +1,225 @@
+"""Offers from rehearsals: what fits, in which order ways are tried, how fast and for how much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byeori.data.tokenize import Example
+from byeori.errors import ConfigError
+from byeori.planner import advice, machines, show, skypilot, workload
+from byeori.planner.advice import Case, Choice, Offer
+from byeori.planner.machines import GIB, Machine
+from byeori.planner.rehearsal import PARTS, Rehearsal
+from byeori.planner.workload import Micro, Work
+
+TABLE = machines.read()
+
+
+def _micro(size: int) -> Micro:
+    rows = tuple(Example(token_ids=[1] * 9, targets=((4, 9),)) for _ in range(size))
+    return Micro(size=size, tokens=4096, worst=rows, usual=rows, several=size < 8)
+
+
+def _machine(memory: float, **changes: Any) -> Machine:
+    values: dict[str, Any] = {
+        "name": "GPU",
+        "device": "cuda",
+        "memory": int(memory * GIB),
+        "bandwidth": 1e12,
+        "flops": 1e14,
+        "link": "PCIe",
+        "link_speed": 1e10,
+        "workspace": 0,
+        "share": 0.5,
+        "share_source": "assumed",
+        "skypilot": "GPU",
+    }
+    return Machine(**values | changes)
+
+
+def _case(*, batch_size: int = 8, **choice: Any) -> Case:
+    """A model of 16 GiB (4 in 4 bit) that keeps 4 GiB for a row, 1 with checkpointing; 1e12 operations a row."""
+
+    def rehearse(micro: Micro, recompute: str, four_bit: bool, device: str) -> Rehearsal:
+        weights = (4 if four_bit else 16) * GIB
+        activations = (micro.size or 1) * {"none": 4, "selective": 3, "full": 1}[recompute] * GIB
+        parts = dict.fromkeys(PARTS, 0) | {"weights": weights, "activations": activations}
+        return Rehearsal(
+            peak=weights + activations,
+            parts=parts,
+            segment="forward",
+            flops=10**12,
+            forward_flops=10**12 // 3,
+            tokens=1000,
+            resident={"weights": weights},
+            layer=GIB // 2,
+            outside=GIB,
+            layers=30,
+            weight_count=8 * 10**9,
+            opened=8 * 10**9 if four_bit else 0,
+        )
+
+    work = Work(
+        micros=tuple(_micro(size) for size in (4, 2, 1)),
+        tokens=3.6e6,
+        reference=0.0,
+        steps=100,
+        batch_size=batch_size,
+        rows=800,
+        assumed="",
+    )
+    given: dict[str, Any] = {"recompute": None, "four_bit": None, "sharding": None} | choice
+
+    def usual(micro: Micro, device: str) -> tuple[float, float, float]:
+        return 1e12 * micro.size, 1e12 / 3 * micro.size, 1000.0 * micro.size
+
+    return Case(work=work, choice=Choice(**given), table=TABLE, rehearse=rehearse, usual=usual)
+
+
+def _offers(memory: float, **changes: Any) -> list[Offer]:
+    return advice.offers(_case(**changes), [_machine(memory, bandwidth=1e13)])
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (40, "micro-batch 4"),  # 16 + 16 and what lies outside
+        (30, "micro-batch 2"),
+        (22.3, "micro-batch 1"),
+        (18.5, "checkpointing, micro-batch 1"),
+        (12, "4-bit, micro-batch 1"),
+        (6.5, "4-bit, checkpointing, micro-batch 1"),
+    ],
+)
+def test_the_fastest_settings_that_fit(memory: float, words: str) -> None:
+    alone = _offers(memory)[0]
+    assert alone.fits
+    assert alone.way is not None
+    assert alone.way.words == words
+    assert alone.need == sum(alone.parts.values())
+
+
+def test_what_does_not_fit_says_how_much_is_missing() -> None:
+    alone = _offers(5)[0]
+    assert not alone.fits
+    assert alone.way is not None
+    assert alone.way.words == "4-bit, checkpointing, micro-batch 1"
+    assert alone.lacks == alone.need - int(5 * GIB * (1 - TABLE.headroom))
+
+
+def test_several_share_the_weights_where_one_cannot_hold_them() -> None:
+    four = _offers(12, four_bit=False)[2]
+    assert (four.count, four.fits) == (4, True)
+    assert four.way is not None
+    assert four.way.settings["parallel"] == "fsdp"
+    assert four.parts["weights"] == 4 * GIB + GIB + 2 * GIB // 2  # a quarter, what is in no layer, two whole layers
+
+
+def test_what_is_set_is_not_changed() -> None:
+    alone = _offers(40, recompute="full")[0]
+    assert alone.way is not None
+    assert alone.way.settings == {"gradient_checkpointing": "full", "micro_batch_size": 4}
+
+
+def test_time_and_cost_by_hand() -> None:
+    offer = advice.offers(_case(), [_machine(40, price=2.0)])[0]
+    # a row of 1,000 tokens: 1e12 operations at half of 1e14 a second; reading the weights twice takes 0.034 s of 0.08
+    assert offer.tokens_per_second == pytest.approx(50_000)
+    assert offer.hours == pytest.approx(3.6e6 / 50_000 / 3600)
+    assert offer.cost == pytest.approx(2.0 * offer.hours)
+    slow = advice.offers(_case(), [_machine(40, bandwidth=1e11)])[0]
+    assert slow.tokens_per_second == pytest.approx(4000 / (2 * 16 * GIB / 1e11))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_as_training_refuses_it() -> None:
+    offers = _offers(40, batch_size=4)
+    assert [offer.refused for offer in offers] == ["", "", "", "batch_size 4 is not a multiple of 8 processes"]
+
+
+def test_best_value_first() -> None:
+    cheap, dear = _machine(40, name="cheap", price=1.0), _machine(40, name="dear", price=9.0)
+    free, cpu = _machine(20, name="unpriced"), _machine(64, name="CPU", device="cpu", link_speed=None)
+    ranked = advice.ranked(advice.offers(_case(), [cpu, free, dear, cheap]))
+    names = list(dict.fromkeys(offer.machine.name for offer in ranked))
+    assert names == ["cheap", "dear", "unpriced", "CPU"]
+    assert [offer.count for offer in ranked if offer.machine.name == "CPU"] == [1]
+    assert show.sentence(ranked[0]).startswith("cheap x 1 is enough: micro-batch 4, about 1 min, $0.02")
+
+
+@pytest.mark.parametrize("name", ["4090", "rtx4090", "RTX 4090", "rtx-4090"])
+def test_machines_by_name(name: str) -> None:
+    assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == ["RTX 4090"]
+
+
+def test_the_table_has_every_machine_and_no_invented_price() -> None:
+    names = [machine.name for machine in TABLE.machines]
+    assert names == [
+        *["T4", "L4", "A10G", "RTX 3090", "RTX 4090", "RTX 5090", "A100 40GB", "A100 80GB", "L40S", "RTX 6000 Ada"],
+        *["RTX PRO 6000", "H100", "H200", "B200", "MI300X"],
+    ]
+    assert all(machine.price is None for machine in TABLE.machines)
+    assert TABLE.date and TABLE.source
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("H1000: 2", "names a GPU that is not known, 'H1000' (did you mean H100?)"),
+        ("H100: {usd_per_hour: -3}", "the price of H100 is -3; give dollars an hour"),
+        ("H100: {usd_per_hour: cheap}", "the price of H100 is 'cheap'"),
+        ("- 1", "holds no table"),
+        ("a: [", "is not valid YAML at line"),
+    ],
+)
+def test_prices_that_are_wrong(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        machines.read(prices=str(file))
+    assert words in str(error.value)
+
+
+def test_prices_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text("H100: {usd_per_hour: 2.5, source: my contract, date: 2026-11-24}\nT4: 0.3\n")
+    found = {machine.name: machine for machine in machines.read(prices=str(file)).machines}
+    assert (found["H100"].price, found["H100"].price_source) == (2.5, "my contract, 2026-11-24")
+    assert found["T4"].price == 0.3
+    assert found["L4"].price is None
+
+
+def test_a_table_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "machines.yaml"
+    file.write_text("machines: {X: {memory_mib: 1}}\nassumptions: {}\n")
+    with pytest.raises(ConfigError, match=r"is not a table of machines"):
+        machines.read(str(file))
+
+
+def test_rows_that_are_made_up() -> None:
+    from byeori.batch import forest, loader
+
+    plan = loader.schedule(100, batch_size=8, num_epochs=2, max_steps=None, seed=0)
+    rows: dict[str, Any] = {"cutoff_len": 512, "mean": 256, "rows": 100, "plan": plan, "tokens": 4096}
+    single = workload.made_up(**rows, group=1, size=4)
+    assert [micro.size for micro in single.micros] == [4, 2, 1]
+    assert forest.build(single.micros[0].worst).unique_tokens == 4 * 511
+    assert single.tokens == 200 * 255
+    pairs = workload.made_up(**rows, group=2, size=2)
+    assert forest.build(pairs.micros[-1].worst).unique_tokens == 512 - 64 + 2 * 63  # the prompt counts once
+    budget = workload.made_up(**rows, group=1, size=None)
+    assert [micro.tokens for micro in budget.micros] == [4096, 2048, 1024, 512]
+    assert [len(micro.worst) for micro in budget.micros] == [8, 4, 2, 1]
+
+
+def test_a_task_for_skypilot() -> None:
+    offer = _offers(12, four_bit=False)[2]
+    task = skypilot.task(offer, objective="sft", settings="batch_size: 8\n", weight_bytes=16 * 10**9, rows={"/a": "b"})
+    assert task["resources"]["accelerators"] == "GPU:4"
+    assert task["file_mounts"] == {"/a": "b"}
+    assert task["run"].endswith("byeori sft --config run.yaml\n")
+    with pytest.raises(ConfigError, match="SkyPilot rents no CPU"):
+        skypilot.task(Offer(machine=_machine(1, name="CPU", skypilot=None), count=1), objective="sft", settings="",
+                      weight_bytes=0, rows={})  # fmt: skip

@@ -1,0 +1,129 @@
+"""byeori plan, from its settings to its words, files and errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from byeori import cli, config, planning
+from byeori.errors import ByeoriError, ConfigError, ModelError
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "plan"
+SHAPE = "hidden_size=256 num_hidden_layers=4 num_attention_heads=4 intermediate_size=512 vocab_size=1000"
+
+
+def _plan(capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:
+    found = planning.plan(config.check(config.PlanSettings, {"json": True} | settings))
+    assert json.loads(capsys.readouterr().out) == found
+    return found
+
+
+def test_a_shape_by_hand_on_every_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _plan(capsys, shape=SHAPE)
+    assert len(found["offers"]) == 15 * 4 + 1
+    assert found["objective"] == "sft"
+    assert found["best"]["fits"]
+    assert all(sum(offer["parts_bytes"].values()) == offer["need_bytes"] for offer in found["offers"])
+    assert found["rows"].startswith("assumed: 10,000 rows of 1,024 tokens on average")
+
+
+def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"shape": SHAPE, "gpu": "4090,H100", "explain": True}
+    planning.plan(config.check(config.PlanSettings, settings))
+    out = capsys.readouterr().out
+    assert "x 1 is enough: 4,096 tokens at once" in out
+    assert "RTX 4090: 24.0 GiB, 1,008 GB/s, 165 TFLOPS, of which 40% are counted on (assumed)" in out
+    assert out.count("  x8") == 2
+    assert "embed_tokens.weight" in out
+    assert "No prices: the order is by GiB of memory times hours" in out
+
+
+def test_the_tutorials_preference_run(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _plan(
+        capsys,
+        base_model=str(EXAMPLES / "Qwen1.5-72B"),
+        beta=0.1,
+        batch_size=16,
+        micro_batch_size=1,
+        cutoff_len=512,
+        gpu="H100",
+    )
+    assert found["objective"] == "dpo"
+    assert found["weights"] == 72_287_920_128
+    assert found["offers"][0]["settings"]["load_in_4bit"]
+
+
+def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, task = tmp_path / "run.yaml", tmp_path / "task.yaml"
+    found = _plan(
+        capsys,
+        base_model=tiny_model,
+        data_path=str(title_rows),
+        cutoff_len=256,
+        batch_size=4,
+        gpu="T4",
+        write=str(run),
+        skypilot=str(task),
+    )
+    assert found["rows"].startswith("24 rows of ")
+    assert found["steps"] == 18
+    settings = config.check(config.SftSettings, config.read_yaml(str(run), config.SftSettings))
+    assert (settings.batch_size, settings.cutoff_len) == (4, 256)
+    launched = yaml.safe_load(task.read_text())
+    assert launched["resources"]["accelerators"].startswith("T4:")
+    assert launched["file_mounts"] == {f"/tmp/byeori-rows/{title_rows.name}": str(title_rows)}
+
+
+def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _plan(capsys, base_model=tiny_model, cutoff_len=128, gpu="CPU", calibrate=True, dtype="float32")
+    assert abs(found["calibration"]["error"]) < 0.03
+    assert found["calibration"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "give --base_model, or --shape"),
+        ({"shape": SHAPE, "gpu": "H1000"}, "there is no GPU 'H1000' (did you mean H100?)"),
+        ({"shape": "hidden_size"}, "write name=number"),
+        ({"shape": "hidden_size=-4"}, "write name=number"),
+        ({"shape": "model_type=lama hidden_size=4"}, "no lama model has these sizes"),
+        ({"shape": "hidden_size=250 num_attention_heads=4 num_hidden_layers=1"}, "250"),
+        ({"shape": "hidden_size=256 num_attention_heads=6 num_key_value_heads=4"}, "6"),
+        ({"shape": SHAPE, "cutoff_len": 10**6}, "is beyond the 2048 positions"),
+        ({"shape": SHAPE, "batch_size": 6, "micro_batch_size": 4}, "batch_size 6 is not a multiple of"),
+        ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs has no meaning for pairs"),
+        ({"shape": SHAPE, "assumed_tokens": 4000}, "beyond cutoff_len 2048"),
+        ({"shape": SHAPE, "lora_target_modules": "no_such"}, "no_such"),
+        ({"shape": SHAPE, "prices": "/no/such/file"}, "cannot read /no/such/file"),
+        ({"shape": SHAPE, "gpu": "T4", "skypilot": "/tmp/no.yaml"}, "--skypilot needs --base_model and --data_path"),
+        ({"base_model": "/no/such/folder"}, "there is no folder /no/such/folder"),
+    ],
+)
+def test_bad_input(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ByeoriError) as error:
+        planning.plan(config.check(config.PlanSettings, settings))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is not a model: it has no config\.json"):
+        planning.plan(config.check(config.PlanSettings, {"base_model": str(tmp_path)}))
+
+
+def test_nothing_is_enough(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    settings = {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "gpu": "T4", "batch_size": 1, "cutoff_len": 64}
+    with pytest.raises(ConfigError, match="no machine is enough"):
+        planning.plan(config.check(config.PlanSettings, settings | {"write": str(tmp_path / "run.yaml")}))
+    assert "Nothing here is enough: T4 x 1 lacks" in capsys.readouterr().out
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--shape", *SHAPE.split(), "--gpu", "L4", "--gradient_checkpointing", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["offers"][0]["settings"]["gradient_checkpointing"] == "full"

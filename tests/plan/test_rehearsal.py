@@ -1,0 +1,154 @@
+"""The rehearsal against the same step on real tensors, and two heights against the whole model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from byeori.data.tokenize import Example
+from byeori.errors import ModelError
+from byeori.model import forward, speed
+from byeori.objective.dpo import Preference, preference
+from byeori.objective.record import Objective
+from byeori.objective.sft import SFT
+from byeori.planner import packed, rehearsal, step
+from byeori.planner.rehearsal import Adapter
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+import zoo
+
+DPO = preference(Preference(loss="sigmoid", beta=0.1))
+CPU = torch.device("cpu")
+
+
+def _adapter(kind: str, dropout: float = 0.0) -> Adapter:
+    return Adapter(r=3, alpha=5, dropout=dropout, targets=tuple(zoo.TARGETS.get(kind, ["all-linear"])))
+
+
+def _config(kind: str, **changes: Any) -> Any:
+    config = (zoo.KINDS | zoo.STATEFUL)[kind]().config
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def _rows(*lengths: int) -> list[Example]:
+    return [Example(token_ids=[at + 3] * n, targets=((n - n // 4, n),)) for at, n in enumerate(lengths)]
+
+
+def _pair(length: int) -> list[Example]:
+    ids = [[5] * (length - 8) + [6 + side] * 8 for side in range(2)]
+    return [Example(token_ids=each, targets=((length - 8, length),)) for each in ids]
+
+
+def _measured(config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any) -> step.Step:
+    several = how.pop("several", False)
+    chosen = speed.parts(["auto"], CPU)
+    model = rehearsal.build(config, adapter, torch.float32, chosen=chosen, device="cpu", **how)
+    plain = not forward.use_forest_attention(model)
+    optimizer = step.optimizer_of(model)
+    return step.run(model, optimizer, rows, objective=objective, ends=(1, 1), several=several, plain=plain)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gemma2", "gpt2", "mistral", "phi", "cohere", "mamba"])
+def test_it_takes_what_the_real_step_takes(kind: str, recompute: str) -> None:
+    rows = _rows(60) if kind in zoo.STATEFUL else zoo.tree()
+    config = _config(kind)
+    stage = rehearsal.stage(config)
+    found = rehearsal.rehearse(stage, _adapter(kind), rows, dtype=torch.float32, recompute=recompute, device="cpu")
+    real = _measured(config, _adapter(kind), rows, SFT, recompute=recompute)
+    peak = max(each.total for each in real.peaks.values())
+    assert found.peak == pytest.approx(peak, rel=0.01)  # a few tables of indices, in a model of 10 kB
+    assert found.flops == real.flops
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("objective", [SFT, DPO])
+def test_both_objectives(objective: Objective, several: bool, dropout: float) -> None:
+    config, rows = _config("llama"), _pair(48) if objective is DPO else _rows(40, 21)
+    adapter = _adapter("llama", dropout)
+    found = rehearsal.rehearse(
+        rehearsal.stage(config), adapter, rows, dtype=torch.float32, objective=objective, device="cpu", several=several
+    )
+    real = _measured(config, adapter, rows, objective, several=several)
+    name = max(real.peaks, key=lambda key: real.peaks[key].total)
+    assert found.peak == pytest.approx(real.peaks[name].total, rel=0.01)
+    assert sum(found.parts.values()) == found.peak
+    assert found.resident == real.resident
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "how", [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"several": True}]
+)
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
+def test_two_heights_give_the_whole_model(kind: str, how: dict[str, Any], device: str) -> None:
+    changes: dict[str, Any] = {"num_hidden_layers": 14}
+    if kind == "gemma3":
+        changes["layer_types"] = ["sliding_attention", "full_attention"] * 7
+    stage = rehearsal.stage(_config(kind, **changes))
+    assert (stage.layers, stage.period) == (14, 2 if kind == "gemma3" else 1)
+    rows: dict[str, Any] = {"dtype": torch.float32, "device": device, "explain": True, **how}
+    few = rehearsal.rehearse(stage, _adapter(kind), zoo.tree(), **rows)
+    whole = rehearsal.rehearse(stage, _adapter(kind), zoo.tree(), whole=True, **rows)
+    for name in (
+        "segment",
+        "flops",
+        "forward_flops",
+        "tokens",
+        "resident",
+        "layer",
+        "outside",
+        "opened",
+        "weight_count",
+    ):
+        assert getattr(few, name) == getattr(whole, name), name
+    slack = 2 * 512 if device == "cuda" else 0  # a list of norms, one for each matrix, is rounded up to blocks
+    assert few.peak == pytest.approx(whole.peak, abs=slack)
+    assert few.parts == pytest.approx(whole.parts, abs=slack)
+    assert sum(size for size, _ in few.sources.values()) == few.peak
+
+
+def test_the_parts_worked_out_by_hand() -> None:
+    config = _config("llama", tie_word_embeddings=False)
+    found = rehearsal.rehearse(
+        rehearsal.stage(config), _adapter("llama"), _rows(20), dtype=torch.float32, device="cpu", several=True
+    )
+    # 16 wide, 40 words, heads of 4 (4 for queries, 2 for keys), 24 inside the feed-forward layer, 2 layers
+    attention, feed = 16 * 16 * 2 + 16 * 8 * 2, 3 * 16 * 24
+    assert found.weight_count == 2 * (attention + feed + 2 * 16) + 16 + 2 * 40 * 16
+    adapters = 2 * 3 * ((16 + 16) * 2 + (16 + 8) * 2 + (16 + 24) * 3)
+    assert found.parts["adapters"] == found.parts["gradients"] == 4 * adapters
+    assert found.parts["optimizer"] == 2 * 4 * adapters + 4 * 2 * 2 * 7  # and a step count for each matrix
+
+
+def test_bytes_of_a_4_bit_layer() -> None:
+    layer = packed.Packed(torch.nn.Linear(96, 1024, bias=False))
+    numbers = 96 * 1024
+    assert layer.weight.nbytes == numbers // 2
+    assert layer.scales.nbytes == numbers // 64
+    assert layer.scale_scales.nbytes == 4 * numbers // 64 // 256
+
+
+def test_experts_in_bfloat16() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
+    config = _config("mixtral", **sizes)
+    found = rehearsal.rehearse(rehearsal.stage(config), _adapter("mixtral"), _rows(32), dtype=torch.bfloat16)
+    experts = 3 * 2 * 32 * 64 * 2 * 2 * 31  # two of the experts for every token, in both layers
+    assert found.flops > experts
+
+
+def test_a_model_whose_code_asks_for_numbers() -> None:
+    with pytest.raises(ModelError, match="a lfm2 model cannot be rehearsed without numbers"):
+        rehearsal.rehearse(rehearsal.stage(_config("lfm2")), _adapter("lfm2"), _rows(16), dtype=torch.float32)
+
+
+def test_a_config_that_no_model_has() -> None:
+    with pytest.raises(ModelError, match="no model can be made of this llama config"):
+        rehearsal.stage(_config("llama", hidden_act="no_such_thing"))
