@@ -11,16 +11,34 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))
+
+GPU = Path(__file__).parent / "gpu"
+for _folder in ("model", "train"):  # helpers that tests of other folders use
+    sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 SAMPLES = Path(__file__).parents[1] / "src" / "byeori" / "data" / "samples"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tiny models run on one thread: handing their work to more takes ten times as long as doing it."""
+    """Tiny models run on one thread: handing their work to more takes ten times as long as doing it. So does the real
+    one where another worker has the other core."""
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)) if item.get_closest_marker("real") else 1)
+        alone = item.get_closest_marker("real") and "PYTEST_XDIST_WORKER" not in os.environ
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if alone else 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in gpu/ are skipped where there is none: `BYEORI_TEST_GPUS=0 python -m pytest tests/gpu` runs them."""
+    for item in (item for item in items if GPU in item.path.parents):
+        import torch
+
+        item.add_marker("gpu")
+        if not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device (or BYEORI_TEST_GPUS is not set)"))
 
 
 def sample_rows(name: str) -> list[dict[str, Any]]:

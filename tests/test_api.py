@@ -12,7 +12,7 @@ import pytest
 import byeori
 from byeori import cli
 
-FUNCTIONS = ["compare", "generate", "merge", "preview", "publish", "sft"]
+FUNCTIONS = ["compare", "generate", "merge", "plan", "preview", "publish", "sft"]
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -28,8 +28,10 @@ def test_the_public_surface_is_exactly_this() -> None:
         "TrainingError",
         "compare",
         "demo_model",
+        "dpo",
         "generate",
         "merge",
+        "plan",
         "preview",
         "publish",
         "sft",

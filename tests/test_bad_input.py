@@ -325,8 +325,11 @@ def test_a_folder_without_a_model(sft: Fails, tmp_path: Path) -> None:
     assert "is not a model: it has no config.json" in sft(base_model=tmp_path / "empty")
 
 
-def test_an_adapter_as_base(sft: Fails, adapter: Path) -> None:
-    assert "it is an adapter; give its base model" in sft(base_model=adapter)
+def test_an_adapter_whose_base_is_gone(sft: Fails, adapter: Path, tmp_path: Path) -> None:
+    lone = Path(shutil.copytree(adapter, tmp_path / "lone"))
+    config = json.loads((lone / "adapter_config.json").read_text())
+    (lone / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone"}))
+    assert "was trained on it: give --base_model where it lies now" in sft(base_model=lone)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.0001, 0])

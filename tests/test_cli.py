@@ -13,6 +13,7 @@ import pytest
 
 from byeori import __version__, cli, config
 from byeori.config import GenerateSettings, SftSettings
+from byeori.errors import ConfigError
 
 NEEDED = ["--base_model", "m", "--data_path", "rows.jsonl", "--output_dir", "out"]
 
@@ -113,7 +114,7 @@ def test_positionals_stand_anywhere(arguments: list[str]) -> None:
 
 
 def test_negative_values_reach_their_check() -> None:
-    with pytest.raises(config.ConfigError, match=r"--learning_rate '-1e-5': input should be greater than 0"):
+    with pytest.raises(ConfigError, match=r"--learning_rate '-1e-5': input should be greater than 0"):
         parse("sft", *NEEDED, "--learning_rate", "-1e-5")
 
 
@@ -245,7 +246,7 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_a_sentence_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*_: object) -> None:
-        raise config.ConfigError("first\nsecond")
+        raise ConfigError("first\nsecond")
 
     monkeypatch.setattr(cli, "run", fail)
     assert cli.main(["sft"]) == 2

@@ -17,6 +17,8 @@ def _text(name: str) -> str:
 def test_the_table_of_settings_is_made_from_config() -> None:
     shown = _text("README.md").split("<!-- settings -->")[1].split("<!-- /settings -->")[0].strip()
     assert shown == config.table(config.SftSettings)
+    shown = _text("README.md").split("<!-- settings-dpo -->")[1].split("<!-- /settings-dpo -->")[0].strip()
+    assert shown == config.table(config.DpoSettings, besides=config.SftSettings)
 
 
 def test_both_languages_show_the_same_commands() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_tokenizer, tiny_llama
+from conftest import byte_level_tokenizer, sample_rows, tiny_llama
 
 ROOT = Path(__file__).parents[1]
 SFT = """\
@@ -40,6 +40,23 @@ python {scripts}/merge.py \\
     --base_model_name_or_path {model} \\
     --peft_model_path ./title-generator/checkpoint-9 \\
     --output_dir ./output_dir
+"""
+DPO = """\
+python {scripts}/dpo-trainer.py \\
+    --base_model {model} \\
+    --data-path {rows} \\
+    --output_dir ./lora \\
+    --num_epochs 3 \\
+    --batch_size 16 \\
+    --micro_batch_size 2 \\
+    --learning_rate 1e-5 \\
+    --lora_r 16 \\
+    --lora_alpha 16 \\
+    --lora_dropout 0.05 \\
+    --lora_target_modules [{first}"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", {down}, {last}] \\
+    --lr_scheduler 'linear' \\
+    --warmup_ratio 0.1 \\
+    --cutoff_len 4096 \\
 """
 
 
@@ -167,3 +184,21 @@ def test_scripts_have_help(script: str, flag: str, tmp_path: Path) -> None:
     assert done.returncode == 0
     assert f"usage: {script}" in done.stdout
     assert flag in done.stdout
+
+
+@pytest.mark.parametrize("first", ["", '"embed_tokens", '], ids=["lm_head", "embed_tokens"])
+def test_the_preference_line_trains(first: str, roomy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows("preference-ko.jsonl")[:32]),
+        encoding="utf-8",
+    )
+    done = shell(
+        DPO, tmp_path, model=roomy_model, rows="pairs.jsonl", first=first, down='"down_proj"', last='"lm_head"'
+    )
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "lora" / "train_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 7))  # 32 pairs, 3 times, 16 at once
+    assert abs(log[0]["loss"] - 0.6931) < 1e-3
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert len(config["target_modules"]) == 8 + bool(first) and "lm_head" in config["target_modules"]
+    assert "Template question-answer" in done.stderr

@@ -2,6 +2,7 @@
 
     import byeori
 
+    byeori.plan(base_model="...", data_path="rows.jsonl")
     byeori.preview(base_model="...", data_path="rows.jsonl")
     byeori.sft(base_model="...", data_path="rows.jsonl", output_dir="adapter")
     byeori.merge(peft_model_path="adapter", output_dir="merged")
@@ -31,7 +32,7 @@ from byeori.errors import (
 )
 
 if TYPE_CHECKING:
-    from byeori.recipes import CompareResult, SftResult
+    from byeori.recipes import CompareResult, TrainResult
     from byeori.result.merge import MergeResult
     from byeori.result.publish import PublishResult
 
@@ -49,19 +50,35 @@ __all__ = [
     "TrainingError",
     "compare",
     "demo_model",
+    "dpo",
     "generate",
     "merge",
+    "plan",
     "preview",
     "publish",
     "sft",
 ]
 
 
-def sft(**settings: Any) -> SftResult:
+def sft(**settings: Any) -> TrainResult:
     """Fine-tune a LoRA adapter; keywords are config.SftSettings. Raises ByeoriError."""
     from byeori import recipes
 
     return recipes.sft(config.check(config.SftSettings, settings))
+
+
+def dpo(**settings: Any) -> TrainResult:
+    """Prefer chosen answers to rejected ones; keywords are config.DpoSettings. Raises ByeoriError."""
+    from byeori import recipes
+
+    return recipes.dpo(config.check(config.DpoSettings, settings))
+
+
+def plan(**settings: Any) -> dict[str, Any]:
+    """What a run needs, on which machine; keywords are config.PlanSettings. Returns the plan. Raises ByeoriError."""
+    from byeori import planning
+
+    return planning.plan(config.check(config.PlanSettings, settings))
 
 
 def preview(**settings: Any) -> dict[str, Any]:

@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.config import CompareSettings, DataSettings, GenerateSettings, GenerationSettings, nearest
+from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import sources, template, tokenize
-from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
-from byeori.errors import ConfigError, ModelError, TemplateError
+from byeori.errors import ConfigError, ModelError
 from byeori.model import parallel
 from byeori.result import compare as comparison
 from byeori.result import folder as folders
 from byeori.result import generate as generation
 from byeori.result import opening, report, scores
+from byeori.rows import check_columns, group_of, load_table, say
+from byeori.start import check_cutoff
 from byeori.train import log
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,38 +33,6 @@ class CompareResult:
     rows: Path
     metrics: dict[str, Any]
     verdict: str
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
-
-
-# ---- what all jobs begin with --------------------------------------------------------------------------------
-
-
-def load_table(settings: DataSettings | GenerateSettings) -> Dataset:
-    return sources.load_rows(
-        list(settings.data_path or []),
-        config=settings.dataset_config,
-        split=settings.dataset_split,
-        revision=getattr(settings, "dataset_revision", None),
-        max_rows=settings.max_rows,
-    )
-
-
-def check_columns(chosen: Template | None, columns: list[str], *, with_answer: bool) -> None:
-    wanted = [] if chosen is None else [*chosen.prompt_columns, *([chosen.answer_column] if with_answer else [])]
-    for column in wanted:
-        if chosen and column not in columns and column not in chosen.optional_columns:
-            raise TemplateError(template.unknown_column(column, columns))
-
-
-def check_cutoff(cutoff_len: int, positions: int | None, name: str) -> None:
-    if positions is not None and cutoff_len > positions:
-        raise ConfigError(
-            f"--cutoff_len {cutoff_len} is beyond the {positions} positions of {name}; give {positions} or less"
-        )
 
 
 # ---- generate ------------------------------------------------------------------------------------------------
@@ -186,8 +155,9 @@ def compare(settings: CompareSettings) -> CompareResult:
     if not found.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
     chosen = opening.template_of(found, settings.template)
-    check_columns(chosen, table.column_names, with_answer=True)
-    how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found))
+    group = group_of(table.column_names, chosen)
+    check_columns(chosen, table.column_names, with_answer=group == 1)
+    how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
     rows = folders.comparable(table, how, settings.data_path, settings.on_bad_rows)
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")

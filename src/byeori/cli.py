@@ -10,11 +10,13 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from byeori import __version__, config
-from byeori.errors import ByeoriError, ConfigError
+from byeori import __version__, config, launch
+from byeori.errors import ByeoriError, ConfigError, may_speak
 
 COMMANDS: dict[str, tuple[type[config.Settings] | None, str]] = {
     "sft": (config.SftSettings, "fine-tune a LoRA adapter on prompts and answers"),
+    "dpo": (config.DpoSettings, "fine-tune a LoRA adapter to prefer chosen answers to rejected ones"),
+    "plan": (config.PlanSettings, "what a run needs, and on which machine, before one is paid for; no GPU needed"),
     "preview": (config.PreviewSettings, "show what the model will see, before any weights are loaded"),
     "merge": (config.MergeSettings, "write an adapter into its base model"),
     "generate": (config.GenerateSettings, "answer a prompt, or every row of a table"),
@@ -62,12 +64,18 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[config.Settings]) -
         values: dict[str, Any] = {"help": words, "default": argparse.SUPPRESS}
         if name == "columns":
             continue
-        if field.annotation is bool:
-            parser.add_argument(f"--{field.alias or name}", nargs="?", const=True, metavar="BOOL", **values)
+        if alone := _alone(field):
+            metavar = "BOOL" if field.annotation is bool else "VALUE"
+            parser.add_argument(f"--{field.alias or name}", nargs="?", const=alone, metavar=metavar, **values)
         elif _is_list(field.annotation):
             parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", **values)
         else:
             parser.add_argument(f"--{name}", metavar="VALUE", **values)
+
+
+def _alone(field: Any) -> str | None:
+    """What a flag without a value means; None where it needs one."""
+    return "True" if field.annotation is bool else (field.json_schema_extra or {}).get("alone")
 
 
 def _is_list(annotation: Any) -> bool:
@@ -99,13 +107,13 @@ def normalise(kind: type[config.Settings], arguments: Sequence[str]) -> tuple[li
         column = not known and "columns" in kind.model_fields
         if not equals and following is not None and not following.startswith("--"):
             scalar = column or name == "config" or (name in fields and not _is_list(fields[name].annotation))
-            if name in fields and fields[name].annotation is bool:
-                scalar = following.lower() in _BOOLEANS
+            if name in fields and _alone(fields[name]):
+                scalar = following.lower() in _BOOLEANS | set(typing.get_args(fields[name].annotation))
             if scalar:
                 equals, value, index = "=", following, index + 1
         if not column:
-            bare = not equals and name in fields and fields[name].annotation is bool
-            out.append(f"--{name}=True" if bare else f"--{name}{equals}{value}")
+            alone = None if equals or name not in fields else _alone(fields[name])
+            out.append(f"--{name}={alone}" if alone else f"--{name}{equals}{value}")
         elif not equals:
             raise ConfigError(f"{flag} needs a value: {flag} TEXT or {flag} @file")
         else:
@@ -145,8 +153,8 @@ def _unknown(kind: type[config.Settings], rest: list[str]) -> str:
     return "there is no flag " + ", ".join(f"{flag}{config.nearest(flag, there)}" for flag in wrong)
 
 
-def run(name: str, arguments: Sequence[str], prog: str | None = None) -> None:
-    """Run one command."""
+def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
+    """Run one command; its exit code."""
     kind = COMMANDS[name][0]
     places = POSITIONAL.get(name, [])
     words = COMMANDS[name][1]
@@ -158,21 +166,29 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> None:
         from byeori import recipes
 
         print(recipes.demo_model())
+    elif name == "plan":
+        from byeori import planning
+
+        planning.plan(typing.cast(config.PlanSettings, settings))
     elif name == "demo":
         from byeori import demo
 
         demo.demo(typing.cast(config.DemoSettings, settings))
     else:
+        if isinstance(settings, config.TrainSettings):
+            code = launch.start_group(settings.nproc, [name, *arguments])
+            if code is not None:
+                return code
         from byeori import recipes
 
         getattr(recipes, name)(settings)
+    return 0
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else "--help"
     if first in COMMANDS:
-        run(first, arguments[1:])
-        return
+        return run(first, arguments[1:])
     if not first.startswith("-"):
         raise ConfigError(f"there is no command {first!r}{config.nearest(first, list(COMMANDS))}; see byeori --help")
     parser = build_parser()
@@ -181,6 +197,7 @@ def _main(arguments: Sequence[str]) -> None:
         import shtab
 
         print(shtab.complete(parser, found.print_completion))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
@@ -192,14 +209,15 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     first = os.environ.get("RANK", "0") == "0"
     try:
         if command:
-            run(command, given, prog=os.path.basename(sys.argv[0]))  # noqa: PTH119
-        else:
-            _main(given)
+            return run(command, given, prog=os.path.basename(sys.argv[0]))  # noqa: PTH119
+        return _main(given)
     except ByeoriError as error:
         stopped = type(error).__name__ == "Interrupted"
+        if type(error).__name__ == "Abandoned":
+            return 2
         if not first:
             time.sleep(_OTHERS_WAIT)
-        if first or not stopped:
+        if (first or not stopped) and may_speak():
             print(f"{'' if stopped else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
         return 130 if stopped else 2
     except KeyboardInterrupt:
@@ -212,7 +230,6 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(2 * _OTHERS_WAIT)  # most likely a connection that broke when another process ended
         raise
-    return 0
 
 
 if __name__ == "__main__":

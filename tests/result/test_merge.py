@@ -339,7 +339,7 @@ def edit(path: Path, change: Any) -> None:
 
 def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
     refused(tmp_path, base, base, "is not an adapter: it has no adapter_config.json")
-    refused(tmp_path, base, tmp_path / "nothing", "there is no adapter folder")
+    refused(tmp_path, base, tmp_path / "nothing", "there is no folder")
     (adapter / "adapter_config.json").write_text("{")
     refused(tmp_path, base, adapter, "adapter_config.json is damaged")
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, Hub, serve
 from safetensors.torch import save_file
 
 from byeori.errors import HubError, ModelError
 from byeori.result.card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from byeori.result.publish import collect, publish
+from hub_server import TOKEN, Hub, serve
 
 HOME = "/home/minji/secret"
 SETTINGS = {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from byeori.batch import forest as forests
+from byeori.data.preference import encode_pair, side_row
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.model import forward
 from byeori.result import folder, generate, scores
@@ -35,8 +36,9 @@ def compare_rows(
     end it holds the rows in their order. positions: the model's, where it has a limit.
     on_progress: called with rows done and rows in all.
     """
-    examples = [encode_row(row, how) for row in rows]
-    prompts = [encode_prompt(row, how) for row in rows]
+    examples = [encode_pair(row, how) if how.group == 2 else [encode_row(row, how)] for row in rows]
+    answered = [side_row(row, "chosen", how.template) if how.group == 2 else row for row in rows]
+    prompts = [encode_prompt(row, how) for row in answered]
     done: dict[int, dict[str, Any]] = {}
     folder.write(rows_file, "")
     for batch in generate.batches(prompts, batch_size):
@@ -48,7 +50,8 @@ def compare_rows(
                 )
         with folder.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
-                done[index] = _item(rows[index], how, {side: found[place] for side, found in sides.items()})
+                found = {side: found[place] for side, found in sides.items()}
+                done[index] = _item(rows[index], answered[index], how, found)
                 file.write(_line(done[index]))
         on_progress(len(done), len(rows))
     items = [done[index] for index in range(len(rows))]
@@ -59,22 +62,30 @@ def compare_rows(
 def _side(
     model: Any,
     prompts: list[list[int]],
-    examples: list[Example],
+    examples: list[list[Example]],
     how: Encoding,
     sampling: generate.Sampling,
     positions: int | None,
-) -> list[tuple[generate.Answer, float]]:
-    """One model's answers to a batch, and its mean negative log-likelihood of each reference."""
+) -> list[tuple[generate.Answer, list[torch.Tensor]]]:
+    """One model's answers to a batch, and its log-probs of each reference's tokens (and of a rejected answer's)."""
     suffix = how.template.suffix if how.template else ""
     forward.use_plain_attention(model)
     answers = generate.answer(model, how.tokenizer, prompts, sampling, suffix=suffix, positions=positions)
     with torch.no_grad():
-        logprobs = [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in examples]
-    return [(answer, -float(found.mean())) for answer, found in zip(answers, logprobs, strict=True)]
+        logprobs = [
+            [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in group]
+            for group in examples
+        ]
+    return list(zip(answers, logprobs, strict=True))
 
 
-def _item(row: Mapping[str, Any], how: Encoding, sides: dict[str, tuple[generate.Answer, float]]) -> dict[str, Any]:
-    shown = {name: value for name, value in row.items() if not name.startswith("__")}
+def _item(
+    shown: Mapping[str, Any],
+    row: Mapping[str, Any],
+    how: Encoding,
+    sides: dict[str, tuple[generate.Answer, list[torch.Tensor]]],
+) -> dict[str, Any]:
+    shown = {name: value for name, value in shown.items() if not name.startswith("__")}
     if how.template is None:
         turns = row.get("messages") or row.get("conversations") or [{}]
         reference = str(turns[-1].get("content") or turns[-1].get("value") or "")
@@ -82,9 +93,12 @@ def _item(row: Mapping[str, Any], how: Encoding, sides: dict[str, tuple[generate
     else:
         reference, prompt = str(row[how.template.answer_column]).strip(), how.template.prompt(row)
     item: dict[str, Any] = {"row": shown, "prompt": prompt, "reference": reference}
-    for side, (answer, loss) in sides.items():
+    for side, (answer, logprobs) in sides.items():
         item[f"{side}_output"] = answer.text
+        loss = -float(logprobs[0].mean())
         item[side] = scores.score_row(answer.text, reference, stopped=answer.stopped, loss=loss)
+        if len(logprobs) == 2:
+            item[side] |= scores.score_pair(float(logprobs[0].sum()), float(logprobs[1].sum()))
     return item
 
 
@@ -95,7 +109,6 @@ def _line(item: dict[str, Any]) -> str:
 
 def metrics(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
     """metrics.json: means of both models and their difference with paired-bootstrap 95% intervals."""
-    base, tuned = (
-        {name: [item[side][name] for item in items] for name in scores.ROW_METRICS} for side in ("base", "tuned")
-    )
+    names = list(items[0]["base"])
+    base, tuned = ({name: [item[side][name] for item in items] for name in names} for side in ("base", "tuned"))
     return scores.summarise(base, tuned, resamples=resamples, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from byeori import config
-from byeori.data import sources, tokenize
+from byeori import config, hub
+from byeori.data import preference, sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, DataError, TemplateError
 from byeori.model import parallel
@@ -26,6 +27,7 @@ TEMPLATE = "template.txt"
 SETTINGS = "byeori.yaml"
 BASE = "byeori_base.json"
 AUDIT = "audit.json"
+LAUNCH = ".torchrun"
 _RUN_FILES = (
     "adapter_config.json",
     checkpoint.ADAPTER,
@@ -62,6 +64,10 @@ def claim(
         CheckpointError: the folder holds another run, cannot be written, or has nothing to resume.
     """
     folder: Path | None = None
+    restarted = parallel.add_up([float(processes.main and _restarted(output))], processes)[0] > 0
+    if restarted and (whole := checkpoint.newest(output, tell)):
+        tell(f"Started again by torchrun; going on from {whole}")
+        return whole
     if resume == "latest":
         folder = checkpoint.newest(output, tell)
         if folder is None and checkpoint.steps(output):
@@ -75,7 +81,7 @@ def claim(
                 f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
             )
     if processes.main:
-        if _held(output) and resume is None and not overwrite:
+        if _held(output) and resume is None and not overwrite and not restarted:
             raise CheckpointError(
                 f"{output} holds another run; go on with --resume_from_checkpoint latest, choose another --output_dir, "
                 "or start anew with --overwrite_output_dir"
@@ -85,16 +91,35 @@ def claim(
     return folder
 
 
-def check_same_run(resume: Path, settings: config.SftSettings) -> None:
+def _restarted(output: Path) -> bool:
+    """Whether torchrun --max-restarts started this process again, and the run in the folder is the one that ended."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    path = output / LAUNCH
+    return again and path.is_file() and path.read_text(encoding="utf-8") == _launch()
+
+
+def _launch() -> str:
+    """What all attempts of one torchrun have in common: the id that it was given, or its process."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return given if given != "none" else str(os.getppid())
+
+
+def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
     """A checkpoint is a number of steps; it means the same rows only under the same settings.
 
     Raises:
         CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
     """
     path = resume / SETTINGS
+    checkpoint.check_whole(resume)
     if not (resume / checkpoint.STATE).is_file() or not path.is_file():
         return
     saved, now = config.read_yaml(str(path)), settings.model_dump(by_alias=True)
+    if ("loss" in saved) != ("loss" in now):
+        raise CheckpointError(
+            f"the checkpoint {resume} was written by byeori {'dpo' if 'loss' in saved else 'sft'}; "
+            f"to train its weights further, give it as --base_model"
+        )
     for name in _SAME_ROWS:
         if name in saved and saved[name] != now[name]:
             raise CheckpointError(
@@ -107,8 +132,11 @@ def _held(output: Path) -> bool:
     return any((output / name).exists() for name in _RUN_FILES) or bool(checkpoint.steps(output))
 
 
-def make(output: Path, *, clear: bool) -> None:
+def make(output: Path, *, clear: bool, resume: Path | None) -> None:
     """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
+
+    Under torchrun it notes whose run this is, so that another attempt goes on from its checkpoints; not where younger
+    checkpoints of an earlier run lie there, which it would take for its own.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -118,8 +146,13 @@ def make(output: Path, *, clear: bool) -> None:
             for name in _RUN_FILES:
                 (output / name).unlink(missing_ok=True)
             for _, folder in checkpoint.steps(output):
-                shutil.rmtree(folder)
+                checkpoint.remove(folder)
         output.mkdir(parents=True, exist_ok=True)
+        (output / LAUNCH).unlink(missing_ok=True)
+        there = [folder for _, folder in checkpoint.steps(output)]
+        own = not there or (resume is not None and there[-1].resolve() == resume.resolve())
+        if own and "TORCHELASTIC_RUN_ID" in os.environ:
+            (output / LAUNCH).write_text(_launch(), encoding="utf-8")
 
 
 def check_writable(folder: Path) -> None:
@@ -215,26 +248,19 @@ def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None
     (folder / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
 
 
-def write_run_facts(folder: Path, output: Path, found: dict[str, Any], settings: config.SftSettings) -> None:
+def write_run_facts(folder: Path, output: Path, found: dict[str, Any], base: str, revision: str | None) -> None:
     """The audit, which base it was, and the model card."""
     (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
-    base = {"base_model": settings.base_model, "sha256": _fingerprint(settings)}
-    (folder / BASE).write_text(json.dumps(base, indent=1), encoding="utf-8")
+    record = {"base_model": base, "sha256": fingerprint(base, revision)}
+    (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     shutil.copy(output / log.FILE, folder / log.FILE)
     (folder / "README.md").write_text(card.model_card(folder), encoding="utf-8")
 
 
-def _fingerprint(settings: config.SftSettings) -> str | None:
-    local = Path(settings.base_model)
-    if not local.is_dir():
-        from huggingface_hub import snapshot_download
-
-        patterns = ["*.safetensors", "*.safetensors.index.json"]
-        found = snapshot_download(
-            settings.base_model, revision=settings.revision, allow_patterns=patterns, local_files_only=True
-        )
-        local = Path(found)
-    return base_fingerprint(local)
+def fingerprint(base: str, revision: str | None) -> str:
+    """A hash that tells a base whose weights are here from others."""
+    local = Path(base)
+    return base_fingerprint(local if local.is_dir() else hub.cached(base, hub.WEIGHTS, revision=revision))
 
 
 # ---- rows, and progress ------------------------------------------------------------------------------------------
@@ -249,7 +275,7 @@ def comparable(rows: Any, how: Encoding, paths: list[str], policy: str) -> list[
     kept = []
     for row in rows:
         try:
-            tokenize.encode_row(row, how)
+            preference.encode_pair(row, how) if how.group == 2 else tokenize.encode_row(row, how)
         except TemplateError as error:
             if policy == "stop":
                 name = sources.row_name(paths, row[sources.ROW])
@@ -262,20 +288,20 @@ def comparable(rows: Any, how: Encoding, paths: list[str], policy: str) -> list[
 
 
 @contextmanager
-def progress(words: str) -> Iterator[Callable[[int, int], None]]:
+def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A bar on the terminal (a line every so often elsewhere); yields a function of (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    moving = log.moving()
+    moving = shown and log.moving()
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not moving, transient=True) as bar:
         task = bar.add_task(words, total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
-            if not moving:
+            if shown and not moving:
                 print(f"{words} {done}/{total}", file=sys.stderr, flush=True)
 
         yield show

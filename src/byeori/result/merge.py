@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from byeori.errors import CheckpointError, ModelError
-from byeori.model.fingerprint import INDEX, SINGLE, Stored, model_folder
+from byeori.model.fingerprint import INDEX, SINGLE, Stored
+from byeori.model.load import local_folder
 from byeori.result.card import TOKENIZER_FILES
-from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan
+from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan, trained_over
 from byeori.train.checkpoint import flush
 
 REPORT = "merge_report.json"
@@ -56,7 +57,7 @@ class MergeResult:
 
     output_dir: Path
     base: str
-    adapter: Path
+    adapter: str
     dtype: str
     tensors: int
     merged_modules: int
@@ -68,49 +69,51 @@ class MergeResult:
 
 def merge(
     *,
-    adapter: Path,
+    adapter: str | Path,
     base: str | None,
     output_dir: Path,
     dtype: str = "auto",
     verify: bool = True,
     overwrite: bool = False,
     prompts: list[str] | None = None,
-    revision: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     max_shard_bytes: int = 4 << 30,
 ) -> MergeResult:
     """Write `adapter` into `base` as a model of its own in `output_dir`, which appears whole or not at all.
 
-    base: folder or Hub id; None is the one that the adapter names. dtype: auto keeps every tensor's own type.
-    verify: load both models and compare their logits. on_progress: called with (tensors done, in all, name).
+    adapter, base: folder or Hub id; base None is the one that the adapter names. dtype: auto keeps every tensor's own
+    type. verify: load both models and compare their logits. on_progress: called with (tensors done, in all, name).
 
     Raises:
         ModelError: the adapter or the base is damaged, they do not belong together, the adapter is of a kind that
             cannot be merged exactly, or the merged model's logits differ (it is kept as `<output_dir>.failed`).
         CheckpointError: output_dir holds something, or cannot be written.
-        HubError: the base cannot be downloaded.
+        HubError: the adapter or the base cannot be downloaded.
     """
-    config = adapter_config(adapter)
-    name = base or config.get("base_model_name_or_path")
+    tuned = local_folder(str(adapter))
+    config = adapter_config(tuned)
+    recorded = config.get("base_model_name_or_path")
+    name = base or recorded
     if not name:
         raise ModelError(f"{adapter} does not name its base model; give it with --base_model_name_or_path")
-    folder = model_folder(name, revision)
-    check_output(output_dir, overwrite, [adapter, folder])
-    check_base(adapter, folder, name)
-    outputs, untied = plan(folder=folder, base=name, adapter=adapter, config=config, dtype=dtype)
+    revision = config.get("revision") if name == recorded else None
+    folder = local_folder(name, revision)
+    check_output(output_dir, overwrite, [tuned, folder])
+    check_base(tuned, folder, name)
+    outputs, untied = plan(folder=folder, base=name, adapter=tuned, config=config, dtype=dtype)
     facts = _facts(outputs, untied) | {"base": name, "adapter": str(adapter), "revision": revision}
-    facts["recorded_base"] = config.get("base_model_name_or_path")
+    facts |= {"recorded_base": recorded, "trained_over": trained_over(tuned, recorded)}
 
     def fill(target: Path) -> dict[str, Any]:
         write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
-        _write_side_files(target, folder, adapter, dtype=dtype, untied=untied)
-        compared = _compare(folder, adapter, target, list(prompts or PROMPTS), facts) if verify else {}
+        _write_side_files(target, folder, tuned, dtype=dtype, untied=untied)
+        compared = _compare(folder, tuned, target, list(prompts or PROMPTS), facts) if verify else {}
         return {**facts, "verdict": "not checked", **compared}
 
     report = _write_whole(output_dir, facts["total_bytes"], fill)
     return MergeResult(
         output_dir=output_dir,
-        adapter=adapter,
+        adapter=str(adapter),
         verdict=report["verdict"],
         max_abs_difference=report.get("max_abs_difference"),
         **{key: report[key] for key in ("base", "dtype", "tensors", "merged_modules", "total_bytes", "untied")},

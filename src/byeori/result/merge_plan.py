@@ -18,6 +18,7 @@ import torch
 
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, base_fingerprint, read_header, stored_tensors
+from byeori.result.opening import run_settings
 
 WEIGHTS = "adapter_model.safetensors"
 BASE_RECORD = "byeori_base.json"
@@ -156,6 +157,13 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
             f"{adapter} was initialised with {init}, which changed its base; convert it to plain LoRA with PEFT first"
         )
     return config
+
+
+def trained_over(adapter: Path, base: str | None) -> str | None:
+    """What the adapter met in training. Where that was rounded, it is still merged into the weights as they are."""
+    held = run_settings(adapter)
+    bits = next((bits for bits in (4, 8) if held.get(f"load_in_{bits}bit")), None)
+    return f"{base}, held in {bits} bit" if bits else base
 
 
 def check_base(adapter: Path, folder: Path, name: str) -> None:

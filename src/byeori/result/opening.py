@@ -45,14 +45,14 @@ class Found:
     settings: dict[str, Any]
 
 
-def find(name: str, base: str | None = None) -> Found:
-    """Look a model or an adapter up.
+def find(name: str, base: str | None = None, *, revision: str | None = None) -> Found:
+    """Look a model or an adapter up. revision: of `name` on the Hub; an adapter names its base's own.
 
     Raises:
         ModelError, HubError: not there, damaged, or an adapter that does not fit its base.
         ConfigError: a base for what is no adapter.
     """
-    folder = load.local_folder(name)
+    folder = load.local_folder(name, revision)
     settings = run_settings(folder)
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
@@ -69,11 +69,11 @@ def find(name: str, base: str | None = None) -> Found:
             positions=positions,
             settings=settings,
         )
-    recorded = _check_adapter(folder, name)
+    recorded, of_base = _check_adapter(folder, name)
     base_name = base or recorded
     if not base_name:
         raise ModelError(f"the adapter {name} does not say which base it belongs to; give --base_model")
-    revision = settings.get("revision") if base_name == settings.get("base_model") else None
+    revision = of_base if base_name == recorded else None
     try:
         positions = load.positions_limit(load.load_config(base_name, revision=revision))
     except ByeoriError as error:
@@ -100,22 +100,22 @@ def run_settings(folder: Path) -> dict[str, Any]:
     return config.read_yaml(str(path)) if path.is_file() else {}
 
 
-def _check_adapter(folder: Path, name: str) -> str | None:
-    """The base that an adapter names.
+def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
+    """The base that an adapter names, and its revision.
 
     Raises:
         ModelError: its configuration or its weights are missing, damaged, or a pickle.
     """
     try:
         recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base: str | None = recorded.get("base_model_name_or_path")
+        base, revision = recorded.get("base_model_name_or_path"), recorded.get("revision")
     except (OSError, ValueError, AttributeError):
         raise ModelError(f"{folder / 'adapter_config.json'} is damaged; copy the adapter again") from None
     if not (folder / checkpoint.ADAPTER).is_file():
         pickled = ", only a pickle (adapter_model.bin), which is never loaded" if any(folder.glob("*.bin")) else ""
         raise ModelError(f"the adapter {name} has no {checkpoint.ADAPTER}{pickled}; save it as safetensors")
     read_header(folder / checkpoint.ADAPTER)
-    return base
+    return base, revision
 
 
 def _check_fingerprint(folder: Path, name: str, base: str) -> None:
@@ -141,17 +141,28 @@ def load_weights(found: Found, dtype_name: str, device: torch.device) -> Any:
     Raises:
         ModelError, HubError: damaged weights, or an adapter that does not fit its base.
     """
-    from peft import PeftModel
-
     dtype = load.resolve_dtype(dtype_name, device)
     model = load.load_model(found.base, dtype=dtype, device=device, revision=found.revision)
-    if not found.is_adapter:
-        return model
+    return with_adapter(model, found) if found.is_adapter else model
+
+
+def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
+    """An adapter on its base, in evaluation mode.
+
+    trainable: the adapter is to be trained further.
+
+    Raises:
+        ModelError: it does not fit the base.
+    """
+    from peft import PeftModel
+
     folder, misfit = str(found.folder), f"the adapter {found.name} does not fit the base {found.base}"
     remedy = "give the base that it was trained on with --base_model"
     try:
-        tuned = PeftModel.from_pretrained(model, folder)
-        keys = tuned.load_adapter(folder, "default")  # from_pretrained only warns of keys that are left over
+        tuned = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        keys = tuned.load_adapter(
+            folder, "default", is_trainable=trainable
+        )  # from_pretrained only warns of keys that are left over
     except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
         raise ModelError(f"{misfit} ({' '.join(str(error).split())[:200]}); {remedy}") from None
     missing = [key for key in keys.missing_keys if "lora_" in key]
@@ -181,14 +192,15 @@ def template_of(found: Found, spec: str | None) -> Template | None:
     raise TemplateError(f"{found.name} has neither a saved {TEMPLATE} nor a chat template; give --template")
 
 
-def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
-    """How rows become tokens for it."""
+def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:
+    """How rows become tokens for it. group: 2 for rows with a chosen and a rejected answer."""
     return tokenize.encoding(
         found.tokenizer,
         chosen,
         cutoff_len=cutoff_len,
         add_eos_token=found.tokenizer.eos_token_id is not None,
         train_on_inputs=False,
+        group=group,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from byeori.errors import ByeoriError, HubError, ModelError
+from byeori.hub import human_size
 from byeori.model.fingerprint import INDEX, read_header, weight_files
 from byeori.result.card import TOKENIZER_FILES, is_generated, is_local_path, last_name, model_card
 
@@ -73,7 +74,7 @@ def publish(
     card = _text(files["README.md"])
     width = max(map(len, sizes))
     for name, size in sizes.items():
-        on_line(f"{name:<{width}}  {_human(size):>9}")
+        on_line(f"{name:<{width}}  {human_size(size):>9}")
     for note in _notes(folder):
         on_line(note)
     url, commit = None, None
@@ -182,16 +183,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _text(item: Path | bytes) -> str:
     return (item.read_bytes() if isinstance(item, Path) else item).decode("utf-8", errors="replace")
-
-
-def _human(size: int) -> str:
-    """`812 B`, `4.2 KB`, `1.1 GB`."""
-    amount = float(size)
-    for unit in ("B", "KB", "MB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
 
 
 # ---- the Hub ---------------------------------------------------------------------------------------------------

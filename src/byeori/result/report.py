@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
-from byeori.result.scores import FEWEST_ROWS, Interval, interval_sign
+from byeori.result.scores import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
 
 # name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
 _METRICS: dict[str, tuple[str, str, int, int]] = {
@@ -34,6 +34,8 @@ _METRICS: dict[str, tuple[str, str, int, int]] = {
     "stopped": ("Finished", "answers that ended by themselves, %", 1, 1),
     "length": ("Length", "characters per answer", 1, 0),
     "loss": ("Loss", "of the reference, nats per token; lower is better", 3, -1),
+    "preference_accuracy": ("Preference", "pairs whose chosen answer is the likelier one, %", 1, 1),
+    "preference_margin": ("Margin", "of the chosen over the rejected answer, nats", 1, 1),
 }
 
 _MINUS = "\N{MINUS SIGN}"
@@ -87,6 +89,8 @@ def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     count = int(_finite(metrics.get("rows")) or 0)
     lines = []
     for name, (heading, note, digits, better) in _METRICS.items():
+        if name in PAIR_METRICS and name not in (metrics.get("difference") or {}):
+            continue
         found = (metrics.get("difference") or {}).get(name) or {}
         bounds = [_finite(found.get(key)) for key in Interval._fields]
         interval = None if None in bounds else Interval(*bounds)  # type: ignore[arg-type]

@@ -18,6 +18,9 @@ from sacrebleu.metrics.chrf import CHRF
 
 ROW_METRICS = ("chrf", "rouge_l", "exact", "length", "stopped", "loss")
 
+PAIR_METRICS = ("preference_accuracy", "preference_margin")
+"""Of rows with a chosen and a rejected answer, besides."""
+
 SMALL_SAMPLE = 20
 """Below this many rows the verdict says that the interval is rough."""
 
@@ -83,6 +86,15 @@ def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) ->
     }
 
 
+def score_pair(chosen: float, rejected: float) -> dict[str, float]:
+    """PAIR_METRICS for one row, from the log-probs (summed, in nats) that a model gives the two answers.
+
+    preference_accuracy: 100 where the chosen answer is the likelier one, else 0. preference_margin: by how much.
+    """
+    margin = chosen - rejected
+    return {"preference_accuracy": 100.0 if margin > 0 else 0.0, "preference_margin": margin}
+
+
 def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """Mean of the per-row differences and its 95% percentile interval over resampled rows (Koehn 2004).
 
@@ -117,7 +129,8 @@ def summarise(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Means of both models and the difference tuned - base with its interval, for each of ROW_METRICS.
+    """Means of both models and the difference tuned - base with its interval, for each of ROW_METRICS (and
+    PAIR_METRICS where they were measured).
 
     A row counts for a metric where both models have a finite value, so tuned - base is the difference's mean.
     A metric without such a row is None throughout: the result goes into JSON, which has no NaN.
@@ -127,7 +140,7 @@ def summarise(
     """
     rows = _row_count(base, tuned)
     result: dict[str, Any] = {"base": {}, "tuned": {}, "difference": {}, "rows": rows}
-    for name in ROW_METRICS:
+    for name in _names(base, tuned):
         before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
         both = np.isfinite(before) & np.isfinite(after)
         interval = paired_bootstrap((after - before)[both], resamples=resamples, seed=seed)
@@ -167,9 +180,22 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         # A falling loss agrees with a rising chrF; anything else is a contrast and should read as one.
         link = ", and" if sign == -direction else ", but"
         words += f"{link} the loss on the references {_moved(likelihood, 3)}"
+    words += _preference(metrics)
     if rows < SMALL_SAMPLE:
         words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough: take this as a hint"
     return words + "."
+
+
+def _preference(metrics: Mapping[str, Any]) -> str:
+    """A sentence on pairs, where they were measured: shares as they are, a change only where the interval allows it."""
+    margin = _interval(metrics, "preference_margin")
+    if margin is None:
+        return ""
+    before, after = (metrics[side]["preference_accuracy"] for side in ("base", "tuned"))
+    words = f". It finds the chosen answer likelier in {after:.0f}% of the pairs (the base in {before:.0f}%)"
+    if interval_sign(margin):
+        return f"{words}; the margin between chosen and rejected {_moved(margin, 1)} nats"
+    return f"{words}; the margin between chosen and rejected did not clearly change"
 
 
 def interval_sign(interval: Interval) -> int:
@@ -209,11 +235,16 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     return len(first) - row.bit_count()
 
 
+def _names(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
+    return [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
+
+
 def _row_count(base: Mapping[str, Sequence[float | None]], tuned: Mapping[str, Sequence[float | None]]) -> int:
-    missing = [name for name in ROW_METRICS if name not in base or name not in tuned]
+    names = _names(base, tuned)
+    missing = [name for name in names if name not in base or name not in tuned]
     if missing:
         raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
-    lengths = {len(side[name]) for side in (base, tuned) for name in ROW_METRICS}
+    lengths = {len(side[name]) for side in (base, tuned) for name in names}
     if len(lengths) != 1:
         raise ValueError(f"summarise needs the same rows from both models, not {sorted(lengths)} values")
     return lengths.pop()

@@ -1,7 +1,9 @@
-"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as publishing needs, in a thread of the test.
+"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as byeori needs, in a thread of the test.
 
-POST /api/repos/create, GET /api/models/ID, POST /api/models/ID/branch/NAME, POST /api/validate-yaml,
+Publishing: POST /api/repos/create, POST /api/models/ID/branch/NAME, POST /api/validate-yaml,
 POST /api/models/ID/preupload/REV, POST /ID.git/info/lfs/objects/batch, PUT /lfs/OID, POST /api/models/ID/commit/REV
+Reading: GET /api/models/ID[/revision/REV], GET .../tree/REV[/FOLDER], POST .../paths-info/REV,
+GET and HEAD /ID/resolve/REV/FILE; of datasets with /api/datasets/ID and /datasets/ID
 """
 
 from __future__ import annotations
@@ -15,24 +17,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 TOKEN = "hf_goodTokenThatNobodyMaySee"
 
 
 @dataclass
 class Repository:
-    """What has arrived. files: (branch, name) -> bytes."""
+    """What is there or has arrived. files: (branch, name) -> bytes."""
 
     private: bool
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     branches: set[str] = field(default_factory=lambda: {"main"})
     messages: list[str] = field(default_factory=list)
 
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """(commit, files) of a branch or of a commit."""
+        for branch in self.branches:
+            files = {name: data for (where, name), data in sorted(self.files.items()) if where == branch}
+            commit = hashlib.sha1(repr(files).encode()).hexdigest()
+            if revision in (branch, commit):
+                return commit, files
+        return None
+
 
 @dataclass
 class Hub:
-    """The server's state. writers: owners that the token may write to. fault: path's pattern -> status to answer."""
+    """The server's state. repositories: by id, of a dataset by datasets/ID.
+
+    writers: owners that the token may write to. fault: path's pattern -> status to answer.
+    """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -40,6 +56,14 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     writers: set[str] = field(default_factory=lambda: {"me"})
     fault: dict[str, int] = field(default_factory=dict)
+
+    def put(self, name: str, files: dict[str, bytes] | Path, *, branch: str = "main", private: bool = False) -> None:
+        """Files as a branch of a repository; a folder's own where it is one."""
+        if isinstance(files, Path):
+            files = {path.name: path.read_bytes() for path in files.iterdir() if path.is_file()}
+        found = self.repositories.setdefault(name, Repository(private=private))
+        found.branches.add(branch)
+        found.files |= {(branch, file): data for file, data in files.items()}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,15 +73,19 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def answer(self, status: int, value: Any) -> None:
-        body = json.dumps(value).encode()
+    def answer(self, status: int, value: Any, **headers: str) -> None:
+        """JSON, or bytes as they are."""
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if status >= 400:
             self.send_header("X-Error-Message", str(value.get("error", "")))
+        for name, text in headers.items():
+            self.send_header(name.replace("_", "-"), text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -77,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(status, {"error": f"fault, and your token was {TOKEN}"})
         if path.startswith("/lfs/"):  # the real address is signed and takes no token
             return self.put(path.removeprefix("/lfs/"), body)
+        if self.command in ("GET", "HEAD") or "/paths-info/" in path:
+            return self.read(unquote(path), body)
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"error": "Invalid username or password."})
         if path == "/api/repos/create":
@@ -86,13 +116,44 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(
                 200 if good else 400, {"errors": [] if good else [{"message": "no header"}], "warnings": []}
             )
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/(.+))?", path):
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(\w+)/(.+)", path):
             return self.repository(match[1], match[2], match[3], body)
         if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self.batch(json.loads(body))
         return self.answer(404, {"error": f"the stand-in does not know {path}"})
 
-    do_GET = do_POST = do_PUT = handle_any
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    # ---- reading
+
+    def read(self, path: str, body: bytes) -> None:
+        address = re.fullmatch(r"/(?:api/)?(models/|datasets/|)([^/]+/[^/]+)(?:/([a-z-]+)/([^/]+)(?:/(.+))?)?", path)
+        name = (address[1].removeprefix("models/") + address[2]) if address else ""
+        found = self.hub.repositories.get(name)
+        seen = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if address is None or found is None or (found.private and not seen):
+            return self.answer(404 if seen else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        what, revision, file = address[3] or "revision", address[4] or "main", address[5] or ""
+        if (version := found.at(revision)) is None:
+            return self.answer(404, {"error": f"Invalid rev id: {revision}"}, X_Error_Code="RevisionNotFound")
+        commit, files = version
+        if what == "resolve":
+            if file not in files:
+                return self.answer(
+                    404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=commit
+                )
+            return self.answer(200, files[file], ETag=f'"{_oid(files[file])}"', X_Repo_Commit=commit)
+        if what == "revision":
+            siblings = [{"rfilename": item, "size": len(data), "blobId": _oid(data)} for item, data in files.items()]
+            return self.answer(
+                200, {"id": address[2], "sha": commit, "private": found.private, "siblings": siblings, "tags": []}
+            )
+        wanted = parse_qs(body.decode()).get("paths", []) if what == "paths-info" else None
+        entries = _entries(files, file, wanted, deep="recursive=True" in self.path or "recursive=true" in self.path)
+        missing = what == "tree" and file and not entries
+        return self.answer(404, {"error": "no"}, X_Error_Code="EntryNotFound") if missing else self.answer(200, entries)
+
+    # ---- publishing
 
     def create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
@@ -106,15 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repositories[name] = Repository(private=wanted.get("visibility") == "private")
         return self.answer(200, address)
 
-    def repository(self, name: str, what: str | None, revision: str | None, body: bytes) -> None:
+    def repository(self, name: str, what: str, revision: str, body: bytes) -> None:
         found = self.hub.repositories.get(name)
         if found is None:
             return self.answer(404, {"error": "Repository not found"})
-        if what is None:
-            files = [{"rfilename": file} for branch, file in found.files if branch == "main"]
-            return self.answer(200, {"id": name, "private": found.private, "siblings": files})
         if what == "branch":
-            found.branches.add(str(revision))
+            found.branches.add(revision)
             return self.answer(200, {})
         if revision not in found.branches:
             return self.answer(404, {"error": f"Invalid rev id: {revision}"})
@@ -128,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for item in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": modes})
-        return self.commit(found, str(revision), name, [json.loads(line) for line in body.splitlines()])
+        return self.commit(found, revision, name, [json.loads(line) for line in body.splitlines()])
 
     def batch(self, wanted: dict[str, Any]) -> None:
         objects = [
@@ -154,6 +212,23 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 return self.answer(400, {"error": f"the stand-in does not know {line['key']}"})
         return self.answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/c0ffee", "commitOid": "c0ffee"})
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def _entries(files: dict[str, bytes], folder: str, wanted: list[str] | None, *, deep: bool) -> list[dict[str, Any]]:
+    """Files and folders as the Hub lists them: those wanted, or all in a folder."""
+    listed: list[dict[str, Any]] = [
+        {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
+    ]
+    folders = {str(parent) for path in files for parent in Path(path).parents if str(parent) != "."}
+    listed += [{"type": "directory", "path": path, "oid": _oid(path.encode())} for path in sorted(folders)]
+    if wanted is not None:
+        return [item for item in listed if item["path"] in wanted]
+    inside = [item for item in listed if not folder or item["path"].startswith(folder + "/")]
+    return inside if deep else [item for item in inside if "/" not in item["path"][len(folder) + bool(folder) :]]
 
 
 @contextmanager

@@ -1,0 +1,147 @@
+"""Rows -> tokenized tables and their audit: what training and preview begin with. Settings objects stop here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
+from byeori.data import audit, cache, preference, sources, template, tokenize
+from byeori.data.template import Template
+from byeori.data.tokenize import Encoding
+from byeori.errors import TemplateError
+from byeori.model import parallel
+from byeori.result import folder as folders
+from byeori.result import opening
+from byeori.result import preview as previews
+from byeori.start import Start, begin
+from byeori.train import log
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BAR_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no bar in a log file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Rows ready to train: tokenized tables of usable rows, and the audit."""
+
+    train: Dataset
+    held_out: Dataset | None
+    found: dict[str, Any]
+    notes: list[str]
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results alone go to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load_table(settings: DataSettings | GenerateSettings) -> Dataset:
+    return sources.load_rows(
+        list(settings.data_path or []),
+        config=settings.dataset_config,
+        split=settings.dataset_split,
+        revision=getattr(settings, "dataset_revision", None),
+        max_rows=settings.max_rows,
+    )
+
+
+def check_columns(chosen: Template | None, columns: list[str], *, with_answer: bool) -> None:
+    wanted = [] if chosen is None else [*chosen.prompt_columns, *([chosen.answer_column] if with_answer else [])]
+    for column in wanted:
+        if chosen and column not in columns and column not in chosen.optional_columns:
+            raise TemplateError(template.unknown_column(column, columns))
+
+
+def group_of(columns: list[str], chosen: Template | None) -> int:
+    """2 for rows with a chosen and a rejected answer, unless the template names a column of theirs as the answer."""
+    own = chosen is not None and chosen.answer_column in columns
+    return 2 if set(preference.SIDES) <= set(columns) and not own else 1
+
+
+def prepare(
+    settings: TrainSettings | PreviewSettings, start: Start, *, group: int, processes: parallel.Processes
+) -> tuple[Prepared, Encoding]:
+    """Rows -> tokenized tables, their audit and how they were made; no weights are loaded.
+
+    group: examples that a row makes: 1, or 2 (chosen, rejected).
+    """
+    if not processes.first_here:
+        parallel.wait(processes)  # the first process of a machine fills its cache, the others read it
+    rows = load_table(settings)
+    chosen, note = _template(settings, start, rows, group)
+    how = tokenize.encoding(
+        start.tokenizer,
+        chosen,
+        cutoff_len=settings.cutoff_len,
+        add_eos_token=settings.add_eos_token,
+        train_on_inputs=settings.train_on_inputs,
+        group=group,
+    )
+    train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed)
+    shown = processes.main and (log.moving() or len(rows) > BAR_ROWS)
+    train = cache.encode_table(train_rows, how, progress=shown)
+    held_out = cache.encode_table(held_out_rows, how, progress=shown) if held_out_rows else None
+
+    def name(row: int) -> str:
+        return sources.row_name(settings.data_path, row)
+
+    found = audit.audit(train, held_out, name, group=group)
+    train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
+    if len(train):
+        sample = [cache.example(train, index) for index in range(min(len(train), 1000))]
+        found["shared_prefix"] = round(previews.shared_prefix(sample), 4)
+    found["template"] = chosen.name if chosen else template.CHAT
+    if processes.first_here:
+        parallel.wait(processes)
+    return Prepared(train=train, held_out=held_out, found=found, notes=[*start.notes, note]), how
+
+
+def _template(
+    settings: TrainSettings | PreviewSettings, start: Start, rows: Dataset, group: int
+) -> tuple[Template | None, str]:
+    """The template that is named, or that an adapter was trained with, or that fits the rows; and its sentence."""
+    columns = rows.column_names
+    if settings.template is None and start.adapter is not None:
+        chosen = opening.template_of(start.adapter, None)
+    elif settings.template is None:
+        chosen = template.resolve(preference.choose(rows[0]) if group == 2 else template.choose(columns))
+    else:
+        chosen = template.resolve(settings.template)
+    check_columns(chosen, columns, with_answer=group == 1)
+    if group == 2:
+        preference.check_columns(columns)
+        trained = "prefers 'chosen' to 'rejected'"
+    else:
+        trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
+    return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
+
+
+def preview(settings: PreviewSettings) -> dict[str, Any]:
+    """Show what the model will see, before any weights are loaded; returns the audit."""
+    log.quiet_libraries()
+    settings, start = begin(settings)
+    chosen = template.resolve(settings.template) if settings.template else None
+    group = group_of(load_table(settings).column_names, chosen)
+    prepared, how = prepare(settings, start, group=group, processes=parallel.start())
+    shown = [cache.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))]
+    names = [sources.row_name(settings.data_path, example.row) for example in shown]
+    if group == 2:
+        names = [f"{name}, {preference.SIDES[place % 2]}" for place, name in enumerate(names)]
+    pieces = [previews.pieces(example, how.tokenizer) for example in shown]
+    findings = audit.sentences(prepared.found, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
+    words = [*prepared.notes, *findings]
+    if settings.html:
+        page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.found)
+        folders.write(Path(settings.html), page)
+        say(f"Preview in {settings.html}")
+    if settings.json_output:
+        print(json.dumps(prepared.found, ensure_ascii=False, indent=1))
+    else:
+        previews.show(list(zip(names, pieces, strict=True)), words, prepared.found)
+    return prepared.found

@@ -1,0 +1,282 @@
+"""The jobs that train, wired together: sft and dpo, read from top to bottom. Settings objects stop here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from byeori import weights
+from byeori.batch import loader
+from byeori.config import DpoSettings, SftSettings, TrainSettings
+from byeori.data import audit, cache
+from byeori.errors import ConfigError
+from byeori.model import embedded, forward, parallel
+from byeori.objective.dpo import Preference, preference
+from byeori.objective.record import Objective
+from byeori.objective.sft import SFT
+from byeori.planning import MICRO_BATCH_TOKENS
+from byeori.result import folder as folders
+from byeori.rows import Prepared, prepare, say
+from byeori.start import Start, begin
+from byeori.train import checkpoint, log, remote, trainer
+from byeori.train.job import Abandoned, Job, Options, Run
+from byeori.train.reference import in_order, met, with_reference
+
+ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """output_dir holds the adapter. steps, first_loss, last_loss, best_eval_loss as in train_log.jsonl."""
+
+    output_dir: Path
+    steps: int
+    first_loss: float
+    last_loss: float
+    best_eval_loss: float | None
+    shared_tokens: float
+
+
+# ---- sft, dpo ----------------------------------------------------------------------------------------------------
+
+
+def sft(settings: SftSettings) -> TrainResult:
+    """Fine-tune a LoRA adapter on prompts and answers; see SftSettings for every setting.
+
+    Raises:
+        ByeoriError: anything that a person can put right, in one sentence.
+    """
+    return _train(settings, SFT)
+
+
+def dpo(settings: DpoSettings) -> TrainResult:
+    """Fine-tune a LoRA adapter to prefer chosen answers to rejected ones; see DpoSettings for every setting.
+
+    Raises:
+        ByeoriError: anything that a person can put right, in one sentence.
+    """
+    how = Preference(
+        loss=settings.loss,
+        beta=settings.beta,
+        label_smoothing=settings.label_smoothing,
+        gamma=settings.simpo_gamma,
+    )
+    return _train(settings, preference(how))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Context:
+    """What every part of a run asks for. tell: shows a sentence, once for all processes."""
+
+    settings: TrainSettings
+    start: Start
+    objective: Objective
+    processes: parallel.Processes
+    tell: Callable[[str], None]
+
+
+def _train(settings: TrainSettings, objective: Objective) -> TrainResult:
+    log.quiet_libraries()
+    processes = parallel.start()
+    tell = say if processes.main else (lambda text: None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
+            settings, start = begin(settings)
+            processes = weights.arrange(settings, start, processes, tell)
+            run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
+            return _run(run, Path(kept))
+    except RuntimeError as error:
+        if not parallel.connection_broke(error):
+            raise
+        if parallel.first_to_speak():
+            say("error: another process of this run ended before training began (killed, or out of memory?)")
+        raise Abandoned("another process of this run ended") from None
+    finally:
+        parallel.finish()
+
+
+def _run(context: _Context, kept: Path) -> TrainResult:
+    settings, processes, output = context.settings, context.processes, Path(context.settings.output_dir)
+    mirror = remote.Mirror(settings.mirror_to) if settings.mirror_to else None
+    remote.before_resuming(mirror, settings.resume_from_checkpoint, output, context.tell, processes)
+    resume = folders.claim(
+        output, settings.resume_from_checkpoint, settings.overwrite_output_dir, context.tell, processes
+    )
+    remote.check_agreement(resume, processes)
+    if resume is not None:
+        folders.check_same_run(resume, settings)
+    _check_batch(settings, processes.world)
+    prepared = _prepared(context, kept)
+    rows = cache.Rows(table=prepared.train, group=context.objective.group)
+    held_out = prepared.held_out and cache.Rows(table=prepared.held_out, group=context.objective.group)
+    plan = loader.schedule(
+        len(rows),
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        lengths=rows.lengths() if settings.group_by_length else None,
+    )
+    model, options = _model(context, rows, plan)
+    if context.objective.reference:
+        rows = _with_reference(context, model, rows, met(plan), options)
+        if held_out:
+            parts = in_order(len(held_out), plan.batch_size)
+            held_out = _with_reference(context, model, held_out, parts, options)
+    job = Job(
+        model=model,
+        train_rows=rows,
+        eval_rows=held_out,
+        objective=context.objective,
+        plan=plan,
+        options=options,
+        processes=processes,
+        output_dir=output,
+        beside=lambda folder: shutil.copytree(kept, folder, dirs_exist_ok=True),
+        settings=settings.model_dump(),
+        resume=resume,
+        mirror=mirror,
+    )
+    if processes.main:
+        folders.make(output, clear=settings.overwrite_output_dir and resume is None, resume=resume)
+        _write_order(output, plan, rows)
+    run = trainer.train(job)
+    result = _finish(job, run, prepared, context)
+    context.tell(_closing_words(result, output))
+    return result
+
+
+def _prepared(context: _Context, kept: Path) -> Prepared:
+    """The rows, once their audit is shown and nothing in it stops the run; what lies beside an adapter is in `kept`."""
+    settings = context.settings
+    prepared, how = prepare(settings, context.start, group=context.objective.group, processes=context.processes)
+    findings = audit.sentences(prepared.found, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
+    for line in [*prepared.notes, *findings]:
+        context.tell(line)
+    audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
+    with checkpoint.write_errors(kept):
+        folders.write_beside(kept, how, settings)
+    context.start.let_go_of_tokenizer()  # all that is needed of it lies in `kept`
+    return prepared
+
+
+def _model(context: _Context, rows: cache.Rows, plan: loader.Schedule) -> tuple[Any, Options]:
+    """The model with its adapter, checked against its own forward pass and sped up."""
+    settings, processes = context.settings, context.processes
+    model = weights.adapted_model(settings, context.start, processes, context.tell)
+    forest_runs = forward.use_forest_attention(model)
+    if not forest_runs:
+        context.tell(
+            "This model's layers do not use transformers' attention interface: rows are computed one at a time"
+        )
+    weights.speed_up(model, settings, int(rows.lengths().mean() * plan.total_steps), processes, context.tell)
+    if processes.main or processes.sharded:
+        first = [rows.unit(int(i))[0] for i in loader.step_rows(plan, 0, {})[:4]]
+        with parallel.uncompiled():
+            forward.self_check(model, first, plain=not forest_runs)
+    return model, _options(settings, plan, processes.device, one_at_a_time=not forest_runs)
+
+
+def _with_reference(
+    context: _Context, model: Any, rows: cache.Rows, parts: list[np.ndarray], options: Options
+) -> cache.Rows:
+    """The rows with the reference's log-probs, from the file where an earlier run of the same content left them."""
+    start, device = context.start, context.processes.device
+    said = [folders.fingerprint(start.base, start.revision), cache.content(rows.table)]
+    if start.adapter is not None:
+        said.append(hashlib.sha256((start.adapter.folder / checkpoint.ADAPTER).read_bytes()).hexdigest())
+    packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
+    said += [str(next(model.parameters()).dtype), str(weights.bits(context.settings)), device.type, str(packed)]
+    name = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
+    began = time.perf_counter()
+    with folders.progress("Reference", shown=context.processes.main) as on_progress:
+        found = with_reference(
+            model,
+            rows,
+            parts,
+            file=embedded.cache_folder() / "reference" / f"{name}.f32",
+            fresh=start.adapter is None,
+            options=options,
+            processes=context.processes,
+            on_progress=on_progress,
+        )
+    context.tell(f"Reference log-probs of {sum(map(len, parts))} rows in {time.perf_counter() - began:.2f} s")
+    return found
+
+
+def _check_batch(settings: TrainSettings, world: int) -> None:
+    size = settings.micro_batch_size or 1
+    if settings.batch_size % (size * world):
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {size} x {world} processes; "
+            f"take {size * world * max(1, settings.batch_size // (size * world))}"
+        )
+
+
+def _options(settings: TrainSettings, plan: loader.Schedule, device: torch.device, *, one_at_a_time: bool) -> Options:
+    from byeori.train.optim import warmup_count
+
+    same = set(Options.__dataclass_fields__) & set(type(settings).model_fields)
+    values = {name: getattr(settings, name) for name in same} | {
+        "warmup": warmup_count(plan.total_steps, settings.warmup_steps, settings.warmup_ratio),
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "epsilon": settings.adam_epsilon,
+        "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
+        "one_at_a_time": one_at_a_time,
+        "micro_batch_tokens": settings.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+    }
+    return Options(**values)
+
+
+def _write_order(output: Path, plan: loader.Schedule, rows: cache.Rows) -> None:
+    """order.json: the source rows in the order in which the run consumes them."""
+    if plan.total_steps * plan.batch_size > ORDER_ROWS:
+        return
+    source, orders = rows.table["row"], {}  # type: ignore[var-annotated]
+    steps = (loader.step_rows(plan, step, orders) for step in range(plan.total_steps))
+    order = [int(source[rows.group * int(index)]) for step in steps for index in step]
+    folders.write(output / "order.json", json.dumps(order))
+
+
+def _finish(job: Job, run: Run, prepared: Prepared, context: _Context) -> TrainResult:
+    """Write the finished adapter into output_dir: of the best step with early stopping, else of the last."""
+    if context.settings.early_stopping_patience and run.best_step not in (None, run.step):
+        checkpoint.load_adapter(job.output_dir / f"checkpoint-{run.best_step}", job.model)
+    result = TrainResult(
+        output_dir=job.output_dir,
+        steps=run.step,
+        first_loss=run.first_loss,
+        last_loss=run.last_loss,
+        best_eval_loss=run.best_loss,
+        shared_tokens=1 - run.unique_tokens / max(1, run.tokens),
+    )
+    if job.processes.main:
+
+        def fill(folder: Path) -> None:
+            checkpoint.save_adapter(folder, job.model)
+            job.beside(folder)
+            folders.write_run_facts(folder, job.output_dir, prepared.found, context.start.base, context.start.revision)
+
+        checkpoint.move_in(job.output_dir, fill)
+        if job.mirror:
+            names = [path.name for path in job.output_dir.iterdir() if path.is_file() and path.name[0] != "."]
+            job.mirror.put_files(job.output_dir, names)
+    parallel.wait(job.processes)
+    return result
+
+
+def _closing_words(result: TrainResult, output: Path) -> str:
+    saved = f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens" if result.shared_tokens > 0.005 else ""
+    best = f", best eval_loss {result.best_eval_loss:.4f}" if result.best_eval_loss is not None else ""
+    losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
+    return f"Done: {result.steps} steps, {losses}{best}{saved}. Adapter in {output}"

@@ -1,0 +1,94 @@
+"""The model of a training run: where its weights lie and how, its adapter, and what makes it fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from byeori.config import TrainSettings
+from byeori.errors import ConfigError
+from byeori.model import fingerprint, load, lora, parallel, sharding, speed, stream
+from byeori.model.parallel import Processes
+from byeori.result import opening
+from byeori.start import Start
+from byeori.train import optim
+
+Tell = Callable[[str], None]
+
+
+def bits(settings: TrainSettings) -> int | None:
+    """4 or 8 where the frozen weights are packed."""
+    return 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
+
+
+def arrange(settings: TrainSettings, start: Start, processes: Processes, tell: Tell) -> Processes:
+    """Decide whether the weights are sharded, and say what the settings mean here.
+
+    Raises:
+        ConfigError: more processes are asked for than there are.
+    """
+    if settings.nproc not in (None, processes.local_world):
+        raise ConfigError("nproc starts processes from the command line only; in Python, start them with torchrun")
+    if note := optim.paging_note(settings.optim, processes.device):
+        tell(note)
+    if processes.world == 1:
+        return processes
+    size = (bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize) / 8
+    count = 0
+    if settings.parallel == "auto":  # files are looked at for nothing else
+        stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision))
+        count = sum(item.count for item in stored.values())
+    chosen = parallel.choose(settings.parallel, int(count * size), processes)
+    shared = f", frozen weights sharded over {chosen.shards} of them" if chosen.sharded else ""
+    tell(f"{chosen.world} processes{shared}")
+    return chosen
+
+
+def adapted_model(settings: TrainSettings, start: Start, processes: Processes, tell: Tell) -> Any:
+    """The base model with a new adapter on it, or with the one that is trained further."""
+    dtype, packed = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
+    held = f"{packed} bit, computing in " if packed else ""
+    tell(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
+    where: dict[str, Any] = {
+        "dtype": dtype,
+        "revision": start.revision,
+        "trust_remote_code": settings.trust_remote_code is not None,
+    }
+    if packed or processes.sharded:
+        offload = settings.cpu_offload and processes.sharded
+        base = stream.load_streamed(start.base, processes=processes, bits=packed, offload=offload, **where)
+    else:
+        base = load.load_model(start.base, device=processes.device, **where)
+    with sharding.shown_whole(base, processes.device):
+        if start.adapter is not None:
+            return opening.with_adapter(base, start.adapter, trainable=True)
+        model = lora.attach(
+            base,
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=settings.lora_target_modules,
+            seed=settings.seed,
+            revision=start.revision,
+        )
+    lora.fuse(model)
+    return model
+
+
+def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Processes, tell: Tell) -> None:
+    """Recompute, then compile or else fuse, as the settings say.
+
+    row_tokens: tokens of the whole run, for a batch of one row.
+    """
+    base, chosen = model.get_base_model(), speed.parts(settings.speed, processes.device)
+    if settings.gradient_checkpointing != "none":
+        parallel.recompute_layers(base, settings.gradient_checkpointing)
+    tokens = row_tokens * settings.batch_size // processes.world
+    fused = {"mlp", "heads"} <= set(chosen)  # faster than compiled layers
+    pays = settings.compile == "auto" and not fused and parallel.compiling_pays(base, tokens, processes.device)
+    if settings.compile == "on" or pays:
+        tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")
+        chosen = [part for part in chosen if part in ("attention", "kernels")]
+    speed.everywhere(chosen)
+    with sharding.last_layer_whole(base):
+        speed.fuse(base, chosen)

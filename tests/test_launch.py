@@ -1,0 +1,96 @@
+"""`--nproc`: a training command starts itself on several processes; what it says and its exit code stay the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import byeori
+from byeori import launch
+from byeori.errors import ConfigError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "sft-trainer.py"
+
+
+def command(model: Path, rows: Path, output: Path, *launcher: str, **changes: Any) -> subprocess.Popen[str]:
+    values = {"base_model": model, "data_path": rows, "output_dir": output, "cutoff_len": 256, "dtype": "float32"}
+    flags = [part for name, value in (values | changes).items() for part in (f"--{name}", str(value))]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, *launcher, *flags], stderr=subprocess.PIPE, text=True, env=env)
+
+
+def test_two_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    process = command(tiny_model, title_rows, tmp_path / "out", str(SCRIPT), nproc=2, max_steps=2, parallel="fsdp")
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert told.count("2 processes, frozen weights sharded over 2 of them") == 1
+    assert told.count("Done: 2 steps") == 1
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_an_error_is_one_sentence_and_two(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    wrong = {"nproc": 2, "lora_target_modules": "nope"}
+    process = command(tiny_model, title_rows, tmp_path / "out", "-m", "byeori.cli", "sft", **wrong)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 2, told
+    assert len(re.findall("^error: --lora_target_modules names 'nope'", told, flags=re.MULTILINE)) == 1, told
+    assert told.count("error") == 1 and "Traceback" not in told
+
+
+def test_ctrl_c_and_a_lost_process(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Ctrl-C reaches the command alone, which hands it on; a killed process ends the other, with one message."""
+    ends = {signal.SIGINT: (130, r"^stopped at step \d+;"), signal.SIGKILL: (2, r"^error: another process of this run")}
+    for number, (code, sentence) in ends.items():
+        output = tmp_path / number.name
+        how = {"nproc": 2, "num_epochs": 200, "batch_size": 4}
+        process = command(tiny_model, title_rows, output, "-m", "byeori.cli", "sft", **how)
+        deadline = time.monotonic() + 200
+        while not (output / "train_log.jsonl").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        workers = [int(pid) for pid in listed.stdout.split() if _rank(pid) == 1]
+        os.kill(process.pid if number == signal.SIGINT else workers[0], number)
+        asked = time.monotonic()
+        _, told = process.communicate(timeout=60)
+        assert time.monotonic() - asked < 60
+        assert process.returncode == code, told
+        assert len(re.findall(sentence, told, flags=re.MULTILINE)) == 1, told
+        assert "Traceback" not in told
+
+
+def _rank(pid: str) -> int | None:
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((int(item[5:]) for item in environment if item.startswith(b"RANK=")), None)
+
+
+def test_when_there_is_nothing_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_gpus", lambda: 0)
+    monkeypatch.setattr(launch, "_run", lambda count, command, folder: 100 + count)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert launch.start_group(None, ["sft"]) is None
+    assert launch.start_group(1, ["sft"]) is None
+    assert launch.start_group(2, ["sft"]) == 102
+    monkeypatch.setattr(launch, "_gpus", lambda: 4)
+    assert launch.start_group(None, ["sft"]) == 104
+    assert launch.start_group(1, ["sft"]) is None
+    with pytest.raises(ConfigError, match="--nproc 5, but there are 4 GPUs here; give 4 or less"):
+        launch.start_group(5, ["sft"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert launch.start_group(None, ["sft"]) is None
+    assert launch.start_group(2, ["sft"]) is None
+    with pytest.raises(ConfigError, match="--nproc 4, but torchrun started 2 processes here"):
+        launch.start_group(4, ["sft"])
+
+
+def test_python_starts_no_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nproc starts processes from the command line only"):
+        byeori.sft(base_model=tiny_model, data_path=title_rows, output_dir=tmp_path / "out", cutoff_len=256, nproc=2)
