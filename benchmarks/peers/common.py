@@ -1,4 +1,4 @@
-"""What both peers share: arguments, rows, the model, and a record of every optimizer step.
+"""What the peers share: arguments, rows, the model, and a record of every optimizer step.
 
 Nothing here changes how a peer trains. The record costs two sums over integer tensors and one clock
 reading a micro-batch, which is far below a thousandth of a step.
@@ -25,12 +25,12 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """The command line that both peers take."""
+    """The command line that every peer takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--rows", required=True, type=Path, help="rows, one JSON object a line")
     parser.add_argument("--max_rows", type=int, help="use only the first N rows")
-    parser.add_argument("--template", required=True, type=Path, help="text whose last {column} is the answer")
+    parser.add_argument("--template", type=Path, help="text whose last {column} is the answer (SFT)")
     parser.add_argument("--order", type=Path, help="JSON list of row indices, in the order they are consumed")
     parser.add_argument("--init", type=Path, help="adapter (.safetensors, PEFT's names) to start from")
     parser.add_argument("--out", required=True, type=Path, help="JSON file for the record")
@@ -44,6 +44,9 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--lora_alpha", type=float, default=16)
     parser.add_argument("--lora_dropout", type=float, default=0.0)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--beta", type=float, default=0.1, help="DPO's")
+    parser.add_argument("--gradient_checkpointing", choices=("on", "off"), help="the library's default without it")
+    parser.add_argument("--precompute_ref", choices=("on", "off"), default="off", help="DPO: reference before training")
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
     if args.batch_size % args.micro_batch_size:
@@ -52,17 +55,32 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def read_rows(args: argparse.Namespace) -> list[dict[str, str]]:
-    """The rows as `prompt` and `completion`, in the order in which they are to be consumed."""
-    lines = args.rows.read_text(encoding="utf-8").splitlines()[: args.max_rows]
+    """SFT rows as `prompt` and `completion`, in the order in which they are to be consumed."""
     template = args.template.read_text(encoding="utf-8")
-    rows = [split_row(json.loads(line), template) for line in lines]
-    if args.order is None:
-        return rows
-    order = json.loads(args.order.read_text(encoding="utf-8"))
+    return [split_row(row, template) for row in ordered(args)]
+
+
+def read_pairs(args: argparse.Namespace) -> list[dict[str, str]]:
+    """Preference rows as `prompt`, `chosen` and `rejected`, in the order in which they are to be consumed."""
+    return [pair_of(row) for row in ordered(args)]
+
+
+def ordered(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that the run's steps need, as they stand in the file."""
+    lines = args.rows.read_text(encoding="utf-8").splitlines()[: args.max_rows]
+    rows = [json.loads(line) for line in lines]
+    order = list(range(len(rows))) if args.order is None else json.loads(args.order.read_text(encoding="utf-8"))
     outside = [index for index in order if not 0 <= index < len(rows)]
     if outside:
         raise SystemExit(f"{args.order} names row {outside[0]}, but there are {len(rows)} rows")
-    return [rows[index] for index in order]
+    return [rows[index] for index in order[: args.steps * args.batch_size]]
+
+
+def pair_of(row: dict[str, Any]) -> dict[str, str]:
+    """The prompt as byeori's template `question-answer` writes it; a system prompt only where there is one."""
+    system = f"### System:\n{row['system']}\n\n" if row.get("system") else ""
+    prompt = f"{system}### User:\n{row['question']}\n\n### Assistant:\n"
+    return {"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}
 
 
 def split_row(row: dict[str, Any], template: str) -> dict[str, str]:
@@ -96,7 +114,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
 
 def lora_config(args: argparse.Namespace) -> Any:
-    """The same adapter for both peers."""
+    """The same adapter for every peer."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -124,8 +142,10 @@ def load_adapter(model: Any, path: Path | None) -> None:
 
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """TrainingArguments that both peers get; whatever is not named keeps the library's default."""
+    """TrainingArguments that every peer gets; whatever is not named keeps the library's default."""
+    chosen = {"gradient_checkpointing": args.gradient_checkpointing == "on"} if args.gradient_checkpointing else {}
     return {
+        **chosen,
         "output_dir": str(args.out.with_suffix(".trainer")),
         "per_device_train_batch_size": args.micro_batch_size,
         "gradient_accumulation_steps": args.batch_size // args.micro_batch_size,
@@ -146,10 +166,11 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
 class Record:
     """One value an optimizer step.
 
-    losses: mean negative log-likelihood of the step's target tokens, unrounded; null where a step has none
-        (the Trainer divides by zero then, which is what cutting off every answer leads to).
+    losses: mean negative log-likelihood of the step's target tokens (DPO: mean over its pairs), unrounded; null where
+        a step has none (the Trainer divides by zero then, which is what cutting off every answer leads to).
     step_seconds: from the first micro-batch's forward until the optimizer has stepped.
     tokens: tokens that are not padding. padded_tokens: with padding. target_tokens: tokens in the loss.
+    reference_seconds: of the whole run, for the reference's log-probs where they are computed before training.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -157,6 +178,7 @@ class Record:
     tokens: list[int] = field(default_factory=list)
     padded_tokens: list[int] = field(default_factory=list)
     target_tokens: list[int] = field(default_factory=list)
+    reference_seconds: float = 0.0
 
     def begin(self) -> None:
         """A step begins."""
@@ -165,11 +187,12 @@ class Record:
         self._started = time.perf_counter()
 
     def add(self, loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        """A micro-batch is done; its loss is already divided by the target tokens of the whole step."""
+        """A micro-batch is done; its loss is already divided by the target tokens, or the pairs, of the whole step."""
         self.losses[-1] += loss.item()
         self.tokens[-1] += int(inputs["attention_mask"].sum())
         self.padded_tokens[-1] += inputs["attention_mask"].numel()
-        self.target_tokens[-1] += int((inputs["labels"][:, 1:] != -100).sum())
+        targets = inputs["labels"] != -100 if "labels" in inputs else inputs["completion_mask"]
+        self.target_tokens[-1] += int(targets[:, 1:].sum())
 
     def end(self) -> None:
         """The optimizer has stepped."""
@@ -213,7 +236,7 @@ class Recorded:
 
 def run(trainer: Any, args: argparse.Namespace, name: str) -> None:
     """Train, and write the record."""
-    trainer.record = Record()
+    trainer.record = Record(reference_seconds=getattr(trainer, "reference_seconds", 0.0))
     trainer.add_callback(Clock(trainer.record))
     trainer.train()
     trainer.record.write(args.out, name)

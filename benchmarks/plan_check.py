@@ -1,0 +1,241 @@
+"""The plan beside the truth: `python benchmarks/plan_check.py [--only N ...]` prints a Markdown table.
+
+Every combination runs one real optimizer step of a random model in a process of its own, with four threads' worth of
+nothing else. Predicted: the rehearsal on the meta device. Measured: the peak of the storages that PyTorch made during
+the same step, and the most that the process ever held (VmHWM), less what it held before there was a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MODELS: dict[str, dict[str, Any]] = {
+    "Llama 0.1B": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "intermediate_size": 2048,
+    },
+    "Gemma 3 0.27B": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "intermediate_size": 2048,
+        "sliding_window": 512,
+    },
+    "Qwen 3 0.6B": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "tie_word_embeddings": True,
+    },
+    "Llama 1.1B": {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One row of the table. length: tokens of a row; two rows, or one pair, make the micro-batch."""
+
+    model: str
+    objective: str
+    length: int
+    dtype: str = "float32"
+    checkpointing: bool = False
+    four_bit: bool = False
+    targets: str = "all-linear"
+    dropout: float = 0.0
+
+
+COMBINATIONS = [
+    Combination(model="Llama 0.1B", objective="sft", length=128),
+    Combination(model="Llama 0.1B", objective="sft", length=1024),
+    Combination(model="Llama 0.1B", objective="dpo", length=512, checkpointing=True),
+    Combination(model="Llama 0.1B", objective="sft", length=512, dropout=0.05, targets="gate_proj,up_proj,down_proj"),
+    Combination(model="Llama 0.1B", objective="sft", length=256, four_bit=True),
+    Combination(model="Llama 0.1B", objective="dpo", length=512, four_bit=True, checkpointing=True),
+    Combination(model="Gemma 3 0.27B", objective="sft", length=128),
+    Combination(model="Gemma 3 0.27B", objective="sft", length=768, dtype="bfloat16", checkpointing=True),
+    Combination(model="Gemma 3 0.27B", objective="dpo", length=512, dropout=0.05),
+    Combination(model="Gemma 3 0.27B", objective="sft", length=256, four_bit=True),
+    Combination(model="Qwen 3 0.6B", objective="sft", length=128, dtype="bfloat16"),
+    Combination(model="Qwen 3 0.6B", objective="dpo", length=256, dtype="bfloat16", checkpointing=True),
+    Combination(
+        model="Qwen 3 0.6B", objective="sft", length=256, dtype="bfloat16", four_bit=True, targets="q_proj,v_proj"
+    ),
+    Combination(model="Llama 1.1B", objective="sft", length=96, dtype="bfloat16"),
+    Combination(model="Llama 1.1B", objective="dpo", length=128, dtype="bfloat16", checkpointing=True),
+]
+
+
+def measure(how: Combination) -> dict[str, int]:
+    """Rehearse a combination, then run it; bytes."""
+    import torch
+    from transformers import AutoConfig
+
+    from byeori.batch import loader
+    from byeori.model import forward, speed
+    from byeori.objective.dpo import Preference, preference
+    from byeori.objective.sft import SFT
+    from byeori.planner import rehearsal, step, workload
+    from byeori.train import memory
+
+    config = AutoConfig.for_model(**MODELS[how.model])
+    adapter = rehearsal.Adapter(r=16, alpha=16, dropout=how.dropout, targets=tuple(how.targets.split(",")))
+    objective = SFT if how.objective == "sft" else preference(Preference(loss="sigmoid", beta=0.1))
+    units = 2 if how.objective == "sft" else 1
+    schedule = loader.schedule(8, batch_size=8, num_epochs=1, max_steps=None, seed=0)
+    work = workload.made_up(
+        cutoff_len=how.length,
+        mean=how.length,
+        rows=8,
+        group=objective.group,
+        plan=schedule,
+        size=units,
+        tokens=4096,
+    )
+    examples, dtype = work.micros[0].worst, getattr(torch, how.dtype)
+    found = rehearsal.rehearse(
+        rehearsal.stage(config),
+        adapter,
+        examples,
+        dtype=dtype,
+        recompute="full" if how.checkpointing else "none",
+        four_bit=how.four_bit,
+        objective=objective,
+        device="cpu",
+        several=True,
+    )
+    if how.four_bit:
+        from bitsandbytes import functional
+
+        packed, state = functional.quantize_4bit(torch.ones(4096), compress_statistics=True, quant_type="nf4")
+        functional.dequantize_4bit(packed, state)  # loads its kernels with the first weight
+    before = memory.resident_bytes()
+    parts = speed.parts(["auto"], torch.device("cpu"))
+    model = rehearsal.build(
+        config,
+        adapter,
+        dtype,
+        recompute="full" if how.checkpointing else "none",
+        four_bit=how.four_bit,
+        chosen=parts,
+        device="cpu",
+        pack=_pack,
+    )
+    memory.give_back(torch.device("cpu"))
+    plain = not forward.use_forest_attention(model)
+    optimizer = step.optimizer_of(model)
+    loaded = _peak() - before
+    _forget_peak()
+    run = step.run(model, optimizer, examples, objective=objective, ends=(1, 1), several=True, plain=plain)
+    return {
+        "tokens": found.tokens,
+        "predicted": found.peak,
+        "measured": max(peak.total for peak in run.peaks.values()),
+        "process": _peak() - before,
+        "loading": loaded,
+        "before": before,
+    }
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _pack(causal: Any) -> None:
+    """Real 4-bit layers by bitsandbytes, with what the plan counts on computed by it."""
+    import torch
+    from bitsandbytes import functional
+
+    from byeori.planner.packed import Packed, pack_layers
+
+    class Real(Packed):
+        """Keeps bitsandbytes' own packed weight and scales."""
+
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__(linear)
+            weight, state = functional.quantize_4bit(
+                linear.weight.detach().reshape(-1), blocksize=64, compress_statistics=True, quant_type="nf4"
+            )
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+            self.scales, self.scale_scales, self.code, self.state = (
+                state.absmax,
+                state.state2.absmax,
+                state.code,
+                state,
+            )
+            self.offset, self.scale_code = state.offset, state.state2.code
+
+        def open(self, packed: torch.Tensor) -> torch.Tensor:
+            return functional.dequantize_4bit(packed, self.state).view(self.out_features, self.in_features)
+
+    pack_layers(causal, Real)
+
+
+def row(how: Combination, found: dict[str, int]) -> str:
+    """A line of the table."""
+    said = [how.objective.upper(), f"{how.length} x {2 if how.objective == 'sft' else 1}", how.dtype]
+    more = ["checkpointing"] * how.checkpointing + ["4-bit"] * how.four_bit + ["dropout"] * bool(how.dropout)
+    whole = found["predicted"] + found["before"], found["process"] + found["before"]
+    sizes = [f"{found[name] / 2**20:,.1f}" for name in ("predicted", "measured")]
+    errors = [f"{found['predicted'] / found['measured'] - 1:+.2%}", f"{whole[0] / whole[1] - 1:+.1%}"]
+    process = [f"{size / 2**20:,.0f}" for size in whole]
+    cells = [how.model, *said, how.targets, ", ".join(more), *sizes, errors[0], *process, errors[1]]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", type=int, nargs="*")
+    parser.add_argument("--one", type=int, help="measure this one here and print JSON")
+    given = parser.parse_args()
+    if given.one is not None:
+        print(json.dumps(measure(COMBINATIONS[given.one])))
+        return
+    heads = ["predicted MiB", "storages MiB", "error", "predicted MiB", "process MiB", "error"]
+    print("| model | objective | tokens | type | adapters on | with | " + " | ".join(heads) + " |")
+    print("|---" * 6 + "|---:" * 6 + "|")
+    for index, how in enumerate(COMBINATIONS):
+        if given.only and index not in given.only:
+            continue
+        done = subprocess.run([sys.executable, __file__, "--one", str(index)], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{asdict(how)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            continue
+        print(row(how, json.loads(done.stdout.strip().splitlines()[-1])), flush=True)
+
+
+if __name__ == "__main__":
+    main()
