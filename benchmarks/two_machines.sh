@@ -26,7 +26,7 @@ machine() { # side, restarts, flags...
     GLOO_SOCKET_IFNAME=cable-$side OMP_NUM_THREADS=1 ip netns exec byeori-$side "$python" -m torch.distributed.run \
         --nnodes=2 --nproc-per-node=2 --max-restarts="$restarts" --rdzv-backend=c10d \
         --rdzv-endpoint=10.77.0.1:29400 --rdzv-id=two-machines --rdzv-conf=is_host=$([ $side = a ] && echo 1 || echo 0) \
-        --local-addr=10.77.0.$([ $side = a ] && echo 1 || echo 2) -m byeori.cli "$@"
+        --local-addr=10.77.0.$([ $side = a ] && echo 1 || echo 2) -m byeori "$@"
 }
 
 compare() { # a run's losses with those of ddp
@@ -57,7 +57,7 @@ machine b 2 "$@" --parallel fsdp --save_steps 2 --output_dir "$output/killed" &
 second=$!
 until [ "$(grep -c loss "$output/killed/train_log.jsonl" 2>/dev/null)" -ge 3 ] 2>/dev/null; do sleep 0.1; done
 for process in $(ip netns pids byeori-b); do
-    if tr '\0' ' ' < /proc/$process/cmdline | grep -q -- '-m byeori.cli' && grep -qz '^LOCAL_RANK=1$' /proc/$process/environ
+    if tr '\0' ' ' < /proc/$process/cmdline | grep -q -- '-m byeori' && grep -qz '^LOCAL_RANK=1$' /proc/$process/environ
     then kill -9 $process; fi
 done
 wait $first; wait $second

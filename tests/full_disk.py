@@ -43,7 +43,7 @@ def fill(place: Place, number: int, dice: random.Random) -> tuple[str, list[str]
     files = [path.stat().st_size for path in place.whole(variant, world).rglob("*") if path.is_file()]
     told = place.folder / f"run-{number}"
     if number % 2:
-        size = dice.randrange(1, max(files))
+        size = dice.randrange(4096, max(files))  # what a run says goes to a file too
         mount(disk, "64m")
         members = start(place, output, variant, world, lambda: limit(size), told=told)
     else:

@@ -400,7 +400,7 @@ def test_hub_out_of_reach(
     place |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(SRC)}
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "byeori.cli", *(item.format(**names) for item in command)],
+        [sys.executable, "-m", "byeori", *(item.format(**names) for item in command)],
         env=place,
         capture_output=True,
         text=True,

@@ -254,7 +254,7 @@ def test_a_sentence_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    line = f"{sys.executable} -m byeori.cli sft --help | head -1; exit ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m byeori sft --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -267,7 +267,7 @@ def test_a_run_without_a_terminal_says_nothing_but_its_own_lines(
 ) -> None:
     common = ["--base_model", str(tiny_model), "--data_path", str(title_rows), "--cutoff_len", "512"]
     out = str(tmp_path / "out")
-    done = run("-m", "byeori.cli", "sft", *common, "--output_dir", out, "--max_steps", "2", "--val_set_size", "4")
+    done = run("-m", "byeori", "sft", *common, "--output_dir", out, "--max_steps", "2", "--val_set_size", "4")
     assert done.returncode == 0, done.stderr
     known = (
         "the tokenizer has no padding token",
@@ -280,6 +280,6 @@ def test_a_run_without_a_terminal_says_nothing_but_its_own_lines(
     for line in done.stderr.splitlines():
         assert line.startswith(known) or "of the tokens are prefixes" in line, line
     assert done.stdout == ""
-    done = run("-m", "byeori.cli", "generate", out, "--document", "봄", "--max_new_tokens", "4")
+    done = run("-m", "byeori", "generate", out, "--document", "봄", "--max_new_tokens", "4")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\n")

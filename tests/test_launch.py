@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import byeori
-from byeori import launch
-from byeori.errors import ConfigError
+from byeori import cli, config, launch
+from byeori.errors import AGAIN, ConfigError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sft-trainer.py"
 
@@ -38,7 +38,7 @@ def test_two_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> No
 
 def test_an_error_is_one_sentence_and_two(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     wrong = {"nproc": 2, "lora_target_modules": "nope"}
-    process = command(tiny_model, title_rows, tmp_path / "out", "-m", "byeori.cli", "sft", **wrong)
+    process = command(tiny_model, title_rows, tmp_path / "out", "-m", "byeori", "sft", **wrong)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 2, told
     assert len(re.findall("^error: --lora_target_modules names 'nope'", told, flags=re.MULTILINE)) == 1, told
@@ -51,7 +51,7 @@ def test_ctrl_c_and_a_lost_process(tiny_model: Path, title_rows: Path, tmp_path:
     for number, (code, sentence) in ends.items():
         output = tmp_path / number.name
         how = {"nproc": 2, "num_epochs": 200, "batch_size": 4}
-        process = command(tiny_model, title_rows, output, "-m", "byeori.cli", "sft", **how)
+        process = command(tiny_model, title_rows, output, "-m", "byeori", "sft", **how)
         deadline = time.monotonic() + 200
         while not (output / "train_log.jsonl").is_file():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -89,6 +89,18 @@ def test_when_there_is_nothing_to_start(monkeypatch: pytest.MonkeyPatch) -> None
     assert launch.start_group(2, ["sft"]) is None
     with pytest.raises(ConfigError, match="--nproc 4, but torchrun started 2 processes here"):
         launch.start_group(4, ["sft"])
+
+
+def test_goes_on_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    codes, asked = [AGAIN, AGAIN, 0], []
+    monkeypatch.setattr(launch, "_gpus", lambda: 0)
+    monkeypatch.setattr(launch, "_run", lambda count, command, folder: (asked.append(command[3:]), codes.pop(0))[1])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert launch.start_group(2, ["sft", "--overwrite_output_dir", "True"]) == 0
+    assert [len(command) for command in asked] == [3, 5, 7]
+    flags, _ = cli.normalise(config.SftSettings, asked[-1][1:])
+    assert flags[-2:] == ["--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
+    assert capsys.readouterr().err.count("going on from the last step, micro-batches split in two") == 2
 
 
 def test_python_starts_no_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from byeori import __version__, config, launch
-from byeori.errors import ByeoriError, ConfigError, may_speak
+from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
 
 COMMANDS: dict[str, tuple[type[config.Settings] | None, str]] = {
     "sft": (config.SftSettings, "fine-tune a LoRA adapter on prompts and answers"),
@@ -215,6 +215,8 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         stopped = type(error).__name__ == "Interrupted"
         if type(error).__name__ == "Abandoned":
             return 2
+        if type(error).__name__ == "Again" and SAID in os.environ:  # whoever started these processes goes on
+            return AGAIN
         if not first:
             time.sleep(_OTHERS_WAIT)
         if (first or not stopped) and may_speak():

@@ -17,6 +17,10 @@ import os
 SAID = "BYEORI_SAID"
 
 
+# The exit code of a process whose run is to be started again from its last checkpoint (sysexits.h: EX_TEMPFAIL).
+AGAIN = 75
+
+
 def may_speak() -> bool:
     """Whether this process is to say why the run ends: the first one of its group that asks."""
     path = os.environ.get(SAID)

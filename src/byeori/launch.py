@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from byeori.errors import SAID, ConfigError
+from byeori.errors import AGAIN, SAID, ConfigError
 
 
 def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
@@ -40,7 +40,13 @@ def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
     with tempfile.TemporaryDirectory(prefix="byeori-") as folder:
         os.environ[SAID] = str(Path(folder) / "said")
         try:
-            return _run(count, [sys.executable, "-m", "byeori.cli", *arguments], Path(folder))
+            while (code := _run(count, [sys.executable, "-m", "byeori", *arguments], Path(folder))) == AGAIN:
+                print(
+                    "Rows do not fit in memory together: going on from the last step, micro-batches split in two",
+                    file=sys.stderr,
+                )
+                arguments = [*arguments, "--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
+            return code
         finally:
             del os.environ[SAID]
 
@@ -73,6 +79,9 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         elastic_launch(how, command[0])(*command[1:])
     except ChildFailedError as error:
         codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
+        if AGAIN in codes.values():
+            (folder / "said").unlink(missing_ok=True)
+            return AGAIN
         if (folder / "said").exists():
             return 130 if 130 in codes.values() else 2
         rank, code = next(((r, c) for r, c in codes.items() if c not in (0, -signal.SIGTERM)), (0, 1))

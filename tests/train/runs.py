@@ -45,7 +45,7 @@ def environment() -> dict[str, str]:
 
 def command(values: dict[str, Any], *launcher: str) -> subprocess.Popen[str]:
     """`byeori sft` in a process of its own."""
-    start = list(launcher) or [sys.executable, "-m", "byeori.cli"]
+    start = list(launcher) or [sys.executable, "-m", "byeori"]
     return subprocess.Popen(
         [*start, "sft", *flags(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )

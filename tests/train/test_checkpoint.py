@@ -365,7 +365,7 @@ def test_a_disk_that_is_really_full(tiny_model: Path, title_rows: Path, tmp_path
     )
     done = (
         subprocess.run(
-            ["unshare", "-mr", "sh", "-c", script, "sh", sys.executable, "-m", "byeori.cli", "sft", *flags(values)],
+            ["unshare", "-mr", "sh", "-c", script, "sh", sys.executable, "-m", "byeori", "sft", *flags(values)],
             capture_output=True,
             text=True,
             env=environment(),

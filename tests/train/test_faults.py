@@ -225,6 +225,54 @@ def test_one_of_two_processes_runs_out_of_memory(
     assert "step 4: another process's rows did not fit in memory together" in " ".join(done.stderr.split())
 
 
+SHARDED = """
+import os, sys, torch
+from byeori import cli
+from byeori.train import trainer
+real, calls = trainer._sums, [0]
+def sums(job, batch):
+    calls[0] += 1
+    here = (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0")
+    if here and calls[0] >= {call} and len(batch.forest.rows) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return real(job, batch)
+trainer._sums = sums
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_sharded_rows_that_do_not_fit_go_on_in_new_processes(
+    step: int, tiny_model: Path, title_rows: Path, tmp_path: Path
+) -> None:
+    """From the step before, in smaller micro-batches, with the losses of a run that had room."""
+    script, output = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(SHARDED.format(call=step))
+    how = {"num_epochs": 1, "parallel": "fsdp", "save_steps": 100}
+    values = settings(tiny_model, title_rows, output, **how)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
+    done = subprocess.run(
+        [
+            *launcher,
+            str(script),
+            "sft",
+            *(part for name, value in values.items() for part in (f"--{name}", str(value))),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert f"error: step {step}: 2 rows (" in told and "do not fit in memory together; go on with the same" in told
+    assert ("going on from" in told) == (step > 1)
+    assert [line.get("micro_batches_halved", 0) for line in log(output)] == [0] * (step - 1) + [1] * (7 - step)
+    sft(tiny_model, title_rows, tmp_path / "whole", num_epochs=1)
+    assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+
+
 # ---- rows that are not finite ------------------------------------------------------------------------------------
 
 

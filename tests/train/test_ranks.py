@@ -22,7 +22,7 @@ LONG: dict[str, Any] = {"num_epochs": 20, "save_steps": 10, "lora_dropout": 0.1}
 
 def torchrun(values: dict[str, Any], *extra: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *extra]
-    return command(values, *launcher, "-m", "byeori.cli")
+    return command(values, *launcher, "-m", "byeori")
 
 
 def worker(launcher: subprocess.Popen[str], rank: int) -> int:

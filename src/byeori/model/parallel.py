@@ -169,7 +169,7 @@ def _memory(processes: Processes) -> float:
 def finish() -> None:
     """Leave the group. Those that are left need not say so: this process says itself why it ends."""
     if dist.is_initialized():
-        _first_in_store()
+        first_to("speak")
         dist.destroy_process_group()
 
 
@@ -180,12 +180,13 @@ def connection_broke(error: Exception) -> bool:
 
 def first_to_speak() -> bool:
     """Whether no other process of this attempt has asked; the store is torchrun's, so it outlives the first process."""
-    return _first_in_store() and may_speak()
+    return first_to("speak") and may_speak()
 
 
-def _first_in_store() -> bool:
+def first_to(act: str) -> bool:
+    """Whether this process is the first of the attempt to ask about it."""
     try:
-        return dist.distributed_c10d._get_default_store().add("byeori_spoke", 1) == 1
+        return dist.distributed_c10d._get_default_store().add(f"byeori: {act}", 1) == 1
     except RuntimeError:  # the store is gone with the process that held it
         return True
 
@@ -211,6 +212,15 @@ def add_up(values: list[float], processes: Processes) -> list[float]:
     if processes.world == 1:
         return values
     return add_array(np.array(values, dtype=np.float64), processes).tolist()
+
+
+def least(value: float, processes: Processes) -> float:
+    """The smallest of the processes' values."""
+    if processes.world == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=processes.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return float(tensor)
 
 
 def add_array(values: np.ndarray, processes: Processes) -> np.ndarray:

@@ -21,7 +21,7 @@ from byeori.errors import CheckpointError, DataError, TemplateError
 from byeori.model import parallel
 from byeori.model.fingerprint import base_fingerprint
 from byeori.result import card
-from byeori.train import checkpoint, log
+from byeori.train import checkpoint, log, room
 
 TEMPLATE = "template.txt"
 SETTINGS = "byeori.yaml"
@@ -132,8 +132,10 @@ def _held(output: Path) -> bool:
     return any((output / name).exists() for name in _RUN_FILES) or bool(checkpoint.steps(output))
 
 
-def make(output: Path, *, clear: bool, resume: Path | None) -> None:
+def make(output: Path, *, clear: bool, resume: Path | None, anew: bool) -> None:
     """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
+
+    anew: nobody asked to go on with one.
 
     Under torchrun it notes whose run this is, so that another attempt goes on from its checkpoints; not where younger
     checkpoints of an earlier run lie there, which it would take for its own.
@@ -148,6 +150,8 @@ def make(output: Path, *, clear: bool, resume: Path | None) -> None:
             for _, folder in checkpoint.steps(output):
                 checkpoint.remove(folder)
         output.mkdir(parents=True, exist_ok=True)
+        if anew and not _restarted(output):
+            (output / room.NOTE).unlink(missing_ok=True)
         (output / LAUNCH).unlink(missing_ok=True)
         there = [folder for _, folder in checkpoint.steps(output)]
         own = not there or (resume is not None and there[-1].resolve() == resume.resolve())

@@ -168,6 +168,11 @@ def steps(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def is_there(output_dir: Path, step: int) -> bool:
+    """Whether a step has a whole checkpoint, of this process or of another."""
+    return verify(output_dir / f"checkpoint-{step}") is None
+
+
 def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
     """The newest whole checkpoint; damaged ones are passed over, and that is said."""
     for _, folder in reversed(steps(output_dir)):

@@ -25,6 +25,10 @@ class Abandoned(TrainingError):
     torchrun may end them at any moment."""
 
 
+class Again(TrainingError):
+    """Sharded rows did not fit: the run can go on in smaller micro-batches, in new processes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """How a run goes; the settings of the same names, resolved."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: allocated on the GPU, or resident in this process on the CPU."""
@@ -46,6 +48,13 @@ def available_bytes(device: torch.device) -> int:
             if line.startswith("MemAvailable:"):
                 return min(total_bytes(), int(line.split()[1]) * 1024)
     return total_bytes()
+
+
+def keep_large_blocks_apart() -> None:
+    """Let glibc return every block of 1 MiB and more at once: weights that are opened from 4 bit for a moment leave
+    holes between what stays, which took twice the memory. Without them it costs a fifth of the speed for nothing."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def give_back(device: torch.device) -> None:

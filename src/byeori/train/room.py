@@ -2,11 +2,16 @@
 
 A backward pass that fails half-way leaves gradients behind, so the whole step starts again from none. The smaller size
 is kept for the rest of the run, and is part of its checkpoints: a resumed run adds up in the same order.
+
+Where weights are sharded the other processes wait for a layer of the failed pass, and no process can leave it alone.
+The run ends with a checkpoint and a note of the smaller size, and goes on from both: by itself where byeori or torchrun
+--max-restarts started its processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,6 +22,7 @@ from byeori.model.parallel import Processes
 from byeori.train import memory
 
 T = TypeVar("T")
+NOTE = ".micro_batches_halved"
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
@@ -46,6 +52,17 @@ def ran_out(error: Exception) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+
+
+def remember(output_dir: Path, halvings: int) -> None:
+    """Note the size of micro-batches for the run that goes on from here; any process can."""
+    (output_dir / NOTE).write_text(str(halvings), encoding="utf-8")
+
+
+def remembered(output_dir: Path) -> int:
+    """The size that an earlier attempt noted: how often micro-batches are halved."""
+    note = output_dir / NOTE
+    return int(note.read_text(encoding="utf-8")) if note.is_file() else 0
 
 
 def attempt(compute: Callable[[], T], rows: Sequence[int], tokens: int) -> T:

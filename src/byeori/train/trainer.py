@@ -27,7 +27,7 @@ from byeori.model import forward, parallel, placed
 from byeori.model.placed import Placed
 from byeori.objective.record import Sums
 from byeori.train import checkpoint, hooks, log, memory, optim, room
-from byeori.train.job import Abandoned, Interrupted, Job, Options, Run
+from byeori.train.job import Abandoned, Again, Interrupted, Job, Options, Run
 from byeori.train.pipeline import Step, idle, place, steps_from
 from byeori.train.room import NoRoom
 from byeori.train.writer import Writer
@@ -39,7 +39,8 @@ def train(job: Job) -> Run:
     """Run the loop to its end.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM, after a checkpoint. TrainingError: three steps in a row were not finite.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint. Again: sharded rows did not fit.
+        TrainingError: three steps in a row were not finite.
         CheckpointError: a checkpoint could not be read or written.
     """
     parameters = [parameter for _, parameter in checkpoint.trainable(job.model)]
@@ -49,8 +50,10 @@ def train(job: Job) -> Run:
     )
     resumed = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
     run.restore(resumed or {})
-    job.model.train()
     shown = job.processes.main
+    noted = room.remembered(job.output_dir) if shown else 0
+    run.halvings = max(run.halvings, int(parallel.add_up([noted], job.processes)[0]))
+    job.model.train()
     if shown:
         checkpoint.sweep(job.output_dir)
         checkpoint.prune(job.output_dir, options.save_total_limit, best=run.best_step, latest=run.step)
@@ -86,7 +89,10 @@ def train(job: Job) -> Run:
                 broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
                 if not broke and not isinstance(error, NoRoom):
                     raise
-                if run.step == done:  # a step fails before it changes weights; its evaluation is not behind it
+                before = run.step == done  # a step fails before it changes weights; its evaluation is not behind it
+                if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
+                    _go_on_smaller(job, run, optimizer, writer, error, before)
+                if before and not (broke and checkpoint.is_there(job.output_dir, run.step)):
                     _save(job, run, optimizer, writer)
                 if broke:
                     _abandon(job, run, writer)
@@ -276,6 +282,22 @@ def _after_step(
         )
 
 
+def _go_on_smaller(
+    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: NoRoom, save: bool
+) -> NoReturn:
+    """The others cannot leave the failed pass: this process alone keeps the run, for the next attempt."""
+    if parallel.first_to("go on smaller"):
+        room.remember(job.output_dir, run.halvings + 1)
+        run.halvings += 1
+        if save and run.step:
+            _write(job, run, optimizer, writer)
+        writer.wait()
+    raise Again(
+        f"step {run.step + save}: {len(error.rows)} rows ({error.tokens} tokens) do not fit in memory together; "
+        "go on with the same command and --resume_from_checkpoint latest, which splits micro-batches in two"
+    )
+
+
 def _abandon(job: Job, run: Run, writer: Writer) -> NoReturn:
     """Another process is gone: finish what is being written, and let one of those that are left say so."""
     writer.wait()
@@ -302,8 +324,11 @@ def _due(step: int, every: int | None, per_epoch: int, last: bool) -> bool:
 
 def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
     """Copy the run to memory and let the writer put it on the disk."""
-    if not job.processes.main or run.step == 0:
-        return
+    if job.processes.main and run.step > 0:
+        _write(job, run, optimizer, writer)
+
+
+def _write(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
     copied = checkpoint.snapshot(job.model, optimizer, run.state())
     step, best = run.step, run.best_step
 
