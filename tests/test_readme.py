@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
-from byeori import config
+import pytest
+
+from byeori import cli, config
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +35,21 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_plans_are_what_the_commands_print(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for this machine's processor, whose speed is measured, and the memory that this process holds."""
+    monkeypatch.chdir(ROOT)
+    section = _text("README.md").split("## Know before you rent")[1].split("\n## ")[0]
+    commands = re.findall(r"^byeori (plan .*?[^\\])$", section.split("<!-- plans -->")[0], re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"```\n(.*?)```", section.split("<!-- plans -->")[1], re.DOTALL)
+    assert len(commands) == len(shown) == 2
+    for command, expected in zip(commands, shown, strict=True):
+        assert cli.main(shlex.split(command.replace("\\\n", " "))) == 0
+        assert _without_cpu(capsys.readouterr().out) == _without_cpu(expected)
+
+
+def _without_cpu(plan: str) -> str:
+    return re.sub(r"^CPU: .*?\n\n", "", plan, flags=re.MULTILINE | re.DOTALL).strip()

@@ -5,6 +5,7 @@
     byeori.plan(base_model="...", data_path="rows.jsonl")
     byeori.preview(base_model="...", data_path="rows.jsonl")
     byeori.sft(base_model="...", data_path="rows.jsonl", output_dir="adapter")
+    byeori.dpo(base_model="adapter", data_path="pairs.jsonl", output_dir="preferred")
     byeori.merge(peft_model_path="adapter", output_dir="merged")
     byeori.generate(model="merged", columns={"document": "..."})
     byeori.compare(adapter="adapter", data_path="held_out.jsonl", output_dir="report")

@@ -8,14 +8,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from byeori import weights
+from byeori import choosing, weights
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
@@ -28,7 +28,7 @@ from byeori.planning import MICRO_BATCH_TOKENS
 from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say
 from byeori.start import Start, begin
-from byeori.train import checkpoint, log, remote, trainer
+from byeori.train import checkpoint, log, memory, remote, trainer
 from byeori.train.job import Abandoned, Job, Options, Run
 from byeori.train.reference import in_order, met, with_reference
 
@@ -92,7 +92,7 @@ def _train(settings: TrainSettings, objective: Objective) -> TrainResult:
     try:
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
-            processes = weights.arrange(settings, start, processes, tell)
+            weights.check(settings, processes, tell)
             run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
             return _run(run, Path(kept))
     except RuntimeError as error:
@@ -127,6 +127,9 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         seed=settings.seed,
         lengths=rows.lengths() if settings.group_by_length else None,
     )
+    chosen = choosing.choose(settings, context.start, rows, plan, processes, context.tell)
+    settings, processes, forecast = chosen
+    context = replace(context, settings=settings, processes=processes)
     model, options = _model(context, rows, plan)
     if context.objective.reference:
         rows = _with_reference(context, model, rows, met(plan), options)
@@ -148,10 +151,11 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         mirror=mirror,
     )
     if processes.main:
-        folders.make(output, clear=settings.overwrite_output_dir and resume is None, resume=resume)
+        clear, anew = settings.overwrite_output_dir and resume is None, settings.resume_from_checkpoint is None
+        folders.make(output, clear=clear, resume=resume, anew=anew)
         _write_order(output, plan, rows)
     run = trainer.train(job)
-    result = _finish(job, run, prepared, context)
+    result = _finish(job, run, prepared, context, forecast)
     context.tell(_closing_words(result, output))
     return result
 
@@ -248,7 +252,9 @@ def _write_order(output: Path, plan: loader.Schedule, rows: cache.Rows) -> None:
     folders.write(output / "order.json", json.dumps(order))
 
 
-def _finish(job: Job, run: Run, prepared: Prepared, context: _Context) -> TrainResult:
+def _finish(
+    job: Job, run: Run, prepared: Prepared, context: _Context, forecast: choosing.Forecast | None
+) -> TrainResult:
     """Write the finished adapter into output_dir: of the best step with early stopping, else of the last."""
     if context.settings.early_stopping_patience and run.best_step not in (None, run.step):
         checkpoint.load_adapter(job.output_dir / f"checkpoint-{run.best_step}", job.model)
@@ -260,12 +266,17 @@ def _finish(job: Job, run: Run, prepared: Prepared, context: _Context) -> TrainR
         best_eval_loss=run.best_loss,
         shared_tokens=1 - run.unique_tokens / max(1, run.tokens),
     )
+    took = memory.peak_memory_bytes(job.processes.device)
+    if forecast is not None:
+        context.tell(forecast.compared(took))
     if job.processes.main:
 
         def fill(folder: Path) -> None:
             checkpoint.save_adapter(folder, job.model)
             job.beside(folder)
             folders.write_run_facts(folder, job.output_dir, prepared.found, context.start.base, context.start.revision)
+            if forecast is not None:
+                forecast.write(folder, took)
 
         checkpoint.move_in(job.output_dir, fill)
         if job.mirror:

@@ -7,22 +7,22 @@ from typing import Any
 
 from byeori.config import TrainSettings
 from byeori.errors import ConfigError
-from byeori.model import fingerprint, load, lora, parallel, sharding, speed, stream
+from byeori.model import load, lora, parallel, sharding, speed, stream
 from byeori.model.parallel import Processes
 from byeori.result import opening
 from byeori.start import Start
-from byeori.train import optim
+from byeori.train import memory, optim
 
 Tell = Callable[[str], None]
 
 
 def bits(settings: TrainSettings) -> int | None:
     """4 or 8 where the frozen weights are packed."""
-    return 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else None
+    return 4 if settings.load_in_4bit is True else 8 if settings.load_in_8bit else None
 
 
-def arrange(settings: TrainSettings, start: Start, processes: Processes, tell: Tell) -> Processes:
-    """Decide whether the weights are sharded, and say what the settings mean here.
+def check(settings: TrainSettings, processes: Processes, tell: Tell) -> None:
+    """Say what the settings mean here.
 
     Raises:
         ConfigError: more processes are asked for than there are.
@@ -31,17 +31,6 @@ def arrange(settings: TrainSettings, start: Start, processes: Processes, tell: T
         raise ConfigError("nproc starts processes from the command line only; in Python, start them with torchrun")
     if note := optim.paging_note(settings.optim, processes.device):
         tell(note)
-    if processes.world == 1:
-        return processes
-    size = (bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize) / 8
-    count = 0
-    if settings.parallel == "auto":  # files are looked at for nothing else
-        stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision))
-        count = sum(item.count for item in stored.values())
-    chosen = parallel.choose(settings.parallel, int(count * size), processes)
-    shared = f", frozen weights sharded over {chosen.shards} of them" if chosen.sharded else ""
-    tell(f"{chosen.world} processes{shared}")
-    return chosen
 
 
 def adapted_model(settings: TrainSettings, start: Start, processes: Processes, tell: Tell) -> Any:
@@ -54,6 +43,8 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
         "revision": start.revision,
         "trust_remote_code": settings.trust_remote_code is not None,
     }
+    if packed and processes.device.type == "cpu":
+        memory.keep_large_blocks_apart()
     if packed or processes.sharded:
         offload = settings.cpu_offload and processes.sharded
         base = stream.load_streamed(start.base, processes=processes, bits=packed, offload=offload, **where)

@@ -121,7 +121,7 @@ def test_several_share_the_weights_where_one_cannot_hold_them() -> None:
 def test_what_is_set_is_not_changed() -> None:
     alone = _offers(40, recompute="full")[0]
     assert alone.way is not None
-    assert alone.way.settings == {"gradient_checkpointing": "full", "micro_batch_size": 4}
+    assert alone.way.settings == {"gradient_checkpointing": "full", "micro_batch_size": 4, "load_in_4bit": False}
 
 
 def test_time_and_cost_by_hand() -> None:

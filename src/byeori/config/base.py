@@ -46,7 +46,7 @@ Paths = Annotated[list[str], BeforeValidator(_paths)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 
-Recompute = Annotated[Literal["none", "selective", "full", "offload"], BeforeValidator(recompute_kind)]
+Recompute = Annotated[Literal["auto", "none", "selective", "full", "offload"], BeforeValidator(recompute_kind)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 

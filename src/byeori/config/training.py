@@ -67,7 +67,8 @@ class RunSettings(Settings):
     )
     micro_batch_tokens: OptionalInt = Field(
         None,
-        description="Most tokens computed at once when micro_batch_size is none; none is 1024 on a CPU, 4096 on a GPU.",
+        description="Most tokens computed at once when micro_batch_size is none; none is 2048 on a CPU and "
+        "4096 on a GPU, or less where that does not fit.",
         ge=1,
         le=10_000_000,
     )
@@ -113,10 +114,14 @@ class RunSettings(Settings):
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = Field(
         "auto",
         description="Several processes: whole weights in each (ddp), sharded over all (fsdp) or over each machine's "
-        "(hsdp); auto shards where they do not fit.",
+        "(hsdp); auto shards where the plan says that they do not fit.",
     )
     cpu_offload: bool = Field(False, description="Keep sharded weights in the CPU's memory between their uses.")
-    load_in_4bit: bool = Field(False, description="Hold the frozen weights in 4 bit (NF4, double quantisation).")
+    load_in_4bit: Literal["auto"] | bool = Field(
+        "auto",
+        description="Hold the frozen weights in 4 bit (NF4, double quantisation); auto where nothing else fits.",
+        json_schema_extra={"alone": "True"},
+    )
     load_in_8bit: bool = Field(False, description="Hold the frozen weights in 8 bit.")
     share_prefixes: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -132,9 +137,9 @@ class RunSettings(Settings):
         min_length=1,
     )
     gradient_checkpointing: Recompute = Field(
-        "none",
+        "auto",
         description="Recompute layers in the backward pass to save memory: every other one (selective), all (full), "
-        "or all with their inputs kept in the CPU's memory (offload); True is full.",
+        "or all with their inputs kept in the CPU's memory (offload); True is full, auto what the plan says.",
         json_schema_extra={"alone": "full"},
     )
 
@@ -170,7 +175,7 @@ class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
             )
         if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
             raise ValueError(f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count")
-        if self.load_in_4bit and self.load_in_8bit:
+        if self.load_in_4bit is True and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are given together; give one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")

@@ -43,7 +43,7 @@ class Way:
         """As the settings file has them."""
         found: dict[str, Any] = {"gradient_checkpointing": self.recompute}
         found |= {"micro_batch_size": self.micro.size} if self.micro.size else {"micro_batch_tokens": self.micro.tokens}
-        found |= {"load_in_4bit": True} if self.four_bit else {}
+        found |= {"load_in_4bit": self.four_bit}
         return found | ({"parallel": "fsdp"} if self.sharded else {})
 
 
@@ -88,6 +88,7 @@ class Case:
 
     rehearse: the largest micro-batch of a Micro. usual: (operations, operations of the forward pass, tokens) of its
     usual one, without recomputation. half: whether the run computes in 16 bit, for which the peaks are known.
+    least: bytes that the weights take at least, for 4 bit or not; a way without room for them is not rehearsed.
     """
 
     work: Work
@@ -96,12 +97,13 @@ class Case:
     rehearse: Rehearse
     usual: Callable[[Micro, str], tuple[float, float, float]]
     half: bool = True
+    least: Callable[[bool], float] = lambda four_bit: 0.0
 
 
 def offers(case: Case, machines: Sequence[Machine]) -> list[Offer]:
     """The best way for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
     counts = {machine.name: COUNTS if machine.device == "cuda" else (1,) for machine in machines}
-    return [_best(case, machine, count) for machine in machines for count in counts[machine.name]]
+    return [best(case, machine, count) for machine in machines for count in counts[machine.name]]
 
 
 def ranked(found: Sequence[Offer]) -> list[Offer]:
@@ -116,7 +118,8 @@ def ranked(found: Sequence[Offer]) -> list[Offer]:
     return sorted((offer for offer in found if offer.fits), key=key)
 
 
-def _best(case: Case, machine: Machine, count: int) -> Offer:
+def best(case: Case, machine: Machine, count: int) -> Offer:
+    """The fastest way that fits `count` of a machine; where none does, the one that needs least."""
     if refused := _refused(case, count):
         return Offer(machine=machine, count=count, refused=refused)
     tried: list[Offer] = []
@@ -138,7 +141,8 @@ def _refused(case: Case, count: int) -> str:
 def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
     """Ways to try, those of a later tier only where none of the earlier fits: they are never faster.
 
-    First the most sparing way of each kind: where that does not fit, no other of its kind does.
+    First the settings' own. After it the most sparing way of each kind: where that does not fit, no other of its kind
+    does. Kinds whose weights alone are too much are left out, but for the last.
     """
     open_to, both = case.choice, (False, True)
     again = tuple(AGAIN) if open_to.recompute is None else (open_to.recompute,)
@@ -150,15 +154,18 @@ def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
         for recompute in again
         if not case.work.batch_size % ((micro.size or 1) * count)
     ]
+    kinds = [(over, four_bit) for over in sharded for four_bit in packed]
+    small = [kind for kind in kinds if case.least(kind[1]) / (count if kind[0] else 1) <= machine.memory]
     later: list[Way] = []
     sparing: list[Way] = []
-    for place, (over, four_bit) in enumerate((over, four_bit) for over in sharded for four_bit in packed):
+    if kinds[0] in small:
+        yield [Way(micro=pairs[0][0], recompute=pairs[0][1], four_bit=packed[0], sharded=sharded[0])]
+    for over, four_bit in small or kinds[-1:]:
         ways = [Way(micro=m, recompute=r, four_bit=four_bit, sharded=over) for m, r in pairs]
         sparing.append(ways[-1])
         if not _offer(case, machine, count, ways[-1]).fits:
             continue
-        if place == 0:
-            yield ways[:1]
+        if (over, four_bit) == kinds[0]:
             yield ways[1:]
         else:
             later += ways

@@ -26,7 +26,7 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.model import attention, forward, lora, parallel, speed, target
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
-from byeori.planner import packed, step
+from byeori.planner import packed, shapes, step
 from byeori.planner.tracker import Peak, Source
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
@@ -73,9 +73,13 @@ class Rehearsal:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Stage:
-    """A model's config. layers: how many. Their kinds repeat after `period` layers, from layer `first` on."""
+    """A model's config. layers: how many. Their kinds repeat after `period` layers, from layer `first` on.
+
+    numbers: of all its weights.
+    """
 
     config: Any
+    numbers: int
     layers: int
     period: int
     first: int
@@ -87,9 +91,11 @@ def stage(config: Any) -> Stage:
     Raises:
         ModelError: no model can be made of it.
     """
-    kinds = _kinds(config)
+    whole = _base(config, torch.bfloat16, "meta")
+    kinds = _kinds(config, whole)
     period, first = _period(kinds)
-    return Stage(config=config, layers=len(kinds), period=period, first=first)
+    numbers = sum(parameter.numel() for parameter in whole.parameters())
+    return Stage(config=config, numbers=numbers, layers=len(kinds), period=period, first=first)
 
 
 def rehearse(
@@ -124,7 +130,8 @@ def rehearse(
 
     def run(height: int, at: str | None) -> tuple[step.Step, dict[str, int]]:
         with target.stand_for(device), _autocast_on_meta():
-            model, optimizer = _on_meta(on, adapter, dtype, height, recompute, four_bit, device, chosen)
+            with shapes.WithoutNumbers():
+                model, optimizer = _on_meta(on, adapter, dtype, height, recompute, four_bit, device, chosen)
             how = {
                 "objective": objective,
                 "ends": (on.first + period, tail),
@@ -241,10 +248,10 @@ def _fuse(model: Any, chosen: list[str]) -> None:
                 setattr(module, name, value.to("meta"))
 
 
-def _kinds(config: Any) -> list[Any]:
+def _kinds(config: Any, whole: Any) -> list[Any]:
     """For every layer what tells its kind: its parameters' names and shapes, and its kind of attention."""
     text = config.get_text_config()
-    layers = step.layers_of(_base(config, torch.bfloat16, "meta"))
+    layers = step.layers_of(whole)
     named = getattr(text, "layer_types", None) or []
     if layers is None or len(layers) != text.num_hidden_layers:
         return list(range(text.num_hidden_layers))  # every layer of its own kind: rehearsed whole

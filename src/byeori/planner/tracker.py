@@ -17,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from byeori.planner import shapes
+
 Source = tuple[str, str, str, str]  # part, module, operation, what it made
 
 
@@ -69,7 +71,7 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = shapes.call(func, args, kwargs)
         for tensor in _tensors(out):
             if tensor.untyped_storage()._cdata not in self._alive:
                 self._add(tensor, self.part, self.where, func)

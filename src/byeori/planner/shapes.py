@@ -1,0 +1,131 @@
+"""What an operation makes on the meta device, remembered: PyTorch works it out in Python, and a model repeats itself.
+
+An operation is remembered by the shapes, strides and types of its tensors, its other arguments and the default type.
+Only what makes new tensors is: views and whatever shares storage with an argument run as they are. One that writes into
+its arguments has nothing to do where there are no numbers, and returns them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_ATEN = torch.ops.aten
+_RESIZING = {_ATEN.resize_, _ATEN.resize_as_, _ATEN.set_}
+_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_Made = tuple[str, Any]  # ("tensor", (shape, stride, type)), ("several", (kind, parts)) or ("value", itself)
+
+_remembered: dict[Any, _Made | None] = {}
+
+
+class WithoutNumbers(TorchDispatchMode):
+    """Inside it, operations on the meta device are remembered."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return call(func, args, kwargs or {})
+
+
+def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(*args, **kwargs)`; a tensor on another device than meta runs it."""
+    kind, written = _kind(func)
+    if kind == "other":
+        return func(*args, **kwargs)
+    try:
+        named = tuple((name, _signature(value)) for name, value in kwargs.items())
+        key = (func, torch.get_default_dtype(), _signature(args), named)
+        found = _remembered.get(key)
+        known = found is not None or key in _remembered
+    except (TypeError, _Elsewhere):
+        return func(*args, **kwargs)
+    if kind == "writes":
+        return _returned(func, args, written)
+    if not known:
+        out = func(*args, **kwargs)
+        taken = {tensor.untyped_storage()._cdata for tensor in _tensors((args, tuple(kwargs.values())))}
+        _remembered[key] = _described(out, taken)
+        return out
+    return func(*args, **kwargs) if found is None else _made(found)
+
+
+class _Elsewhere(Exception):
+    """An argument has numbers."""
+
+
+@functools.cache
+def _kind(func: Any) -> tuple[str, tuple[int, ...]]:
+    """new, writes (with the positions of the returned arguments), or other."""
+    schema = func._schema
+    aliases = [argument.alias_info for argument in schema.arguments]
+    if not any(aliases) and not any(result.alias_info for result in schema.returns):
+        return ("other" if func.is_view or func.overloadpacket is _ATEN._local_scalar_dense else "new"), ()
+    if func.is_view or func.overloadpacket in _RESIZING or any(a.kwarg_only and a.alias_info for a in schema.arguments):
+        return "other", ()
+    places = []
+    for result in schema.returns:
+        same = [at for at, alias in enumerate(aliases) if alias and alias.is_write and _same(alias, result.alias_info)]
+        if len(same) != 1:
+            return "other", ()
+        places += same
+    return "writes", tuple(places)
+
+
+def _same(alias: Any, other: Any) -> bool:
+    return other is not None and bool(alias.before_set & other.before_set)
+
+
+def _returned(func: Any, args: tuple[Any, ...], places: tuple[int, ...]) -> Any:
+    found = tuple(args[place] for place in places)
+    return found[0] if len(found) == 1 else found or None
+
+
+def _signature(value: Any) -> Any:
+    """Hashable, and equal only for arguments that mean the same shapes.
+
+    Raises:
+        _Elsewhere: a tensor that is not on the meta device. TypeError: an argument that cannot be told.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "meta" or type(value) not in (torch.Tensor, torch.nn.Parameter):
+            raise _Elsewhere
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    if not isinstance(value, _PLAIN):
+        raise TypeError
+    return type(value), value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _described(out: Any, taken: set[int]) -> _Made | None:
+    """How to make the same again; None where it is no new meta tensor that fills its storage."""
+    if isinstance(out, (list, tuple)):
+        parts = [_described(item, taken) for item in out]
+        return None if any(part is None for part in parts) else ("several", (type(out), parts))
+    if not isinstance(out, torch.Tensor):
+        return "value", out
+    storage = out.untyped_storage()
+    again = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device="meta")
+    whole = out.storage_offset() == 0 and storage.nbytes() == again.untyped_storage().nbytes()
+    new = out.device.type == "meta" and type(out) is torch.Tensor and storage._cdata not in taken
+    return ("tensor", (out.shape, out.stride(), out.dtype)) if whole and new else None
+
+
+def _made(found: _Made) -> Any:
+    kind, value = found
+    if kind == "several":
+        return value[0](map(_made, value[1]))
+    if kind == "value":
+        return value
+    shape, stride, dtype = value
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")

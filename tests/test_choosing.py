@@ -1,0 +1,115 @@
+"""What a run chooses by the plan where the settings leave it open, and what it says at its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import byeori
+from byeori import choosing, config, rows
+from byeori.batch import loader
+from byeori.data import cache
+from byeori.model import parallel
+from byeori.start import begin
+from byeori.train import memory
+from conftest import tiny_llama
+
+Runs = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Train two steps on a machine of so many bytes; plan.json. A process that holds nothing but the model."""
+    monkeypatch.setattr(choosing, "_SMALL", 0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+
+    def train(has: float, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(memory, "total_bytes", lambda: int(has))
+        how: dict[str, Any] = {"batch_size": 8, "max_steps": 2, "cutoff_len": 256, "learning_rate": 1e-3}
+        how |= {"base_model": str(tiny_model), "data_path": str(title_rows), "dtype": "float32"}
+        byeori.sft(**how | {"output_dir": str(tmp_path / "out"), "overwrite_output_dir": True} | changes)
+        found: dict[str, Any] = json.loads((tmp_path / "out" / choosing.FILE).read_text(encoding="utf-8"))
+        return found
+
+    return train
+
+
+def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+    roomy = run(1e12)
+    assert roomy["chosen"] == {"gradient_checkpointing": "none", "micro_batch_tokens": 2048, "load_in_4bit": False}
+    assert roomy["fits"]
+    said = capfd.readouterr().err
+    assert "Plan: 2,048 tokens at once, which takes about " in said
+    assert f"Peak memory {roomy['measured']['peak_bytes'] / 2**30:.2f} GiB" in said
+    needs = [roomy["predicted"]["need_bytes"]]
+    ways = [("none", 2048)]
+    while (less := run(needs[-1], load_in_4bit=False))["fits"]:  # what the last run needed, and no headroom
+        needs.append(less["predicted"]["need_bytes"])
+        ways.append((less["chosen"]["gradient_checkpointing"], less["chosen"]["micro_batch_tokens"]))
+    assert needs == sorted(needs, reverse=True)
+    assert {tokens for _, tokens in ways} > {2048}
+    assert {recompute for recompute, _ in ways} > {"none"}
+    assert less["chosen"]["gradient_checkpointing"] == "full"
+    assert "this run may end without memory" in capfd.readouterr().err
+
+
+def test_what_is_set_stays(run: Runs) -> None:
+    found = run(1e6, gradient_checkpointing="selective", micro_batch_size=2, load_in_4bit=False)
+    assert found["chosen"] == {"gradient_checkpointing": "selective", "micro_batch_size": 2, "load_in_4bit": False}
+    assert not found["fits"]
+
+
+def test_the_same_adapter_whatever_was_chosen(run: Runs, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    needs = run(1e12)["predicted"]["need_bytes"]
+    roomy = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert run(0.7 * needs, load_in_4bit=False)["chosen"] != {}
+    sparing = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, value in roomy.items():
+        torch.testing.assert_close(sparing[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_a_small_model_is_not_asked(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    byeori.sft(base_model=str(tiny_model), data_path=str(title_rows), output_dir=str(tmp_path / "out"), max_steps=1)
+    assert not (tmp_path / "out" / choosing.FILE).exists()
+
+
+def test_weights_are_shared_where_they_do_not_fit(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight processes on four machines."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tall = tiny_llama(len(tokenizer), num_hidden_layers=24, hidden_size=64, intermediate_size=256)
+    tall.save_pretrained(tmp_path / "tall")
+    tokenizer.save_pretrained(tmp_path / "tall")
+    monkeypatch.setattr(choosing, "_SMALL", 0)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(parallel, "least", lambda value, processes: value)
+    values = {"base_model": str(tmp_path / "tall"), "data_path": str(title_rows), "output_dir": str(tmp_path)}
+    how = {"batch_size": 8, "micro_batch_size": 1, "load_in_4bit": False, "gradient_checkpointing": "full"}
+    how |= {"cutoff_len": 256, "lora_r": 1, "lora_target_modules": "q_proj"}
+    settings, start = begin(config.check(config.SftSettings, values | how))
+    alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
+    table = cache.Rows(table=rows.prepare(settings, start, group=1, processes=alone)[0].train, group=1)
+    schedule = loader.schedule(len(table), batch_size=8, num_epochs=1, max_steps=None, seed=0)
+
+    def choose(bytes_each: float, world: int, local_world: int) -> tuple[int, choosing.Forecast]:
+        monkeypatch.setattr(memory, "total_bytes", lambda: int(bytes_each * local_world))
+        processes = replace(alone, world=world, local_world=local_world)
+        _, chosen, forecast = choosing.choose(settings, start, table, schedule, processes, lambda text: None)
+        assert forecast is not None
+        return chosen.shards, forecast
+
+    assert choose(1e12, 8, 2)[0] == 1
+    needs = {world: choose(1.0, world, world)[1].offer.need for world in (1, 2, 8)}
+    assert needs[1] > 1.1 * needs[2] > 1.2 * needs[8]
+    assert [choose(1.04 * needs[world], 8, 2)[0] for world in (1, 2, 8)] == [1, 2, 8]
