@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from byeori import weights
+from byeori import hub, weights
 from byeori.batch.loader import Schedule
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
@@ -100,7 +100,7 @@ def choose(
 def _weights(settings: TrainSettings, start: Start, processes: Processes) -> int:
     """Bytes of all weights as they would be held; only the headers of the files are read."""
     bits = weights.bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize
-    stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision))
+    stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision, hub.WEIGHTS))
     return sum(item.count for item in stored.values()) * bits // 8
 
 

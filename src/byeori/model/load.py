@@ -130,8 +130,8 @@ def _quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def local_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that `name` is, or that the small files and safetensors of the Hub's `name` are downloaded to.
+def local_folder(name: str, revision: str | None = None, files: tuple[str, ...] = hub.MODEL) -> Path:
+    """The folder that `name` is, or that files of the Hub's `name` are downloaded to: the small ones and safetensors.
 
     Raises:
         ModelError, HubError: neither a folder nor something that can be downloaded.
@@ -139,7 +139,7 @@ def local_folder(name: str, revision: str | None = None) -> Path:
     if Path(name).expanduser().exists():
         return Path(name).expanduser()
     try:
-        return hub.fetch(name, hub.MODEL, revision=revision)
+        return hub.fetch(name, files, revision=revision)
     except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
         raise explain(error, name, "weights") from None
 

@@ -86,16 +86,8 @@ def train(job: Job) -> Run:
                     raise TrainingError(_bad_end(line["skipped_rows"], good.step, job.output_dir))
                 _after_step(job, run, optimizer, live, write, stop, writer)
             except (RuntimeError, NoRoom) as error:
-                broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
-                if not broke and not isinstance(error, NoRoom):
-                    raise
-                before = run.step == done  # a step fails before it changes weights; its evaluation is not behind it
-                if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
-                    _go_on_smaller(job, run, optimizer, writer, error, before)
-                if before and not (broke and checkpoint.is_there(job.output_dir, run.step)):
-                    _save(job, run, optimizer, writer)
-                if broke:
-                    _abandon(job, run, writer)
+                # a step fails before it changes weights; its evaluation is not behind it
+                _keep(job, run, optimizer, writer, error, before=run.step == done)
                 raise
     parallel.wait(job.processes)  # every process may read the checkpoints now
     trackers.close()
@@ -280,6 +272,22 @@ def _after_step(
             f"stopped at step {run.step}; everything is in {job.output_dir / f'checkpoint-{run.step}'}; go on with the "
             "same command and --resume_from_checkpoint latest"
         )
+
+
+def _keep(
+    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: RuntimeError | NoRoom, *, before: bool
+) -> None:
+    """Save what a run has done that ends without memory, or without its other processes.
+
+    before: the step that failed has changed nothing.
+    """
+    broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
+    if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
+        _go_on_smaller(job, run, optimizer, writer, error, before)
+    if before and (isinstance(error, NoRoom) or (broke and not checkpoint.is_there(job.output_dir, run.step))):
+        _save(job, run, optimizer, writer)
+    if broke:
+        _abandon(job, run, writer)
 
 
 def _go_on_smaller(
