@@ -45,7 +45,7 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _returned(func, args, written)
     if not known:
         out = func(*args, **kwargs)
-        taken = {tensor.untyped_storage()._cdata for tensor in _tensors((args, tuple(kwargs.values())))}
+        taken = {tensor.untyped_storage()._cdata for tensor in tensors((args, tuple(kwargs.values())))}
         _remembered[key] = _described(out, taken)
         return out
     return func(*args, **kwargs) if found is None else _made(found)
@@ -99,12 +99,13 @@ def _signature(value: Any) -> Any:
     return type(value), value
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in a tensor, or in lists and tuples of them."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 def _described(out: Any, taken: set[int]) -> _Made | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = shapes.call(func, args, kwargs)
-        for tensor in _tensors(out):
+        for tensor in shapes.tensors(out):
             if tensor.untyped_storage()._cdata not in self._alive:
                 self._add(tensor, self.part, self.where, func)
         if func.is_view:
@@ -118,14 +118,6 @@ class Tracker(TorchDispatchMode):
             peak.sources, peak.counts = Counter(), Counter(source for source, _ in alive)
             for source, size in alive:
                 peak.sources[source] += size
-
-
-def _tensors(out: Any) -> Iterator[torch.Tensor]:
-    if isinstance(out, torch.Tensor):
-        yield out
-    elif isinstance(out, (tuple, list)):
-        for item in out:
-            yield from _tensors(item)
 
 
 def _lengths_forward(query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, *args: Any, **kwargs: Any) -> int:
