@@ -170,7 +170,7 @@ def test_the_table_has_every_machine_and_no_invented_price() -> None:
         ("H1000: 2", "names a GPU that is not known, 'H1000' (did you mean H100?)"),
         ("H100: {usd_per_hour: -3}", "the price of H100 is -3; give dollars an hour"),
         ("H100: {usd_per_hour: cheap}", "the price of H100 is 'cheap'"),
-        ("- 1", "holds no table"),
+        ("- 1", "holds no prices; start from a copy"),
         ("a: [", "is not valid YAML at line"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
         ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs has no meaning for pairs"),
         ({"shape": SHAPE, "assumed_tokens": 4000}, "beyond cutoff_len 2048"),
         ({"shape": SHAPE, "lora_target_modules": "no_such"}, "no_such"),
-        ({"shape": SHAPE, "prices": "/no/such/file"}, "cannot read /no/such/file"),
+        ({"shape": SHAPE, "prices": "/no/such/file"}, "cannot read the prices file /no/such/file"),
         ({"shape": SHAPE, "gpu": "T4", "skypilot": "/tmp/no.yaml"}, "--skypilot needs --base_model and --data_path"),
         ({"base_model": "/no/such/folder"}, "there is no folder /no/such/folder"),
     ],

@@ -1,6 +1,6 @@
 """Every setting, declared once."""
 
-from byeori.config.base import S, Settings, check, nearest, parse_names, read_yaml, table, write_yaml
+from byeori.config.base import S, Settings, check, nearest, parse_names, read_yaml, table, write_yaml, yaml_mapping
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
     CompareSettings,
@@ -34,4 +34,5 @@ __all__ = [
     "read_yaml",
     "table",
     "write_yaml",
+    "yaml_mapping",
 ]

@@ -110,24 +110,34 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
-    """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
+def yaml_mapping(path: str | Path, *, what: str, advice: str) -> dict[Any, Any]:
+    """What a YAML file holds (safe loading only). what, advice: what it should hold, and how to write that.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping, or an unknown name in it.
+        ConfigError: no such file, not YAML, not a mapping.
     """
     import yaml
 
     try:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the settings file {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the {what} file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{line}; write one `name: value` a line") from None
+        raise ConfigError(f"{path} is not valid YAML{line}; {advice}") from None
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds no settings; write one `name: value` a line")
+        raise ConfigError(f"{path} holds no {what}; {advice}")
+    return loaded
+
+
+def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
+    """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, or an unknown name in it.
+    """
+    loaded = yaml_mapping(path, what="settings", advice="write one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
     there = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
     unknown = [f"{name!r}{nearest(name, there)}" for name in values if name not in there]

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from byeori.config import nearest
+from byeori.config import nearest, yaml_mapping
 from byeori.errors import ConfigError
 from byeori.train import memory
 
 _HERE = Path(__file__).parent
+_ADVICE = "start from a copy of the shipped one"
 MIB, GIB = 2**20, 2**30
 
 
@@ -70,8 +71,9 @@ def read(machines: str | None = None, prices: str | None = None) -> Table:
     Raises:
         ConfigError: a file that cannot be read, or an entry that lacks a number; the sentence names it.
     """
-    known = _yaml(Path(machines) if machines else _HERE / "machines.yaml")
-    priced = _yaml(_HERE / "prices.yaml") | (_yaml(Path(prices)) if prices else {})
+    known = yaml_mapping(machines or _HERE / "machines.yaml", what="machines", advice=_ADVICE)
+    own = yaml_mapping(prices, what="prices", advice=_ADVICE) if prices else {}
+    priced = yaml_mapping(_HERE / "prices.yaml", what="prices", advice=_ADVICE) | own
     where = machines or "machines.yaml"
     try:
         names = list(known["machines"])
@@ -129,22 +131,6 @@ def _price(priced: dict[str, Any], name: str, file: str | None) -> tuple[float |
         raise ConfigError(f"{file}: the price of {name} is {found['usd_per_hour']!r}; give dollars an hour for one GPU")
     said = ", ".join(str(found[key]) for key in ("source", "date") if found.get(key))
     return value, said or (file or "")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path} is not valid YAML{where}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds no table; start from a copy of the shipped one")
-    return found
 
 
 def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
