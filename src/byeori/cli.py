@@ -8,6 +8,7 @@ import sys
 import time
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from byeori import __version__, config, launch
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     first = os.environ.get("RANK", "0") == "0"
     try:
         if command:
-            return run(command, given, prog=os.path.basename(sys.argv[0]))  # noqa: PTH119
+            return run(command, given, prog=Path(sys.argv[0]).name)
         return _main(given)
     except ByeoriError as error:
         stopped = type(error).__name__ == "Interrupted"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from byeori.planner.workload import Micro, Work
 from byeori.result import folder as folders
 from byeori.start import Start
 from byeori.train import log
+
+if TYPE_CHECKING:
+    from byeori.data.cache import Rows
 
 # what the matrix units need to be busy, and what a small machine's memory bears
 MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
@@ -193,17 +196,10 @@ def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, 
         audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
         rows = cache.Rows(table=prepared.train, group=objective.group)
         count = len(rows)
-    schedule = loader.schedule(
-        count,
-        batch_size=training.batch_size,
-        num_epochs=training.num_epochs,
-        max_steps=training.max_steps,
-        seed=training.seed,
-        lengths=rows.lengths() if rows is not None and training.group_by_length else None,
-    )
+    steps = schedule(training, count, rows)
     if rows is not None:
         share = training.share_prefixes != "off"
-        return workload.of_rows(rows, plan=schedule, world=1, size=size, tokens=tokens, share=share)
+        return workload.of_rows(rows, plan=steps, world=1, size=size, tokens=tokens, share=share)
     mean = settings.assumed_tokens or max(8, training.cutoff_len // 2)
     if mean > training.cutoff_len:
         raise ConfigError(f"--assumed_tokens {mean} is beyond cutoff_len {training.cutoff_len}")
@@ -212,9 +208,21 @@ def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, 
         mean=mean,
         rows=count,
         group=objective.group,
-        plan=schedule,
+        plan=steps,
         size=size,
         tokens=tokens,
+    )
+
+
+def schedule(settings: TrainSettings, count: int, rows: Rows | None = None) -> loader.Schedule:
+    """The steps of a run over `count` units. rows: for their lengths, where there are any."""
+    return loader.schedule(
+        count,
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        lengths=rows.lengths() if rows is not None and settings.group_by_length else None,
     )
 
 

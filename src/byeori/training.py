@@ -24,7 +24,7 @@ from byeori.model import embedded, forward, parallel
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
-from byeori.planning import MICRO_BATCH_TOKENS
+from byeori.planning import MICRO_BATCH_TOKENS, schedule
 from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say
 from byeori.start import Start, begin
@@ -119,14 +119,7 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     prepared = _prepared(context, kept)
     rows = cache.Rows(table=prepared.train, group=context.objective.group)
     held_out = prepared.held_out and cache.Rows(table=prepared.held_out, group=context.objective.group)
-    plan = loader.schedule(
-        len(rows),
-        batch_size=settings.batch_size,
-        num_epochs=settings.num_epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        lengths=rows.lengths() if settings.group_by_length else None,
-    )
+    plan = schedule(settings, len(rows), rows)
     chosen = choosing.choose(settings, context.start, rows, plan, processes, context.tell)
     settings, processes, forecast = chosen
     context = replace(context, settings=settings, processes=processes)
@@ -246,7 +239,8 @@ def _write_order(output: Path, plan: loader.Schedule, rows: cache.Rows) -> None:
     """order.json: the source rows in the order in which the run consumes them."""
     if plan.total_steps * plan.batch_size > ORDER_ROWS:
         return
-    source, orders = rows.table["row"], {}  # type: ignore[var-annotated]
+    source = rows.table["row"]
+    orders: dict[int, np.ndarray] = {}
     steps = (loader.step_rows(plan, step, orders) for step in range(plan.total_steps))
     order = [int(source[rows.group * int(index)]) for step in steps for index in step]
     folders.write(output / "order.json", json.dumps(order))
