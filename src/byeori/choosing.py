@@ -13,6 +13,7 @@ import torch
 
 from byeori import hub, weights
 from byeori.batch.loader import Schedule
+from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
 from byeori.errors import ByeoriError
@@ -21,7 +22,7 @@ from byeori.model.parallel import Processes
 from byeori.planner import advice, machines, workload
 from byeori.planner.advice import Case, Offer
 from byeori.planner.machines import GIB, MIB, Machine
-from byeori.planning import MICRO_BATCH_TOKENS, Rehearser
+from byeori.rehearser import Rehearser
 from byeori.start import Start
 from byeori.train import memory
 

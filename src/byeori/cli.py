@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import os
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -163,27 +166,29 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
     parser.usage = " ".join(["%(prog)s", *(place.upper() for place in places), "[--setting VALUE ...]"])
     add_settings(parser, kind or config.Settings)
     settings = settings_from(kind or config.Settings, parser, arguments, places)
+    if isinstance(settings, config.TrainSettings):
+        code = launch.start_group(settings.nproc, [name, *arguments])
+        if code is not None:
+            return code
+    home = {"plan": "planning", "demo": "demo"}.get(name, "recipes")
+    with _uncollected():
+        module = importlib.import_module(f"byeori.{home}")
     if name == "demo-model":
-        from byeori import recipes
-
-        print(recipes.demo_model())
-    elif name == "plan":
-        from byeori import planning
-
-        planning.plan(typing.cast(config.PlanSettings, settings))
-    elif name == "demo":
-        from byeori import demo
-
-        demo.demo(typing.cast(config.DemoSettings, settings))
+        print(module.demo_model())
     else:
-        if isinstance(settings, config.TrainSettings):
-            code = launch.start_group(settings.nproc, [name, *arguments])
-            if code is not None:
-                return code
-        from byeori import recipes
-
-        getattr(recipes, name)(settings)
+        getattr(module, name)(settings)
     return 0
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Libraries make a million objects that stay: looking through them for garbage is a tenth of what imports take."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -6,34 +6,26 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from byeori import start as starts
-from byeori.batch import loader
-from byeori.config import DpoSettings, PlanSettings, TrainSettings
+from byeori.batch.packing import MICRO_BATCH_TOKENS
+from byeori.config import PlanSettings, TrainSettings
 from byeori.errors import ConfigError, ModelError
-from byeori.model import load, speed
-from byeori.objective.dpo import Preference, preference
+from byeori.model import load
 from byeori.objective.record import Objective
-from byeori.objective.sft import SFT
-from byeori.planner import advice, calibrate, machines, rehearsal, show, skypilot, workload
-from byeori.planner.advice import Case, Choice, Offer
+from byeori.planner import advice, calibrate, machines, show, skypilot, workload
+from byeori.planner.advice import Offer
 from byeori.planner.machines import Machine
-from byeori.planner.rehearsal import Adapter, Rehearsal
-from byeori.planner.workload import Micro, Work
+from byeori.planner.workload import Work
+from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
 from byeori.train import log
 
-if TYPE_CHECKING:
-    from byeori.data.cache import Rows
-
-# what the matrix units need to be busy, and what a small machine's memory bears
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
 _ROWS = "/tmp/byeori-rows"  # where a rented machine finds the local files of a task
 _CPU = torch.device("cpu")
 
@@ -54,7 +46,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     found = _machines(settings, table, rehearser)
     work = _work(settings, training, begun, rehearser.objective)
     case = rehearser.case(work, table)
-    with _rarely_collecting():
+    with _rarely_collecting(), rehearser.ahead(work, {machine.device: machine.memory for machine in found}):
         offers = advice.offers(case, found)
     if all(offer.refused for offer in offers):
         raise ConfigError(f"{offers[0].refused}; training would not start")
@@ -183,13 +175,14 @@ def _machines(settings: PlanSettings, table: machines.Table, rehearser: Rehearse
 
 
 def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, objective: Objective) -> Work:
+    from byeori.rows import prepare, schedule
+
     size, tokens = training.micro_batch_size, training.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda"]
     rows = None
     count = settings.assumed_rows
     if begun is not None:
         from byeori.data import audit, cache
         from byeori.model import parallel
-        from byeori.rows import prepare
 
         alone = parallel.Processes(rank=0, world=1, device=_CPU)
         prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
@@ -212,138 +205,6 @@ def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, 
         size=size,
         tokens=tokens,
     )
-
-
-def schedule(settings: TrainSettings, count: int, rows: Rows | None = None) -> loader.Schedule:
-    """The steps of a run over `count` units. rows: for their lengths, where there are any."""
-    return loader.schedule(
-        count,
-        batch_size=settings.batch_size,
-        num_epochs=settings.num_epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        lengths=rows.lengths() if rows is not None and settings.group_by_length else None,
-    )
-
-
-# ---- rehearsals ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rehearser:
-    """A model and the settings of its training; remembers what it has rehearsed."""
-
-    config: Any
-    training: TrainSettings
-
-    def __post_init__(self) -> None:
-        self.__dict__["_stage"], self.__dict__["_known"] = rehearsal.stage(self.config), {}
-
-    @property
-    def objective(self) -> Objective:
-        """That of the run."""
-        how = self.training
-        if not isinstance(how, DpoSettings):
-            return SFT
-        return preference(
-            Preference(loss=how.loss, beta=how.beta, label_smoothing=how.label_smoothing, gamma=how.simpo_gamma)
-        )
-
-    @property
-    def adapter(self) -> Adapter:
-        """That of the run."""
-        how = self.training
-        targets = tuple(how.lora_target_modules)
-        return Adapter(r=how.lora_r, alpha=how.lora_alpha, dropout=how.lora_dropout, targets=targets)
-
-    @property
-    def recompute(self) -> str:
-        """What the settings say of it; none where they leave it open, full where its inputs go to the CPU."""
-        given = self.training.gradient_checkpointing
-        return {"offload": "full", "auto": "none"}.get(given, given)
-
-    @property
-    def choice(self) -> Choice:
-        """What the settings leave open."""
-        how = self.training
-        return Choice(
-            recompute=None if how.gradient_checkpointing == "auto" else self.recompute,
-            four_bit=None if how.load_in_4bit == "auto" else how.load_in_4bit,
-            sharding={"ddp": False, "fsdp": True, "hsdp": True}.get(how.parallel),
-        )
-
-    def dtype(self, device: str) -> torch.dtype:
-        """What the run computes in on this kind of device."""
-        if self.training.dtype == "auto" and device == "cuda":
-            return torch.bfloat16
-        return load.resolve_dtype(self.training.dtype, _CPU)
-
-    def rehearse(
-        self, micro: Micro, recompute: str, four_bit: bool, device: str, *, usual: bool = False, **more: bool
-    ) -> Rehearsal:
-        """The largest micro-batch of this size, or a usual one."""
-        examples = micro.usual if usual else micro.worst
-        key = (id(examples), micro.several, recompute, four_bit, device, tuple(more))
-        known = self.__dict__["_known"]
-        if key not in known:
-            known[key] = rehearsal.rehearse(
-                self.__dict__["_stage"],
-                self.adapter,
-                examples,
-                dtype=self.dtype(device),
-                recompute=recompute,
-                four_bit=four_bit,
-                objective=self.objective,
-                device=device,
-                several=micro.several,
-                wanted=self.training.speed,
-                **more,
-            )
-        return known[key]
-
-    def case(self, work: Work, table: machines.Table) -> Case:
-        """What offers are made from."""
-
-        def usual(micro: Micro, device: str) -> tuple[float, float, float]:
-            found = self.rehearse(work.micros[0], "none", False, "cuda", usual=True)
-            part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in work.micros[0].usual)
-            return found.flops * part, found.forward_flops * part, found.tokens * part
-
-        half = self.training.dtype != "float32"
-        return Case(
-            work=work,
-            choice=self.choice,
-            table=table,
-            rehearse=self.rehearse,
-            usual=usual,
-            half=half,
-            least=self.least,
-        )
-
-    def least(self, four_bit: bool) -> float:
-        """Bytes that the weights take at least."""
-        return self.__dict__["_stage"].numbers * (0.5 if four_bit else self.dtype("cuda").itemsize)
-
-    def weights(self, micro: Micro) -> int:
-        """How many numbers the model has."""
-        return self.rehearse(micro, "none", False, "cuda").weight_count
-
-    def calibrated(self, micro: Micro) -> dict[str, Any]:
-        """One real step of a usual micro-batch here, beside its rehearsal."""
-        device = torch.device("cuda") if torch.cuda.is_available() else _CPU
-        found = self.rehearse(micro, self.recompute, False, device.type, usual=True)
-        return calibrate.run(
-            self.config,
-            self.adapter,
-            micro.usual,
-            found,
-            dtype=self.dtype(device.type),
-            recompute=self.recompute,
-            objective=self.objective,
-            several=micro.several,
-            device=device,
-            chosen=speed.parts(self.training.speed, device),
-        )
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -384,6 +245,3 @@ def _yaml(values: dict[str, Any]) -> str:
 
     Dumper.add_representer(str, text)
     return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False)
-
-
-__all__ = ["Rehearser", "plan"]

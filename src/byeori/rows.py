@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, cache, preference, sources, template, tokenize
 from byeori.data.template import Template
@@ -145,3 +146,15 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     else:
         previews.show(list(zip(names, pieces, strict=True)), words, prepared.found)
     return prepared.found
+
+
+def schedule(settings: TrainSettings, count: int, rows: cache.Rows | None = None) -> loader.Schedule:
+    """The steps of a run over `count` units. rows: for their lengths, where there are any."""
+    return loader.schedule(
+        count,
+        batch_size=settings.batch_size,
+        num_epochs=settings.num_epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        lengths=rows.lengths() if rows is not None and settings.group_by_length else None,
+    )

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from byeori import hub
-from byeori.config import PreviewSettings, TrainSettings
+from byeori.config import DpoSettings, PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
 from byeori.model import load
+from byeori.objective.dpo import Preference, preference
+from byeori.objective.record import Objective
+from byeori.objective.sft import SFT
 from byeori.result import opening
 
 S = TypeVar("S", TrainSettings, PreviewSettings)
@@ -121,3 +124,17 @@ def _shape(settings: TrainSettings | PreviewSettings, folder: Path) -> dict[str,
                 f"({value}); leave it out, or merge the adapter first"
             )
     return shape
+
+
+def objective_of(settings: TrainSettings) -> Objective:
+    """What a run is to make small."""
+    if not isinstance(settings, DpoSettings):
+        return SFT
+    return preference(
+        Preference(
+            loss=settings.loss,
+            beta=settings.beta,
+            label_smoothing=settings.label_smoothing,
+            gamma=settings.simpo_gamma,
+        )
+    )

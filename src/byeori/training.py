@@ -17,17 +17,15 @@ import torch
 
 from byeori import choosing, weights
 from byeori.batch import loader
+from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
 from byeori.errors import ConfigError
 from byeori.model import embedded, forward, parallel
-from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
-from byeori.objective.sft import SFT
-from byeori.planning import MICRO_BATCH_TOKENS, schedule
 from byeori.result import folder as folders
-from byeori.rows import Prepared, prepare, say
-from byeori.start import Start, begin
+from byeori.rows import Prepared, prepare, say, schedule
+from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, remote, trainer
 from byeori.train.job import Abandoned, Job, Options, Run
 from byeori.train.reference import in_order, met, with_reference
@@ -56,7 +54,7 @@ def sft(settings: SftSettings) -> TrainResult:
     Raises:
         ByeoriError: anything that a person can put right, in one sentence.
     """
-    return _train(settings, SFT)
+    return _train(settings)
 
 
 def dpo(settings: DpoSettings) -> TrainResult:
@@ -65,13 +63,7 @@ def dpo(settings: DpoSettings) -> TrainResult:
     Raises:
         ByeoriError: anything that a person can put right, in one sentence.
     """
-    how = Preference(
-        loss=settings.loss,
-        beta=settings.beta,
-        label_smoothing=settings.label_smoothing,
-        gamma=settings.simpo_gamma,
-    )
-    return _train(settings, preference(how))
+    return _train(settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +77,7 @@ class _Context:
     tell: Callable[[str], None]
 
 
-def _train(settings: TrainSettings, objective: Objective) -> TrainResult:
+def _train(settings: TrainSettings) -> TrainResult:
     log.quiet_libraries()
     processes = parallel.start()
     tell = say if processes.main else (lambda text: None)
@@ -93,6 +85,7 @@ def _train(settings: TrainSettings, objective: Objective) -> TrainResult:
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
             weights.check(settings, processes, tell)
+            objective = objective_of(settings)
             run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
             return _run(run, Path(kept))
     except RuntimeError as error:

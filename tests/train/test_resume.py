@@ -221,7 +221,7 @@ def test_a_skipped_first_step_is_kept_over_a_resume(
         calls[0] += 1
         return Sums(total=sft_sum(*arguments).total * (math.nan if calls[0] == 1 else 1.0), logged={})
 
-    monkeypatch.setattr(training, "SFT", replace(SFT, sums=sums))
+    monkeypatch.setattr(training, "objective_of", lambda _: replace(SFT, sums=sums))
     sft(tiny_model, title_rows, tmp_path / "out", micro_batch_size=4, max_steps=2, save_steps=1)
     monkeypatch.undo()
     state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())

@@ -351,7 +351,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = m
         calls[0] += 1
         return Sums(total=sft_sum(logprobs, targets).total * (value if calls[0] in bad else 1.0), logged={})
 
-    monkeypatch.setattr(training, "SFT", replace(SFT, sums=sums))
+    monkeypatch.setattr(training, "objective_of", lambda _: replace(SFT, sums=sums))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

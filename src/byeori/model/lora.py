@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import Linear as LoraLinear
 
 from byeori.config import nearest
 from byeori.errors import ModelError
+from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
+
+with without_bitsandbytes():
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.tuners.lora import Linear as LoraLinear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,6 +215,7 @@ def attach(
         revision=revision,
     )
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        with without_bitsandbytes(model):
+            return get_peft_model(model, config, autocast_adapter_dtype=True)
     except (ValueError, TypeError) as error:
         raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None

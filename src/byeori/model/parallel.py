@@ -61,9 +61,12 @@ class Processes:
 def recompute_layers(causal: Any, kind: str) -> None:
     """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice.
 
-    kind: full; selective, every other layer, so half of the work for half of the memory; or offload, full with
+    kind: none; full; selective, every other layer, so half of the work for half of the memory; or offload, full with
     what is kept moved to the CPU's memory.
     """
+    if kind == "none":
+        causal.gradient_checkpointing_disable()
+        return
     causal.gradient_checkpointing_enable({"use_reentrant": False})
     if kind == "selective":
         for layer in layers(causal)[1::2]:

@@ -9,12 +9,15 @@ closer to the weights than LLM.int8(), which rounds both. Both by bitsandbytes, 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from byeori.errors import ConfigError, ModelError
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
 
 _BLOCK = 64
 

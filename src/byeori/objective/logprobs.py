@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# One chunk's logits take at most this many bytes in float32.
-CHUNK_BYTES = 64 * 2**20
+# One chunk's logits take at most this many bytes in float32. A chunk reads the whole head: on a GPU, whose products
+# outrun its memory until they have some 300 rows, it has to be larger than a CPU's.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +30,7 @@ class Head:
 
 
 def target_logprobs(
-    head: Head, hidden: torch.Tensor, target_ids: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES
+    head: Head, hidden: torch.Tensor, target_ids: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES["cpu"]
 ) -> torch.Tensor:
     """log p(target | prefix), float32 (float64 where hidden is).
 

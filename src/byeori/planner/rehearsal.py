@@ -131,7 +131,8 @@ def rehearse(
     def run(height: int, at: str | None) -> tuple[step.Step, dict[str, int]]:
         with target.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
-                model, optimizer = _on_meta(on, adapter, dtype, height, recompute, four_bit, device, chosen)
+                model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, device, chosen)
+                parallel.recompute_layers(model.get_base_model(), recompute)
             how = {
                 "objective": objective,
                 "ends": (on.first + period, tail),
@@ -199,8 +200,7 @@ def build(
         base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
     )
     lora.fuse(model)
-    if recompute != "none":
-        parallel.recompute_layers(model.get_base_model(), recompute)
+    parallel.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(chosen))
     return model.train()
 
@@ -211,12 +211,11 @@ def _on_meta(
     adapter: Adapter,
     dtype: torch.dtype,
     layers: int,
-    recompute: str,
     four_bit: bool,
     device: str,
     chosen: tuple[str, ...],
 ) -> tuple[Any, Any]:
-    model = build(on.config, adapter, dtype, layers=layers, recompute=recompute, four_bit=four_bit, chosen=chosen)
+    model = build(on.config, adapter, dtype, layers=layers, four_bit=four_bit, chosen=chosen)
     return model, step.optimizer_of(model, together=device == "cuda")
 
 

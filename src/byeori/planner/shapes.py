@@ -22,7 +22,15 @@ _Made = tuple[str, Any]  # ("tensor", (shape, stride, type)), ("several", (kind,
 _remembered: dict[Any, _Made | None] = {}
 
 
-class WithoutNumbers(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """A dispatch mode that nothing compiled runs in: PyTorch need not keep its compiler away at every operation."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class WithoutNumbers(Mode):
     """Inside it, operations on the meta device are remembered."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -89,7 +97,7 @@ def _signature(value: Any) -> Any:
         _Elsewhere: a tensor that is not on the meta device. TypeError: an argument that cannot be told.
     """
     if isinstance(value, torch.Tensor):
-        if value.device.type != "meta" or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        if not value.is_meta or type(value) not in (torch.Tensor, torch.nn.Parameter):
             raise _Elsewhere
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from byeori.planner import shapes
@@ -32,7 +31,7 @@ class Peak:
     counts: Counter[Source] | None = None
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(shapes.Mode):
     """Counts storages by part and peaks by segment.
 
     block: every storage is rounded up to a multiple of this many bytes, as the device's allocator does.

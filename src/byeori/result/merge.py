@@ -343,6 +343,7 @@ def _compare(base: Path, adapter: Path, merged: Path, prompts: list[str], facts:
     """Logits of base with adapter, and of the merged model, both in float32; on the GPU where they fit."""
     from peft import PeftModel
 
+    from byeori.model.light import without_bitsandbytes
     from byeori.model.load import load_model
 
     fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 5 * facts["parameters"]
@@ -350,7 +351,8 @@ def _compare(base: Path, adapter: Path, merged: Path, prompts: list[str], facts:
     model = load_model(str(base), dtype=torch.float32, device=device)
     rows = _prompt_ids(merged, prompts, model.config.get_text_config())
     try:
-        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+        with without_bitsandbytes(model):
+            model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
         raise ModelError(f"PEFT cannot load {adapter}: {str(error).splitlines()[0]}") from None
     wanted = _logits(model, rows)

@@ -22,6 +22,7 @@ from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.model import load, lora
 from byeori.model.fingerprint import base_fingerprint, read_header
+from byeori.model.light import without_bitsandbytes
 from byeori.result.folder import BASE, SETTINGS, TEMPLATE
 from byeori.train import checkpoint
 
@@ -159,7 +160,8 @@ def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
     folder, misfit = str(found.folder), f"the adapter {found.name} does not fit the base {found.base}"
     remedy = "give the base that it was trained on with --base_model"
     try:
-        tuned = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        with without_bitsandbytes(model):
+            tuned = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         keys = tuned.load_adapter(
             folder, "default", is_trainable=trainable
         )  # from_pretrained only warns of keys that are left over

@@ -174,8 +174,10 @@ def quiet_libraries() -> None:
     for name in ("transformers", "peft", "datasets", "accelerate", "torch", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not moving():  # bars that cannot move fill a log with half lines
-        from datasets import disable_progress_bars
-        from huggingface_hub.utils import disable_progress_bars as disable_downloads
+        from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-        disable_downloads()
+        if datasets := sys.modules.get("datasets"):
+            datasets.disable_progress_bars()
+        else:  # which takes long to import, and many commands do without
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,196 @@
+"""A run's step rehearsed in every way that its settings leave open, each once, and ahead of time in other processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from byeori.config import TrainSettings
+from byeori.data.tokenize import Example
+from byeori.model import load, speed
+from byeori.objective.record import Objective
+from byeori.planner import advice, calibrate, machines, rehearsal
+from byeori.planner.advice import Case, Choice
+from byeori.planner.rehearsal import Adapter, Rehearsal
+from byeori.planner.workload import Micro, Work
+from byeori.start import objective_of
+
+_CPU = torch.device("cpu")
+
+
+_Way = tuple[Micro, str, bool, str]  # micro-batch, recompute, four_bit, device
+_forked: tuple[Rehearser, list[list[_Way]]]  # in a process that rehearses ahead: what there is to rehearse
+
+
+def _be_forked(rehearser: Rehearser, groups: list[list[_Way]]) -> None:
+    global _forked
+    rehearser.__dict__["_known"] = {}  # where the other processes' work is
+    _forked = rehearser, groups
+    torch.set_num_threads(1)  # the threads of the process that it was forked from are not there
+
+
+def _rehearse(number: int) -> list[Rehearsal]:
+    rehearser, groups = _forked
+    return [rehearser.rehearse(*way) for way in groups[number]]
+
+
+def _key(examples: tuple[Example, ...], micro: Micro, *how: Any) -> tuple[Any, ...]:
+    return id(examples), micro.several, *how
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearser:
+    """A model and the settings of its training; remembers what it has rehearsed."""
+
+    config: Any
+    training: TrainSettings
+
+    def __post_init__(self) -> None:
+        self.__dict__["_stage"], self.__dict__["_known"] = rehearsal.stage(self.config), {}
+
+    @property
+    def objective(self) -> Objective:
+        """That of the run."""
+        return objective_of(self.training)
+
+    @property
+    def adapter(self) -> Adapter:
+        """That of the run."""
+        how = self.training
+        targets = tuple(how.lora_target_modules)
+        return Adapter(r=how.lora_r, alpha=how.lora_alpha, dropout=how.lora_dropout, targets=targets)
+
+    @property
+    def recompute(self) -> str:
+        """What the settings say of it; none where they leave it open, full where its inputs go to the CPU."""
+        given = self.training.gradient_checkpointing
+        return {"offload": "full", "auto": "none"}.get(given, given)
+
+    @property
+    def choice(self) -> Choice:
+        """What the settings leave open."""
+        how = self.training
+        return Choice(
+            recompute=None if how.gradient_checkpointing == "auto" else self.recompute,
+            four_bit=None if how.load_in_4bit == "auto" else how.load_in_4bit,
+            sharding={"ddp": False, "fsdp": True, "hsdp": True}.get(how.parallel),
+        )
+
+    def dtype(self, device: str) -> torch.dtype:
+        """What the run computes in on this kind of device."""
+        if self.training.dtype == "auto" and device == "cuda":
+            return torch.bfloat16
+        return load.resolve_dtype(self.training.dtype, _CPU)
+
+    def rehearse(
+        self, micro: Micro, recompute: str, four_bit: bool, device: str, *, usual: bool = False, **more: bool
+    ) -> Rehearsal:
+        """The largest micro-batch of this size, or a usual one."""
+        examples = micro.usual if usual else micro.worst
+        key = _key(examples, micro, recompute, four_bit, device, *more)
+        known = self.__dict__["_known"]
+        if key in known and not isinstance(known[key], Rehearsal):
+            known[key] = known[key]()
+        if key not in known:
+            known[key] = rehearsal.rehearse(
+                self.__dict__["_stage"],
+                self.adapter,
+                examples,
+                dtype=self.dtype(device),
+                recompute=recompute,
+                four_bit=four_bit,
+                objective=self.objective,
+                device=device,
+                several=micro.several,
+                wanted=self.training.speed,
+                **more,
+            )
+        return known[key]
+
+    @contextmanager
+    def ahead(self, work: Work, memory: dict[str, int]) -> Iterator[None]:
+        """Inside it other processes rehearse what may be asked for, where the system can fork them.
+
+        memory: of each kind of device, the most that one has.
+        """
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+        if cores < 2:
+            yield
+            return
+        groups, known = self._groups(work, memory), self.__dict__["_known"]
+        with multiprocessing.get_context("fork").Pool(cores, _be_forked, (self, groups)) as pool:
+            for number, group in enumerate(groups):
+                found = pool.apply_async(_rehearse, (number,))
+                for place, (micro, *how) in enumerate(group):
+                    known[_key(micro.worst, micro, *how)] = lambda found=found, place=place: found.get()[place]
+            yield
+        self.__dict__["_known"] = {key: found for key, found in known.items() if isinstance(found, Rehearsal)}
+
+    def _groups(self, work: Work, memory: dict[str, int]) -> list[list[_Way]]:
+        """What may be asked for; a group shares its models. The most work first: a CPU's attention is written out."""
+        again = [self.choice.recompute] if self.choice.recompute else list(advice.AGAIN)
+        packed = [False, True] if self.choice.four_bit is None else [self.choice.four_bit]
+        groups: list[list[_Way]] = []
+        for device, most in memory.items():
+            count = max(advice.COUNTS) if device == "cuda" else 1
+            fitting = [four_bit for four_bit in packed if self.least(four_bit) <= most * count]
+            for four_bit in fitting:
+                for some in (
+                    [how for how in again if how == "selective"],
+                    [how for how in again if how != "selective"],
+                ):
+                    groups.append([(micro, how, four_bit, device) for how in some for micro in work.micros])
+            if not fitting:  # then one way is asked for, to say what it lacks
+                groups.append([(work.micros[-1], again[-1], packed[-1], device)])
+        return sorted(filter(None, groups), key=lambda group: (group[0][3] == "cpu", len(group)), reverse=True)
+
+    def case(self, work: Work, table: machines.Table) -> Case:
+        """What offers are made from."""
+
+        def usual(micro: Micro, device: str) -> tuple[float, float, float]:
+            found = self.rehearse(work.micros[0], "none", False, "cuda", usual=True)
+            part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in work.micros[0].usual)
+            return found.flops * part, found.forward_flops * part, found.tokens * part
+
+        half = self.training.dtype != "float32"
+        return Case(
+            work=work,
+            choice=self.choice,
+            table=table,
+            rehearse=self.rehearse,
+            usual=usual,
+            half=half,
+            least=self.least,
+        )
+
+    def least(self, four_bit: bool) -> float:
+        """Bytes that the weights take at least."""
+        return self.__dict__["_stage"].numbers * (0.5 if four_bit else self.dtype("cuda").itemsize)
+
+    def weights(self, micro: Micro) -> int:
+        """How many numbers the model has."""
+        return self.rehearse(micro, "none", False, "cuda").weight_count
+
+    def calibrated(self, micro: Micro) -> dict[str, Any]:
+        """One real step of a usual micro-batch here, beside its rehearsal."""
+        device = torch.device("cuda") if torch.cuda.is_available() else _CPU
+        found = self.rehearse(micro, self.recompute, False, device.type, usual=True)
+        return calibrate.run(
+            self.config,
+            self.adapter,
+            micro.usual,
+            found,
+            dtype=self.dtype(device.type),
+            recompute=self.recompute,
+            objective=self.objective,
+            several=micro.several,
+            device=device,
+            chosen=speed.parts(self.training.speed, device),
+        )
