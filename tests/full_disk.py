@@ -15,9 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torture
 from torture import LIMIT, Place, damaged, finish, kill, leftovers, prepare, start, unequal, wait
 
-VARIANTS = ("plain", "sorted")
+VARIANTS = ("short", "sorted")
+torture.VARIANTS["short"] = torture.VARIANTS["plain"] | {"num_epochs": 2}
+torture.VARIANTS["sorted"] |= {"num_epochs": 2}
 
 
 def mount(folder: Path, size: str) -> None:

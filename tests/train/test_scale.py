@@ -27,10 +27,8 @@ def group(processes: int, jobs: list[tuple[str, dict[str, Any]]], folder: Path) 
     """Run jobs one after the other on a group of processes; what they said."""
     plan = folder / "runs.json"
     plan.write_text(json.dumps(jobs), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [*launcher, str(MANY), str(plan)], capture_output=True, text=True, env=environment(), timeout=400
-    )
+    command = [sys.executable, str(MANY), str(plan), str(processes)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr
 
