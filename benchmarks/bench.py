@@ -22,7 +22,7 @@ from pathlib import Path
 
 from contestants import BATCH, CONTESTANTS, Job, Run, order_of, run
 from losses import STEPS, compare_losses
-from machine import ROOT, Sizes, apart, demo_model, ensure, facts, matrix_peak, sizes_of
+from machine import ROOT, Sizes, apart, demo_model, ensure, facts, matrix_peak, sizes_of, type_here
 from report import finish, gigabytes, heading, speed_table
 from workloads import WORKLOADS, few_shot_rows
 
@@ -34,9 +34,10 @@ def main() -> int:
     args.only = available(args)
     model = args.model or demo_model()
     print("machine and versions ...", flush=True)
-    peak = apart(matrix_peak)
+    args.dtype = args.dtype or apart(type_here)
+    peak = apart(matrix_peak, args.dtype)
     shown = apart(facts) | {
-        "bf16 matrix peak": f"{peak / 1e9:,.0f} GFLOP/s (best of 30 products of 2,048 squared, 2 threads)"
+        "matrix peak": f"{peak / 1e9:,.0f} GFLOP/s in {args.dtype} (best of 30 products of 2,048 squared, 2 threads)"
     }
     print("\n".join(f"  {name}: {value}" for name, value in shown.items()), flush=True)
     if args.losses:
@@ -77,6 +78,7 @@ def arguments() -> argparse.Namespace:
         default="auto",
         help="both: byeori with --share_prefixes off as well (byeori-apart); auto: where a workload's rows share much",
     )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="bfloat16 where the processor has units for it")
     parser.add_argument("--cutoff_len", type=int, help="longest example in tokens: W1, W2 1,024, else 2,048")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the rows")
     parser.add_argument("--model", type=Path, help="folder of the base model; else `byeori demo-model`")
@@ -128,7 +130,7 @@ def job_of(args: argparse.Namespace, name: str, model: Path) -> tuple[Job, str]:
         template=work.template,
         steps=args.steps or 4,
         cutoff_len=cutoff_len,
-        dtype="bfloat16",
+        dtype=args.dtype,
     )
     return job, f"{note}, cutoff_len {cutoff_len}"
 
@@ -167,7 +169,7 @@ def summary(found: Run) -> str:
 def heading_of(args: argparse.Namespace, shown: dict[str, str]) -> list[str]:
     """The report's head, with the contestants that took part."""
     names = [key for key in CONTESTANTS if any(key in contestants_of(args, name) for name in args.workloads)]
-    return heading(shown, steps=args.steps or 4, rounds=args.rounds, names=names)
+    return heading(shown, dtype=args.dtype, steps=args.steps or 4, rounds=args.rounds, names=names)
 
 
 def write_json(path: Path, shown: dict[str, str], runs: dict[str, Sequence[Run]]) -> None:

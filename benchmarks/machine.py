@@ -137,12 +137,20 @@ def output(command: Sequence[str]) -> str:
         return ""
 
 
-def matrix_peak(size: int = 2048, times: int = 30) -> float:
-    """FLOP/s of the fastest of several bf16 products of two square matrices."""
+def type_here() -> str:
+    """bfloat16 where the processor has units for it; elsewhere PyTorch multiplies it hundreds of times slower."""
+    import torch
+    from byeori.model.load import resolve_dtype
+
+    return str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+
+
+def matrix_peak(dtype: str, size: int = 2048, times: int = 30) -> float:
+    """FLOP/s of the fastest of several products of two square matrices."""
     import torch
 
     torch.set_num_threads(2)
-    left, right = (torch.randn(size, size).to(torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     best = math.inf
     for _ in range(times):
         start = time.perf_counter()
@@ -153,7 +161,7 @@ def matrix_peak(size: int = 2048, times: int = 30) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of a model. weights: those outside embeddings and head. head: those of the LM head. peak: bf16 FLOP/s."""
+    """Of a model. weights: those outside embeddings and head. head: those of the LM head. peak: FLOP/s."""
 
     weights: int
     head: int

@@ -103,7 +103,7 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.model import forward, speed
     from byeori.objective.dpo import Preference, preference
     from byeori.objective.sft import SFT
-    from byeori.planner import rehearsal, step, workload
+    from byeori.planner import machines, rehearsal, step, workload
     from byeori.train import memory
 
     config = AutoConfig.for_model(**MODELS[how.model])
@@ -159,6 +159,7 @@ def measure(how: Combination) -> dict[str, int]:
     return {
         "tokens": found.tokens,
         "predicted": found.peak,
+        "holes": int(machines.read().cpu_holes * (found.peak - found.parts["weights"])),
         "measured": max(peak.total for peak in run.peaks.values()),
         "process": _peak() - before,
         "loading": loaded,
@@ -209,7 +210,7 @@ def row(how: Combination, found: dict[str, int]) -> str:
     """A line of the table."""
     said = [how.objective.upper(), f"{how.length} x {2 if how.objective == 'sft' else 1}", how.dtype]
     more = ["checkpointing"] * how.checkpointing + ["4-bit"] * how.four_bit + ["dropout"] * bool(how.dropout)
-    whole = found["predicted"] + found["before"], found["process"] + found["before"]
+    whole = found["predicted"] + found["holes"] + found["before"], found["process"] + found["before"]
     sizes = [f"{found[name] / 2**20:,.1f}" for name in ("predicted", "measured")]
     errors = [f"{found['predicted'] / found['measured'] - 1:+.2%}", f"{whole[0] / whole[1] - 1:+.1%}"]
     process = [f"{size / 2**20:,.0f}" for size in whole]

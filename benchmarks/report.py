@@ -86,21 +86,21 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def heading(facts: dict[str, str], *, steps: int, rounds: int, names: Sequence[str]) -> list[str]:
+def heading(facts: dict[str, str], *, dtype: str, steps: int, rounds: int, names: Sequence[str]) -> list[str]:
     """What was measured, where, and how to read it."""
     return [
         "# byeori beside its peers",
         "",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
-        f"Weights in bf16, adapters of rank {ADAPTER['lora_r']} on {ADAPTER['lora_target_modules']}, batches of "
+        f"Weights in {dtype}, adapters of rank {ADAPTER['lora_r']} on {ADAPTER['lora_target_modules']}, batches of "
         f"{BATCH} (DPO: pairs), {steps} steps, {rounds} round(s), without the first step of each. Tokens are those of "
         "the examples, without padding; a prefix that byeori computes once for several counts in each. The time of "
         "DPO's reference is in, for everyone, whether it is computed in the step or before training. Memory is the "
         "peak of the whole process.",
         "",
         "Share of peak: 4 FLOP per weight outside the embeddings and token computed, and per weight of the head and "
-        "target (6 with DPO's reference), over the time and the bf16 matrix peak. Attention and adapters are not "
+        "target (6 with DPO's reference), over the time and the matrix peak. Attention and adapters are not "
         "counted, nor what a peer computes of the head where there is no target.",
         "",
         *(f"- {name}: {CONTESTANTS[name].about}; {batches(name)}." for name in names),

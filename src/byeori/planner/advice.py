@@ -201,7 +201,7 @@ def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dic
         parts["weights"] = parts["weights"] // shards + found.outside + min(whole, _UNSHARDED * found.layer)
     working = sum(parts.values()) - parts["weights"]
     if machine.device == "cpu":
-        return parts | {OUTSIDE: machine.workspace}
+        return parts | {OUTSIDE: machine.workspace + int(table.cpu_holes * working)}
     return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
 
 

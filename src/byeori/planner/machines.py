@@ -49,7 +49,8 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """machines: the GPUs. context: bytes outside the allocator. fragmentation: of all but the weights.
+    """machines: the GPUs. context: bytes outside the allocator. fragmentation: of all but the weights; cpu_holes: the
+    same of a CPU's heap.
 
     headroom: part of the memory that is left free.
     cpu_share: the CPU's assumed share and its source. cpu_price: dollars an hour, or None. source, date: the file's.
@@ -58,6 +59,7 @@ class Table:
     machines: tuple[Machine, ...]
     context: int
     fragmentation: float
+    cpu_holes: float
     headroom: float
     cpu_share: tuple[float, str]
     cpu_price: float | None
@@ -83,6 +85,7 @@ def read(machines: str | None = None, prices: str | None = None) -> Table:
             machines=rows,
             context=int(assumed["context_mib"][0] * MIB),
             fragmentation=assumed["fragmentation"][0],
+            cpu_holes=assumed["cpu_holes"][0],
             headroom=assumed["headroom"][0],
             cpu_share=assumed["cpu_share"],
             cpu_price=_price(priced, "CPU", prices)[0],

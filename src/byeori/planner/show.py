@@ -102,7 +102,8 @@ def _footer(case: Case, offers: Sequence[Offer]) -> list[str]:
     table = case.table
     out = [
         "context: outside PyTorch's allocator, or held by it and not in use "
-        f"({table.context / GIB:.1f} GiB and {table.fragmentation:.0%} of all but the weights, assumed).",
+        f"({table.context / GIB:.1f} GiB and {table.fragmentation:.0%} of all but the weights, assumed); on a CPU "
+        f"what the process holds, and {table.cpu_holes:.0%} for holes in its heap.",
         f"GPU figures: {table.source} ({table.date}).",
     ]
     if all(offer.machine.price is None for offer in offers):
