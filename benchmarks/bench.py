@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
         default="auto",
         help="both: byeori with --share_prefixes off as well (byeori-apart); auto: where a workload's rows share much",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="bfloat16 where the processor has units for it")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="else bfloat16 where there are units for it")
     parser.add_argument("--cutoff_len", type=int, help="longest example in tokens: W1, W2 1,024, else 2,048")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the rows")
     parser.add_argument("--model", type=Path, help="folder of the base model; else `byeori demo-model`")

@@ -140,6 +140,7 @@ def output(command: Sequence[str]) -> str:
 def type_here() -> str:
     """bfloat16 where the processor has units for it; elsewhere PyTorch multiplies it hundreds of times slower."""
     import torch
+
     from byeori.model.load import resolve_dtype
 
     return str(resolve_dtype("auto", torch.device("cpu"))).removeprefix("torch.")

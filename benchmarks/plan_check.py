@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -218,21 +218,28 @@ def row(how: Combination, found: dict[str, int]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def in_type(how: Combination, dtype: str | None) -> Combination:
+    """In another type, for a processor without units for a combination's own."""
+    return replace(how, dtype=dtype or how.dtype)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", type=int, nargs="*")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="for all; else the combinations' own")
     parser.add_argument("--one", type=int, help="measure this one here and print JSON")
     given = parser.parse_args()
     if given.one is not None:
-        print(json.dumps(measure(COMBINATIONS[given.one])))
+        print(json.dumps(measure(in_type(COMBINATIONS[given.one], given.dtype))))
         return
     heads = ["predicted MiB", "storages MiB", "error", "predicted MiB", "process MiB", "error"]
     print("| model | objective | tokens | type | adapters on | with | " + " | ".join(heads) + " |")
     print("|---" * 6 + "|---:" * 6 + "|")
-    for index, how in enumerate(COMBINATIONS):
+    for index, how in enumerate(in_type(how, given.dtype) for how in COMBINATIONS):
         if given.only and index not in given.only:
             continue
-        done = subprocess.run([sys.executable, __file__, "--one", str(index)], capture_output=True, text=True)
+        command = [sys.executable, __file__, "--one", str(index), "--dtype", how.dtype]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{asdict(how)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
