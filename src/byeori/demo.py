@@ -7,9 +7,16 @@ import time
 from importlib import resources
 from pathlib import Path
 
+import torch
+
 from byeori import recipes
 from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
+from byeori.model import load
 from byeori.model.embedded import TERMS
+from byeori.planner.machines import measured_peak
+
+# Operations a second with which three epochs, and everything after them, take less than ten minutes.
+_FAST = 250e9
 
 
 def demo(settings: DemoSettings) -> recipes.CompareResult:
@@ -25,6 +32,7 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
     base = str(recipes.demo_model())
     adapter, merged = str(output / "adapter"), str(output / "merged")
     _step(2, "fine-tune: Korean news text -> title, LoRA on gate/up/down")
+    epochs = _epochs()
     recipes.sft(
         check(
             SftSettings,
@@ -33,7 +41,7 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
                 "data_path": str(samples / "titles-ko-train.jsonl"),
                 "output_dir": adapter,
                 "val_set_size": 16,
-                "num_epochs": 3,
+                "num_epochs": epochs,
                 "learning_rate": 3e-4,
                 "lora_target_modules": "gate_proj, down_proj, up_proj",
                 "lr_scheduler": "cosine",
@@ -70,6 +78,17 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
     recipes.say(f"Finished in {(time.monotonic() - began) / 60:.1f} minutes")
     print(result.report)
     return result
+
+
+def _epochs() -> int:
+    """Three; one where this machine has no GPU and its processor would take too long."""
+    if torch.cuda.is_available():
+        return 3
+    speed = measured_peak(load.resolve_dtype("auto", torch.device("cpu")))
+    if speed >= _FAST:
+        return 3
+    recipes.say(f"One epoch instead of three: this processor multiplies at {speed / 1e9:,.0f} GFLOP/s")
+    return 1
 
 
 def _step(number: int, words: str) -> None:

@@ -164,7 +164,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
         device="cpu",
         memory=memory.total_bytes(),
         bandwidth=None,
-        flops=_measured_peak(dtype),
+        flops=measured_peak(dtype),
         link="",
         link_speed=None,
         workspace=memory.resident_bytes(),
@@ -174,7 +174,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     )
 
 
-def _measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
+def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
     """Operations a second of a matrix product, the best of four."""
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
