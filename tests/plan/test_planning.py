@@ -127,3 +127,13 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--shape", *SHAPE.split(), "--gpu", "L4", "--gradient_checkpointing", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["offers"][0]["settings"]["gradient_checkpointing"] == "full"
+
+
+def test_what_other_processes_rehearse_is_what_this_one_would(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"shape": SHAPE, "gpu": "L4", "beta": 0.1, "assumed_tokens": 256, "cutoff_len": 512}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    ahead = _plan(capsys, **settings)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert _plan(capsys, **settings) == ahead
