@@ -46,7 +46,8 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     found = _machines(settings, table, rehearser)
     work = _work(settings, training, begun, rehearser.objective)
     case = rehearser.case(work, table)
-    with _rarely_collecting(), rehearser.ahead(work, {machine.device: machine.memory for machine in found}):
+    most = {machine.device: machine.memory for machine in sorted(found, key=lambda machine: machine.memory)}
+    with _rarely_collecting(), rehearser.ahead(work, most):
         offers = advice.offers(case, found)
     if all(offer.refused for offer in offers):
         raise ConfigError(f"{offers[0].refused}; training would not start")

@@ -121,7 +121,7 @@ class Rehearser:
         memory: of each kind of device, the most that one has.
         """
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-        if cores < 2:
+        if cores < 2 or torch.cuda.is_initialized():  # a fork has nothing of the threads that serve a GPU
             yield
             return
         groups, known = self._groups(work, memory), self.__dict__["_known"]
