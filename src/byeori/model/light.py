@@ -18,7 +18,8 @@ _NAME = "bitsandbytes"
 @contextmanager
 def without_bitsandbytes(model: Any = None) -> Iterator[None]:
     """Inside it nothing finds bitsandbytes, if it is not imported already and no layer of `model` is its own."""
-    if _NAME in sys.modules or any(type(module).__module__.startswith(_NAME) for module in _modules(model)):
+    modules = () if model is None else model.modules()
+    if _NAME in sys.modules or any(type(module).__module__.startswith(_NAME) for module in modules):
         yield
         return
     sys.modules[_NAME] = None  # type: ignore[assignment]  # Python's own way to say that there is no such module
@@ -29,7 +30,3 @@ def without_bitsandbytes(model: Any = None) -> Iterator[None]:
         if known := sys.modules.get("peft.import_utils"):  # it remembers what it found
             known.is_bnb_available.cache_clear()
             known.is_bnb_4bit_available.cache_clear()
-
-
-def _modules(model: Any) -> Iterator[Any]:
-    return iter(()) if model is None else model.modules()
