@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from byeori.config import TrainSettings
-from byeori.data.tokenize import Example
 from byeori.model import load, speed
 from byeori.objective.record import Objective
 from byeori.planner import advice, calibrate, machines, rehearsal
@@ -25,7 +24,8 @@ from byeori.start import objective_of
 _CPU = torch.device("cpu")
 
 
-_Way = tuple[Micro, str, bool, str]  # micro-batch, recompute, four_bit, device
+_Way = tuple[Micro, str, bool, str, bool]  # micro-batch, recompute, four_bit, device, a usual one
+_SPEED_OF = ("none", False, "cuda")  # the way whose operations stand for all
 _forked: tuple[Rehearser, list[list[_Way]]]  # in a process that rehearses ahead: what there is to rehearse
 
 
@@ -38,11 +38,11 @@ def _be_forked(rehearser: Rehearser, groups: list[list[_Way]]) -> None:
 
 def _rehearse(number: int) -> list[Rehearsal]:
     rehearser, groups = _forked
-    return [rehearser.rehearse(*way) for way in groups[number]]
+    return [rehearser.rehearse(*way[:4], usual=way[4]) for way in groups[number]]
 
 
-def _key(examples: tuple[Example, ...], micro: Micro, *how: Any) -> tuple[Any, ...]:
-    return id(examples), micro.several, *how
+def _key(micro: Micro, *how: Any, usual: bool = False) -> tuple[Any, ...]:
+    return id(micro.usual if usual else micro.worst), micro.several, *how
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class Rehearser:
     ) -> Rehearsal:
         """The largest micro-batch of this size, or a usual one."""
         examples = micro.usual if usual else micro.worst
-        key = _key(examples, micro, recompute, four_bit, device, *more)
+        key = _key(micro, recompute, four_bit, device, *more, usual=usual)
         known = self.__dict__["_known"]
         if key in known and not isinstance(known[key], Rehearsal):
             known[key] = known[key]()
@@ -128,8 +128,8 @@ class Rehearser:
         with multiprocessing.get_context("fork").Pool(cores, _be_forked, (self, groups)) as pool:
             for number, group in enumerate(groups):
                 found = pool.apply_async(_rehearse, (number,))
-                for place, (micro, *how) in enumerate(group):
-                    known[_key(micro.worst, micro, *how)] = lambda found=found, place=place: found.get()[place]
+                for place, (micro, *how, usual) in enumerate(group):
+                    known[_key(micro, *how, usual=usual)] = lambda found=found, place=place: found.get()[place]
             yield
         self.__dict__["_known"] = {key: found for key, found in known.items() if isinstance(found, Rehearsal)}
 
@@ -146,16 +146,18 @@ class Rehearser:
                     [how for how in again if how == "selective"],
                     [how for how in again if how != "selective"],
                 ):
-                    groups.append([(micro, how, four_bit, device) for how in some for micro in work.micros])
+                    groups.append([(micro, how, four_bit, device, False) for how in some for micro in work.micros])
             if not fitting:  # then one way is asked for, to say what it lacks
-                groups.append([(work.micros[-1], again[-1], packed[-1], device)])
+                groups.append([(work.micros[-1], again[-1], packed[-1], device, False)])
+        same = [group for group in groups if any(way[1:4] == _SPEED_OF for way in group)]
+        (same[0] if same else groups[-1]).append((work.micros[0], *_SPEED_OF, True))
         return sorted(filter(None, groups), key=lambda group: (group[0][3] == "cpu", len(group)), reverse=True)
 
     def case(self, work: Work, table: machines.Table) -> Case:
         """What offers are made from."""
 
         def usual(micro: Micro, device: str) -> tuple[float, float, float]:
-            found = self.rehearse(work.micros[0], "none", False, "cuda", usual=True)
+            found = self.rehearse(work.micros[0], *_SPEED_OF, usual=True)
             part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in work.micros[0].usual)
             return found.flops * part, found.forward_flops * part, found.tokens * part
 

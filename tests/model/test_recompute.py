@@ -43,6 +43,20 @@ def test_each_kind_keeps_less_and_computes_the_same() -> None:
         assert worst(found[kind][1], found["none"][1]) < 1e-12
 
 
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_nothing_runs_back_below_the_lowest_adapter(kind: str) -> None:
+    """transformers makes the embeddings' output want a gradient, for re-entrant checkpoints."""
+    model, _ = tiny("llama")
+    seen = []
+    causal = model.get_base_model()
+    for each in ("full", kind):
+        parallel.recompute_layers(causal, each)
+    causal.get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.requires_grad))
+    forward.use_forest_attention(model)
+    forward.forest_logprobs(model.train(), forests.build(tree())).sum().backward()
+    assert seen == [False]
+
+
 def test_offload_moves_what_a_layer_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU nothing has to be moved; here every activation is, and comes back."""
     moved = []

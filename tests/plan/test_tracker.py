@@ -62,8 +62,13 @@ def test_a_part_can_be_named_afterwards() -> None:
 def test_operations_of_products_and_experts() -> None:
     a, b = torch.ones(6, 4, device="meta"), torch.ones(4, 8, device="meta")
     with Tracker() as tracker:
-        a @ b
+        product = a @ b
         assert tracker.flops == 2 * 6 * 4 * 8
+        product.addmm_(a, b, alpha=2.0)
+        assert tracker.flops == 2 * 2 * 6 * 4 * 8
+        tracker.flops = 0
+        torch.baddbmm(product[None], a[None], b[None]).baddbmm_(a[None], b[None])
+        assert tracker.flops == 2 * 2 * 6 * 4 * 8
         tracker.flops = 0
         rows, experts = (torch.ones(*size, device="meta", dtype=torch.bfloat16) for size in ((32, 16), (4, 16, 24)))
         torch.nn.functional.grouped_mm(rows, experts, offs=torch.ones(4, device="meta", dtype=torch.int32))

@@ -68,6 +68,7 @@ def recompute_layers(causal: Any, kind: str) -> None:
         causal.gradient_checkpointing_disable()
         return
     causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.disable_input_require_grads()  # which re-entrant checkpoints need; here it would run back below the adapters
     if kind == "selective":
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False

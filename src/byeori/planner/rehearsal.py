@@ -15,7 +15,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,6 +173,14 @@ def _autocast_on_meta() -> Iterator[None]:
         torch.autocast = before
 
 
+def _without_first_values() -> AbstractContextManager[None]:
+    """Inside it nothing draws the first values of weights: on the meta device there are none."""
+    from transformers.initialization import no_init_weights
+
+    found: AbstractContextManager[None] = no_init_weights()
+    return found
+
+
 def build(
     config: Any,
     adapter: Adapter,
@@ -196,9 +204,10 @@ def build(
     base = _base(config if layers is None else _with_layers(config, layers), dtype, device)
     if four_bit:
         pack(base)
-    model = lora.attach(
-        base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
-    )
+    with _without_first_values() if device == "meta" else nullcontext():
+        model = lora.attach(
+            base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
+        )
     lora.fuse(model)
     parallel.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(chosen))

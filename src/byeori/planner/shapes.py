@@ -7,7 +7,6 @@ its arguments has nothing to do where there are no numbers, and returns them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _ATEN = torch.ops.aten
 _RESIZING = {_ATEN.resize_, _ATEN.resize_as_, _ATEN.set_}
-_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = {
+    *(int, bool, float, complex, str, type(None)),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+}
 _Made = tuple[str, Any]  # ("tensor", (shape, stride, type)), ("several", (kind, parts)) or ("value", itself)
 
+_UNKNOWN: Any = object()
 _remembered: dict[Any, _Made | None] = {}
+# Of operations by their identity, whose own hash is Python code; they are kept, so that no other takes their place.
+_KINDS: dict[int, tuple[str, tuple[int, ...]]] = {}
+_OPERATIONS: list[Any] = []
 
 
 class Mode(TorchDispatchMode):
@@ -39,19 +45,22 @@ class WithoutNumbers(Mode):
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`; a tensor on another device than meta runs it."""
-    kind, written = _kind(func)
+    kind, written = _KINDS.get(id(func)) or _kind(func)
     if kind == "other":
         return func(*args, **kwargs)
     try:
-        named = tuple((name, _signature(value)) for name, value in kwargs.items())
-        key = (func, torch.get_default_dtype(), _signature(args), named)
-        found = _remembered.get(key)
-        known = found is not None or key in _remembered
+        key = (
+            id(func),
+            torch.get_default_dtype(),
+            tuple([_signature(value) for value in args]),
+            tuple([(name, _signature(value)) for name, value in kwargs.items()]) if kwargs else (),
+        )
+        found = _remembered.get(key, _UNKNOWN)
     except (TypeError, _Elsewhere):
         return func(*args, **kwargs)
     if kind == "writes":
-        return _returned(func, args, written)
-    if not known:
+        return _returned(args, written)
+    if found is _UNKNOWN:
         out = func(*args, **kwargs)
         taken = {tensor.untyped_storage()._cdata for tensor in tensors((args, tuple(kwargs.values())))}
         _remembered[key] = _described(out, taken)
@@ -63,8 +72,13 @@ class _Elsewhere(Exception):
     """An argument has numbers."""
 
 
-@functools.cache
 def _kind(func: Any) -> tuple[str, tuple[int, ...]]:
+    found = _KINDS[id(func)] = _kind_of(func)
+    _OPERATIONS.append(func)
+    return found
+
+
+def _kind_of(func: Any) -> tuple[str, tuple[int, ...]]:
     """new, writes (with the positions of the returned arguments), or other."""
     schema = func._schema
     aliases = [argument.alias_info for argument in schema.arguments]
@@ -85,7 +99,7 @@ def _same(alias: Any, other: Any) -> bool:
     return other is not None and bool(alias.before_set & other.before_set)
 
 
-def _returned(func: Any, args: tuple[Any, ...], places: tuple[int, ...]) -> Any:
+def _returned(args: tuple[Any, ...], places: tuple[int, ...]) -> Any:
     found = tuple(args[place] for place in places)
     return found[0] if len(found) == 1 else found or None
 
@@ -96,15 +110,16 @@ def _signature(value: Any) -> Any:
     Raises:
         _Elsewhere: a tensor that is not on the meta device. TypeError: an argument that cannot be told.
     """
-    if isinstance(value, torch.Tensor):
-        if not value.is_meta or type(value) not in (torch.Tensor, torch.nn.Parameter):
+    kind = type(value)
+    if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if not value.is_meta:
             raise _Elsewhere
         return value.shape, value.stride(), value.dtype
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_signature, value))
-    if not isinstance(value, _PLAIN):
-        raise TypeError
-    return type(value), value
+    if kind is list or kind is tuple or kind is torch.Size:
+        return tuple([_signature(item) for item in value])
+    if kind in _PLAIN:
+        return kind, value
+    raise _Elsewhere if isinstance(value, torch.Tensor) else TypeError
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

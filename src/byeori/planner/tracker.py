@@ -6,6 +6,7 @@ allocates here. Memory that a kernel takes and gives back inside one operation i
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections import Counter
@@ -71,13 +72,14 @@ class Tracker(shapes.Mode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = shapes.call(func, args, kwargs)
-        for tensor in shapes.tensors(out):
+        for tensor in (out,) if type(out) is torch.Tensor else shapes.tensors(out):
             if tensor.untyped_storage()._cdata not in self._alive:
                 self._add(tensor, self.part, self.where, func)
         if func.is_view:
             return out
-        self._look()
-        count = _FORMULAS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
+        if self.total > self.peaks[self.segment].total:
+            self._look()
+        count = _formula(func)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out
@@ -119,6 +121,18 @@ class Tracker(shapes.Mode):
                 peak.sources[source] += size
 
 
+@functools.cache
+def _formula(func: Any) -> Callable[..., int] | None:
+    packet = func.overloadpacket
+    return _FORMULAS.get(packet) or flop_registry.get(packet)
+
+
+def _product(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+    """[.., m, k] by [.., k, n], whatever it is added to; PyTorch's own counter passes over what is added in place."""
+    a, b = [value for value in args if isinstance(value, torch.Tensor)][-2:]
+    return 2 * a.numel() * b.shape[-1]
+
+
 def _lengths_forward(query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, *args: Any, **kwargs: Any) -> int:
     """Sequences of different lengths, [T, H, D]; on the meta device they are taken as equally long."""
     count = max(1, len(cu_q) - 1)
@@ -140,6 +154,7 @@ def _grouped(a: Any, b: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> 
 
 _ATEN = torch.ops.aten
 _FORMULAS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.addmm_, _ATEN.baddbmm, _ATEN.baddbmm_), _product),
     _ATEN._flash_attention_forward: _lengths_forward,
     _ATEN._flash_attention_backward: _lengths_backward,
     _ATEN._grouped_mm: _grouped,
