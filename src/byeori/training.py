@@ -135,6 +135,7 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         settings=settings.model_dump(),
         resume=resume,
         mirror=mirror,
+        planned_bytes=forecast.peak if forecast else 0,
     )
     if processes.main:
         clear, anew = settings.overwrite_output_dir and resume is None, settings.resume_from_checkpoint is None

@@ -88,7 +88,7 @@ class Job:
     """Everything that a run needs.
 
     beside: writes what belongs beside an adapter (tokenizer, template, settings) into a folder.
-    mirror: where checkpoints are copied to.
+    mirror: where checkpoints are copied to. planned_bytes: of a process's memory, 0 without a plan.
     """
 
     model: Any
@@ -103,3 +103,4 @@ class Job:
     settings: dict[str, Any]
     resume: Path | None = None
     mirror: Mirror | None = None
+    planned_bytes: int = 0
