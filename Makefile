@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/byeori demo
 
 test: check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

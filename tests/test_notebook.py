@@ -32,7 +32,7 @@ def test_the_notebook_runs(embedded: Path, tmp_path: Path, monkeypatch: pytest.M
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("BYEORI_NOTEBOOK_STEPS", "2")
+    monkeypatch.setenv("BYEORI_NOTEBOOK_STEPS", "1")
     monkeypatch.setenv(
         "OMP_NUM_THREADS", "1"
     )  # where other processes keep the cores busy, two threads take 12 times as long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_several_share_the_weights_where_one_cannot_hold_them() -> None:
     assert four.way is not None
     assert four.way.settings["parallel"] == "fsdp"
     assert four.parts["weights"] == 4 * GIB + GIB + 2 * GIB // 2  # a quarter, what is in no layer, two whole layers
+
+
+def test_the_embeddings_of_shared_weights_are_there_more_than_once_while_they_are_gathered() -> None:
+    case = _case()
+    found = replace(case.rehearse(case.work.micros[-1], "full", False, "cuda"), outside=6 * GIB)
+    found = replace(found, resident=found.resident | {"optimizer": GIB})
+    for device, times in (("cuda", 2), ("cpu", 3)):
+        parts = advice.memory(found, TABLE, _machine(24, device=device), 2)
+        del parts[advice.OUTSIDE]
+        assert sum(parts.values()) == (8 + times * 6 + 1) * GIB  # its shard, the embeddings, the optimizer's state
+    working = advice.memory(replace(found, outside=GIB // 4), TABLE, _machine(24), 2)
+    assert working["workspace"] == 0 and working["weights"] == (8 + 0.25 + 1) * GIB
 
 
 def test_what_is_set_is_not_changed() -> None:

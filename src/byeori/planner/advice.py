@@ -20,6 +20,9 @@ COUNTS = (1, 2, 4, 8)
 # gradient_checkpointing: in words, and the part of the layers that is computed twice
 AGAIN = {"none": ("", 0.0), "selective": ("half checkpointing", 0.5), "full": ("checkpointing", 1.0)}
 OUTSIDE = "context"  # the part that PyTorch does not count
+# How often what belongs to no layer is there while it is gathered, before anything is computed: where it arrives and
+# where it stays (FSDP2); between processes on CPUs also where gloo puts it together.
+_GATHERED = {"cuda": 2, "cpu": 3}
 _UNSHARDED = 2  # layers whose weights are whole at once under FSDP2: the one that computes and the one fetched ahead
 
 
@@ -195,11 +198,14 @@ def _offer(case: Case, machine: Machine, count: int, way: Way) -> Offer:
 
 def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dict[str, int]:
     """Bytes by part on one device. shards: over how many the frozen weights are divided."""
-    parts = dict(found.parts)
+    parts, gathering = dict(found.parts), 0
     if shards > 1:
-        whole = parts["weights"] - found.outside
-        parts["weights"] = parts["weights"] // shards + found.outside + min(whole, _UNSHARDED * found.layer)
+        whole, mine = parts["weights"] - found.outside, parts["weights"] // shards
+        parts["weights"] = mine + found.outside + min(whole, _UNSHARDED * found.layer)
+        waiting = sum(size for part, size in found.resident.items() if part != "weights") + parts["gradients"]
+        gathering = mine + _GATHERED[machine.device] * found.outside + waiting
     working = sum(parts.values()) - parts["weights"]
+    parts["workspace"] += max(0, gathering - parts["weights"] - working)
     if machine.device == "cpu":
         return parts | {OUTSIDE: machine.workspace + int(table.cpu_holes * working)}
     return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
