@@ -15,17 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _ATEN = torch.ops.aten
 _RESIZING = {_ATEN.resize_, _ATEN.resize_as_, _ATEN.set_}
-_PLAIN = {
-    *(int, bool, float, complex, str, type(None)),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-}
+_PLAIN = {int, bool, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _Made = tuple[str, Any]  # ("tensor", (shape, stride, type)), ("several", (kind, parts)) or ("value", itself)
 
 _UNKNOWN: Any = object()
 _remembered: dict[Any, _Made | None] = {}
-# Of operations by their identity, whose own hash is Python code; they are kept, so that no other takes their place.
-_KINDS: dict[int, tuple[str, tuple[int, ...]]] = {}
-_OPERATIONS: list[Any] = []
+# Operations by their identity, since their own hash is Python code: the operation itself, so that no other takes its
+# place, its kind, and which arguments it returns.
+_KINDS: dict[int, tuple[Any, str, tuple[int, ...]]] = {}
 
 
 class Mode(TorchDispatchMode):
@@ -45,7 +42,10 @@ class WithoutNumbers(Mode):
 
 def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func(*args, **kwargs)`; a tensor on another device than meta runs it."""
-    kind, written = _KINDS.get(id(func)) or _kind(func)
+    known = _KINDS.get(id(func))
+    if known is None:
+        known = _KINDS[id(func)] = func, *_kind(func)
+    _, kind, written = known
     if kind == "other":
         return func(*args, **kwargs)
     try:
@@ -73,12 +73,6 @@ class _Elsewhere(Exception):
 
 
 def _kind(func: Any) -> tuple[str, tuple[int, ...]]:
-    found = _KINDS[id(func)] = _kind_of(func)
-    _OPERATIONS.append(func)
-    return found
-
-
-def _kind_of(func: Any) -> tuple[str, tuple[int, ...]]:
     """new, writes (with the positions of the returned arguments), or other."""
     schema = func._schema
     aliases = [argument.alias_info for argument in schema.arguments]

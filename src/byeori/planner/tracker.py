@@ -77,8 +77,7 @@ class Tracker(shapes.Mode):
                 self._add(tensor, self.part, self.where, func)
         if func.is_view:
             return out
-        if self.total > self.peaks[self.segment].total:
-            self._look()
+        self._look()
         count = _formula(func)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
