@@ -15,7 +15,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -173,14 +173,6 @@ def _autocast_on_meta() -> Iterator[None]:
         torch.autocast = before
 
 
-def _without_first_values() -> AbstractContextManager[None]:
-    """Inside it nothing draws the first values of weights: on the meta device there are none."""
-    from transformers.initialization import no_init_weights
-
-    found: AbstractContextManager[None] = no_init_weights()
-    return found
-
-
 def build(
     config: Any,
     adapter: Adapter,
@@ -201,10 +193,12 @@ def build(
     Raises:
         ModelError: transformers cannot make this model.
     """
+    from transformers.initialization import no_init_weights
+
     base = _base(config if layers is None else _with_layers(config, layers), dtype, device)
     if four_bit:
         pack(base)
-    with _without_first_values() if device == "meta" else nullcontext():
+    with no_init_weights() if device == "meta" else nullcontext():  # there are no first values to draw
         model = lora.attach(
             base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
         )
