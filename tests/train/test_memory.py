@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-import pytest
 import torch
 
 from byeori.train import memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
 def test_pages_go_back_above_a_limit_only() -> None:
     kept = [torch.ones(16_000) for _ in range(2_000)]  # small blocks, which are the heap's
     full = memory.resident_bytes()

@@ -88,7 +88,8 @@ class Job:
     """Everything that a run needs.
 
     beside: writes what belongs beside an adapter (tokenizer, template, settings) into a folder.
-    mirror: where checkpoints are copied to. planned_bytes: of a process's memory, 0 without a plan.
+    mirror: where checkpoints are copied to. planned_bytes: the peak that the plan
+    expects, by the measure of train/memory.py; 0 without a plan.
     """
 
     model: Any
