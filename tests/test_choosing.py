@@ -59,6 +59,13 @@ def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[s
     assert "this run may end without memory" in capfd.readouterr().err
 
 
+def test_a_run_keeps_its_pages_up_to_its_plan(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    monkeypatch.setattr(memory, "give_back", lambda device, *, above=0: limits.append(above))
+    planned = run(1e12)["predicted"]["peak_bytes"]
+    assert limits == [planned, planned]  # before each of two steps
+
+
 def test_what_is_set_stays(run: Runs) -> None:
     found = run(1e6, gradient_checkpointing="selective", micro_batch_size=2, load_in_4bit=False)
     assert found["chosen"] == {"gradient_checkpointing": "selective", "micro_batch_size": 2, "load_in_4bit": False}
