@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,16 @@ from byeori.start import objective_of
 _CPU = torch.device("cpu")
 
 
-_Way = tuple[Micro, str, bool, str, bool]  # micro-batch, recompute, four_bit, device, a usual one
+class _Way(NamedTuple):
+    """What `rehearse` is asked."""
+
+    micro: Micro
+    recompute: str
+    four_bit: bool
+    device: str
+    usual: bool = False
+
+
 _SPEED_OF = ("none", False, "cuda")  # the way whose operations stand for all
 _forked: tuple[Rehearser, list[list[_Way]]]  # in a process that rehearses ahead: what there is to rehearse
 
@@ -38,11 +47,14 @@ def _be_forked(rehearser: Rehearser, groups: list[list[_Way]]) -> None:
 
 def _rehearse(number: int) -> list[Rehearsal]:
     rehearser, groups = _forked
-    return [rehearser.rehearse(*way[:4], usual=way[4]) for way in groups[number]]
+    return [rehearser.rehearse(**way._asdict()) for way in groups[number]]
 
 
-def _key(micro: Micro, *how: Any, usual: bool = False) -> tuple[Any, ...]:
-    return id(micro.usual if usual else micro.worst), micro.several, *how
+def _key(
+    micro: Micro, recompute: str, four_bit: bool, device: str, usual: bool = False, **more: bool
+) -> tuple[Any, ...]:
+    examples = micro.usual if usual else micro.worst
+    return id(examples), micro.several, recompute, four_bit, device, *more.items()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +106,7 @@ class Rehearser:
     ) -> Rehearsal:
         """The largest micro-batch of this size, or a usual one."""
         examples = micro.usual if usual else micro.worst
-        key = _key(micro, recompute, four_bit, device, *more, usual=usual)
+        key = _key(micro, recompute, four_bit, device, usual, **more)
         known = self.__dict__["_known"]
         if key in known and not isinstance(known[key], Rehearsal):
             known[key] = known[key]()
@@ -128,8 +140,8 @@ class Rehearser:
         with multiprocessing.get_context("fork").Pool(cores, _be_forked, (self, groups)) as pool:
             for number, group in enumerate(groups):
                 found = pool.apply_async(_rehearse, (number,))
-                for place, (micro, *how, usual) in enumerate(group):
-                    known[_key(micro, *how, usual=usual)] = lambda found=found, place=place: found.get()[place]
+                for place, way in enumerate(group):
+                    known[_key(**way._asdict())] = lambda found=found, place=place: found.get()[place]
             yield
         self.__dict__["_known"] = {key: found for key, found in known.items() if isinstance(found, Rehearsal)}
 
@@ -146,12 +158,12 @@ class Rehearser:
                     [how for how in again if how == "selective"],
                     [how for how in again if how != "selective"],
                 ):
-                    groups.append([(micro, how, four_bit, device, False) for how in some for micro in work.micros])
+                    groups.append([_Way(micro, how, four_bit, device) for how in some for micro in work.micros])
             if not fitting:  # then one way is asked for, to say what it lacks
-                groups.append([(work.micros[-1], again[-1], packed[-1], device, False)])
+                groups.append([_Way(work.micros[-1], again[-1], packed[-1], device)])
         same = [group for group in groups if any(way[1:4] == _SPEED_OF for way in group)]
-        (same[0] if same else groups[-1]).append((work.micros[0], *_SPEED_OF, True))
-        return sorted(filter(None, groups), key=lambda group: (group[0][3] == "cpu", len(group)), reverse=True)
+        (same[0] if same else groups[-1]).append(_Way(work.micros[0], *_SPEED_OF, usual=True))
+        return sorted(filter(None, groups), key=lambda group: (group[0].device == "cpu", len(group)), reverse=True)
 
     def case(self, work: Work, table: machines.Table) -> Case:
         """What offers are made from."""
