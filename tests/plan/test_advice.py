@@ -167,6 +167,27 @@ def test_machines_by_name(name: str) -> None:
     assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == ["RTX 4090"]
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("A100", ["A100 40GB", "A100 80GB"]),
+        ("a100-80", ["A100 80GB"]),
+        ("RTX 6000", ["RTX 6000 Ada"]),
+        ("6000", ["RTX 6000 Ada"]),
+        ("rtx pro", ["RTX PRO 6000"]),
+        ("RTX", ["RTX 3090", "RTX 4090", "RTX 5090", "RTX 6000 Ada", "RTX PRO 6000"]),
+    ],
+)
+def test_machines_by_the_beginning_of_a_name(name: str, found: list[str]) -> None:
+    assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == found
+
+
+@pytest.mark.parametrize(("name", "meant"), [("H10", "H100"), ("A10", "A10G"), ("4", ""), ("-", "")])
+def test_part_of_a_word_names_no_machine(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"there is no GPU '{name}'.*{meant}"):
+        machines.pick(TABLE.machines, [name])
+
+
 def test_the_table_has_every_machine_and_no_invented_price() -> None:
     names = [machine.name for machine in TABLE.machines]
     assert names == [

@@ -137,15 +137,17 @@ def _price(priced: dict[str, Any], name: str, file: str | None) -> tuple[float |
 
 
 def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
-    """The machines of these names, written with or without spaces, dashes and RTX; all where none is named.
+    """The machines of these names, or of names that begin with these words; all where none is named.
+
+    Spaces, dashes, RTX and GB may be left out. Part of a word is not enough: an A10 is neither an A10G nor an A100.
 
     Raises:
         ConfigError: a name that is not there; the sentence has the nearest ones.
     """
     out = []
     for name in wanted:
-        found = [machine for machine in machines if _plain(name) in (_plain(machine.name), _plain(machine.name, "rtx"))]
-        found = found or [machine for machine in machines if _plain(machine.name).startswith(_plain(name))]
+        exact = [machine for machine in machines if _plain(name) == _plain(machine.name)]
+        found = exact or [machine for machine in machines if _plain(name) in _beginnings(machine.name)]
         if not found:
             names = [machine.name for machine in machines]
             raise ConfigError(f"there is no GPU {name!r}{nearest(name, names)}; known are {', '.join(names)}")
@@ -153,8 +155,13 @@ def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
     return list(dict.fromkeys(out)) if wanted else list(machines)
 
 
-def _plain(name: str, without: str = "") -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix(without)
+def _plain(name: str) -> str:
+    return re.sub(r"^rtx(?=.)|gb$", "", re.sub(r"[^a-z0-9]", "", name.lower()))
+
+
+def _beginnings(name: str) -> list[str]:
+    words = name.split()
+    return [_plain("".join(words[:count])) for count in range(1, len(words) + 1)]
 
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
