@@ -12,7 +12,7 @@ import torch
 from byeori import hub
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.model import attention
+from byeori.model import attention, products
 from byeori.objective.logprobs import Head
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
@@ -24,8 +24,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    fast = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if products.units() else torch.float32
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
@@ -115,6 +114,8 @@ def load_model(
             + "; copy or download them again"
         )
     attention.register()
+    if products.needed(dtype, device):
+        products.install()
     return model.to(device).eval()
 
 

@@ -1,0 +1,179 @@
+"""Matrix products of bfloat16 on processors without units for it: in float32, a block at a time, rounded once.
+
+PyTorch's own are made for processors that have such units. On others they take 7 to 400 times as long as float32's, by
+the layout of the matrices, so that bfloat16 could not be used there at all, although it halves a run's memory.
+
+    M rows, N columns, K summed over
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# The longest side of a block. Three blocks in float32 are all the memory that a product takes, and a number is
+# converted once for some 1,000 multiplications.
+_SIDE = 2048
+WORKSPACE = 3 * 4 * _SIDE**2  # bytes
+
+_installed: list[torch.library.Library] = []
+_FOR_CPU = "CPU"
+
+
+def needed(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of this type are slow here: bfloat16 on a CPU without units for it."""
+    return dtype == torch.bfloat16 and device.type == "cpu" and not units()
+
+
+def units() -> bool:
+    """Whether the processor multiplies bfloat16."""
+    return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
+
+
+def install() -> None:
+    """From now on, this process computes products of bfloat16 matrices on the CPU as above; others as before."""
+    if _installed:
+        return
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        for name, product in _PRODUCTS.items():
+            original = torch.library.get_kernel(f"aten::{name}", _FOR_CPU)
+            library.impl(name, _either(product, original), _FOR_CPU, with_keyset=True)
+    _installed.append(library)
+
+
+def _either(product: Callable[..., torch.Tensor], original: Any) -> Callable[..., torch.Tensor]:
+    def chosen(keys: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args[0].dtype == torch.bfloat16 and all(part.dtype == torch.bfloat16 for part in args[1:3]):
+            return product(*args, **kwargs)
+        return original.call_boxed(keys, *args, **kwargs)
+
+    return chosen
+
+
+def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return _fill(left.new_empty(left.shape[0], right.shape[1]), left, right)
+
+
+def _mm_out(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    return _fill(out.resize_(left.shape[0], right.shape[1]), left, right)
+
+
+def _addmm(
+    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    shape = (left.shape[0], right.shape[1])
+    return _fill(left.new_empty(shape), left, right, kept.expand(shape), beta=beta, alpha=alpha)
+
+
+def _addmm_here(
+    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    return _fill(kept, left, right, kept, beta=beta, alpha=alpha)
+
+
+def _addmm_out(
+    kept: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    shape = (left.shape[0], right.shape[1])
+    return _fill(out.resize_(shape), left, right, kept.expand(shape), beta=beta, alpha=alpha)
+
+
+def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return _bmm_out(left, right, out=left.new_empty(left.shape[0], left.shape[1], right.shape[2]))
+
+
+def _bmm_out(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    out.resize_(left.shape[0], left.shape[1], right.shape[2])
+    for one in range(len(left)):
+        _fill(out[one], left[one], right[one])
+    return out
+
+
+def _baddbmm(
+    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
+    return _baddbmm_out(kept, left, right, beta=beta, alpha=alpha, out=out)
+
+
+def _baddbmm_here(
+    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
+) -> torch.Tensor:
+    return _baddbmm_out(kept, left, right, beta=beta, alpha=alpha, out=kept)
+
+
+def _baddbmm_out(
+    kept: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    shape = (left.shape[0], left.shape[1], right.shape[2])
+    out, kept = out.resize_(shape), kept.expand(shape)
+    for one in range(len(left)):
+        _fill(out[one], left[one], right[one], kept[one], beta=beta, alpha=alpha)
+    return out
+
+
+_PRODUCTS: dict[str, Callable[..., torch.Tensor]] = {
+    "mm": _mm,
+    "mm.out": _mm_out,
+    "addmm": _addmm,
+    "addmm_": _addmm_here,
+    "addmm.out": _addmm_out,
+    "bmm": _bmm,
+    "bmm.out": _bmm_out,
+    "baddbmm": _baddbmm,
+    "baddbmm_": _baddbmm_here,
+    "baddbmm.out": _baddbmm_out,
+}
+
+
+def _fill(
+    out: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    kept: torch.Tensor | None = None,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> torch.Tensor:
+    """out [M, N] = alpha * left [M, K] @ right [K, N] + beta * kept [M, N]; kept may be out."""
+    if left.shape[1] != right.shape[0]:
+        raise RuntimeError(f"matrices of shapes {tuple(left.shape)} and {tuple(right.shape)} cannot be multiplied")
+    for columns in _parts(right.shape[1]):
+        for rows in _parts(left.shape[0]):
+            total = _block(left[rows], right[:, columns])
+            if alpha != 1:
+                total *= alpha
+            if kept is not None and beta != 0:
+                total.add_(kept[rows, columns], alpha=beta)
+            out[rows, columns] = total
+    return out
+
+
+def _block(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left [m, K] @ right [K, n] in float32."""
+    first, *others = _parts(left.shape[1]) or [slice(0, 0)]
+    total = left[:, first].float() @ right[first].float()
+    for summed in others:
+        total.addmm_(left[:, summed].float(), right[summed].float())
+    return total
+
+
+def _parts(length: int) -> list[slice]:
+    return [slice(start, min(start + _SIDE, length)) for start in range(0, length, _SIDE)]

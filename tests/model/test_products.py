@@ -1,0 +1,103 @@
+"""Products of bfloat16 matrices in float32, against float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from byeori.model import products
+
+ROUNDING = 2**-8  # bfloat16 keeps eight bits: half of the last one is 2^-9 of a number
+
+
+def matrices(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).bfloat16()
+
+
+def near(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - expected).abs() <= ROUNDING * expected.abs() + 1e-5).all()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_SIDE", 4)
+
+
+@pytest.mark.parametrize(("rows", "summed", "columns"), [(1, 3, 2), (9, 4, 5), (4, 11, 9), (3, 0, 2), (0, 2, 3)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_plain(rows: int, summed: int, columns: int, turned: bool) -> None:
+    left = matrices(rows, summed)
+    right = matrices(columns, summed).T if turned else matrices(summed, columns)
+    expected = left.double() @ right.double()
+    near(products._PRODUCTS["mm"](left, right), expected)
+    out = torch.empty(columns, rows, dtype=torch.bfloat16).T
+    assert products._PRODUCTS["mm.out"](left, right, out=out) is out
+    near(out, expected)
+
+
+@pytest.mark.parametrize("kept", [(7,), (5, 1), (5, 7)])
+@pytest.mark.parametrize(("alpha", "beta"), [(1, 1), (0.25, 1), (2, 0.5), (1, 0)])
+def test_added(kept: tuple[int, ...], alpha: float, beta: float) -> None:
+    left, right, start = matrices(5, 6), matrices(6, 7), matrices(*kept)
+    if beta == 0:
+        start.fill_(torch.nan)  # is not looked at, as in PyTorch
+    expected = alpha * (left.double() @ right.double()) + (beta * start.double() if beta else 0)
+    near(products._PRODUCTS["addmm"](start, left, right, alpha=alpha, beta=beta), expected)
+    here = start.expand(5, 7).clone()
+    assert products._PRODUCTS["addmm_"](here, left, right, alpha=alpha, beta=beta) is here
+    near(here, expected)
+    out = torch.empty(5, 7, dtype=torch.bfloat16)
+    near(products._PRODUCTS["addmm.out"](start, left, right, alpha=alpha, beta=beta, out=out), expected)
+
+
+def test_several() -> None:
+    left, right, start = matrices(3, 5, 6), matrices(3, 6, 7), matrices(7)
+    expected = left.double() @ right.double()
+    near(products._PRODUCTS["bmm"](left, right), expected)
+    wide = torch.empty(3, 5, 9, dtype=torch.bfloat16)
+    near(products._PRODUCTS["bmm.out"](left, right, out=wide[:, :, 1:8]), expected)
+    near(products._PRODUCTS["baddbmm"](start, left, right, alpha=3), 3 * expected + start.double())
+    here = start.expand(3, 5, 7).clone()
+    near(products._PRODUCTS["baddbmm_"](here, left, right, beta=2), expected + 2 * start.double())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        products._PRODUCTS["mm"](left[0], left[0])
+
+
+_INSTALLED = """
+import warnings, torch
+warnings.simplefilter("error")
+from byeori.model import products
+before = torch.library.get_kernel("aten::mm", "CPU")
+left, right = torch.randn(30, 50), torch.randn(50, 20)
+exact, calls = left @ right, []
+whole = products._fill
+products._fill = lambda *args, **how: (calls.append(1), whole(*args, **how))[1]
+products.install()
+products.install()
+assert torch.equal(left @ right, exact) and not calls
+x, layer = left.bfloat16().requires_grad_(), torch.nn.Linear(50, 20, dtype=torch.bfloat16)
+layer(x).sum().backward()
+assert len(calls) == 3, calls
+by_hand = torch.ones(30, 20, dtype=torch.double) @ layer.weight.double()
+assert torch.allclose(x.grad.double(), by_hand, rtol=2**-8, atol=1e-6)
+assert (torch.matmul(x[None].expand(4, -1, -1), right.bfloat16().expand(4, -1, -1))).shape == (4, 30, 20)
+out = torch.empty(3, 3, dtype=torch.bfloat16)
+torch.mm(left[:3, :3].bfloat16(), right[:3, :3].bfloat16(), out=out)
+try:
+    left @ right.bfloat16()
+except RuntimeError as error:
+    assert "dtype" in str(error)
+else:
+    raise SystemExit("types were mixed without a word")
+"""
+
+
+def test_installed_for_a_whole_process() -> None:
+    """Only bfloat16's products change, in the forward and the backward pass; nothing is printed."""
+    done = subprocess.run([sys.executable, "-c", _INSTALLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
