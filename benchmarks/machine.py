@@ -138,7 +138,7 @@ def output(command: Sequence[str]) -> str:
 
 
 def type_here() -> str:
-    """bfloat16 where the processor has units for it; elsewhere PyTorch multiplies it hundreds of times slower."""
+    """bfloat16 where the processor has units for it; elsewhere the peers' products take hundreds of times as long."""
     import torch
 
     from byeori.model.load import resolve_dtype
@@ -150,7 +150,10 @@ def matrix_peak(dtype: str, size: int = 2048, times: int = 30) -> float:
     """FLOP/s of the fastest of several products of two square matrices."""
     import torch
 
+    from byeori.model import products
+
     torch.set_num_threads(2)
+    products.prepare(getattr(torch, dtype), torch.device("cpu"))
     left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     best = math.inf
     for _ in range(times):

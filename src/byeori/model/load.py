@@ -114,8 +114,7 @@ def load_model(
             + "; copy or download them again"
         )
     attention.register()
-    if products.needed(dtype, device):
-        products.install()
+    products.prepare(dtype, device)
     return model.to(device).eval()
 
 

@@ -17,20 +17,23 @@ import torch
 # The longest side of a block. Three blocks in float32 are all the memory that a product takes, and a number is
 # converted once for some 1,000 multiplications.
 _SIDE = 2048
-WORKSPACE = 3 * 4 * _SIDE**2  # bytes
+_WORKSPACE = 3 * 4 * _SIDE**2
 
 _installed: list[torch.library.Library] = []
 _FOR_CPU = "CPU"
 
 
-def needed(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of this type are slow here: bfloat16 on a CPU without units for it."""
-    return dtype == torch.bfloat16 and device.type == "cpu" and not units()
-
-
 def units() -> bool:
     """Whether the processor multiplies bfloat16."""
     return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
+
+
+def prepare(dtype: torch.dtype, device: torch.device) -> int:
+    """Get this process ready for products of a type on a device; returns the bytes that each takes besides its result."""
+    if dtype != torch.bfloat16 or device.type != "cpu" or units():
+        return 0
+    install()
+    return _WORKSPACE
 
 
 def install() -> None:

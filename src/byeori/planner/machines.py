@@ -14,6 +14,7 @@ import torch
 
 from byeori.config import nearest, yaml_mapping
 from byeori.errors import ConfigError
+from byeori.model import products
 from byeori.train import memory
 
 _HERE = Path(__file__).parent
@@ -166,6 +167,7 @@ def _beginnings(name: str) -> list[str]:
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     """This machine's processor, with the peak that it shows now in a matrix product of this type."""
+    extra = products.prepare(dtype, torch.device("cpu"))
     return Machine(
         name="CPU",
         device="cpu",
@@ -174,7 +176,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
         flops=measured_peak(dtype),
         link="",
         link_speed=None,
-        workspace=memory.resident_bytes(),
+        workspace=memory.resident_bytes() + extra,
         share=table.cpu_share[0],
         share_source=table.cpu_share[1],
         price=table.cpu_price,
@@ -183,6 +185,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
     """Operations a second of a matrix product, the best of four."""
+    products.prepare(dtype, torch.device("cpu"))
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
     for _ in range(4):
