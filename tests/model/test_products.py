@@ -26,6 +26,8 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_SIDE", 4)
+    monkeypatch.setattr(products, "_STRIP", 2)
+    monkeypatch.setattr(products, "_THIN", 6)
 
 
 @pytest.mark.parametrize(("rows", "summed", "columns"), [(1, 3, 2), (9, 4, 5), (4, 11, 9), (3, 0, 2), (0, 2, 3)])
