@@ -155,7 +155,8 @@ def contestants_of(args: argparse.Namespace, name: str) -> list[str]:
     apart_too = args.share == "both" or (args.share == "auto" and work.shares)
     asked = [*args.only, "byeori-apart"] if args.share == "both" else args.only
     able = [key for key in CONTESTANTS if key in asked and work.command in CONTESTANTS[key].commands]
-    return [key for key in able if key != "byeori-apart" or apart_too]
+    left_out = {"byeori-apart": not apart_too, "byeori-bf16": args.dtype == "bfloat16"}
+    return [key for key in able if not left_out.get(key)]
 
 
 def summary(found: Run) -> str:

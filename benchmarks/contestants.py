@@ -59,6 +59,12 @@ CONTESTANTS = {
             about="the same with --share_prefixes off: every sequence is computed by itself",
         ),
         Contestant(
+            name="byeori-bf16",
+            library="byeori",
+            flags=("--dtype", "bfloat16"),
+            about="the same with --dtype bfloat16, on a processor without units for it: products run in float32",
+        ),
+        Contestant(
             name="transformers",
             library="transformers",
             commands=("sft",),

@@ -103,3 +103,22 @@ def test_installed_for_a_whole_process() -> None:
     """Only bfloat16's products change, in the forward and the backward pass; nothing is printed."""
     done = subprocess.run([sys.executable, "-c", _INSTALLED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "units", "takes"),
+    [
+        (torch.bfloat16, "cpu", False, True),
+        (torch.bfloat16, "cpu", True, False),
+        (torch.float32, "cpu", False, False),
+        (torch.bfloat16, "cuda", False, False),
+    ],
+)
+def test_only_where_they_are_slow(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, units: bool, takes: bool
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(products, "units", lambda: units)
+    monkeypatch.setattr(products, "install", lambda: asked.append(True))
+    extra = products.prepare(dtype, torch.device(device))
+    assert (extra > 0, bool(asked)) == (takes, takes)

@@ -32,7 +32,7 @@ def units() -> bool:
 
 
 def prepare(dtype: torch.dtype, device: torch.device) -> int:
-    """Get this process ready for products of a type on a device; returns the bytes that each takes besides its result."""
+    """Get this process ready for products of a type on a device; returns the bytes one takes besides its result."""
     if dtype != torch.bfloat16 or device.type != "cpu" or units():
         return 0
     install()
