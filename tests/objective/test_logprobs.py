@@ -39,16 +39,19 @@ def whole(head: Head, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("rows", [1, 4, 512])
 @pytest.mark.parametrize(
     ("scale", "softcap", "bias"), list(itertools.product([1.0, 0.25], [None, 1.5], [False, True])), ids=str
 )
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
-def test_equals_the_whole_matrix(chunk: int, scale: float, softcap: float | None, bias: bool, frozen: bool) -> None:
+def test_equals_the_whole_matrix(
+    chunk: int, rows: int, scale: float, softcap: float | None, bias: bool, frozen: bool
+) -> None:
     head = Head(module=linear(bias=bias, frozen=frozen), scale=scale, softcap=softcap)
     hidden, ids = inputs()
     wanted = [hidden, *(p for p in head.module.parameters() if p.requires_grad)]
     weights = torch.linspace(-1, 2, COUNT, dtype=torch.float64)
-    found = target_logprobs(head, hidden, ids, chunk_bytes=chunk)
+    found = target_logprobs(head, hidden, ids, chunk_bytes=chunk, block_rows=rows)
     expected = whole(head, hidden, ids)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     left = torch.autograd.grad((found * weights).sum(), wanted)

@@ -15,7 +15,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.model import attention, load, sharding, target
 from byeori.model.placed import Placed, place
-from byeori.objective.logprobs import CHUNK_BYTES, target_logprobs
+from byeori.objective.logprobs import SIZES, target_logprobs
 
 # Layers in which a token meets others through the attention interface alone.
 _KINDS = {"full_attention", "sliding_attention"}
@@ -75,8 +75,8 @@ def _forest_logprobs(model: Any, forest: Forest | Placed, plain: bool) -> torch.
         hidden = output.last_hidden_state[0]
         if len(hidden) < batch.forest.unique_tokens:  # the last layer computed the rows that predict something, alone
             index = batch.index_of_rows
-    chunk_bytes = CHUNK_BYTES.get(target.kind(hidden), CHUNK_BYTES["cuda"])
-    return target_logprobs(head, hidden[index], batch.target_ids, chunk_bytes=chunk_bytes)
+    sizes = SIZES.get(target.kind(hidden), SIZES["cuda"])
+    return target_logprobs(head, hidden[index], batch.target_ids, **sizes)
 
 
 @torch.no_grad()

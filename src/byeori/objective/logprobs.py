@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# One chunk's logits take at most this many bytes in float32. A chunk reads the whole head: on a GPU, whose products
-# outrun its memory until they have some 300 rows, it has to be larger than a CPU's.
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
+# Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
+# 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
+# again as all words of fewer targets.
+SIZES = {
+    "cpu": {"chunk_bytes": 64 * 2**20, "block_rows": 512, "block_bytes": 8 * 2**20},
+    "cuda": {"chunk_bytes": 256 * 2**20},
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,21 +34,32 @@ class Head:
 
 
 def target_logprobs(
-    head: Head, hidden: torch.Tensor, target_ids: torch.Tensor, *, chunk_bytes: int = CHUNK_BYTES["cpu"]
+    head: Head,
+    hidden: torch.Tensor,
+    target_ids: torch.Tensor,
+    *,
+    chunk_bytes: int = 64 * 2**20,
+    block_rows: int = 1,
+    block_bytes: int | None = None,
 ) -> torch.Tensor:
     """log p(target | prefix), float32 (float64 where hidden is).
 
-    hidden: [M, d], already gathered at the positions that predict. target_ids: [M]. Returns [M].
+    hidden: [M, d], already gathered at the positions that predict. target_ids: [M]. chunk_bytes: of a chunk's logits in
+    float32. block_rows: a frozen head takes at least so many targets at once, where there are as many, and its words in
+    blocks whose logits take block_bytes (else chunk_bytes). Returns [M].
     """
     weight = getattr(head.module, "weight", None)
     plain = type(head.module) is torch.nn.Linear and weight is not None and not weight.requires_grad
     words = weight.shape[0] if weight is not None else 2**18
     size = max(1, chunk_bytes // (4 * words))
+    if plain:
+        size = max(size, block_rows)
+    block = max(1, (block_bytes or chunk_bytes) // (4 * max(1, min(size, len(target_ids)))))
     parts = []
     for start in range(0, len(target_ids), size):
         rows, ids = hidden[start : start + size], target_ids[start : start + size]
         if plain:
-            parts.append(_FrozenHead.apply(rows, weight, head.module.bias, ids, head.scale, head.softcap))
+            parts.append(_FrozenHead.apply(rows, weight, head.module.bias, ids, head.scale, head.softcap, block))
         elif torch.is_grad_enabled():
             parts.append(checkpoint(_chunk, head, rows, ids, use_reentrant=False))
         else:
@@ -63,36 +78,52 @@ def _logits(raw: torch.Tensor, scale: float, softcap: float | None) -> torch.Ten
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
+def _slope(logits: torch.Tensor, softcap: float | None) -> torch.Tensor | None:
+    """Of the logits, by what they were before the soft cap."""
+    return None if softcap is None else 1 - (logits / softcap).square()
+
+
 def _chunk(head: Head, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     logits = _logits(head.module(rows), head.scale, head.softcap)
     return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The same for a frozen head, whose gradient is made in the forward pass while the chunk's logits are there.
+    """The same for a frozen head, a block of words at a time; its gradient is made on the way, from the logits there.
 
     With g the incoming gradient and p = softmax(logits): d hidden = g * v, v = (onehot - p) W, whatever the objective
-    makes of the log-probs. v [C, d] is kept in place of the logits [C, V], and nothing is computed twice.
+    makes of the log-probs. v [C, d] is kept in place of the logits [C, V], and nothing is computed twice. The sums over
+    the words so far are relative to the largest logit so far (Milakov and Gimelshein, arXiv:1805.02867).
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        rows, weight, bias, ids, scale, softcap = args
-        logits = _logits(torch.nn.functional.linear(rows, weight, bias), scale, softcap)
-        total = logits.logsumexp(dim=1)
-        found = logits.gather(1, ids[:, None])[:, 0] - total
-        if ctx.needs_input_grad[0]:
-            slope = None if softcap is None else 1 - (logits / softcap).square()
-            delta = logits.sub_(total[:, None]).exp_().neg_()
-            delta.scatter_add_(1, ids[:, None], torch.ones_like(total[:, None]))
-            if slope is not None:
-                delta *= slope
-            if scale != 1.0:
-                delta *= scale
-            ctx.save_for_backward(delta.to(weight.dtype) @ weight)
-        return found
+        rows, weight, bias, ids, scale, softcap, block = args
+        wide, wanted = _wide(rows), ctx.needs_input_grad[0]
+        top, total = rows.new_full((len(rows), 1), -torch.inf, dtype=wide), rows.new_zeros(len(rows), 1, dtype=wide)
+        own = torch.zeros_like(total)  # the targets' logits
+        mean = torch.zeros_like(rows, dtype=wide) if wanted else None  # total times that of the words' vectors
+        for start in range(0, len(weight), block):
+            part = weight[start : start + block]
+            raw = torch.nn.functional.linear(rows, part, None if bias is None else bias[start : start + block])
+            logits = _logits(raw, scale, softcap)
+            column = (ids - start)[:, None]
+            here = column.clamp(0, len(part) - 1)
+            own = torch.where(column == here, logits.gather(1, here), own)
+            highest = torch.maximum(top, logits.amax(dim=1, keepdim=True))
+            slope = _slope(logits, softcap) if wanted else None
+            chances, fade = logits.sub_(highest).exp_(), (top - highest).exp_()
+            total, top = total.mul_(fade).add_(chances.sum(dim=1, keepdim=True)), highest
+            if mean is not None:
+                weights = chances if slope is None else chances.mul_(slope)
+                mean.mul_(fade).add_(weights.to(weight.dtype) @ part)
+        if mean is not None:
+            slope = _slope(own, softcap)
+            mine = weight[ids] if slope is None else weight[ids] * slope
+            ctx.save_for_backward((mine - mean.div_(total)).mul_(scale).to(rows.dtype))
+        return (own - top - total.log())[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (direction,) = ctx.saved_tensors
-        return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None
+        return (grads[0][:, None] * direction).to(direction.dtype), None, None, None, None, None, None
