@@ -74,7 +74,6 @@ _INSTALLED = """
 import warnings, torch
 warnings.simplefilter("error")
 from byeori.model import products
-before = torch.library.get_kernel("aten::mm", "CPU")
 left, right = torch.randn(30, 50), torch.randn(50, 20)
 exact, calls = left @ right, []
 whole = products._fill
@@ -88,6 +87,10 @@ assert len(calls) == 3, calls
 by_hand = torch.ones(30, 20, dtype=torch.double) @ layer.weight.double()
 assert torch.allclose(x.grad.double(), by_hand, rtol=2**-8, atol=1e-6)
 assert (torch.matmul(x[None].expand(4, -1, -1), right.bfloat16().expand(4, -1, -1))).shape == (4, 30, 20)
+before = len(calls)
+one = layer(left[:1].bfloat16())  # a single row goes PyTorch's own way
+assert len(calls) == before
+assert torch.allclose(one, layer(left[:2].bfloat16())[:1], rtol=2**-6, atol=2**-6) and len(calls) == before + 1
 out = torch.empty(3, 3, dtype=torch.bfloat16)
 torch.mm(left[:3, :3].bfloat16(), right[:3, :3].bfloat16(), out=out)
 try:
