@@ -63,92 +63,52 @@ def _either(product: Callable[..., torch.Tensor], original: Any) -> Callable[...
     return chosen
 
 
-def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return _fill(left.new_empty(left.shape[0], right.shape[1]), left, right)
+def _plain(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """left [M, K] @ right [K, N], or as many of both [B, M, K] and [B, K, N]."""
+    return _into(_result(left, right, out), left, right)
 
 
-def _mm_out(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    return _fill(out.resize_(left.shape[0], right.shape[1]), left, right)
-
-
-def _addmm(
-    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
-) -> torch.Tensor:
-    shape = (left.shape[0], right.shape[1])
-    return _fill(left.new_empty(shape), left, right, kept.expand(shape), beta=beta, alpha=alpha)
-
-
-def _addmm_here(
-    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
-) -> torch.Tensor:
-    return _fill(kept, left, right, kept, beta=beta, alpha=alpha)
-
-
-def _addmm_out(
+def _added(
     kept: torch.Tensor,
     left: torch.Tensor,
     right: torch.Tensor,
     *,
     beta: float = 1,
     alpha: float = 1,
-    out: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    shape = (left.shape[0], right.shape[1])
-    return _fill(out.resize_(shape), left, right, kept.expand(shape), beta=beta, alpha=alpha)
+    """alpha * left @ right + beta * kept, which may be smaller than the result."""
+    result = _result(left, right, out)
+    return _into(result, left, right, kept.expand(result.shape), beta=beta, alpha=alpha)
 
 
-def _bmm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return _bmm_out(left, right, out=left.new_empty(left.shape[0], left.shape[1], right.shape[2]))
-
-
-def _bmm_out(left: torch.Tensor, right: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    out.resize_(left.shape[0], left.shape[1], right.shape[2])
-    for one in range(len(left)):
-        _fill(out[one], left[one], right[one])
-    return out
-
-
-def _baddbmm(
+def _added_here(
     kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> torch.Tensor:
-    out = left.new_empty(left.shape[0], left.shape[1], right.shape[2])
-    return _baddbmm_out(kept, left, right, beta=beta, alpha=alpha, out=out)
-
-
-def _baddbmm_here(
-    kept: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *, beta: float = 1, alpha: float = 1
-) -> torch.Tensor:
-    return _baddbmm_out(kept, left, right, beta=beta, alpha=alpha, out=kept)
-
-
-def _baddbmm_out(
-    kept: torch.Tensor,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    beta: float = 1,
-    alpha: float = 1,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    shape = (left.shape[0], left.shape[1], right.shape[2])
-    out, kept = out.resize_(shape), kept.expand(shape)
-    for one in range(len(left)):
-        _fill(out[one], left[one], right[one], kept[one], beta=beta, alpha=alpha)
-    return out
+    return _into(kept, left, right, kept, beta=beta, alpha=alpha)
 
 
 _PRODUCTS: dict[str, Callable[..., torch.Tensor]] = {
-    "mm": _mm,
-    "mm.out": _mm_out,
-    "addmm": _addmm,
-    "addmm_": _addmm_here,
-    "addmm.out": _addmm_out,
-    "bmm": _bmm,
-    "bmm.out": _bmm_out,
-    "baddbmm": _baddbmm,
-    "baddbmm_": _baddbmm_here,
-    "baddbmm.out": _baddbmm_out,
+    **dict.fromkeys(("mm", "mm.out", "bmm", "bmm.out"), _plain),
+    **dict.fromkeys(("addmm", "addmm.out", "baddbmm", "baddbmm.out"), _added),
+    **dict.fromkeys(("addmm_", "baddbmm_"), _added_here),
 }
+
+
+def _result(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    shape = (*left.shape[:-1], right.shape[-1])
+    return left.new_empty(shape) if out is None else out.resize_(shape)
+
+
+def _into(
+    out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor | None = None, **factors: float
+) -> torch.Tensor:
+    """_fill, for one matrix or for each of several."""
+    if out.dim() == 2:
+        return _fill(out, left, right, kept, **factors)
+    for one in range(len(out)):
+        _fill(out[one], left[one], right[one], None if kept is None else kept[one], **factors)
+    return out
 
 
 def _fill(
