@@ -38,7 +38,7 @@ def target_logprobs(
     hidden: torch.Tensor,
     target_ids: torch.Tensor,
     *,
-    chunk_bytes: int = 64 * 2**20,
+    chunk_bytes: int = SIZES["cpu"]["chunk_bytes"],
     block_rows: int = 1,
     block_bytes: int | None = None,
 ) -> torch.Tensor:
