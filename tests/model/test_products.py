@@ -66,8 +66,9 @@ def test_several() -> None:
     near(products._PRODUCTS["baddbmm"](start, left, right, alpha=3), 3 * expected + start.double())
     here = start.expand(3, 5, 7).clone()
     near(products._PRODUCTS["baddbmm_"](here, left, right, beta=2), expected + 2 * start.double())
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        products._PRODUCTS["mm"](left[0], left[0])
+    for name, pair in {"mm": (left[0], left[0]), "bmm": (left[:2], right)}.items():
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            products._PRODUCTS[name](*pair)
 
 
 _INSTALLED = """

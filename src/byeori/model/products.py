@@ -1,7 +1,7 @@
 """Matrix products of bfloat16 on processors without units for it: in float32, a block at a time, rounded once.
 
 PyTorch's own are made for processors that have such units. On others they take 7 to 400 times as long as float32's, by
-the layout of the matrices, so that bfloat16 could not be used there at all, although it halves a run's memory.
+the layout of the matrices: bfloat16 could not be used there, although weights and activations take half the memory.
 
     M rows, N columns, K summed over
 """
@@ -103,7 +103,13 @@ def _result(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None) -
 def _into(
     out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, kept: torch.Tensor | None = None, **factors: float
 ) -> torch.Tensor:
-    """_fill, for one matrix or for each of several."""
+    """_fill, for one matrix or for each of several.
+
+    Raises:
+        RuntimeError: other shapes than PyTorch takes.
+    """
+    if left.shape[-1] != right.shape[-2] or left.shape[:-2] != right.shape[:-2]:
+        raise RuntimeError(f"matrices of shapes {tuple(left.shape)} and {tuple(right.shape)} cannot be multiplied")
     if out.dim() == 2:
         return _fill(out, left, right, kept, **factors)
     for one in range(len(out)):
@@ -121,8 +127,6 @@ def _fill(
     alpha: float = 1,
 ) -> torch.Tensor:
     """out [M, N] = alpha * left [M, K] @ right [K, N] + beta * kept [M, N]; kept may be out."""
-    if left.shape[1] != right.shape[0]:
-        raise RuntimeError(f"matrices of shapes {tuple(left.shape)} and {tuple(right.shape)} cannot be multiplied")
     height = _SIDE if left.shape[1] > _THIN else _STRIP
     for columns in _parts(right.shape[1], _SIDE):
         for rows in _parts(left.shape[0], height):
