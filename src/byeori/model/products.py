@@ -1,6 +1,6 @@
 """Matrix products of bfloat16 on processors without units for it: in float32, a block at a time, rounded once.
 
-PyTorch's own are made for processors that have such units. On others they take 7 to 400 times as long as float32's, by
+PyTorch's own are made for processors that have such units. On others they take 7 to 450 times as long as float32's, by
 the layout of the matrices: bfloat16 could not be used there, although weights and activations take half the memory.
 
     M rows, N columns, K summed over
