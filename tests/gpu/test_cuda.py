@@ -17,7 +17,7 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.model import attention, forward, lora, norm, parallel
+from byeori.model import attention, forward, lora, norm, offload, parallel
 from byeori.model.placed import place, windows
 from byeori.objective.logprobs import Head, target_logprobs
 
@@ -122,6 +122,22 @@ def test_shared_against_separate(wide_model: Any) -> None:
     separate, shared = (distance(result(half, share=share), exact) for share in (False, True))
     assert shared[0] <= 1.1 * separate[0]
     assert shared[1] <= separate[1] + 2e-3
+
+
+def test_what_is_kept_in_the_cpus_memory(wide_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as with the inputs of layers on the GPU, and the host waits for no copy."""
+    monkeypatch.setattr(offload, "_LEAST", 1)
+    found = []
+    for kind in ("full", "offload"):
+        model = copy.deepcopy(wide_model).to(torch.bfloat16)
+        parallel.recompute_layers(model.get_base_model(), kind)
+        for _ in range(2):  # the first pass asks the system for pinned memory
+            found.append(result(model.train(), share=True))
+    for name, exact in found[0].items():
+        assert all(torch.equal(other[name], exact) for other in found[1:]), name
+    batch = place(forests.build(long_rows()), GPU, windows(model.config))
+    with no_waiting():
+        (-forward.forest_logprobs(model, batch)).sum().backward()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -57,25 +57,6 @@ def test_nothing_runs_back_below_the_lowest_adapter(kind: str) -> None:
     assert seen == [False]
 
 
-def test_offload_moves_what_a_layer_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU nothing has to be moved; here every activation is, and comes back."""
-    moved = []
-
-    def away(tensor: torch.Tensor) -> object:
-        if isinstance(tensor, torch.nn.Parameter):
-            return tensor
-        moved.append(tuple(tensor.shape))
-        return torch.device("cpu"), tensor.clone()
-
-    monkeypatch.setattr(parallel, "_away", away)
-    _, found = kept_bytes("offload")
-    monkeypatch.undo()
-    assert (1, forests.build(tree()).unique_tokens, 16) in moved  # a layer's input
-    assert worst(found, kept_bytes("none")[1]) < 1e-12
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    assert parallel._back(parallel._away(parameter)) is parameter
-
-
 @pytest.mark.parametrize(
     ("given", "kind"),
     [(True, "full"), (False, "none"), ("True", "full"), ("false", "none"), ("selective", "selective")],

@@ -102,6 +102,26 @@ def test_state_survives_a_file(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole, strict=True))
 
 
+def test_one_kernels_step_count_is_put_back_where_it_is_read() -> None:
+    """On a GPU one kernel takes the step, and reads its count there; here it is the CPU's, and its meta device."""
+    whole = start()
+    optimizer = torch.optim.AdamW(whole, lr=0, weight_decay=0.1, fused=True)
+    move(optimizer, whole, range(5))
+    state = [optim.tensors(optimizer, parameter) for parameter in whole]
+    again = [torch.nn.Parameter(parameter.detach().clone()) for parameter in whole]
+    other = torch.optim.AdamW(again, lr=0, weight_decay=0.1, fused=True)
+    for index, parameter in enumerate(again):
+        optim.restore(other, parameter, index, state[index])
+    move(optimizer, whole, range(5, 9))
+    move(other, again, range(5, 9))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole, strict=True))
+    away = torch.nn.Parameter(whole[0].detach().to("meta"))
+    for fused, device in ((True, "meta"), (False, "cpu")):
+        holder = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], fused=fused)
+        optim.restore(holder, away, 0, state[0])
+        assert holder.state[away]["step"].device.type == device
+
+
 def test_another_optimizers_state_is_refused() -> None:
     parameters = start()
     optimizer = optim.make("adamw", parameters, **HOW)

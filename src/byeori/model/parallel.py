@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.autograd.graph import saved_tensors_hooks
 
 from byeori.errors import may_speak
+from byeori.model import offload
 
 # Seconds. Compiling takes about half a minute and saves about a fifth; a shorter run does not earn it back.
 _COMPILE_PAYS_AFTER = 300.0
@@ -73,30 +73,7 @@ def recompute_layers(causal: Any, kind: str) -> None:
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False
     if kind == "offload":
-        kept: list[Any] = []
-        causal.base_model.register_forward_pre_hook(lambda *_: _enter(kept, saved_tensors_hooks(_away, _back)))
-        causal.base_model.register_forward_hook(lambda *_: kept.pop().__exit__(None, None, None), always_call=True)
-
-
-def _enter(kept: list[Any], context: Any) -> None:
-    context.__enter__()
-    kept.append(context)
-
-
-def _away(tensor: torch.Tensor) -> Any:
-    """An activation on its way to the CPU's memory; parameters stay where they are."""
-    if tensor.device.type == "cpu" or isinstance(tensor, torch.nn.Parameter):
-        return tensor
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return tensor.device, copy.copy_(tensor)
-
-
-def _back(packed: Any) -> torch.Tensor:
-    if isinstance(packed, torch.Tensor):
-        return packed
-    device, tensor = packed
-    returned: torch.Tensor = tensor.to(device, non_blocking=True)
-    return returned
+        offload.keep_away(causal.base_model)
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:

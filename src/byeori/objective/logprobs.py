@@ -105,8 +105,8 @@ class _FrozenHead(torch.autograd.Function):
         mean = torch.zeros_like(rows, dtype=wide) if wanted else None  # total times that of the words' vectors
         for start in range(0, len(weight), block):
             part = weight[start : start + block]
-            raw = torch.nn.functional.linear(rows, part, None if bias is None else bias[start : start + block])
-            logits = _logits(raw, scale, softcap)
+            offsets = None if bias is None else bias[start : start + block]
+            logits = _logits(torch.nn.functional.linear(rows, part, offsets), scale, softcap)
             column = (ids - start)[:, None]
             here = column.clamp(0, len(part) - 1)
             own = torch.where(column == here, logits.gather(1, here), own)

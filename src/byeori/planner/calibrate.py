@@ -52,7 +52,7 @@ def run(
     how: dict[str, Any] = {"objective": objective, "ends": (1, 1), "several": several, "plain": plain}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = step.optimizer_of(model, together=device.type == "cuda")
+    optimizer = step.optimizer_of(model)
     found = step.run(model, optimizer, examples, **how)
     if device.type == "cuda":
         measured, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)

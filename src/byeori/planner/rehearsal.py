@@ -131,7 +131,7 @@ def rehearse(
     def run(height: int, at: str | None) -> tuple[step.Step, dict[str, int]]:
         with target.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
-                model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, device, chosen)
+                model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
                 parallel.recompute_layers(model.get_base_model(), recompute)
             how = {
                 "objective": objective,
@@ -215,11 +215,10 @@ def _on_meta(
     dtype: torch.dtype,
     layers: int,
     four_bit: bool,
-    device: str,
     chosen: tuple[str, ...],
 ) -> tuple[Any, Any]:
     model = build(on.config, adapter, dtype, layers=layers, four_bit=four_bit, chosen=chosen)
-    return model, step.optimizer_of(model, together=device == "cuda")
+    return model, step.optimizer_of(model)
 
 
 def _base(config: Any, dtype: torch.dtype, device: str) -> Any:

@@ -46,15 +46,10 @@ def layers_of(model: Any) -> Any:
     return None
 
 
-def optimizer_of(model: Any, *, together: bool = False) -> torch.optim.Optimizer:
-    """The run's optimizer over the adapters, with the state that it has from the second step on.
-
-    together: its operations take all parameters at once, as PyTorch does on a GPU.
-    """
+def optimizer_of(model: Any) -> torch.optim.Optimizer:
+    """The run's optimizer over the adapters, with the state that it has from the second step on."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optim.make("adamw", parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        group["foreach"] = together
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -20,14 +20,16 @@ def make(
 ) -> torch.optim.Optimizer:
     """AdamW by its name in the settings; the learning rate is set before every step.
 
-    adamw is PyTorch's; the others are bitsandbytes': moments in 8 bit (Dettmers et al., arXiv:2110.02861; tensors
-    under 4,096 numbers stay in 32), paged ones in memory that moves to the CPU where the GPU's is full.
+    adamw is PyTorch's, on a GPU in one kernel without temporary tensors. The others are bitsandbytes': moments in 8 bit
+    (Dettmers et al., arXiv:2110.02861; tensors under 4,096 numbers stay in 32), paged ones in memory that moves to the
+    CPU where the GPU's is full.
 
     Raises:
         ConfigError: bitsandbytes is not installed.
     """
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay)
+        fused = parameters[0].device.type == "cuda"
+        return torch.optim.AdamW(parameters, lr=0.0, betas=betas, eps=epsilon, weight_decay=weight_decay, fused=fused)
     quantize.check_installed(f"--optim {name}")
     from bitsandbytes.optim import AdamW
 
@@ -66,7 +68,8 @@ def restore(
     """
     if isinstance(optimizer, torch.optim.AdamW):
         names = {"step", "exp_avg", "exp_avg_sq"}
-        fresh = {key: tensor.to(parameter.device if key != "step" else "cpu") for key, tensor in found.items()}
+        counts = parameter.device if optimizer.defaults["fused"] else "cpu"  # where the step count is read
+        fresh = {key: tensor.to(counts if key == "step" else parameter.device) for key, tensor in found.items()}
     else:  # bitsandbytes makes its own buffers, which may be paged
         optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
         fresh = optimizer.state[parameter]
