@@ -15,8 +15,8 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import TemplateError
 from byeori.model import parallel
+from byeori.result import endings, opening
 from byeori.result import folder as folders
-from byeori.result import opening
 from byeori.result import preview as previews
 from byeori.start import Start, begin
 from byeori.train import log
@@ -120,6 +120,10 @@ def _template(
         trained = "prefers 'chosen' to 'rejected'"
     else:
         trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
+    end = None if chosen else endings.turn_end(start.tokenizer)
+    if end not in (None, start.tokenizer.eos_token_id):
+        words = [start.tokenizer.convert_ids_to_tokens(token) for token in (end, start.tokenizer.eos_token_id)]
+        trained += "; an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)
     return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
 
 

@@ -136,10 +136,15 @@ def test_an_answer_that_is_cut_short_did_not_stop(trained: Path) -> None:
 
 def test_every_end_token_of_the_model_counts(tiny_model: Path) -> None:
     model, tokenizer = opened(tiny_model)
-    model.generation_config.eos_token_id = [1, 7]
-    assert generate.stop_ids(model, tokenizer) == sorted({1, 7, tokenizer.eos_token_id})
-    model.generation_config.eos_token_id = None
-    assert generate.stop_ids(model, tokenizer) == [tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = [1, 70]
+
+    def head(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        output[..., 70] = 1e4
+        return output
+
+    model.lm_head.register_forward_hook(head)
+    found = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
+    assert (found.stopped, found.tokens) == (True, 0)
 
 
 def test_the_words_after_the_answer_end_it(tiny_model: Path) -> None:

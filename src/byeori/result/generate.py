@@ -1,4 +1,4 @@
-"""Answers from a model: batched with left padding, greedy or sampled, stopped at the end-of-text token."""
+"""Answers from a model: batched with left padding, greedy or sampled, stopped where an answer ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ConfigError, DataError, TemplateError
+from byeori.result import endings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,13 +42,6 @@ def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Indices of prompts that are answered together: of similar length, longest first, so that padding is short."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's end-of-text and those of the generation config."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [tokenizer.eos_token_id, *ids] if token is not None})
 
 
 @torch.no_grad()
@@ -82,7 +76,7 @@ def answer(
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    ends = stop_ids(model, tokenizer)
+    ends = endings.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     torch.manual_seed(how.seed)
     sampled = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k} if how.temperature else {}
     output = model.generate(

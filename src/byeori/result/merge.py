@@ -24,6 +24,7 @@ import torch
 from byeori.errors import CheckpointError, ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
+from byeori.result import endings
 from byeori.result.card import TOKENIZER_FILES
 from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan, trained_over
 from byeori.train.checkpoint import flush
@@ -107,6 +108,7 @@ def merge(
     def fill(target: Path) -> dict[str, Any]:
         write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
         _write_side_files(target, folder, tuned, dtype=dtype, untied=untied)
+        endings.record(target)
         compared = _compare(folder, tuned, target, list(prompts or PROMPTS), facts) if verify else {}
         return {**facts, "verdict": "not checked", **compared}
 

@@ -1,0 +1,106 @@
+"""An answer ends where the trained turns ended, also where that is not the tokenizer's end-of-text token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import byeori
+from byeori.result import endings
+from conftest import byte_level_tokenizer, tiny_llama
+
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def turning(chat: str | None = TURNS) -> Any:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = chat
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("chat", "expected"),
+    [
+        (TURNS, "<|im_end|>"),
+        (TURNS.replace("<|im_end|>", "{{ eos_token }}"), "eos"),
+        (TURNS.replace("<|im_end|>", " (over)"), None),
+        ("{% for message in messages %}{{ message.title }}{% endfor %}", None),
+        ("{{ raise_exception('no') }}", None),
+        (None, None),
+    ],
+)
+def test_the_token_behind_a_turn(chat: str | None, expected: str | None) -> None:
+    tokenizer = turning(chat)
+    wanted = tokenizer.eos_token if expected == "eos" else expected
+    assert endings.turn_end(tokenizer) == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
+
+
+def test_all_that_is_configured_counts() -> None:
+    tokenizer = turning()
+    own = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert set(endings.stop_ids(tokenizer, [1, 7])) == own | {1, 7}
+    assert set(endings.stop_ids(tokenizer, 7)) == own | {7}
+    assert set(endings.stop_ids(tokenizer, None)) == own
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base whose end-of-text token ends no turn, and an adapter trained on turns."""
+    folder = tmp_path_factory.mktemp("talking")
+    tokenizer = turning()
+    model = tiny_llama(len(tokenizer))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    turns = [{"role": "user", "content": "안녕?"}, {"role": "assistant", "content": "네, 봄이에요."}]
+    (folder / "rows.jsonl").write_text(f"{json.dumps({'messages': turns}, ensure_ascii=False)}\n" * 4, encoding="utf-8")
+    byeori.sft(
+        base_model=folder / "base",
+        data_path=folder / "rows.jsonl",
+        output_dir=folder / "adapter",
+        cutoff_len=128,
+        max_steps=40,
+        num_epochs=40,
+        batch_size=4,
+        learning_rate=3e-2,
+        dtype="float32",
+        lora_target_modules="all-linear",
+    )
+    byeori.merge(peft_model_path=folder / "adapter", output_dir=folder / "merged")
+    return folder
+
+
+def test_a_trained_turn_ends_the_answer(talking: Path) -> None:
+    for name in ("adapter", "merged"):
+        asked: dict[str, Any] = {"model": talking / name, "columns": {"prompt": "안녕?"}, "dtype": "float32"}
+        assert byeori.generate(**asked, max_new_tokens=60) == ["네, 봄이에요."]
+
+
+def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
+    """transformers alone, with the chat template that lies there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(talking / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(talking / "merged")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "안녕?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        out = model.generate(**asked, max_new_tokens=60, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert tokenizer.decode(out) == "네, 봄이에요.<|im_end|>"
+    before, after = (json.loads((talking / name / "generation_config.json").read_text()) for name in ("base", "merged"))
+    assert after == {**before, "eos_token_id": endings.stop_ids(tokenizer, None)}
+
+
+def test_the_run_says_so(talking: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    byeori.preview(base_model=talking / "base", data_path=talking / "rows.jsonl", cutoff_len=128)
+    said = " ".join(capfd.readouterr())
+    assert "an answer ends with <|im_end|>, not with" in " ".join(said.split())
