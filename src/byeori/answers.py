@@ -6,12 +6,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import sources, template, tokenize
 from byeori.data.tokenize import Encoding
-from byeori.errors import ConfigError, ModelError
+from byeori.errors import CheckpointError, ConfigError, ModelError
 from byeori.model import parallel
 from byeori.result import compare as comparison
 from byeori.result import folder as folders
@@ -20,9 +20,6 @@ from byeori.result import opening, report, scores
 from byeori.rows import check_columns, group_of, load_table, say
 from byeori.start import check_cutoff
 from byeori.train import log
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +73,9 @@ def _generate_table(
     how = opening.encoding(found, chosen, cutoff_len=_room(found, sampling))
     rows = [dict(row) for row in table]
     prompts = generation.encode_prompts(rows, how, lambda row: sources.row_name(list(settings.data_path or []), row))
+    column = generation.answer_column(table.column_names)
+    if column != "output":
+        say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
     if output:
         folders.write(output, "")
@@ -92,6 +92,7 @@ def _generate_table(
             rows,
             prompts,
             sampling,
+            column=column,
             batch_size=settings.generation_batch_size,
             positions=found.positions,
             on_batch=keep,
@@ -161,7 +162,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     rows = folders.comparable(table, how, settings.data_path, settings.on_bad_rows)
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
-    folders.make_result(output, [comparison.ROWS, "metrics.json", "report.html"])
+    folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
     with folders.progress("Answering") as on_progress:
         items = comparison.compare_rows(
             model,
@@ -202,9 +203,12 @@ def _write_comparison(
     )
     folders.write(output / "report.html", page)
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    folders.write(output / "metrics.json", text)
+    folders.write(output / folders.METRICS, text)
     if Path(settings.adapter).is_dir():  # for the model card
-        folders.write(Path(settings.adapter) / "metrics.json", text)
+        try:
+            folders.write(Path(settings.adapter) / folders.METRICS, text)
+        except CheckpointError as error:
+            say(f"The adapter's model card will not have these numbers: {error}")
     say(words)
     say(f"Report: {output / 'report.html'}")
     return CompareResult(report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words)

@@ -53,10 +53,19 @@ def load_table(settings: DataSettings | GenerateSettings) -> Dataset:
 
 
 def check_columns(chosen: Template | None, columns: list[str], *, with_answer: bool) -> None:
+    """See whether the rows have the columns that a template names.
+
+    Raises:
+        TemplateError: they lack one.
+    """
+    for column in lacking(chosen, columns, with_answer=with_answer):
+        raise TemplateError(template.unknown_column(column, columns))
+
+
+def lacking(chosen: Template | None, columns: list[str], *, with_answer: bool) -> list[str]:
+    """The columns that a template names and the rows lack."""
     wanted = [] if chosen is None else [*chosen.prompt_columns, *([chosen.answer_column] if with_answer else [])]
-    for column in wanted:
-        if chosen and column not in columns and column not in chosen.optional_columns:
-            raise TemplateError(template.unknown_column(column, columns))
+    return [name for name in wanted if chosen and name not in columns and name not in chosen.optional_columns]
 
 
 def group_of(columns: list[str], chosen: Template | None) -> int:
@@ -108,12 +117,15 @@ def _template(
 ) -> tuple[Template | None, str]:
     """The template that is named, or that an adapter was trained with, or that fits the rows; and its sentence."""
     columns = rows.column_names
-    if settings.template is None and start.adapter is not None:
-        chosen = opening.template_of(start.adapter, None)
-    elif settings.template is None:
-        chosen = template.resolve(preference.choose(rows[0]) if group == 2 else template.choose(columns))
-    else:
+    beside = Path(start.base) / folders.TEMPLATE
+    if settings.template is not None:
         chosen = template.resolve(settings.template)
+    elif start.adapter is not None:
+        chosen = opening.template_of(start.adapter, None)
+    elif beside.is_file() and not lacking(opening.saved(beside), columns, with_answer=group == 1):
+        chosen = opening.saved(beside)
+    else:
+        chosen = template.resolve(preference.choose(rows[0]) if group == 2 else template.choose(columns))
     check_columns(chosen, columns, with_answer=group == 1)
     if group == 2:
         preference.check_columns(columns)
@@ -124,6 +136,8 @@ def _template(
     if end not in (None, start.tokenizer.eos_token_id):
         words = [start.tokenizer.convert_ids_to_tokens(token) for token in (end, start.tokenizer.eos_token_id)]
         trained += "; an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)
+    if settings.template is None and start.adapter is None and beside.is_file() and chosen != opening.saved(beside):
+        trained += f"; {beside}, with which the base was trained, names columns that the rows lack"
     return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
 
 

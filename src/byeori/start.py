@@ -11,6 +11,7 @@ from byeori import hub
 from byeori.config import DpoSettings, PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
 from byeori.model import load
+from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
@@ -54,7 +55,8 @@ def begin(settings: S) -> tuple[S, Start]:
     """
     name = settings.base_model
     if is_adapter(name, settings.revision):
-        found = opening.find(name, revision=settings.revision)
+        moved = f"give --base_model where it lies now, with --resume_from_checkpoint {name}"
+        found = opening.find(name, revision=settings.revision, moved=moved)
         settings = settings.model_copy(update=_shape(settings, found.folder))
         start = Start(base=found.base, revision=found.revision, adapter=found, tokenizer=found.tokenizer, notes=[])
         positions = found.positions
@@ -86,7 +88,8 @@ def check_cutoff(cutoff_len: int, positions: int | None, name: str) -> None:
 def is_adapter(name: str, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds an adapter."""
     if Path(name).is_dir():
-        return (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file()
+        whole = any((Path(name) / file).is_file() for file in (SINGLE, INDEX))
+        return (Path(name) / "adapter_config.json").is_file() and not whole
     if Path(name).exists() or hub.looks_local(name):
         return False
     from huggingface_hub import file_exists
@@ -94,9 +97,9 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
     try:
         if not hub.reachable(name):
             folder = hub.cached(name, ("adapter_config.json",), revision=revision)
-            return not (folder / "config.json").is_file()
-        return file_exists(name, "adapter_config.json", revision=revision) and not file_exists(
-            name, "config.json", revision=revision
+            return not any((folder / file).is_file() for file in (SINGLE, INDEX))
+        return file_exists(name, "adapter_config.json", revision=revision) and not any(
+            file_exists(name, file, revision=revision) for file in (SINGLE, INDEX)
         )
     except Exception:  # whatever is wrong with the name is said when its files are read
         return False

@@ -84,6 +84,7 @@ def _train(settings: TrainSettings) -> TrainResult:
     try:
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
+            folders.check_not_the_start(Path(settings.output_dir), settings.base_model)
             weights.check(settings, processes, tell)
             objective = objective_of(settings)
             run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
@@ -106,13 +107,20 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         output, settings.resume_from_checkpoint, settings.overwrite_output_dir, context.tell, processes
     )
     remote.check_agreement(resume, processes)
+    if resume is None and settings.resume_from_checkpoint is None and not settings.overwrite_output_dir:
+        remote.check_free(mirror, processes)
     if resume is not None:
-        folders.check_same_run(resume, settings)
+        folders.check_same_run(resume, settings, context.start.base)
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
+    content = cache.content(prepared.train)
+    if resume is not None:
+        folders.check_same_rows(resume, content)
     rows = cache.Rows(table=prepared.train, group=context.objective.group)
     held_out = prepared.held_out and cache.Rows(table=prepared.held_out, group=context.objective.group)
     plan = schedule(settings, len(rows), rows)
+    if settings.max_steps is not None and plan.total_steps < settings.max_steps:
+        context.tell(f"{settings.num_epochs:g} epochs are {plan.total_steps} steps, fewer than --max_steps")
     chosen = choosing.choose(settings, context.start, rows, plan, processes, context.tell)
     settings, processes, forecast = chosen
     context = replace(context, settings=settings, processes=processes)
@@ -139,7 +147,10 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     )
     if processes.main:
         clear, anew = settings.overwrite_output_dir and resume is None, settings.resume_from_checkpoint is None
-        folders.make(output, clear=clear, resume=resume, anew=anew)
+        folders.make(output, clear=clear, resume=resume, anew=anew, tell=context.tell)
+        if mirror:
+            mirror.only_those_behind(resume, context.tell)
+        folders.write_start(kept, context.start.base, context.start.revision, content)
         _write_order(output, plan, rows)
     run = trainer.train(job)
     result = _finish(job, run, prepared, context, forecast)
@@ -245,7 +256,11 @@ def _finish(
 ) -> TrainResult:
     """Write the finished adapter into output_dir: of the best step with early stopping, else of the last."""
     if context.settings.early_stopping_patience and run.best_step not in (None, run.step):
-        checkpoint.load_adapter(job.output_dir / f"checkpoint-{run.best_step}", job.model)
+        best = job.output_dir / f"checkpoint-{run.best_step}"
+        if best.is_dir():
+            checkpoint.load_adapter(best, job.model)
+        else:
+            context.tell(f"The best step's {best} is not here; the adapter is that of the last step")
     result = TrainResult(
         output_dir=job.output_dir,
         steps=run.step,
@@ -262,7 +277,7 @@ def _finish(
         def fill(folder: Path) -> None:
             checkpoint.save_adapter(folder, job.model)
             job.beside(folder)
-            folders.write_run_facts(folder, job.output_dir, prepared.found, context.start.base, context.start.revision)
+            folders.write_run_facts(folder, job.output_dir, prepared.found)
             if forecast is not None:
                 forecast.write(folder, took)
 

@@ -72,7 +72,7 @@ def test_rows_jsonl_holds_the_rows_in_order_and_both_answers(compared: Any, titl
         assert set(row["base"]) == set(row["tuned"]) == NAMES
 
 
-def test_metrics_json_has_the_shape_of_the_issue(compared: Any) -> None:
+def test_metrics_json_has_the_promised_shape(compared: Any) -> None:
     found = json.loads((compared.report.parent / "metrics.json").read_text(encoding="utf-8"))
     assert found == compared.metrics
     assert set(found["base"]) == set(found["tuned"]) == set(found["difference"]) == NAMES

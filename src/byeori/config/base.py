@@ -152,7 +152,8 @@ def write_yaml(settings: Settings, path: Path) -> None:
     """Resolved settings, every one with its value, as `--config` reads them."""
     import yaml
 
-    text = yaml.safe_dump(settings.model_dump(by_alias=True), allow_unicode=True, sort_keys=False)
+    kept = settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})  # nobody deletes a run by its own file
+    text = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
     path.write_text(text, encoding="utf-8")
 
 

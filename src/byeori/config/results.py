@@ -51,7 +51,7 @@ class GenerateSettings(GenerationSettings):
     dataset_split: str = Field("train", description="Split of a Hub dataset or a datasets folder.")
     max_rows: OptionalInt = Field(None, description="Answer only the first N rows.", ge=1)
     output: OptionalText = Field(None, description="File for the answers (.jsonl); without it standard output.")
-    raw: OptionalText = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
+    raw: str | None = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
     columns: dict[str, str] = Field(
         {},
         description="Values of the template's columns; on the command line --document TEXT or --document @file.",

@@ -365,6 +365,16 @@ def messages_of(row: Mapping[str, object]) -> list[dict[str, str]]:
     return out
 
 
+def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
+    """A row with `messages` that ends with the last assistant turn; others as they are."""
+    if not (row.get("messages") or row.get("conversations")):
+        return dict(row)
+    messages = messages_of(row)
+    last = max((index for index, turn in enumerate(messages) if turn["role"] == "assistant"), default=-1)
+    name = "messages" if row.get("messages") else "conversations"
+    return {**row, name: messages[: last + 1] or messages}
+
+
 def _render(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool) -> str:
     from jinja2 import TemplateError as JinjaError
 

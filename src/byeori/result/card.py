@@ -49,10 +49,12 @@ _SHOWN = (
     "lora_dropout",
     "lora_target_modules",
     "neftune_noise_alpha",
+    "loss",
     "beta",
     "dtype",
 )
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
+_UNKNOWN = "A causal language model; nothing that lies beside it says how it was made."
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -82,16 +84,18 @@ def model_card(folder: Path, *, repo_id: str | None = None) -> str:
     adapter = _read_json(folder / "adapter_config.json")
     settings = _read_settings(folder / "byeori.yaml")
     report = _read_json(folder / "merge_report.json")
-    merged = not adapter
+    merged, known = not adapter, bool(adapter or settings or report)
     base = str(adapter.get("base_model_name_or_path") or settings.get("base_model") or report.get("base") or "")
     data = settings.get("data_path") or []
     paths = [str(item) for item in (data if isinstance(data, list) else [data])]
     name = repo_id or folder.resolve().name
     parts = [
-        _header(base, paths, merged=merged),
+        _header(
+            base, paths, merged=merged, tags=["byeori", "lora", "dpo" if "loss" in settings else "sft"] if known else []
+        ),
         MARK,
         f"# {_inline(name.rpartition('/')[2])}",
-        _what(base, adapter, report),
+        _what(base, adapter, report) if known else _UNKNOWN,
         _template(folder / "template.txt"),
         _data(paths, _read_json(folder / "audit.json")),
         _settings(settings, adapter, folder / "train_log.jsonl"),
@@ -106,14 +110,15 @@ def is_generated(text: str) -> bool:
     return MARK in text or "[More Information Needed]" in text
 
 
-def _header(base: str, paths: list[str], *, merged: bool) -> str:
+def _header(base: str, paths: list[str], *, merged: bool, tags: list[str]) -> str:
     fields: dict[str, Any] = {}
     if base and is_hub_id(base):
         fields["base_model"] = base
         fields["base_model_relation"] = "finetune" if merged else "adapter"
     fields["library_name"] = "transformers" if merged else "peft"
     fields["pipeline_tag"] = "text-generation"
-    fields["tags"] = ["byeori", "lora", "sft"]
+    if tags:
+        fields["tags"] = tags
     if datasets := [path for path in paths if "/" in path and is_hub_id(path)]:
         fields["datasets"] = datasets
     return f"---\n{yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)}---"

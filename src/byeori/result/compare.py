@@ -12,7 +12,7 @@ import torch
 
 from byeori.batch import forest as forests
 from byeori.data.preference import encode_pair, side_row
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, until_last_answer
 from byeori.model import forward
 from byeori.result import folder, generate, scores
 
@@ -37,17 +37,16 @@ def compare_rows(
     on_progress: called with rows done and rows in all.
     """
     examples = [encode_pair(row, how) if how.group == 2 else [encode_row(row, how)] for row in rows]
-    answered = [side_row(row, "chosen", how.template) if how.group == 2 else row for row in rows]
+    answered = [side_row(row, "chosen", how.template) if how.group == 2 else until_last_answer(row) for row in rows]
     prompts = [encode_prompt(row, how) for row in answered]
     done: dict[int, dict[str, Any]] = {}
     folder.write(rows_file, "")
-    for batch in generate.batches(prompts, batch_size):
+    for number, batch in enumerate(generate.batches(prompts, batch_size)):
         sides = {}
         for side, off in (("base", True), ("tuned", False)):
             with model.disable_adapter() if off else nullcontext():
-                sides[side] = _side(
-                    model, [prompts[i] for i in batch], [examples[i] for i in batch], how, sampling, positions
-                )
+                asked = [prompts[i] for i in batch], [examples[i] for i in batch]
+                sides[side] = _side(model, *asked, how, sampling, positions, number)
         with folder.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
                 found = {side: found[place] for side, found in sides.items()}
@@ -66,11 +65,13 @@ def _side(
     how: Encoding,
     sampling: generate.Sampling,
     positions: int | None,
+    number: int,
 ) -> list[tuple[generate.Answer, list[torch.Tensor]]]:
     """One model's answers to a batch, and its log-probs of each reference's tokens (and of a rejected answer's)."""
     suffix = how.template.suffix if how.template else ""
     forward.use_plain_attention(model)
-    answers = generate.answer(model, how.tokenizer, prompts, sampling, suffix=suffix, positions=positions)
+    where: dict[str, Any] = {"suffix": suffix, "positions": positions, "number": number}
+    answers = generate.answer(model, how.tokenizer, prompts, sampling, **where)
     with torch.no_grad():
         logprobs = [
             [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in group]

@@ -17,7 +17,7 @@ from typing import Any
 from byeori import config, hub
 from byeori.data import preference, sources, tokenize
 from byeori.data.tokenize import Encoding
-from byeori.errors import CheckpointError, DataError, TemplateError
+from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
 from byeori.model import parallel
 from byeori.model.fingerprint import base_fingerprint
 from byeori.result import card
@@ -27,18 +27,10 @@ TEMPLATE = "template.txt"
 SETTINGS = "byeori.yaml"
 BASE = "byeori_base.json"
 AUDIT = "audit.json"
+METRICS = "metrics.json"
+CARD = "README.md"
 LAUNCH = ".torchrun"
-_RUN_FILES = (
-    "adapter_config.json",
-    checkpoint.ADAPTER,
-    log.FILE,
-    SETTINGS,
-    TEMPLATE,
-    BASE,
-    AUDIT,
-    "order.json",
-    "README.md",
-)
+_RUN_FILES = ("adapter_config.json", checkpoint.ADAPTER, log.FILE, SETTINGS, BASE, AUDIT, METRICS, "order.json")
 # settings that decide which rows a step has, and what they become
 _SAME_ROWS = (
     "batch_size",
@@ -104,11 +96,26 @@ def _launch() -> str:
     return given if given != "none" else str(os.getppid())
 
 
-def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
-    """A checkpoint is a number of steps; it means the same rows only under the same settings.
+def check_not_the_start(output: Path, base: str) -> None:
+    """See whether the folder that a run writes to is another one than that of the weights it begins from.
 
     Raises:
-        CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
+        ConfigError: it is the same, or that of a run whose checkpoint this is.
+    """
+    start = Path(base).resolve()
+    own = start.parent == output.resolve() and start.name.startswith("checkpoint-")
+    if Path(base).is_dir() and (own or start == output.resolve()):
+        raise ConfigError(f"--output_dir {output} holds the weights that the run begins from; give another folder")
+
+
+def check_same_run(resume: Path, settings: config.TrainSettings, base: str) -> None:
+    """A checkpoint is a number of steps; it means the same rows only under the same settings.
+
+    base: the model under the adapter, where it lies now.
+
+    Raises:
+        CheckpointError: the run that wrote it put other rows into its steps, made other examples of them, or began
+            from another model.
     """
     path = resume / SETTINGS
     checkpoint.check_whole(resume)
@@ -126,19 +133,46 @@ def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
                 f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
                 "same settings, or take the finished adapter to train its weights further"
             )
+    before = _began(resume).get("sha256")
+    if before and Path(base).is_dir() and base_fingerprint(Path(base)) != before:
+        raise CheckpointError(
+            f"the checkpoint {resume} belongs to {_began(resume)['base_model']}, and the weights of {base} are others; "
+            "give the model that the run began with"
+        )
+
+
+def check_same_rows(resume: Path, content: str) -> None:
+    """See whether the rows are still tokenized to what a checkpoint was trained on. content: their hash.
+
+    Raises:
+        CheckpointError: the data, the template or the tokenizer is another one.
+    """
+    before = _began(resume).get("rows_sha256")
+    if before not in (None, content) and (resume / checkpoint.STATE).is_file():
+        raise CheckpointError(
+            f"the rows are not those that the checkpoint {resume} was trained on: the data or the template has "
+            "changed; go on with the same, or give the checkpoint as --base_model to train its weights further on these"
+        )
+
+
+def _began(folder: Path) -> dict[str, Any]:
+    """What a run began from, as `write_start` left it; nothing where it is not told."""
+    try:
+        found = json.loads((folder / BASE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _held(output: Path) -> bool:
     return any((output / name).exists() for name in _RUN_FILES) or bool(checkpoint.steps(output))
 
 
-def make(output: Path, *, clear: bool, resume: Path | None, anew: bool) -> None:
+def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Callable[[str], None]) -> None:
     """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
 
-    anew: nobody asked to go on with one.
-
-    Under torchrun it notes whose run this is, so that another attempt goes on from its checkpoints; not where younger
-    checkpoints of an earlier run lie there, which it would take for its own.
+    anew: nobody asked to go on with one. Under torchrun it notes whose run this is, so that another attempt goes on
+    from its checkpoints.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -152,11 +186,27 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool) -> None:
         output.mkdir(parents=True, exist_ok=True)
         if anew and not _restarted(output):
             (output / room.NOTE).unlink(missing_ok=True)
+        if resume is not None:
+            _only_those_behind(resume, output, tell)
         (output / LAUNCH).unlink(missing_ok=True)
-        there = [folder for _, folder in checkpoint.steps(output)]
-        own = not there or (resume is not None and there[-1].resolve() == resume.resolve())
-        if own and "TORCHELASTIC_RUN_ID" in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
             (output / LAUNCH).write_text(_launch(), encoding="utf-8")
+
+
+def _only_those_behind(resume: Path, output: Path, tell: Callable[[str], None]) -> None:
+    """Leave in the folder the checkpoints that led to this one: later ones are of another run, which `latest` would
+    take for this one's. The best one so far comes along from where the run was."""
+    own = resume.resolve().parent == output.resolve()
+    last = max((step for step, folder in checkpoint.steps(output) if folder.resolve() == resume.resolve()), default=0)
+    for step, folder in checkpoint.steps(output):
+        if not own or step > last:
+            aside = output / f"{checkpoint.SET_ASIDE}{folder.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            tell(f"{folder} is not of this run; it is {aside.name} now")
+    best = checkpoint.best_of(resume)
+    if best is not None and not (output / best.name).exists() and checkpoint.verify(best) is None:
+        checkpoint.duplicate(best, output / best.name)
 
 
 def check_writable(folder: Path) -> None:
@@ -252,13 +302,20 @@ def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None
     (folder / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
 
 
-def write_run_facts(folder: Path, output: Path, found: dict[str, Any], base: str, revision: str | None) -> None:
-    """The audit, which base it was, and the model card."""
-    (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
-    record = {"base_model": base, "sha256": fingerprint(base, revision)}
+def write_start(folder: Path, base: str, revision: str | None, content: str) -> None:
+    """What a run began from: the base, and its rows by a hash of their tokens."""
+    record = {"base_model": base, "sha256": fingerprint(base, revision), "rows_sha256": content}
     (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
+    """The audit, the log, and the model card, unless a card of the user's own lies there."""
+    (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.copy(output / log.FILE, folder / log.FILE)
-    (folder / "README.md").write_text(card.model_card(folder), encoding="utf-8")
+    own = output / CARD
+    if not own.is_file() or card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
+        (folder / CARD).write_text(card.model_card(folder), encoding="utf-8")
+    (output / METRICS).unlink(missing_ok=True)  # an earlier adapter's
 
 
 def fingerprint(base: str, revision: str | None) -> str:

@@ -53,9 +53,10 @@ def answer(
     *,
     suffix: str = "",
     positions: int | None = None,
+    number: int = 0,
     stream: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """Answer one batch of prompts (token ids).
+    """Answer one batch of prompts (token ids). number: of the batch; each draws other samples.
 
     suffix: the template's words after the answer; the answer ends there too.
     positions: answers end where the model's positions do.
@@ -77,7 +78,7 @@ def answer(
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     ends = endings.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    torch.manual_seed(how.seed)
+    torch.manual_seed(how.seed * 1_000_003 + number)
     sampled = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k} if how.temperature else {}
     output = model.generate(
         input_ids=ids,
@@ -159,12 +160,13 @@ def answer_rows(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
+    column: str,
     batch_size: int,
     positions: int | None,
     on_batch: Callable[[str], None],
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[str], str]:
-    """Answer every row: the answers, and a jsonl text of the rows with an `output` column, both in the rows' order.
+    """Answer every row: the answers, and a jsonl text of the rows with a `column` of answers, both in the rows' order.
 
     on_batch: is given the lines of every finished batch (longest prompts first), so that nothing computed is lost.
     on_progress: called with rows done and rows in all.
@@ -174,14 +176,21 @@ def answer_rows(
 
     def line(index: int) -> str:
         row = {name: value for name, value in rows[index].items() if name != sources.ROW}
-        return json.dumps({**row, "output": answers[index]}, ensure_ascii=False, default=str) + "\n"
+        return json.dumps({**row, column: answers[index]}, ensure_ascii=False, default=str) + "\n"
 
-    for batch in batches(prompts, batch_size):
-        found = answer(model, how.tokenizer, [prompts[i] for i in batch], sampling, suffix=suffix, positions=positions)
+    where: dict[str, Any] = {"suffix": suffix, "positions": positions}
+    for number, batch in enumerate(batches(prompts, batch_size)):
+        found = answer(model, how.tokenizer, [prompts[i] for i in batch], sampling, number=number, **where)
         answers.update({index: item.text for index, item in zip(batch, found, strict=True)})
         on_batch("".join(map(line, batch)))
         on_progress(len(answers), len(rows))
     return [answers[index] for index in range(len(rows))], "".join(map(line, range(len(rows))))
+
+
+def answer_column(columns: Sequence[str]) -> str:
+    """`output`, or the next free name where the rows have such a column (Alpaca's answers are one)."""
+    names = ("output", *(f"output_{number}" for number in range(2, len(columns) + 3)))
+    return next(name for name in names if name not in columns)
 
 
 def text_or_file(value: str) -> str:

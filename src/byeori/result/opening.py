@@ -46,8 +46,16 @@ class Found:
     settings: dict[str, Any]
 
 
-def find(name: str, base: str | None = None, *, revision: str | None = None) -> Found:
+def find(
+    name: str,
+    base: str | None = None,
+    *,
+    revision: str | None = None,
+    moved: str = "give --base_model where it lies now",
+) -> Found:
     """Look a model or an adapter up. revision: of `name` on the Hub; an adapter names its base's own.
+
+    moved: what to do where an adapter's base is no longer where it was.
 
     Raises:
         ModelError, HubError: not there, damaged, or an adapter that does not fit its base.
@@ -78,7 +86,7 @@ def find(name: str, base: str | None = None, *, revision: str | None = None) -> 
     try:
         positions = load.positions_limit(load.load_config(base_name, revision=revision))
     except ByeoriError as error:
-        hint = "" if base else f"; {name} was trained on it: give --base_model where it lies now"
+        hint = "" if base else f"; {name} was trained on it: {moved}"
         raise type(error)(f"{error}{hint}") from None
     _check_fingerprint(folder, name, base_name)
     own = (folder / "tokenizer_config.json").exists()
@@ -184,14 +192,19 @@ def template_of(found: Found, spec: str | None) -> Template | None:
     Raises:
         TemplateError: nothing was saved and nothing is named.
     """
-    saved = found.folder / TEMPLATE
+    beside = found.folder / TEMPLATE
     if spec is not None:
         return template.resolve(spec)
-    if saved.is_file():
-        return template.parse(saved.read_text(encoding="utf-8"), TEMPLATE)
+    if beside.is_file():
+        return saved(beside)
     if found.tokenizer.chat_template:
         return None
     raise TemplateError(f"{found.name} has neither a saved {TEMPLATE} nor a chat template; give --template")
+
+
+def saved(path: Path) -> Template:
+    """The template that lies beside trained weights."""
+    return template.parse(path.read_text(encoding="utf-8"), TEMPLATE)
 
 
 def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:

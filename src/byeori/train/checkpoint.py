@@ -36,6 +36,7 @@ STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
 ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+SET_ASIDE = "set-aside-"  # before the name of a checkpoint that another run left where this one writes
 
 
 def save(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -132,7 +133,7 @@ def check_whole(folder: Path) -> bool:
     Raises:
         CheckpointError: it is one, and damaged.
     """
-    is_checkpoint = (folder / STATE).is_file() or (folder / MANIFEST).is_file()
+    is_checkpoint = (folder / MANIFEST).is_file() or all((folder / name).is_file() for name in (STATE, OPTIMIZER))
     if is_checkpoint and (problem := verify(folder)):
         raise CheckpointError(f"the checkpoint {folder} is not whole: {problem}; use an older one or `latest`")
     return is_checkpoint
@@ -181,6 +182,22 @@ def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> 
             return folder
         say(f"{folder} is passed over: {problem}")
     return None
+
+
+def best_of(folder: Path) -> Path | None:
+    """Where the best checkpoint lies that a run had when it wrote this one; None where there was none."""
+    try:
+        step = json.loads((folder / STATE).read_text(encoding="utf-8")).get("best_step")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if step is None else folder.resolve().parent / f"checkpoint-{step}"
+
+
+def duplicate(folder: Path, target: Path) -> None:
+    """Copy a whole checkpoint; the copy appears whole too."""
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    shutil.copytree(folder, temporary, dirs_exist_ok=True)
+    temporary.rename(target)
 
 
 def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) -> None:

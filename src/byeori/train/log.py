@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -118,6 +119,17 @@ class Live:
             self._last = now
 
 
+def check_trackers(names: list[str]) -> None:
+    """See whether they are installed.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in names:
+        if name != "none" and find_spec(name) is None:
+            raise ConfigError(f"--report_to {name}: it is not installed; pip install '.[{name}]' in byeori's checkout")
+
+
 class Trackers:
     """tensorboard, wandb, trackio and mlflow through accelerate's trackers; none unless asked for."""
 
@@ -131,16 +143,11 @@ class Trackers:
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            try:
-                tracker = (
-                    kind(folder.name, logging_dir=folder / "runs")
-                    if kind.requires_logging_directory
-                    else kind(folder.name)
-                )
-                tracker.start() if hasattr(tracker, "start") else None
-                tracker.store_init_configuration(plain)
-            except ImportError:
-                raise ConfigError(f"--report_to {name}: it is not installed; pip install 'byeori[{name}]'") from None
+            tracker = (
+                kind(folder.name, logging_dir=folder / "runs") if kind.requires_logging_directory else kind(folder.name)
+            )
+            tracker.start() if hasattr(tracker, "start") else None
+            tracker.store_init_configuration(plain)
             self._trackers.append(tracker)
 
     def write(self, line: dict[str, Any]) -> None:

@@ -36,9 +36,10 @@ class Mirror:
             self._system, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"--mirror_to {url}: {error}") from None
+        self._seen: set[int] = set()  # steps whose checkpoints were here; copies of others are not this run's to delete
 
     def put(self, folder: Path) -> None:
-        """Copy a whole checkpoint, then delete copies of those that are no longer kept here.
+        """Copy a whole checkpoint, then delete copies of those that were here and are no longer.
 
         Raises:
             CheckpointError: it could not be copied; what was there before is untouched.
@@ -49,9 +50,29 @@ class Mirror:
                 self._copy(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
             self.put_files(folder.parent, [log.FILE])
             kept = {step for step, _ in checkpoint.steps(folder.parent)}
+            for step in set(self.steps()) & (self._seen - kept):
+                self._system.rm(f"{self._root}/checkpoint-{step}", recursive=True)
+            self._seen |= kept
+
+    def only_those_behind(self, resume: Path | None, say: Callable[[str], None]) -> None:
+        """Leave the copies of checkpoints that led to this one; later ones, of another run, get another name.
+
+        resume: None for a run that starts anew in place of the one there.
+
+        Raises:
+            CheckpointError: a copy could not be renamed.
+        """
+        match = re.fullmatch(r"checkpoint-(\d+)", resume.name) if resume else None
+        with self._explained():
             for step in self.steps():
-                if step not in kept:
-                    self._system.rm(f"{self._root}/checkpoint-{step}", recursive=True)
+                if match is None or step > int(match[1]):
+                    name, aside = f"checkpoint-{step}", f"{checkpoint.SET_ASIDE}checkpoint-{step}"
+                    if self._system.exists(f"{self._root}/{aside}"):
+                        self._system.rm(f"{self._root}/{aside}", recursive=True)
+                    self._system.mv(f"{self._root}/{name}", f"{self._root}/{aside}", recursive=True)
+                    say(f"{self.url}/{name} is not of this run; it is {aside} now")
+            best = checkpoint.best_of(resume) if resume else None
+            self._seen |= {step for step in self.steps() if best is None or best.name != f"checkpoint-{step}"}
 
     def put_files(self, folder: Path, names: list[str]) -> None:
         """Copy single files that are there.
@@ -72,30 +93,51 @@ class Mirror:
         found = [int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
         return sorted(s for s in found if self._system.exists(f"{self._root}/checkpoint-{s}/{checkpoint.MANIFEST}"))
 
+    def in_use(self) -> bool:
+        """Whether checkpoints are there.
+
+        Raises:
+            CheckpointError: it could not be read.
+        """
+        with self._explained():
+            return bool(self.steps())
+
     def fetch_newest(self, output_dir: Path, say: Callable[[str], None]) -> Path | None:
-        """Copy the newest whole checkpoint, and the log, into a folder; None where there is none.
+        """Copy the newest whole checkpoint, the best one that it knows of, and the log, into a folder.
+
+        Returns the newest one's folder, None where there is none.
 
         Raises:
             CheckpointError: it could not be read, or written here.
         """
         with self._explained():
-            for step in reversed(self.steps()):
-                name = f"checkpoint-{step}"
-                temporary, folder = output_dir / f".{name}.fetched.tmp", output_dir / name
-                shutil.rmtree(temporary, ignore_errors=True)
-                for path in self._system.find(f"{self._root}/{name}"):
-                    self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
-                if problem := checkpoint.verify(temporary):
-                    say(f"{self.url}/{name} is passed over: {problem}")
-                    shutil.rmtree(temporary, ignore_errors=True)
+            there = self.steps()
+            for step in reversed(there):
+                folder = output_dir / f"checkpoint-{step}"
+                if not self._fetch_whole(folder, say):
                     continue
-                shutil.rmtree(folder, ignore_errors=True)
-                temporary.rename(folder)
+                best = checkpoint.best_of(folder)
+                if best is not None and best.name in {f"checkpoint-{other}" for other in there if other != step}:
+                    self._fetch_whole(output_dir / best.name, say)
                 if not (output_dir / log.FILE).exists() and self._system.exists(f"{self._root}/{log.FILE}"):
                     self._fetch(f"{self._root}/{log.FILE}", output_dir / log.FILE)
-                say(f"Fetched {self.url}/{name}")
                 return folder
         return None
+
+    def _fetch_whole(self, folder: Path, say: Callable[[str], None]) -> bool:
+        """Copy a checkpoint here, unless it is damaged; whether it is here."""
+        name, temporary = folder.name, folder.parent / f".{folder.name}.fetched.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        for path in self._system.find(f"{self._root}/{name}"):
+            self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
+        if problem := checkpoint.verify(temporary):
+            say(f"{self.url}/{name} is passed over: {problem}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        say(f"Fetched {self.url}/{name}")
+        return True
 
     def _copy(self, path: Path, name: str) -> None:
         target = f"{self._root}/{name}"
@@ -131,6 +173,20 @@ def before_resuming(
         return
     if processes.first_here and checkpoint.newest(output_dir) is None:
         mirror.fetch_newest(output_dir, say)
+    parallel.wait(processes)
+
+
+def check_free(mirror: Mirror | None, processes: Processes) -> None:
+    """See whether a run that starts anew may copy its checkpoints to the place.
+
+    Raises:
+        CheckpointError: another run's are there.
+    """
+    if mirror is not None and processes.main and mirror.in_use():
+        raise CheckpointError(
+            f"{mirror.url} holds the checkpoints of another run; go on with --resume_from_checkpoint latest, give "
+            "another --mirror_to, or start anew with --overwrite_output_dir"
+        )
     parallel.wait(processes)
 
 

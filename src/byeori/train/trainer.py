@@ -248,7 +248,7 @@ def _after_step(
     if job.eval_rows is not None and _due(run.step, options.eval_steps, job.plan.steps_per_epoch, last):
         means = evaluate(job, run, live)
         loss = means["loss"]
-        improved = run.best_loss is None or loss < run.best_loss
+        improved = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
         if improved:
             run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
         else:
