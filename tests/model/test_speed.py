@@ -168,6 +168,24 @@ def test_scores_round_less_around_the_mean_key() -> None:
     assert (found - right).norm() < 0.1 * (naive - right).norm()
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+def test_large_scores_are_as_exact_as_small_ones(kernels: bool) -> None:
+    """Scores near 100,000, as a run that diverges has them, in float32: weights depend on differences alone."""
+    torch.manual_seed(0)
+    scores = (1e5 + 8 * torch.randn(2, 60, 60)).float()
+    weights, grad = scores.clone(), torch.randn(2, 60, 60)
+    wide = (scores.double() * 0.3).masked_fill(torch.ones(60, 60).triu(1).bool(), -torch.inf).requires_grad_()
+    right = wide.softmax(-1)
+    (to_scores,) = torch.autograd.grad(right, wide, grad.double())
+    native.switch(kernels)
+    sums = cpu_attention._softmax(weights, 0.3, 1, 0, None)
+    assert float((weights - right).abs().max()) < 1e-6
+    again = scores.clone()
+    cpu_attention._softmax_back(again, grad, sums, 0.3, 1, 0, None)
+    assert torch.equal(again, weights)
+    assert float((grad - 0.3 * to_scores).norm() / to_scores.norm()) < 1e-6
+
+
 needs_kernels = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 
 
@@ -229,7 +247,7 @@ def test_a_nan_goes_through_every_kernel() -> None:
     native.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
     native.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
     out[3] = bad.clone()
-    native.call("softmax", out[3], r, 1.0, 2, 4, 2, 1, 2, 4)
+    native.call("softmax", out[3], torch.ones(2, 2), 1.0, 2, 4, 2, 1, 2, 4)
     for found in out:
         assert found[0].isnan().any()
         assert not found[1].isnan().any()

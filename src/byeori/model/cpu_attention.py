@@ -125,20 +125,22 @@ def _scatter(total: torch.Tensor, part: torch.Tensor, path: Runs) -> None:
 
 
 def _softmax(scores: torch.Tensor, scale: float, heads: int, first: int, window: int | None) -> torch.Tensor:
-    """Write softmax(scale * scores) over scores [G, n R, m]; the logarithms of the denominators [G, n R].
+    """Write softmax(scale * scores) over scores [G, n R, m]; returns its sums [G, n R, 2]: the largest score, and the
+    logarithm of the denominator relative to it.
 
     first: the first query's column; the next R rows are its heads, and it sees `window` columns up to its own.
     """
     groups, rows, columns = scores.shape
     if native.runs(scores):
-        sums = scores.new_empty(groups, rows, dtype=torch.float32)
+        sums = scores.new_empty(groups, rows, 2, dtype=torch.float32)
         limit = columns if window is None else window
         native.call("softmax", scores, sums, scale, groups * rows, columns, rows // heads, heads, first, limit)
         return sums
-    scaled = scores.to(_wide(scores)).mul_(scale).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
-    sums = scaled.logsumexp(dim=-1)
-    scores.copy_(scaled.sub_(sums[..., None]).exp_())
-    return sums
+    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
+    most = seen.amax(dim=-1, keepdim=True)
+    total = seen.sub_(most).mul_(scale).logsumexp(dim=-1, keepdim=True)
+    scores.copy_(seen.sub_(total).exp_())
+    return torch.cat([most, total], dim=-1)
 
 
 def _softmax_back(
@@ -158,8 +160,9 @@ def _softmax_back(
             "softmax_back", scores, grad, sums, scale, groups * rows, columns, rows // heads, heads, first, limit
         )
         return
-    scaled = scores.to(_wide(scores)).mul_(scale).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
-    weights, wide = scaled.sub_(sums[..., None]).exp_(), grad.to(_wide(grad))
+    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
+    most, total = sums.split(1, dim=-1)
+    weights, wide = seen.sub_(most).mul_(scale).sub_(total).exp_(), grad.to(_wide(grad))
     mean = (weights * wide).sum(dim=-1, keepdim=True)
     grad.copy_((wide - mean).mul_(weights).mul_(scale))
     scores.copy_(weights)

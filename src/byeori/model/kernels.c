@@ -122,9 +122,10 @@ void NAME(glu_back)(const STORE *gate, const STORE *up, STORE *y, STORE *grad_ga
     }
 }
 
-/* Scores [rows, m] become softmax(scale * scores), 0 outside the columns that a row sees; sums [rows] are the
-   logarithms of the denominators. Rows come in groups of n * heads: row i of a group belongs to the query at column
-   first + i / heads, which sees the `window` columns that end there. */
+/* Scores [rows, m] become softmax(scale * scores), 0 outside the columns that a row sees; sums [rows, 2] are the largest
+   score and the logarithm of the denominator relative to it: their sum would round away what large scores differ by.
+   Rows come in groups of n * heads: row i of a group belongs to the query at column first + i / heads, which sees the
+   `window` columns that end there. */
 void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, long n, long heads, long first,
                    long window, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
@@ -136,11 +137,12 @@ void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, l
             most = v > most ? v : most;
         }
         SIMD_SUM(sum) for (long j = start; j < end; j++) sum += exp_of((WIDEN(row[j]) - most) * scale);
-        float total = most * scale + logf(sum);
-        SIMD for (long j = start; j < end; j++) row[j] = NARROW(exp_of(WIDEN(row[j]) * scale - total));
+        float total = logf(sum);
+        SIMD for (long j = start; j < end; j++) row[j] = NARROW(exp_of((WIDEN(row[j]) - most) * scale - total));
         for (long j = 0; j < start; j++) row[j] = 0;
         for (long j = end; j < m; j++) row[j] = 0;
-        sums[i] = total;
+        sums[2 * i] = most;
+        sums[2 * i + 1] = total;
     }
 }
 
@@ -151,9 +153,9 @@ void NAME(softmax_back)(STORE *scores, STORE *grads, const float *sums, float sc
     ROWS for (long i = 0; i < rows; i++) {
         STORE *row = scores + i * m, *grad = grads + i * m;
         long end = first + i % (n * heads) / heads + 1, start = end > window ? end - window : 0;
-        float total = sums[i], mean = 0;
+        float most = sums[2 * i], total = sums[2 * i + 1], mean = 0;
         SIMD_SUM(mean) for (long j = start; j < end; j++) {
-            float p = exp_of(WIDEN(row[j]) * scale - total);
+            float p = exp_of((WIDEN(row[j]) - most) * scale - total);
             mean += p * WIDEN(grad[j]);
             row[j] = NARROW(p);
         }
