@@ -12,7 +12,8 @@ import torch
 
 import byeori
 from byeori.data import template
-from byeori.result import compare, generate, scores
+from byeori.errors import CheckpointError
+from byeori.result import compare, folder, generate, scores
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
 
@@ -174,3 +175,21 @@ def test_a_folder_of_results_is_not_left_by_a_wrong_setting(trained: Path, title
     with pytest.raises(byeori.TemplateError):
         run(trained, title_rows, tmp_path / "o", template="{docment}\n{title}")
     assert not (tmp_path / "o").exists()
+
+
+def test_an_adapter_that_cannot_be_written_costs_no_verdict(
+    trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder may be another user's, or a read-only disk: the report is whole, and that is said."""
+    real = folder.write
+
+    def write(path: Path, text: str) -> None:
+        if path.parent == trained:
+            raise CheckpointError(f"{path} could not be written (Permission denied)")
+        real(path, text)
+
+    monkeypatch.setattr(folder, "write", write)
+    found = run(trained, title_rows, tmp_path / "report", max_rows=2)
+    assert found.report.is_file() and found.verdict
+    said = " ".join(capfd.readouterr().err.split())
+    assert "model card will not have these numbers" in said and found.verdict in said

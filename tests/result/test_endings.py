@@ -104,3 +104,14 @@ def test_the_run_says_so(talking: Path, capfd: pytest.CaptureFixture[str]) -> No
     byeori.preview(base_model=talking / "base", data_path=talking / "rows.jsonl", cutoff_len=128)
     said = " ".join(capfd.readouterr())
     assert "an answer ends with <|im_end|>, not with" in " ".join(said.split())
+
+
+def test_a_conversation_is_compared_up_to_its_last_answer(talking: Path, tmp_path: Path) -> None:
+    turns = json.loads((talking / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])["messages"]
+    rows = tmp_path / "rows.jsonl"
+    longer = {"messages": [*turns, {"role": "user", "content": "고마워요"}]}
+    rows.write_text(json.dumps(longer, ensure_ascii=False) + "\n", encoding="utf-8")
+    asked: dict[str, Any] = {"dtype": "float32", "max_new_tokens": 40, "bootstrap": 100}
+    found = byeori.compare(adapter=talking / "adapter", data_path=rows, output_dir=tmp_path / "report", **asked)
+    assert found.metrics["tuned"]["exact"] == 100
+    assert found.metrics["tuned"]["stopped"] == 100

@@ -351,3 +351,26 @@ def test_finished_batches_survive_a_stop(
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 8
     assert all(row["output"] is not None and row["document"] in documents(title_rows) for row in rows)
+
+
+def test_a_column_of_the_rows_is_never_written_over(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Alpaca's rows have their reference in a column `output`."""
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    rows.write_text(json.dumps({"document": "봄이 왔다.", "output": "mine"}) + "\n", encoding="utf-8")
+    answers = ask(trained, data_path=rows, output=output)
+    assert json.loads(output.read_text(encoding="utf-8")) == {
+        "document": "봄이 왔다.",
+        "output": "mine",
+        "output_2": answers[0],
+    }
+    assert "answers are in the column 'output_2'" in capfd.readouterr().err
+
+
+def test_every_batch_draws_samples_of_its_own(trained: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((json.dumps({"document": "봄이 왔다."}) + "\n") * 6, encoding="utf-8")
+    how = {"data_path": rows, "temperature": 1.5, "generation_batch_size": 1}
+    assert len(set(ask(trained, **how))) > 3
+    assert ask(trained, **how) == ask(trained, **how)
