@@ -147,3 +147,13 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
 def test_one_source_for_an_answer() -> None:
     with pytest.raises(ConfigError, match="data_path and columns are given together"):
         check(GenerateSettings, {"model": "m", "data_path": "rows.jsonl", "columns": {"document": "x"}})
+
+
+def test_the_users_home_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves it as it is in `--output_dir=~/out`, and so does YAML; a prompt is no path."""
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"base_model": "~/base", "data_path": ["~/a.jsonl", "b~/c.jsonl"], "output_dir": "~/out"}
+    found = config.check(config.SftSettings, values)
+    assert (found.base_model, found.output_dir) == ("/home/me/base", "/home/me/out")
+    assert found.data_path == ["/home/me/a.jsonl", "b~/c.jsonl"]
+    assert config.check(config.GenerateSettings, {"model": "m", "raw": "~/x"}).raw == "~/x"

@@ -61,13 +61,20 @@ class Settings(BaseModel):
         if not isinstance(values, dict):
             return values
         return {
-            name: [str(item) if isinstance(item, PurePath) else item for item in value]
+            name: [_place(item) for item in value]
             if isinstance(value, (list, tuple))
-            else str(value)
-            if isinstance(value, PurePath)
+            else _place(value)
+            if name != "raw"
             else value
             for name, value in values.items()
         }
+
+
+def _place(value: object) -> object:
+    """A path as text; `~/` is the user's home, which a shell does not see in `--name=~/x`, nor YAML anywhere."""
+    if isinstance(value, PurePath):
+        return str(value)
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
 
 
 S = TypeVar("S", bound=Settings)

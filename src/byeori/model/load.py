@@ -136,8 +136,8 @@ def local_folder(name: str, revision: str | None = None, files: tuple[str, ...] 
     Raises:
         ModelError, HubError: neither a folder nor something that can be downloaded.
     """
-    if Path(name).expanduser().exists():
-        return Path(name).expanduser()
+    if Path(name).exists():
+        return Path(name)
     try:
         return hub.fetch(name, files, revision=revision)
     except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
