@@ -110,8 +110,7 @@ def test_another_trainers_checkpoint_brings_its_weights_alone(
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (adapter / name).write_bytes(bomb)
     (adapter / "trainer_state.json").write_text('{"global_step": 3}')
-    said = refusal(lambda: train(tiny_model, title_rows, tmp_path / "out", resume_from_checkpoint=str(adapter)))
-    assert "it has no manifest" in said
+    assert train(tiny_model, title_rows, tmp_path / "out", resume_from_checkpoint=str(adapter)).steps > 0
 
 
 def test_a_pickled_base_is_refused(bomb: bytes, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
