@@ -89,9 +89,10 @@ class Rehearser:
     def choice(self) -> Choice:
         """What the settings leave open."""
         how = self.training
+        four_bit = False if how.load_in_8bit else how.load_in_4bit
         return Choice(
             recompute=None if how.gradient_checkpointing == "auto" else self.recompute,
-            four_bit=None if how.load_in_4bit == "auto" else how.load_in_4bit,
+            four_bit=None if four_bit == "auto" else four_bit,
             sharding={"ddp": False, "fsdp": True, "hsdp": True}.get(how.parallel),
         )
 

@@ -78,6 +78,21 @@ def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: p
     assert launched["file_mounts"] == {f"/tmp/byeori-rows/{title_rows.name}": str(title_rows)}
 
 
+def _written(path: Path, **settings: Any) -> config.SftSettings:
+    """What --write writes, as `byeori sft --config` reads it."""
+    planning.plan(config.check(config.PlanSettings, {"write": str(path)} | settings))
+    read = config.read_yaml(str(path), config.SftSettings)
+    return config.check(config.SftSettings, {"base_model": "m", "data_path": "rows"} | read)
+
+
+def test_settings_of_8_bit_are_written_without_4_bit(tmp_path: Path) -> None:
+    """In 16 bit, as the plan counts them, the weights do not fit."""
+    tall = "hidden_size=2560 num_hidden_layers=140 num_attention_heads=4 intermediate_size=14336 vocab_size=1000"
+    how = {"shape": tall, "gpu": "RTX 5090", "batch_size": 2, "micro_batch_size": 1, "cutoff_len": 64}
+    written = _written(tmp_path / "run.yaml", **how, load_in_8bit=True)
+    assert (written.load_in_8bit, written.load_in_4bit) == (True, False)
+
+
 def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _plan(capsys, base_model=tiny_model, cutoff_len=128, gpu="CPU", calibrate=True, dtype="float32")
     assert abs(found["calibration"]["error"]) < 0.03
