@@ -18,7 +18,7 @@ from byeori.errors import ConfigError, ModelError
 from byeori.model import load
 from byeori.objective.record import Objective
 from byeori.planner import advice, calibrate, machines, show, skypilot, workload
-from byeori.planner.advice import Offer
+from byeori.planner.advice import Offer, Way
 from byeori.planner.machines import Machine
 from byeori.planner.workload import Work
 from byeori.rehearser import Rehearser
@@ -26,7 +26,6 @@ from byeori.result import folder as folders
 from byeori.start import Start
 from byeori.train import log
 
-_ROWS = "/tmp/byeori-rows"  # where a rented machine finds the local files of a task
 _CPU = torch.device("cpu")
 
 
@@ -218,21 +217,34 @@ def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> 
         return
     if best is None or best.way is None:
         raise ConfigError("no machine is enough, so there are no settings to save; plan for others with --gpu")
-    chosen = settings.given() | best.way.settings | {"output_dir": settings.output_dir}
+    chosen = _chosen(settings, best.way)
     if settings.write:
         folders.write(Path(settings.write), _yaml(chosen))
-        missing = "" if settings.data_path else "; add --data_path"
-        say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{missing}")
+        missing = [f"--{name}" for name in ("base_model", "data_path") if name not in chosen]
+        add = f"; add {' and '.join(missing)}" if missing else ""
+        say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{add}")
     if settings.skypilot:
         if not settings.data_path or not settings.base_model:
             raise ConfigError("--skypilot needs --base_model and --data_path, which the rented machine trains")
-        local = {f"{_ROWS}/{Path(path).name}": path for path in settings.data_path if Path(path).exists()}
-        there = {path: where for where, path in local.items()}
-        chosen["data_path"] = [there.get(path, path) for path in settings.data_path]
+        there, mounts = skypilot.travelling(chosen)
         size = rehearser.rehearse(best.way.micro, best.way.recompute, best.way.four_bit, "cuda").weight_count * 2
-        task = skypilot.task(best, objective=settings.planned, settings=_yaml(chosen), weight_bytes=size, rows=local)
+        task = skypilot.task(
+            best, objective=settings.planned, settings=there, text=_yaml(there), weight_bytes=size, mounts=mounts
+        )
         folders.write(Path(settings.skypilot), _yaml(task))
-        say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}")
+        inside = " (inside a checkout of byeori)" if task["workdir"] == "." else ""
+        say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}{inside}")
+
+
+def _chosen(settings: PlanSettings, way: Way) -> dict[str, Any]:
+    """The settings of the run: what was given stays, but for micro-batches, which a plan may make smaller."""
+    given = settings.given()
+    open_to = {
+        name: value
+        for name, value in way.settings.items()
+        if name.startswith("micro_batch") or given.get(name, "auto") == "auto"
+    }
+    return given | open_to | {"output_dir": settings.output_dir}
 
 
 def _yaml(values: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,10 +251,46 @@ def test_rows_that_are_made_up() -> None:
 
 def test_a_task_for_skypilot() -> None:
     offer = _offers(12, four_bit=False)[2]
-    task = skypilot.task(offer, objective="sft", settings="batch_size: 8\n", weight_bytes=16 * 10**9, rows={"/a": "b"})
-    assert task["resources"]["accelerators"] == "GPU:4"
-    assert task["file_mounts"] == {"/a": "b"}
-    assert task["run"].endswith("byeori sft --config run.yaml\n")
+
+    def task(offer: Offer, **settings: Any) -> dict[str, Any]:
+        how: dict[str, Any] = {"objective": "sft", "text": "batch_size: 8\n", "weight_bytes": 16 * 10**9}
+        return skypilot.task(offer, settings=settings, mounts={"/a": "b"}, **how)
+
+    made = task(offer)
+    assert made["resources"]["accelerators"] == "GPU:4"
+    assert made["file_mounts"] == {"/a": "b"}
+    assert made["run"].endswith("byeori sft --config run.yaml\n")
+    assert made["setup"].endswith("bin/python .\n")
+    assert task(offer, load_in_4bit=True)["setup"].endswith("'.[quant]'\n")
+    assert task(offer, load_in_8bit=True)["setup"].endswith("'.[quant]'\n")
+    assert task(offer, optim="paged_adamw_8bit", report_to=["wandb"])["setup"].endswith("'.[quant,wandb]'\n")
     with pytest.raises(ConfigError, match="SkyPilot rents no CPU"):
-        skypilot.task(Offer(machine=_machine(1, name="CPU", skypilot=None), count=1), objective="sft", settings="",
-                      weight_bytes=0, rows={})  # fmt: skip
+        task(Offer(machine=_machine(1, name="CPU", skypilot=None), count=1))
+
+
+def test_a_task_is_not_made_of_what_cannot_go_along(tmp_path: Path) -> None:
+    settings = {"base_model": str(tmp_path), "data_path": ["user/rows"]}
+    assert skypilot.travelling(settings) == (
+        settings | {"base_model": f"/tmp/byeori/0/{tmp_path.name}"},
+        {f"/tmp/byeori/0/{tmp_path.name}": str(tmp_path)},
+    )
+    with pytest.raises(ConfigError, match="copy it to a URL"):
+        skypilot.travelling(settings | {"resume_from_checkpoint": str(tmp_path)})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(ConfigError, match=r"the adapter .* needs .*, a folder of this machine.* byeori merge"):
+        skypilot.travelling(settings)
+
+
+def test_byeori_is_installed_from_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (Path(skypilot.checkout()) / "src" / "byeori").is_dir()
+    monkeypatch.setattr(skypilot, "__file__", "/usr/lib/python3/site-packages/byeori/planner/skypilot.py")
+    record = {"url": tmp_path.as_uri(), "dir_info": {}}
+
+    class Installed:
+        def read_text(self, name: str) -> str:
+            return json.dumps(record)
+
+    monkeypatch.setattr(skypilot.metadata, "distribution", lambda name: Installed())
+    assert skypilot.checkout() == "."  # it is gone
+    (tmp_path / "pyproject.toml").touch()
+    assert skypilot.checkout() == str(tmp_path)

@@ -75,7 +75,8 @@ def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: p
     assert (settings.batch_size, settings.cutoff_len) == (4, 256)
     launched = yaml.safe_load(task.read_text())
     assert launched["resources"]["accelerators"].startswith("T4:")
-    assert launched["file_mounts"] == {f"/tmp/byeori-rows/{title_rows.name}": str(title_rows)}
+    assert set(launched["file_mounts"].values()) == {str(title_rows), str(tiny_model)}
+    assert (Path(launched["workdir"]) / "pyproject.toml").is_file()
 
 
 def _written(path: Path, **settings: Any) -> config.SftSettings:
@@ -91,6 +92,36 @@ def test_settings_of_8_bit_are_written_without_4_bit(tmp_path: Path) -> None:
     how = {"shape": tall, "gpu": "RTX 5090", "batch_size": 2, "micro_batch_size": 1, "cutoff_len": 64}
     written = _written(tmp_path / "run.yaml", **how, load_in_8bit=True)
     assert (written.load_in_8bit, written.load_in_4bit) == (True, False)
+
+
+def test_a_task_takes_along_whatever_is_only_here(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tables of one name, those of a glob, the model and the template."""
+    tables = [tmp_path / name for name in ("a/rows.jsonl", "b/rows.jsonl", "c/one.jsonl", "c/two.jsonl")]
+    for table in tables:
+        table.parent.mkdir(exist_ok=True)
+        table.write_bytes(title_rows.read_bytes())
+    form, task = tmp_path / "form.txt", tmp_path / "task.yaml"
+    form.write_text("{document}\n{title}")
+    rows = [str(tables[0]), str(tables[1]), str(tmp_path / "c" / "*.jsonl")]
+    how = {"base_model": str(tiny_model), "data_path": rows, "template": str(form), "cutoff_len": 256, "gpu": "T4"}
+    planning.plan(config.check(config.PlanSettings, how | {"skypilot": str(task), "optim": "adamw_8bit"}))
+    launched = yaml.safe_load(task.read_text())
+    mounts, written = launched["file_mounts"], launched["run"].split("END_OF_SETTINGS")[1].removeprefix("'")
+    settings = config.check(config.SftSettings, yaml.safe_load(written))
+    assert [mounts[path] for path in settings.data_path] == list(map(str, tables))
+    assert (mounts[settings.base_model], mounts[settings.template]) == (str(tiny_model), str(form))
+    assert "'.[quant]'" in launched["setup"]
+    assert f"Task in {task}: sky launch {task}\n" in capsys.readouterr().err
+
+
+def test_what_is_given_is_written_as_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = {"shape": SHAPE, "gpu": "L4", "gradient_checkpointing": "offload", "parallel": "hsdp"}
+    written = _written(tmp_path / "run.yaml", **how, micro_batch_tokens=2048)
+    assert (written.gradient_checkpointing, written.parallel) == ("offload", "hsdp")
+    assert written.micro_batch_tokens == 2048
+    assert capsys.readouterr().err.rstrip().endswith("; add --base_model and --data_path")
 
 
 def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

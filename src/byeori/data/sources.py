@@ -136,9 +136,7 @@ def _load_path(path: str, config: str | None, split: str, revision: str | None) 
     elif local.exists():
         yield path, load_file(local)
     elif glob.has_magic(path):
-        # Path.glob takes no pattern that begins with / or ..
-        found = sorted(map(Path, glob.glob(str(local), recursive=True)))  # noqa: PTH207
-        files = [file for file in found if file.is_file()]
+        files = matching(path)
         if not files:
             raise DataError(f"no file matches {path}; check the folder and the pattern.")
         yield from ((str(file), load_file(file)) for file in files)
@@ -146,6 +144,15 @@ def _load_path(path: str, config: str | None, split: str, revision: str | None) 
         raise DataError(_missing(path, local))
     else:
         yield from load_dataset(path, config, split, revision)
+
+
+def matching(path: str) -> list[Path]:
+    """The files that a glob stands for, by name; none where it is no glob."""
+    if not glob.has_magic(path):
+        return []
+    # Path.glob takes no pattern that begins with / or ..
+    found = sorted(map(Path, glob.glob(str(Path(path).expanduser()), recursive=True)))  # noqa: PTH207
+    return [file for file in found if file.is_file()]
 
 
 def _missing(path: str, local: Path) -> str:

@@ -243,7 +243,7 @@ def resolve(spec: str) -> Template | None:
     if spec in shipped():
         return parse(shipped()[spec], spec)
     if "{" not in spec and "\n" not in spec:
-        if _is_file(Path(spec)):
+        if is_file(spec):
             return _read(Path(spec))
         known = [*shipped(), CHAT]
         shown = spec if len(spec) <= 60 else f"{spec[:60]}..."
@@ -254,9 +254,10 @@ def resolve(spec: str) -> Template | None:
     return parse(spec.replace("\\n", "\n"))
 
 
-def _is_file(path: Path) -> bool:
+def is_file(spec: str) -> bool:
+    """Whether a template is given as a file, not by a shipped name or as text."""
     try:
-        return path.is_file()
+        return spec not in (CHAT, *shipped()) and "{" not in spec and Path(spec).is_file()
     except (OSError, ValueError):  # a text longer than a file name may be
         return False
 
