@@ -120,6 +120,13 @@ def test_several_share_the_weights_where_one_cannot_hold_them() -> None:
     assert four.parts["weights"] == 4 * GIB + GIB + 2 * GIB // 2  # a quarter, what is in no layer, two whole layers
 
 
+def test_weights_are_rounded_only_where_they_do_not_fit_shared_either() -> None:
+    words = [offer.way.words for offer in _offers(12) if offer.way]
+    assert words[0] == "4-bit, micro-batch 1"
+    assert words[1] == "checkpointing, micro-batch 1, FSDP2"  # 8 GiB of its shard, and 2 that are whole
+    assert [offer.way.words for offer in _offers(10) if offer.way][1] == "4-bit, micro-batch 1"
+
+
 def test_the_embeddings_of_shared_weights_are_there_more_than_once_while_they_are_gathered() -> None:
     case = _case()
     found = replace(case.rehearse(case.work.micros[-1], "full", False, "cuda"), outside=6 * GIB)

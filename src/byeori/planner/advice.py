@@ -142,10 +142,10 @@ def _refused(case: Case, count: int) -> str:
 
 
 def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
-    """Ways to try, those of a later tier only where none of the earlier fits: they are never faster.
+    """Ways to try, those of a later tier only where none of the earlier fits: they are slower, or round the weights.
 
     First the settings' own. After it the most sparing way of each kind: where that does not fit, no other of its kind
-    does. Kinds whose weights alone are too much are left out, but for the last.
+    does. 4 bit comes after all of 16. Kinds whose weights alone are too much are left out, but for the last.
     """
     open_to, both = case.choice, (False, True)
     again = tuple(AGAIN) if open_to.recompute is None else (open_to.recompute,)
@@ -157,9 +157,9 @@ def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
         for recompute in again
         if not case.work.batch_size % ((micro.size or 1) * count)
     ]
-    kinds = [(over, four_bit) for over in sharded for four_bit in packed]
+    kinds = [(over, four_bit) for four_bit in packed for over in sharded]
     small = [kind for kind in kinds if case.least(kind[1]) / (count if kind[0] else 1) <= machine.memory]
-    later: list[Way] = []
+    rounded: list[Way] = []
     sparing: list[Way] = []
     if kinds[0] in small:
         yield [Way(micro=pairs[0][0], recompute=pairs[0][1], four_bit=packed[0], sharded=sharded[0])]
@@ -168,11 +168,11 @@ def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
         sparing.append(ways[-1])
         if not _offer(case, machine, count, ways[-1]).fits:
             continue
-        if (over, four_bit) == kinds[0]:
-            yield ways[1:]
+        if four_bit != packed[0]:
+            rounded += ways
         else:
-            later += ways
-    yield later
+            yield ways[1:] if (over, four_bit) == kinds[0] else ways
+    yield rounded
     yield sparing
 
 
