@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from byeori import weights
 from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
@@ -59,13 +60,18 @@ def _key(
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearser:
-    """A model and the settings of its training; remembers what it has rehearsed."""
+    """A model and the settings of its training; remembers what it has rehearsed.
+
+    Raises:
+        ModelError: no model can be made of the config, or it has no layers to hold in the bits that are asked for.
+    """
 
     config: Any
     training: TrainSettings
 
     def __post_init__(self) -> None:
-        self.__dict__["_stage"], self.__dict__["_known"] = rehearsal.stage(self.config), {}
+        self.__dict__["_stage"] = rehearsal.stage(self.config, weights.bits(self.training))
+        self.__dict__["_known"] = {}
 
     @property
     def objective(self) -> Objective:
@@ -89,7 +95,8 @@ class Rehearser:
     def choice(self) -> Choice:
         """What the settings leave open."""
         how = self.training
-        four_bit = False if how.load_in_8bit else how.load_in_4bit
+        cannot = how.load_in_8bit or not self.__dict__["_stage"].packable
+        four_bit = False if cannot else how.load_in_4bit
         return Choice(
             recompute=None if how.gradient_checkpointing == "auto" else self.recompute,
             four_bit=None if four_bit == "auto" else four_bit,

@@ -15,6 +15,8 @@ from byeori.errors import ByeoriError, ConfigError, ModelError
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plan"
 SHAPE = "hidden_size=256 num_hidden_layers=4 num_attention_heads=4 intermediate_size=512 vocab_size=1000"
 
+GPT2 = "model_type=gpt2 n_embd=64 n_layer=2 n_head=2 vocab_size=1000"
+
 
 def _plan(capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:
     found = planning.plan(config.check(config.PlanSettings, {"json": True} | settings))
@@ -145,6 +147,8 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
         ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs has no meaning for pairs"),
         ({"shape": SHAPE, "assumed_tokens": 4000}, "beyond cutoff_len 2048"),
         ({"shape": SHAPE, "lora_target_modules": "no_such"}, "no_such"),
+        ({"shape": GPT2, "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 4 bit"),
+        ({"shape": GPT2, "load_in_8bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 8 bit"),
         ({"shape": SHAPE, "prices": "/no/such/file"}, "cannot read the prices file /no/such/file"),
         ({"shape": SHAPE, "gpu": "T4", "skypilot": "/tmp/no.yaml"}, "--skypilot needs --base_model and --data_path"),
         ({"base_model": "/no/such/folder"}, "there is no folder /no/such/folder"),
@@ -160,6 +164,13 @@ def test_bad_input(settings: dict[str, Any], words: str) -> None:
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is not a model: it has no config\.json"):
         planning.plan(config.check(config.PlanSettings, {"base_model": str(tmp_path)}))
+
+
+def test_a_model_that_4_bit_cannot_hold_is_planned_in_16(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = "model_type=gpt2 n_embd=8192 n_layer=40 n_head=64 vocab_size=1000"
+    found = _plan(capsys, shape=wide, gpu="T4", cutoff_len=64, batch_size=8)
+    assert not found["offers"][0]["fits"]
+    assert all(offer["settings"]["load_in_4bit"] is False for offer in found["offers"])
 
 
 def test_nothing_is_enough(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -108,21 +108,37 @@ def check_installed(flag: str) -> None:
         raise ConfigError(f"{flag} needs bitsandbytes; pip install 'byeori[quant]'") from None
 
 
+def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
+    """Every plain linear layer but the output embedding: (its parent, its name there, itself)."""
+    head = causal.get_output_embeddings()
+    return [
+        (parent, name, child)
+        for parent in causal.modules()
+        for name, child in parent.named_children()
+        if type(child) is torch.nn.Linear and child is not head
+    ]
+
+
+def refuse_without_layers(causal: Any, bits: int) -> None:
+    """
+    Raises:
+        ModelError: the model has no layer that could be held in so many bits.
+    """
+    if not plain_layers(causal):
+        raise ModelError(
+            f"{type(causal).__name__} has no plain linear layers to hold in {bits} bit; leave the flag out"
+        )
+
+
 def pack_layers(causal: Any, bits: int) -> int:
-    """Put a PackedLinear, still empty, in the place of every plain linear layer but the output embedding.
+    """Put a PackedLinear, still empty, in the place of every plain linear layer; returns how many.
 
     Raises:
         ModelError: the model has no such layer. ConfigError: bitsandbytes is not installed.
     """
     check_installed(f"--load_in_{bits}bit")
-    head, count = causal.get_output_embeddings(), 0
-    for parent in list(causal.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child is not head:
-                setattr(parent, name, PackedLinear(child, bits))
-                count += 1
-    if not count:
-        raise ModelError(
-            f"{type(causal).__name__} has no plain linear layers to hold in {bits} bit; leave the flag out"
-        )
-    return count
+    refuse_without_layers(causal, bits)
+    found = plain_layers(causal)
+    for parent, name, child in found:
+        setattr(parent, name, PackedLinear(child, bits))
+    return len(found)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from byeori.model.quantize import PackedLinear
+from byeori.model import quantize
 
 _BLOCK, _SCALES = 64, 256
 
 
-class Packed(PackedLinear):
+class Packed(quantize.PackedLinear):
     """A frozen linear layer, its weight in 4 bit. numbers: how many the weight has."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -39,10 +39,7 @@ class Packed(PackedLinear):
 
 def pack_layers(causal: Any, kind: type[Packed] = Packed) -> int:
     """Put a Packed in the place of every plain linear layer but the output embedding; returns how many."""
-    head, count = causal.get_output_embeddings(), 0
-    for parent in list(causal.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child is not head:
-                setattr(parent, name, kind(child))
-                count += 1
-    return count
+    found = quantize.plain_layers(causal)
+    for parent, name, child in found:
+        setattr(parent, name, kind(child))
+    return len(found)

@@ -23,7 +23,7 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.model import attention, forward, lora, parallel, speed, target
+from byeori.model import attention, forward, lora, parallel, quantize, speed, target
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.planner import packed, shapes, step
@@ -75,27 +75,31 @@ class Rehearsal:
 class Stage:
     """A model's config. layers: how many. Their kinds repeat after `period` layers, from layer `first` on.
 
-    numbers: of all its weights.
+    numbers: of all its weights. packable: whether it has layers that 4 bit can hold.
     """
 
     config: Any
     numbers: int
+    packable: bool
     layers: int
     period: int
     first: int
 
 
-def stage(config: Any) -> Stage:
-    """Look at a config once, for any number of rehearsals.
+def stage(config: Any, bits: int | None = None) -> Stage:
+    """Look at a config once, for any number of rehearsals. bits: those that its weights are asked to be held in.
 
     Raises:
-        ModelError: no model can be made of it.
+        ModelError: no model can be made of it, or it has no layers to hold in so many bits.
     """
     whole = _base(config, torch.bfloat16, "meta")
+    if bits:
+        quantize.refuse_without_layers(whole, bits)
     kinds = _kinds(config, whole)
     period, first = _period(kinds)
     numbers = sum(parameter.numel() for parameter in whole.parameters())
-    return Stage(config=config, numbers=numbers, layers=len(kinds), period=period, first=first)
+    packable = bool(quantize.plain_layers(whole))
+    return Stage(config=config, numbers=numbers, packable=packable, layers=len(kinds), period=period, first=first)
 
 
 def rehearse(
