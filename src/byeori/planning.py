@@ -167,6 +167,10 @@ def _notes(training: TrainSettings) -> list[str]:
         out.append("the weights are counted in 16 bit; in 8 bit they take half")
     if training.compile == "on":
         out.append("compiled layers keep less than is shown here")
+    if training.cpu_offload:
+        out.append("cpu_offload is not counted: sharded weights go to the CPU's memory, so a GPU keeps less, and waits")
+    if training.nproc is not None:
+        out.append(f"nproc {training.nproc} is not counted: a plan has one process for each GPU")
     return out
 
 

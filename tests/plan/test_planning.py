@@ -44,6 +44,12 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No prices: the order is by GiB of memory times hours" in out
 
 
+def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    notes = " ".join(_plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2)["notes"])
+    assert "cpu_offload is not counted" in notes
+    assert "nproc 2 is not counted" in notes
+
+
 def test_the_tutorials_preference_run(capsys: pytest.CaptureFixture[str]) -> None:
     found = _plan(
         capsys,
