@@ -137,6 +137,24 @@ def test_yaml_takes_dashes_and_scientific_numbers(tmp_path: Path) -> None:
     assert (made.learning_rate, made.data_path, made.train_on_inputs) == (1e-5, ["a.jsonl", "b.jsonl"], True)
 
 
+def test_on_and_off_in_yaml_are_words(tmp_path: Path) -> None:
+    """YAML reads them as true and false."""
+    path = tmp_path / "run.yaml"
+    path.write_text("share_prefixes: off\ncompile: on\nspeed: off\ngradient_checkpointing: off\n", encoding="utf-8")
+    made = sft(**config.read_yaml(str(path), SftSettings))
+    assert (made.share_prefixes, made.compile, made.speed) == ("off", "on", ["off"])
+    assert made.gradient_checkpointing == "none"
+    assert sft(speed=[False]).speed == ["off"]
+    with pytest.raises(ConfigError, match="speed does not know on; it is auto, off, or some of"):
+        sft(speed=True)
+
+
+@pytest.mark.parametrize("paths", ["", " ", ["a.jsonl", ""]])
+def test_an_empty_name_is_no_path(paths: Any) -> None:
+    with pytest.raises(ConfigError, match=r"--data_path .*: an empty name is no path"):
+        sft(data_path=paths)
+
+
 def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("base_model: !!python/object/apply:os.system ['touch ran']\n", encoding="utf-8")

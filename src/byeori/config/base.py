@@ -13,7 +13,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from byeori.errors import ConfigError
 
@@ -35,6 +35,19 @@ def _paths(value: object) -> object:
     return [str(value)] if isinstance(value, (str, Path)) else value
 
 
+def _named(paths: list[str]) -> list[str]:
+    if not all(path.strip() for path in paths):
+        raise ValueError("an empty name is no path; name a file, a folder or a dataset")
+    return paths
+
+
+def on_off(value: object) -> object:
+    """The words on and off, which YAML reads as true and false; also in a list."""
+    if isinstance(value, list):
+        return [on_off(item) for item in value]
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 def recompute_kind(value: object) -> object:
     """True and False, as this setting was once given, are full and none."""
     text = str(value).strip().lower()
@@ -42,10 +55,11 @@ def recompute_kind(value: object) -> object:
 
 
 Names = Annotated[list[str], BeforeValidator(parse_names)]
-Paths = Annotated[list[str], BeforeValidator(_paths)]
+Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off)]
 Recompute = Annotated[Literal["auto", "none", "selective", "full", "offload"], BeforeValidator(recompute_kind)]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from byeori.config.base import Dtype, Names, OptionalInt, OptionalText, Paths, Recompute, Settings
+from byeori.config.base import Dtype, Names, OptionalInt, OptionalText, Paths, Recompute, Settings, Switch, on_off
 
 SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer")
 
@@ -123,15 +123,15 @@ class RunSettings(Settings):
         json_schema_extra={"alone": "True"},
     )
     load_in_8bit: bool = Field(False, description="Hold the frozen weights in 8 bit.")
-    share_prefixes: Literal["auto", "on", "off"] = Field(
+    share_prefixes: Switch = Field(
         "auto",
         description="Compute a prefix that examples share once (auto is on where the model allows it).",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Switch = Field(
         "auto",
         description="torch.compile each layer instead of most of speed; auto does it for long runs on a GPU.",
     )
-    speed: Names = Field(
+    speed: Annotated[Names, BeforeValidator(on_off)] = Field(
         ["auto"],
         description=f"What makes a step faster: {', '.join(SPEED)}; auto is all on a CPU, norms on a GPU; or off.",
         min_length=1,
