@@ -213,6 +213,48 @@ def test_help_shows_positionals_and_every_setting(capsys: pytest.CaptureFixture[
     assert all(f"--{name}" in shown for name in config.CompareSettings.model_fields)
 
 
+def _help(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_values_that_a_setting_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _help("dpo", capsys)
+    assert "Shape after the warmup. One of linear, cosine, constant. (default linear)" in shown
+    assert "One of sigmoid, ipo, hinge, simpo, orpo." in shown
+    assert "auto where nothing else fits. One of auto, True, False." in shown
+    assert "Hold the frozen weights in 8 bit. (default False)" in shown
+    assert "One of auto, on, off." in shown
+
+
+def test_help_begins_with_what_every_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, first in (("sft", ""), ("plan", ""), ("compare", "--adapter")):
+        shown = _help(command, capsys)
+        flags = [flag for flag in (first, "--base_model", "--data_path", "--output_dir", "--batch_size") if flag]
+        places = [place for flag in flags if (place := shown.find(f"{flag} VALUE")) >= 0]
+        assert places == sorted(places), command
+    assert "its checkpoints and logs. (required)" in _help("sft", capsys)
+
+
+def test_help_of_generate_shows_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = _help("generate", capsys)
+    assert "usage: byeori generate MODEL [--COLUMN TEXT ...] [--setting VALUE ...]" in shown
+    assert "--document @file to read it from a file" in shown
+
+
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [("--train-on-inputs", "True, False"), ("--gradient_checkpointing", "auto, none, selective, full, offload")],
+)
+def test_a_wrong_value_of_a_bare_flag_names_the_flag(flag: str, values: str) -> None:
+    name = flag.replace("-", "_").replace("__", "--")
+    with pytest.raises(ConfigError, match=f"{name} 'maybe': give one of {values}; see byeori sft --help"):
+        parse("sft", *NEEDED, flag, "maybe")
+    with pytest.raises(ConfigError, match="'maybe' belongs to no flag"):
+        parse("sft", "maybe", *NEEDED)
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])

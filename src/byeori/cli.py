@@ -62,19 +62,22 @@ def build_parser() -> argparse.ArgumentParser:
 def add_settings(parser: argparse.ArgumentParser, kind: type[config.Settings]) -> None:
     """One flag for each setting; values stay text here and are checked in config.py."""
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of settings; flags win")
-    for name, field in kind.model_fields.items():
-        default = "" if field.is_required() or field.default in (None, [], {}) else f" (default {field.default})"
-        words = ((field.description or "") + default).replace("%", "%%")
+    for name, field in _flags(kind).items():
+        default = "" if field.default in (None, [], {}) else f" (default {field.default})"
+        words = (config.words(field) + (" (required)" if field.is_required() else default)).replace("%", "%%")
         values: dict[str, Any] = {"help": words, "default": argparse.SUPPRESS}
-        if name == "columns":
-            continue
         if alone := _alone(field):
             metavar = "BOOL" if field.annotation is bool else "VALUE"
-            parser.add_argument(f"--{field.alias or name}", nargs="?", const=alone, metavar=metavar, **values)
+            parser.add_argument(f"--{name}", nargs="?", const=alone, metavar=metavar, **values)
         elif _is_list(field.annotation):
             parser.add_argument(f"--{name}", nargs="+", metavar="VALUE", **values)
         else:
             parser.add_argument(f"--{name}", metavar="VALUE", **values)
+
+
+def _flags(kind: type[config.Settings]) -> dict[str, Any]:
+    """Settings by the names of their flags; the columns of a template have flags of their own."""
+    return {field.alias or name: field for name, field in config.in_order(kind).items() if name != "columns"}
 
 
 def _alone(field: Any) -> str | None:
@@ -95,7 +98,7 @@ def normalise(kind: type[config.Settings], arguments: Sequence[str]) -> tuple[li
     Raises:
         ConfigError: a column without a value.
     """
-    fields = {field.alias or name: field for name, field in kind.model_fields.items() if name != "columns"}
+    fields = _flags(kind)
     out: list[str] = []
     columns: dict[str, str] = {}
     index = 0
@@ -143,18 +146,24 @@ def settings_from(
     if columns and {"data_path", "raw"} & set(values):  # columns are for one prompt: these are misspelt flags
         rest += [f"--{name}" for name in columns]
     if rest:
-        raise ConfigError(_unknown(kind, rest) + f"; see {parser.prog} --help")
+        raise ConfigError(_unknown(kind, rest, arguments) + f"; see {parser.prog} --help")
     if columns:
         values["columns"] = columns
     return config.check(kind, (config.read_yaml(path, kind) if path else {}) | values)
 
 
-def _unknown(kind: type[config.Settings], rest: list[str]) -> str:
-    there = [f"--{field.alias or name}" for name, field in kind.model_fields.items() if name != "columns"]
+def _unknown(kind: type[config.Settings], rest: list[str], arguments: Sequence[str]) -> str:
+    """What is wrong with the words that are left over."""
+    there = _flags(kind)
     wrong = [item.partition("=")[0] for item in rest if item.startswith("-")]
-    if not wrong:
-        return f"{rest[0]!r} belongs to no flag"
-    return "there is no flag " + ", ".join(f"{flag}{config.nearest(flag, there)}" for flag in wrong)
+    if wrong:
+        known = [f"--{name}" for name in there]
+        return "there is no flag " + ", ".join(f"{flag}{config.nearest(flag, known)}" for flag in wrong)
+    flag = dict(zip(arguments[1:], arguments, strict=False)).get(rest[0], "")  # the one that stands before it
+    name = flag[2:].replace("-", "_")
+    if flag.startswith("--") and name in there:
+        return f"--{name} {rest[0]!r}: give one of {', '.join(config.choices(there[name].annotation))}"
+    return f"{rest[0]!r} belongs to no flag"
 
 
 def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
@@ -163,7 +172,11 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
     places = POSITIONAL.get(name, [])
     words = COMMANDS[name][1]
     parser = _Parser(prog=prog or f"byeori {name}", description=words[0].upper() + words[1:] + ".", allow_abbrev=False)
-    parser.usage = " ".join(["%(prog)s", *(place.upper() for place in places), "[--setting VALUE ...]"])
+    usage = ["%(prog)s", *(place.upper() for place in places), "[--setting VALUE ...]"]
+    if kind is not None and "columns" in kind.model_fields:
+        usage.insert(-1, "[--COLUMN TEXT ...]")
+        parser.description = f"{parser.description} --COLUMN TEXT: {kind.model_fields['columns'].description}"
+    parser.usage = " ".join(usage)
     add_settings(parser, kind or config.Settings)
     settings = settings_from(kind or config.Settings, parser, arguments, places)
     if isinstance(settings, config.TrainSettings):

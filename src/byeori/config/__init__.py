@@ -1,6 +1,19 @@
 """Every setting, declared once."""
 
-from byeori.config.base import S, Settings, check, nearest, parse_names, read_yaml, table, write_yaml, yaml_mapping
+from byeori.config.base import (
+    S,
+    Settings,
+    check,
+    choices,
+    in_order,
+    nearest,
+    parse_names,
+    read_yaml,
+    table,
+    words,
+    write_yaml,
+    yaml_mapping,
+)
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
     CompareSettings,
@@ -29,10 +42,13 @@ __all__ = [
     "SftSettings",
     "TrainSettings",
     "check",
+    "choices",
+    "in_order",
     "nearest",
     "parse_names",
     "read_yaml",
     "table",
+    "words",
     "write_yaml",
     "yaml_mapping",
 ]

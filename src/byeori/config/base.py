@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import difflib
 import re
+import typing
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
+
+_FIRST = ("base_model", "data_path", "output_dir")  # of every list of settings
 
 
 def parse_names(value: object) -> object:
@@ -178,15 +182,39 @@ def write_yaml(settings: Settings, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def in_order(kind: type[Settings]) -> dict[str, FieldInfo]:
+    """Settings by name as they are shown: the model, the rows and where it all goes, then the others."""
+    there = kind.model_fields
+    needed = [name for name, field in there.items() if field.is_required()]
+    first = [*(name for name in needed if name not in _FIRST), *(name for name in _FIRST if name in there)]
+    return {name: there[name] for name in dict.fromkeys([*first, *there])}
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words that a setting takes where it takes only some."""
+    if annotation is bool:
+        return ["True", "False"]
+    parts = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return list(map(str, parts))
+    return [word for part in parts for word in choices(part)]
+
+
+def words(field: FieldInfo) -> str:
+    """What a setting does, and its values where it takes only some."""
+    found = [] if field.annotation is bool else choices(field.annotation)
+    return f"{field.description} One of {', '.join(found)}." if found else str(field.description)
+
+
 def table(kind: type[Settings], *, besides: type[Settings] | None = None) -> str:
     """A Markdown table of the settings: name, default, what it does. besides: only what `kind` has and that has not."""
     rows = ["| setting | default | what it does |", "|---|---|---|"]
     known = besides.model_fields if besides else {}
-    for name, field in kind.model_fields.items():
+    for name, field in in_order(kind).items():
         if name in known and known[name].default == field.default:
             continue
         default = "required" if field.is_required() else f"`{_show(field.default)}`"
-        rows.append(f"| `--{field.alias or name}` | {default} | {field.description} |")
+        rows.append(f"| `--{field.alias or name}` | {default} | {words(field)} |")
     return "\n".join(rows)
 
 

@@ -54,7 +54,8 @@ class GenerateSettings(GenerationSettings):
     raw: str | None = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
     columns: dict[str, str] = Field(
         {},
-        description="Values of the template's columns; on the command line --document TEXT or --document @file.",
+        description="The value of a column of the template, under its own name: --document TEXT, or --document @file "
+        "to read it from a file.",
     )
 
     @model_validator(mode="after")
