@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
-from byeori.data import sources, template, tokenize
+from byeori.data import template, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ConfigError, ModelError
 from byeori.model import parallel
@@ -68,12 +68,14 @@ def _generate_table(
     settings: GenerateSettings, found: opening.Found, sampling: generation.Sampling, output: Path | None
 ) -> list[str]:
     table = load_table(settings)
+    for note in table.notes:
+        say(note)
     chosen = opening.template_of(found, settings.template)
-    check_columns(chosen, table.column_names, with_answer=False)
+    check_columns(chosen, table.rows.column_names, with_answer=False)
     how = opening.encoding(found, chosen, cutoff_len=_room(found, sampling))
-    rows = [dict(row) for row in table]
-    prompts = generation.encode_prompts(rows, how, lambda row: sources.row_name(list(settings.data_path or []), row))
-    column = generation.answer_column(table.column_names)
+    rows = [dict(row) for row in table.rows]
+    prompts = generation.encode_prompts(rows, how, table.name)
+    column = generation.answer_column(table.rows.column_names)
     if column != "output":
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
@@ -152,14 +154,16 @@ def compare(settings: CompareSettings) -> CompareResult:
     output = Path(settings.output_dir)
     folders.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
     table = load_table(settings)
+    for note in table.notes:
+        say(note)
     found = opening.find(settings.adapter, settings.base_model)
     if not found.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
     chosen = opening.template_of(found, settings.template)
-    group = group_of(table.column_names, chosen)
-    check_columns(chosen, table.column_names, with_answer=group == 1)
+    group = group_of(table.rows.column_names, chosen)
+    check_columns(chosen, table.rows.column_names, with_answer=group == 1)
     how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = folders.comparable(table, how, settings.data_path, settings.on_bad_rows)
+    rows = folders.comparable(table, how, settings.on_bad_rows)
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])

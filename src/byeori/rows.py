@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, cache, preference, sources, template, tokenize
+from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import TemplateError
@@ -29,8 +30,9 @@ BAR_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no bar in a 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Rows ready to train: tokenized tables of usable rows, and the audit."""
+    """Rows ready to train: tokenized tables of usable rows, the table they are from, and the audit."""
 
+    table: Table
     train: Dataset
     held_out: Dataset | None
     found: dict[str, Any]
@@ -42,7 +44,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def load_table(settings: DataSettings | GenerateSettings) -> Dataset:
+def load_table(settings: DataSettings | GenerateSettings) -> Table:
     return sources.load_rows(
         list(settings.data_path or []),
         config=settings.dataset_config,
@@ -83,7 +85,8 @@ def prepare(
     """
     if not processes.first_here:
         parallel.wait(processes)  # the first process of a machine fills its cache, the others read it
-    rows = load_table(settings)
+    table = load_table(settings)
+    rows = table.rows
     chosen, note = _template(settings, start, rows, group)
     how = tokenize.encoding(
         start.tokenizer,
@@ -97,11 +100,7 @@ def prepare(
     shown = processes.main and (log.moving() or len(rows) > BAR_ROWS)
     train = cache.encode_table(train_rows, how, progress=shown)
     held_out = cache.encode_table(held_out_rows, how, progress=shown) if held_out_rows else None
-
-    def name(row: int) -> str:
-        return sources.row_name(settings.data_path, row)
-
-    found = audit.audit(train, held_out, name, group=group)
+    found = audit.audit(train, held_out, table.name, group=group)
     train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
     if len(train):
         sample = [cache.example(train, index) for index in range(min(len(train), 1000))]
@@ -109,7 +108,8 @@ def prepare(
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
         parallel.wait(processes)
-    return Prepared(train=train, held_out=held_out, found=found, notes=[*start.notes, note]), how
+    notes = [*start.notes, *table.notes, note]
+    return Prepared(table=table, train=train, held_out=held_out, found=found, notes=notes), how
 
 
 def _template(
@@ -146,10 +146,10 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     log.quiet_libraries()
     settings, start = begin(settings)
     chosen = template.resolve(settings.template) if settings.template else None
-    group = group_of(load_table(settings).column_names, chosen)
+    group = group_of(load_table(settings).rows.column_names, chosen)
     prepared, how = prepare(settings, start, group=group, processes=parallel.start())
     shown = [cache.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))]
-    names = [sources.row_name(settings.data_path, example.row) for example in shown]
+    names = [prepared.table.name(example.row) for example in shown]
     if group == 2:
         names = [f"{name}, {preference.SIDES[place % 2]}" for place, name in enumerate(names)]
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]

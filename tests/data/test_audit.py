@@ -35,7 +35,7 @@ def rows_of(tmp_path: Path) -> Callable[..., datasets.Dataset]:
     def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> datasets.Dataset:
         path = tmp_path / name
         path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-        return load_rows([str(path)])
+        return load_rows([str(path)]).rows
 
     return write
 

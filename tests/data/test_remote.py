@@ -53,7 +53,7 @@ from byeori.errors import ByeoriError
 found = {}
 for name, asked in json.loads(sys.argv[1]).items():
     try:
-        found[name] = load_rows(**asked).remove_columns("__row__").to_list()
+        found[name] = load_rows(**asked).rows.remove_columns("__row__").to_list()
     except ByeoriError as error:
         found[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(found, default=str))

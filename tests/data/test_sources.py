@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from byeori.data import files
+from byeori.data import files, sources
 from byeori.data.remote import load_dataset
-from byeori.data.sources import ROW, load_rows, row_name, split_rows
+from byeori.data.sources import ROW, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 
 ROWS = [{"document": "본문 하나", "title": "제목"}, {"document": "본문 둘", "title": "두 번째"}]
@@ -39,6 +39,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def here(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     return tmp_path / "data"
+
+
+def load_rows(paths: list[str], **settings: Any) -> datasets.Dataset:
+    return sources.load_rows(paths, **settings).rows
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -180,7 +184,29 @@ def test_folder_keeps_splits_apart(here: Path) -> None:
     assert load_rows([str(here)])["a"][:] == ["train-00000-of-00001", "trainer_notes"]
     assert load_rows([str(here)], split="validation")["a"][:] == ["trainer_notes", "valid"]
     (here / "trainer_notes.jsonl").unlink()
-    fails(DataError, "'eval'", "valid.jsonl", call=lambda: load_rows([str(here)], split="eval"))
+    fails(DataError, "'dev2'", "valid.jsonl", call=lambda: load_rows([str(here)], split="dev2"))
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "taken"),
+    [
+        (["news-test", "news-train"], "train", ["news-train"]),
+        (["testing", "testset", "training"], "train", ["training"]),
+        (["testing", "testset", "training"], "test", ["testing", "testset"]),
+        (["Titles_KO.Test", "evaluation", "fold 1 dev", "titles_ko.train.v2", "train1"], "train", [3, 4]),
+        (["a-val-00000-of-00001", "b.validation", "c_eval"], "valid", [0, 1]),
+        (["attested", "contest", "devices", "latest", "strain"], "train", [0, 1, 2, 3, 4]),  # words, no splits
+    ],
+)
+def test_a_split_stands_anywhere_in_a_name(here: Path, files: list[str], split: str, taken: list[Any]) -> None:
+    for name in files:
+        write(here / f"{name}.jsonl", lines([{"a": name}]))
+    wanted = [files[name] if isinstance(name, int) else name for name in taken]
+    found = sources.load_rows([str(here)], split=split)
+    assert found.rows["a"][:] == wanted
+    others = ", ".join(f"{name}.jsonl" for name in files if name not in wanted)
+    said = f"Left out of {here}, for their names are those of another split: {others}"
+    assert found.notes == ((said,) if others else ())
 
 
 def test_different_columns_and_types(here: Path) -> None:
@@ -485,12 +511,33 @@ def test_split_takes_all() -> None:
     fails(DataError, "'c'", "a, b", call=lambda: split_rows(rows, 1, 0, ["c"]))
 
 
-def test_row_name(here: Path) -> None:
-    path = write(here / "news.jsonl", "\n" + '{"a": 1}\n' * 2 + "\n\n" + '{"a": 1}\n')
-    assert [row_name([path], row) for row in range(3)] == [f"news.jsonl line {n}" for n in (2, 3, 6)]
+def test_row_names(here: Path) -> None:
+    path = write(here / "news.jsonl", "\n" + '{"a": "1"}\n' * 2 + "\n\n" + '{"a": "1"}\n')
+    assert names([path]) == [f"news.jsonl line {n}" for n in (2, 3, 6)]
     packed = write(here / "news.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 20))
-    assert row_name([packed], 11) == "news.jsonl.gz line 12"
-    table_path = write(here / "news.csv", "a\n1\n")
-    assert row_name([table_path], 11) == "row 12 of news.csv"
-    assert row_name([path, table_path], 0) == "row 1 of news.jsonl, news.csv"
-    assert row_name(["user/name"], 0) == "row 1 of user/name"
+    assert names([packed])[11] == "news.jsonl.gz line 12"
+    table_path = write(here / "news.csv", "a\n1\n2\n")
+    assert names([table_path]) == ["row 1 of news.csv", "row 2 of news.csv"]
+    assert names([path, table_path])[2:] == ["news.jsonl line 6", "row 1 of news.csv", "row 2 of news.csv"]
+    assert names([path, table_path], max_rows=4)[3] == "row 1 of news.csv"
+
+
+def test_row_names_of_a_folder_and_a_glob(here: Path) -> None:
+    for folder in ("a", "b"):
+        (here / folder).mkdir()
+        write(here / folder / "news.jsonl", "\n" + lines(ROWS))
+    write(here / "b" / "more.csv", "document,title\n본문,제목\n")
+    in_b = ["row 1 of more.csv", "news.jsonl line 2", "news.jsonl line 3"]
+    assert names([str(here / "b")]) == in_b
+    assert names([str(here / "?" / "*.*")])[:3] == [*(f"{here}/a/news.jsonl line {n}" for n in (2, 3)), in_b[0]]
+    saved = str(here / "saved")
+    datasets.Dataset.from_list(ROWS).save_to_disk(saved)
+    assert names([saved]) == [f"row 1 of {saved}", f"row 2 of {saved}"]
+    parts = (("user/name", 2), ("a.csv", 1))
+    hub = sources.Table(rows=load_rows([saved]), parts=parts)
+    assert [hub.name(row) for row in range(3)] == ["row 1 of user/name", "row 2 of user/name", "row 1 of a.csv"]
+
+
+def names(paths: list[str], **settings: Any) -> list[str]:
+    table = sources.load_rows(paths, **settings)
+    return [table.name(row) for row in range(len(table.rows))]

@@ -16,6 +16,7 @@ import glob
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,35 @@ ROW = "__row__"
 """Column that load_rows adds: the 0-based position of the row in the source."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-_SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+# Words for a split and where they stand in a file's name, as `datasets` has them; "testset" and the like are ours.
+_SPLITS = {
+    "train": ("train", "training", "trainset"),
+    "validation": ("validation", "valid", "val", "dev", "validset", "valset", "devset"),
+    "test": ("test", "testing", "testset", "eval", "evaluation", "evalset"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_WORD = re.compile(rf"(?:^|(?<=[-._ 0-9]))({'|'.join(_SPLIT_OF)})(?=[-._ 0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows and where they are from.
+
+    rows: all rows with ROW. parts: (path, number of rows) of each file in order; a Hub dataset is one part.
+    notes: sentences for the user about files that were left out.
+    """
+
+    rows: Dataset
+    parts: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
+
+    def name(self, row: int) -> str:
+        """How a message names the row at position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
+        for path, count in self.parts:
+            if row < count:
+                return _row_name(path, row, [path for path, _ in self.parts])
+            row -= count
+        raise IndexError(row)
 
 
 def load_rows(
@@ -42,7 +71,7 @@ def load_rows(
     split: str = "train",
     revision: str | None = None,
     max_rows: int | None = None,
-) -> Dataset:
+) -> Table:
     """All rows of `paths`, one after the other, memory-mapped, with the column ROW (0, 1, 2, ...) added.
 
     A path is a file, a glob, a folder of files (without those named for another split), a folder saved by
@@ -50,13 +79,23 @@ def load_rows(
     Values of json keep their types, a column missing from a row is None, a csv value is text as written.
     Raises DataError for anything wrong with a file, HubError for anything wrong with the Hub.
     """
-    parts = [part for path in paths for part in _load_path(path, config, split, revision)]
+    notes: list[str] = []
+    found = [(path, list(_load_path(path, config, split, revision, notes))) for path in paths]
+    parts = [part for _, loaded in found for part in loaded]
     for name, part in parts:
         if len(part) == 0:
             raise DataError(f"{name} has no rows; give a file with at least one row.")
     rows = _concatenate([(name, part.with_format(None)) for name, part in parts])
     rows = rows.add_column(ROW, np.arange(len(rows)))
-    return rows if max_rows is None else rows.select(range(min(max_rows, len(rows))))
+    origins = []
+    for path, loaded in found:
+        if Path(loaded[0][0]).expanduser().exists():
+            origins += [(name, len(part)) for name, part in loaded]
+        else:  # on the Hub, where a slice of a split may begin within a file
+            origins.append((path, sum(len(part) for _, part in loaded)))
+    if max_rows is not None:
+        rows = rows.select(range(min(max_rows, len(rows))))
+    return Table(rows=rows, parts=tuple(origins), notes=tuple(notes))
 
 
 def split_rows(
@@ -91,16 +130,18 @@ def split_rows(
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
 
 
-def row_name(paths: list[str], row: int) -> str:
-    """How a message names the row at 0-based position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
-    names = ", ".join(Path(path).name if Path(path).expanduser().is_file() else path for path in paths)
-    path = Path(paths[0]).expanduser()
-    if len(paths) == 1 and ending(path).removesuffix(".gz") in (".jsonl", ".ndjson") and path.is_file():
-        line = row + 1
-        for blank in _blank_lines(path, path.stat().st_mtime_ns):
-            line += blank <= line
-        return f"{names} line {line}"
-    return f"row {row + 1} of {names}"
+def _row_name(given: str, row: int, among: list[str]) -> str:
+    """The name of a row at its position in one file; `among`: the paths of all files, for two may be called alike."""
+    path = Path(given).expanduser()
+    if not path.is_file():
+        return f"row {row + 1} of {given}"
+    name = path.name if sum(Path(other).name == path.name for other in among) == 1 else given
+    if ending(path).removesuffix(".gz") not in (".jsonl", ".ndjson"):
+        return f"row {row + 1} of {name}"
+    line = row + 1
+    for blank in _blank_lines(path, path.stat().st_mtime_ns):
+        line += blank <= line
+    return f"{name} line {line}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -126,13 +167,15 @@ def _hashes(rows: Dataset, key_columns: list[str] | None, seed: int) -> np.ndarr
 # --- where the rows are ---------------------------------------------------------------------------
 
 
-def _load_path(path: str, config: str | None, split: str, revision: str | None) -> Iterator[tuple[str, Dataset]]:
-    """(name for messages, rows) of everything that one path stands for."""
+def _load_path(
+    path: str, config: str | None, split: str, revision: str | None, notes: list[str]
+) -> Iterator[tuple[str, Dataset]]:
+    """(name for messages, rows) of everything that one path stands for; `notes` gets what was left out."""
     local = Path(path).expanduser()
     if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):
         yield path, _load_saved(local, split)
     elif local.is_dir():
-        yield from ((str(file), load_file(file)) for file in _files_in(local, split))
+        yield from ((str(file), load_file(file)) for file in _files_in(local, split, notes))
     elif local.exists():
         yield path, load_file(local)
     elif glob.has_magic(path):
@@ -162,22 +205,21 @@ def _missing(path: str, local: Path) -> str:
     return f"there is no file {path}; " + (f"did you mean {near[0]}?" if near else "check the path.")
 
 
-def _files_in(folder: Path, split: str) -> list[Path]:
-    """Data files of a folder by name; without "test.jsonl", say, when the split is train."""
+def _files_in(folder: Path, split: str, notes: list[str]) -> list[Path]:
+    """Data files of a folder by name; without "news-test.jsonl", say, when the split is train."""
     visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith((".", "_"))]
     files = [file for file in visible if file.is_file() and ending(file) in ENDINGS]
     if not files:
         raise DataError(f"the folder {folder} has no data file; known endings are {', '.join(ENDINGS)}.")
 
-    def same_split(named: str) -> bool:
-        both = {named.lower(), split.lower()}
-        return len(both) == 1 or both <= {"validation", "valid", "val", "dev"}
-
-    names = {file: _SPLIT_NAME.match(file.name) for file in files}
-    wanted = [file for file, named in names.items() if named is None or same_split(named[1])]
+    asked = _SPLIT_OF.get(split.lower(), split.lower())
+    named = {file: {_SPLIT_OF[word.lower()] for word in _SPLIT_WORD.findall(file.name)} for file in files}
+    wanted = [file for file, splits in named.items() if not splits or asked in splits]
     if not wanted:
         there = ", ".join(file.name for file in files)
         raise DataError(f"the folder {folder} has no file for the split {split!r}; it has {there}.")
+    if others := [file.name for file in files if file not in wanted]:
+        notes.append(f"Left out of {folder}, for their names are those of another split: {', '.join(others)}")
     return wanted
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from byeori import config, hub
-from byeori.data import preference, sources, tokenize
+from byeori.data import preference, tokenize
+from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
 from byeori.model import parallel
@@ -327,24 +328,27 @@ def fingerprint(base: str, revision: str | None) -> str:
 # ---- rows, and progress ------------------------------------------------------------------------------------------
 
 
-def comparable(rows: Any, how: Encoding, paths: list[str], policy: str) -> list[dict[str, Any]]:
+def comparable(table: Table, how: Encoding, policy: str) -> list[dict[str, Any]]:
     """The rows that can be compared: with a prompt and an answer.
 
     Raises:
         DataError: a row has none and nobody asked to drop such rows, or no row is left.
     """
     kept = []
-    for row in rows:
+    for row in table.rows:
         try:
             preference.encode_pair(row, how) if how.group == 2 else tokenize.encode_row(row, how)
         except TemplateError as error:
             if policy == "stop":
-                name = sources.row_name(paths, row[sources.ROW])
-                raise DataError(f"{name}: {error}; mend it, or drop such rows with --on_bad_rows drop") from None
+                raise DataError(
+                    f"{table.name(row[ROW])}: {error}; mend it, or drop such rows with --on_bad_rows drop"
+                ) from None
             continue
         kept.append(dict(row))
     if not kept:
-        raise DataError(f"no row of {', '.join(paths)} can be compared: each lacks a text or an answer")
+        raise DataError(
+            f"no row of {', '.join(path for path, _ in table.parts)} can be compared: each lacks a text or an answer"
+        )
     return kept
 
 
