@@ -117,6 +117,11 @@ def test_unknown_column(sft: Fails, tmp_path: Path) -> None:
     assert "its columns are document, title" in said
 
 
+def test_unknown_column_of_an_optional_block(sft: Fails, tmp_path: Path) -> None:
+    said = sft(template="[[{docment}\n]]{document}\n{title}", data_path=rows_file(tmp_path, GOOD))
+    assert "'docment', which the data does not have (did you mean document?)" in said
+
+
 def test_no_template_fits_the_columns(sft: Fails, tmp_path: Path) -> None:
     said = sft(data_path=rows_file(tmp_path, '{"frage": "a", "antwort": "b"}\n'))
     assert "no shipped template fits the columns frage, antwort" in said

@@ -17,7 +17,7 @@ from byeori.result import compare as comparison
 from byeori.result import folder as folders
 from byeori.result import generate as generation
 from byeori.result import opening, report, scores
-from byeori.rows import check_columns, group_of, load_table, say
+from byeori.rows import group_of, load_table, say
 from byeori.start import check_cutoff
 from byeori.train import log
 
@@ -71,7 +71,8 @@ def _generate_table(
     for note in table.notes:
         say(note)
     chosen = opening.template_of(found, settings.template)
-    check_columns(chosen, table.rows.column_names, with_answer=False)
+    if chosen:
+        chosen.check_columns(table.rows.column_names, with_answer=False)
     how = opening.encoding(found, chosen, cutoff_len=_room(found, sampling))
     rows = [dict(row) for row in table.rows]
     prompts = generation.encode_prompts(rows, how, table.name)
@@ -161,7 +162,8 @@ def compare(settings: CompareSettings) -> CompareResult:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
     chosen = opening.template_of(found, settings.template)
     group = group_of(table.rows.column_names, chosen)
-    check_columns(chosen, table.rows.column_names, with_answer=group == 1)
+    if chosen:
+        chosen.check_columns(table.rows.column_names, with_answer=group == 1)
     how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
     rows = folders.comparable(table, how, settings.on_bad_rows)
     model = opening.load_weights(found, settings.dtype, parallel.start().device)

@@ -14,7 +14,6 @@ from byeori.data import audit, cache, preference, sources, template, tokenize
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
-from byeori.errors import TemplateError
 from byeori.model import parallel
 from byeori.result import endings, opening
 from byeori.result import folder as folders
@@ -52,22 +51,6 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
         revision=getattr(settings, "dataset_revision", None),
         max_rows=settings.max_rows,
     )
-
-
-def check_columns(chosen: Template | None, columns: list[str], *, with_answer: bool) -> None:
-    """See whether the rows have the columns that a template names.
-
-    Raises:
-        TemplateError: they lack one.
-    """
-    for column in lacking(chosen, columns, with_answer=with_answer):
-        raise TemplateError(template.unknown_column(column, columns))
-
-
-def lacking(chosen: Template | None, columns: list[str], *, with_answer: bool) -> list[str]:
-    """The columns that a template names and the rows lack."""
-    wanted = [] if chosen is None else [*chosen.prompt_columns, *([chosen.answer_column] if with_answer else [])]
-    return [name for name in wanted if chosen and name not in columns and name not in chosen.optional_columns]
 
 
 def group_of(columns: list[str], chosen: Template | None) -> int:
@@ -122,11 +105,12 @@ def _template(
         chosen = template.resolve(settings.template)
     elif start.adapter is not None:
         chosen = opening.template_of(start.adapter, None)
-    elif beside.is_file() and not lacking(opening.saved(beside), columns, with_answer=group == 1):
+    elif beside.is_file() and not opening.saved(beside).lacking(columns, with_answer=group == 1):
         chosen = opening.saved(beside)
     else:
         chosen = template.resolve(preference.choose(rows[0]) if group == 2 else template.choose(columns))
-    check_columns(chosen, columns, with_answer=group == 1)
+    if chosen:
+        chosen.check_columns(columns, with_answer=group == 1)
     if group == 2:
         preference.check_columns(columns)
         trained = "prefers 'chosen' to 'rejected'"

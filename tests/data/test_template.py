@@ -96,6 +96,23 @@ def test_blocks_are_judged_one_by_one() -> None:
     assert text(parse("[[x={x};]][[y={y};]]{a}"), x="", y="2", a="A") == "y=2;A"
 
 
+def test_columns_that_the_data_lacks(tmp_path: Path) -> None:
+    words = "[[참고: {참고문}\n]]{본문}\n{제목}"
+    (tmp_path / "own.txt").write_text(words, encoding="utf-8")
+    for own in (resolve(words), resolve(str(tmp_path / "own.txt"))):
+        with pytest.raises(TemplateError) as caught:
+            own.check_columns(["본문", "제목", "참고"], with_answer=True)
+        assert str(caught.value) == (
+            "the template names the column '참고문', which the data does not have (did you mean 참고?); "
+            "its columns are 본문, 제목, 참고"
+        )
+        own.check_columns(["본문", "참고문"], with_answer=False)
+    parse(words, lenient=True).check_columns(["본문", "제목"], with_answer=True)
+    resolve("alpaca").check_columns(["instruction", "output"], with_answer=True)
+    with pytest.raises(TemplateError, match="'instruction'"):
+        resolve("alpaca").check_columns(["input", "output"], with_answer=True)
+
+
 def test_a_column_that_also_stands_outside_is_not_optional() -> None:
     template = parse("{x}[[ again {x}]] {a}")
     assert template.optional_columns == set()

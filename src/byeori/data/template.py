@@ -69,12 +69,14 @@ class Template:
 
     text: as written. name: shipped name, file name or `inline`.
     parts: literals and columns in order. answer: the index in `parts` of the answer.
+    lenient: whether rows may lack the columns of `[[ ]]` altogether; where the user wrote them, that is a typo.
     """
 
     text: str
     name: str
     parts: tuple[_Part, ...]
     answer: int
+    lenient: bool = False
 
     @property
     def answer_column(self) -> str:
@@ -91,6 +93,21 @@ class Template:
         """Columns that stand inside `[[ ]]` only."""
         outside = {p.column for p in self.parts if p.column and not p.block}
         return {p.column for p in self.parts if p.column and p.block} - outside
+
+    def check_columns(self, columns: list[str], *, with_answer: bool) -> None:
+        """See whether the data has the columns of the template.
+
+        Raises:
+            TemplateError: it lacks one, and that is not an optional one of a lenient template.
+        """
+        for column in self.lacking(columns, with_answer=with_answer):
+            raise TemplateError(unknown_column(column, columns))
+
+    def lacking(self, columns: list[str], *, with_answer: bool) -> list[str]:
+        """The columns of the template that the data lacks and may not lack."""
+        known = {*columns, *(self.optional_columns if self.lenient else ())}
+        wanted = [*self.prompt_columns, *([self.answer_column] if with_answer else [])]
+        return [column for column in wanted if column not in known]
 
     @property
     def suffix(self) -> str:
@@ -153,7 +170,7 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def parse(text: str, name: str = "inline") -> Template:
+def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template:
     """Parse a template's text.
 
     Raises:
@@ -179,7 +196,7 @@ def parse(text: str, name: str = "inline") -> Template:
         raise TemplateError(
             f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away"
         )
-    return Template(text=text, name=name, parts=tuple(parts), answer=answer)
+    return Template(text=text, name=name, parts=tuple(parts), answer=answer, lenient=lenient)
 
 
 def _parts(text: str, name: str) -> list[_Part]:
@@ -241,7 +258,7 @@ def resolve(spec: str) -> Template | None:
     if spec == CHAT:
         return None
     if spec in shipped():
-        return parse(shipped()[spec], spec)
+        return parse(shipped()[spec], spec, lenient=True)
     if "{" not in spec and "\n" not in spec:
         if is_file(spec):
             return _read(Path(spec))

@@ -204,7 +204,7 @@ def template_of(found: Found, spec: str | None) -> Template | None:
 
 def saved(path: Path) -> Template:
     """The template that lies beside trained weights."""
-    return template.parse(path.read_text(encoding="utf-8"), TEMPLATE)
+    return template.parse(path.read_text(encoding="utf-8"), TEMPLATE, lenient=True)
 
 
 def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:
