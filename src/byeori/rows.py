@@ -108,7 +108,7 @@ def _template(
     elif beside.is_file() and not opening.saved(beside).lacking(columns, with_answer=group == 1):
         chosen = opening.saved(beside)
     else:
-        chosen = template.resolve(preference.choose(rows[0]) if group == 2 else template.choose(columns))
+        chosen = template.resolve(preference.choose(rows.features) if group == 2 else template.choose(columns))
     if chosen:
         chosen.check_columns(columns, with_answer=group == 1)
     if group == 2:

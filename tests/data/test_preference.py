@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import datasets
 import kinds
 import pytest
 from test_chat import CHATML, THINKING
@@ -25,6 +26,10 @@ def how_of(template: str | None = "question-answer", cutoff: int = 999, chat: st
     tokenizer = kinds.byte_level(chat=chat, gpt4=True)
     chosen = resolve(template) if template else None
     return encoding(tokenizer, chosen, cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False, group=2)
+
+
+def features(*rows: dict[str, Any]) -> datasets.Features:
+    return datasets.Dataset.from_list(list(rows)).features
 
 
 def text(example: Example, how: Encoding, *, trained: bool) -> str:
@@ -113,10 +118,15 @@ def test_a_template_that_rewrites_earlier_turns_can_still_be_preferred() -> None
 
 
 def test_which_template_is_taken() -> None:
-    assert preference.choose(ROW) == "question-answer"
-    assert preference.choose({"prompt": "p", "chosen": "c", "rejected": "r"}) == "prompt-completion"
-    assert preference.choose({"instruction": "i", "chosen": "c", "rejected": "r"}) == "alpaca"
-    assert preference.choose(SHAPES[0]) == "chat"
+    assert preference.choose(features(ROW)) == "question-answer"
+    assert preference.choose(features({"prompt": "p", "chosen": "c", "rejected": "r"})) == "prompt-completion"
+    assert preference.choose(features({"instruction": "i", "chosen": "c", "rejected": "r"})) == "alpaca"
+    assert [preference.choose(features(row)) for row in SHAPES] == ["chat"] * 4
+
+
+def test_one_row_without_an_answer_does_not_decide_the_template() -> None:
+    assert preference.choose(features(ROW | {"chosen": None}, ROW)) == "question-answer"
+    assert preference.choose(features(SHAPES[0] | {"chosen": None}, SHAPES[0])) == "chat"
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -140,8 +150,8 @@ def test_messages_without_an_answer() -> None:
 
 def test_rows_without_a_pair() -> None:
     with pytest.raises(TemplateError, match="need the columns chosen and rejected, and there is no 'rejected'"):
-        preference.choose({"question": "q", "chosen": "c"})
+        preference.choose(features({"question": "q", "chosen": "c"}))
     with pytest.raises(TemplateError, match=r"; or take `byeori dpo`, which such pairs are made for$"):
         template.choose(list(ROW))
     with pytest.raises(TemplateError, match="no shipped template fits the columns topic"):
-        preference.choose({"topic": "t", "chosen": "c", "rejected": "r"})
+        preference.choose(features({"topic": "t", "chosen": "c", "rejected": "r"}))

@@ -11,26 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from byeori.data import template, tokenize
 from byeori.data.template import Segment, Template
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import TemplateError
 
+if TYPE_CHECKING:
+    from datasets import Features
+
 SIDES = ("chosen", "rejected")
 _OPENING = ("system", "user", "human")
 
 
-def choose(row: Mapping[str, object]) -> str:
-    """The name of the template for rows like this one.
+def choose(features: Features) -> str:
+    """The name of the template for a table with these columns, by their types: lists of messages take `chat`.
 
     Raises:
         TemplateError: no pair of answers, or no shipped template for the prompt's columns.
     """
-    columns = [name for name in row if not name.startswith("__")]
+    from datasets import Value
+
+    columns = [name for name in features if not name.startswith("__")]
     check_columns(columns)
-    if not isinstance(row["chosen"], str):
+    if not all(isinstance(features[name], Value) for name in ("chosen", "prompt") if name in features):
         return template.CHAT
     return template.choose([name for name in columns if name not in SIDES], with_answer=False)
 
