@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, cache, preference, sources, template, tokenize
+from byeori.data import audit, cache, chat, preference, sources, template, tokenize
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.model import parallel
-from byeori.result import endings, opening
 from byeori.result import folder as folders
+from byeori.result import opening
 from byeori.result import preview as previews
 from byeori.start import Start, begin
 from byeori.train import log
@@ -116,7 +116,9 @@ def _template(
         trained = "prefers 'chosen' to 'rejected'"
     else:
         trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
-    end = None if chosen else endings.turn_end(start.tokenizer)
+    end = None if chosen else chat.turn_end(start.tokenizer)
+    if chosen is None and settings.add_eos_token and chat.leaves_turns_open(start.tokenizer):
+        trained += f"; it ends a turn with no token, so {start.tokenizer.eos_token} is put behind the last answer"
     if end not in (None, start.tokenizer.eos_token_id):
         words = [start.tokenizer.convert_ids_to_tokens(token) for token in (end, start.tokenizer.eos_token_id)]
         trained += "; an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)

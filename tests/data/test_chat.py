@@ -42,7 +42,16 @@ TALK = [
 ]
 
 
-def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999) -> Encoding:
+# As DeepSeek R1's: what stands before </think> is taken out of every answer.
+CUTTING = CHATML.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1] }}")
+# Ends a turn with a line break alone.
+OPEN = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999, *, ended: bool = True) -> Encoding:
     tokenizer = {
         "chatml": lambda: kinds.byte_level(chat=chat, gpt4=True),
         "chatml-bos": lambda: kinds.byte_level("<|begin_of_text|>", chat=chat, gpt4=True),
@@ -51,7 +60,7 @@ def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999) -> Encodin
             "<bos>", "<eos>", space="none", extra=("<start_of_turn>", "<end_of_turn>"), chat=chat
         ),
     }[kind]()
-    return encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False)
+    return encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=ended, train_on_inputs=False)
 
 
 def turns(example: Example, how: Encoding) -> list[str]:
@@ -131,13 +140,97 @@ def test_two_assistant_turns_in_a_row_and_an_empty_one() -> None:
 
 
 def test_an_empty_turn_where_nothing_ends_a_turn_doubles_no_text() -> None:
-    how = how_of(
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    )
+    how = how_of(OPEN, ended=False)
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}, *TALK[:2]]
     example = encode_row({"messages": talk}, how)
     assert how.tokenizer.decode(example.token_ids) == "user: q\nassistant: \nuser: 왜?\nassistant: 그냥 봄이라서.\n"
+
+
+def test_where_nothing_ends_a_turn_the_last_answer_gets_an_end() -> None:
+    how = how_of(OPEN)
+    example = encode_row({"messages": TALK}, how)
+    assert how.tokenizer.decode(example.token_ids) == (
+        "user: 왜?\nassistant: 그냥 봄이라서.\nuser: Really?\nassistant: 네, 정말요 🌸<|endoftext|>"
+    )
+    assert turns(example, how) == [" 그냥 봄이라서.", " 네, 정말요 🌸<|endoftext|>"]  # tokens begin with the space
+    assert turns(encode_row({"messages": TALK[:3]}, how), how) == [" 그냥 봄이라서."]  # no text ends there
+    assert how.tokenizer.decode(encode_prompt({"messages": TALK[:2]}, how)) == "user: 왜?\nassistant: "
+    assert turns(encode_row({"messages": TALK[:2]}, how_of(OPEN, ended=False)), how) == [" 그냥 봄이라서."]
+
+
+@pytest.mark.parametrize("chat", [CHATML, THINKING, CHATML.replace("<|im_end|>", "{{ eos_token }}")])
+def test_where_the_chat_template_ends_a_turn_nothing_is_added(chat: str) -> None:
+    whole, plain = (encode_row({"messages": TALK[:2]}, how_of(chat, ended=ended)) for ended in (True, False))
+    assert whole == plain
+
+
+def test_a_turn_of_weight_0_is_not_trained() -> None:
+    how = how_of(CHATML)
+    first, last = ([TALK[0], TALK[1] | {"weight": a}, TALK[2], TALK[3] | {"weight": b}] for a, b in ((0, 1), (None, 0)))
+    assert turns(encode_row({"messages": first}, how), how) == ["네, 정말요 🌸<|im_end|>"]
+    assert turns(encode_row({"messages": last}, how), how) == ["그냥 봄이라서.<|im_end|>"]
+    whole = encode_row({"messages": TALK}, how).token_ids
+    assert encode_row({"messages": first}, how).token_ids == encode_row({"messages": last}, how).token_ids == whole
+    untrained = [turn | {"weight": 0} for turn in TALK]
+    assert refusal({"messages": untrained}, how) == (
+        "no assistant turn with another weight than 0 in `messages`, so there is nothing to train"
+    )
+    half = refusal({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, how)
+    assert half == "message 2 has the weight 0.5; it can be 0 (not trained) or 1"
+
+
+def test_weight_0_where_earlier_turns_are_rewritten() -> None:
+    how = how_of(THINKING)
+    row = {"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}
+    assert turns(encode_row(row, how), how) == ["<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>"]
+
+
+@pytest.mark.parametrize("weight", [None, 1])
+def test_a_last_answer_that_is_empty(weight: int | None) -> None:
+    empty = {"role": "assistant", "content": " \n", "weight": weight}
+    row = {"messages": [*TALK[:3], empty]}
+    assert refusal(row, how_of(CHATML)) == "the answer, the last assistant turn in `messages`, is empty"
+    row["messages"][-1]["weight"] = 0
+    assert turns(encode_row(row, how_of(CHATML)), how_of(CHATML)) == ["그냥 봄이라서.<|im_end|>"]
+
+
+def test_tools_are_refused() -> None:
+    calls = [{"function": {"name": "search", "arguments": "{}"}}]
+    for call in ({"tool_calls": calls}, {"function_call": calls[0]}):
+        row = {"messages": [TALK[0], {"role": "assistant", "content": None, **call}]}
+        assert refusal(row, how_of(CHATML)) == (
+            "a turn in `messages` calls a tool (`tool_calls`), which would not be trained; leave such rows out, or "
+            "write the call into the turn's content"
+        )
+    assert refusal({"messages": TALK, "tools": calls}, how_of(CHATML)).startswith("the column `tools` offers tools")
+    none = {"messages": [turn | {"tool_calls": None} for turn in TALK], "tools": []}
+    assert encode_row(none, how_of(CHATML)) == encode_row({"messages": TALK}, how_of(CHATML))
+
+
+def test_a_chat_template_that_leaves_out_a_part_of_an_answer() -> None:
+    talk = [TALK[0], {"role": "assistant", "content": "<think>봄</think>그냥."}]
+    assert refusal({"messages": talk}, how_of(CUTTING)) == (
+        "the tokenizer's chat template leaves out a part of the answer (message 2), as some do with what stands before "
+        "</think>; take that part out of the row, or give a --template of your own"
+    )
+    assert turns(encode_row({"messages": TALK[:2]}, how_of(CUTTING)), how_of(CUTTING)) == ["그냥 봄이라서.<|im_end|>"]
+
+
+def test_an_answer_that_the_prompt_begins_or_whose_white_space_changes() -> None:
+    talk = [TALK[0], {"role": "assistant", "content": "<think>\n봄\n</think>\n그냥."}]
+    begun = how_of(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"))
+    assert turns(encode_row({"messages": talk}, begun), begun) == ["봄\n</think>\n그냥.<|im_end|>"]
+    spaced = how_of(CHATML.replace("{{ message.content }}", "{{ message.content.replace('</think>', '</think>\n') }}"))
+    assert turns(encode_row({"messages": talk}, spaced), spaced) == ["<think>\n봄\n</think>\n\n그냥.<|im_end|>"]
+
+
+def test_names_that_sharegpt_has_for_the_assistant() -> None:
+    how = how_of(CHATML)
+    for name in ("chatgpt", "model", "bing", "bard"):
+        talk = [{"from": "human", "value": "왜?"}, {"from": name, "value": "그냥 봄이라서."}]
+        assert encode_row({"conversations": talk}, how) == encode_row({"messages": TALK[:2]}, how)
+    talk[1]["from"] = "claude"
+    assert refusal({"conversations": talk}, how).endswith("so there is nothing to train (its roles: claude, user)")
 
 
 def test_a_chat_template_that_rewrites_earlier_turns() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import kinds
 import pytest
-from test_chat import CHATML, THINKING
+from test_chat import CHATML, CUTTING, OPEN, THINKING
 
 from byeori.data import preference, template
 from byeori.data.template import parse, resolve
@@ -102,6 +102,19 @@ def test_messages_train_the_last_turn_alone(row: dict[str, Any]) -> None:
     assert text(chosen, how, trained=True) == "봄이라서요.<|im_end|>"
     assert text(rejected, how, trained=True) == "몰라요.<|im_end|>"
     assert "그냥." in text(chosen, how, trained=False)
+
+
+def test_where_nothing_ends_a_turn_both_answers_get_an_end() -> None:
+    how = how_of(None, chat=OPEN)
+    chosen, rejected = preference.encode_pair(SHAPES[0], how)
+    assert text(chosen, how, trained=True) == " 봄이라서요.<|endoftext|>"
+    assert text(rejected, how, trained=True) == " 몰라요.<|endoftext|>"
+
+
+def test_a_chat_template_that_leaves_out_a_part_of_an_answer() -> None:
+    row = SHAPES[0] | {"chosen": "<think>봄</think>그냥."}
+    with pytest.raises(TemplateError, match=r"leaves out a part of the answer \(message 4\)"):
+        preference.encode_pair(row, how_of(None, chat=CUTTING))
 
 
 def test_system_and_question_with_messages() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import byeori
+from byeori.data.chat import turn_end
 from byeori.result import endings
 from conftest import byte_level_tokenizer, tiny_llama
 
@@ -40,7 +41,7 @@ def turning(chat: str | None = TURNS) -> Any:
 def test_the_token_behind_a_turn(chat: str | None, expected: str | None) -> None:
     tokenizer = turning(chat)
     wanted = tokenizer.eos_token if expected == "eos" else expected
-    assert endings.turn_end(tokenizer) == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
+    assert turn_end(tokenizer) == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
 
 
 def test_all_that_is_configured_counts() -> None:

@@ -50,7 +50,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         # rows without a text or an answer before those that are too long: they stop a run
         "dropped": sorted(problems, key=lambda problem: problem["too_long"])[:NAMED],
         "too_long_rows": sum(problem["too_long"] for problem in problems),
-        "empty_answers": sum(problem["reason"].startswith("the answer, column") for problem in problems),
+        "empty_answers": sum(problem["reason"].startswith("the answer, ") for problem in problems),
         "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
         "rows_in_both_parts": _in_both(*digests),
         "straddling_tokens": sum(int(cache.column(table, "straddles").to_numpy().sum()) for table in good),

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from byeori.data import template, tokenize
+from byeori.data import chat, template, tokenize
 from byeori.data.template import Segment, Template
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import TemplateError
@@ -82,7 +82,7 @@ def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[
         turns = [*_turns(row["system"], "system"), *turns]
     ending = _turns(answer, "assistant")
     whole = bool(ending) and isinstance(ending[0], Mapping) and ending[0].get("role", ending[0].get("from")) in _OPENING
-    messages = tokenize.messages_of({"messages": ending if whole else [*turns, *ending]})
+    messages = chat.messages_of({"messages": ending if whole else [*turns, *ending]})
     if not ending or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with the assistant's")
     return messages
@@ -98,7 +98,7 @@ def segments_of(row: Mapping[str, object], side: str, how: Encoding) -> tuple[Se
     """The text of one side."""
     filled = side_row(row, side, how.template)
     if how.template is None:
-        return tokenize.last_turn_segments(filled, how.tokenizer)
+        return chat.last_turn_segments(filled, how.tokenizer)
     return tokenize.row_segments(filled, how)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from byeori.data import chat
 from byeori.data import template as template_module
 from byeori.data.template import Segment, Template
 from byeori.errors import TemplateError, TooLongError
@@ -57,7 +58,8 @@ class Encoding:
         offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
     bos: the id put in front (None: this tokenizer uses none).
     group: examples that a row makes: 1, or 2 (chosen, rejected).
-    eos: the id put behind an answer (None: add_eos_token is off). cutoff_len: most tokens of an example.
+    eos: the id put behind an answer (None: add_eos_token is off, or the chat template ends a turn itself).
+    cutoff_len: most tokens of an example.
     """
 
     tokenizer: Any
@@ -93,7 +95,7 @@ def encoding(
         raise TemplateError("the template is `chat`, but this tokenizer has no chat template; choose another template")
     first = tokenizer("a")["input_ids"][:1]
     bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
-    eos = tokenizer.eos_token_id if add_eos_token and template is not None else None
+    eos = tokenizer.eos_token_id if add_eos_token and (template or chat.leaves_turns_open(tokenizer)) else None
     return Encoding(
         tokenizer=tokenizer,
         core=_core(tokenizer),
@@ -155,7 +157,7 @@ def encode_row(row: Mapping[str, object], how: Encoding) -> Example:
 def row_segments(row: Mapping[str, object], how: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
     """The row's text, by the template or by the tokenizer's chat template."""
     if how.template is None:
-        return chat_segments(row, how.tokenizer, with_answer=with_answer)
+        return chat.segments(row, how.tokenizer, with_answer=with_answer)
     segments = how.template.segments(row, with_answer=with_answer)
     if with_answer and not any(s.column == how.template.answer_column and s.text.strip() for s in segments):
         raise TemplateError(f"the answer, column {how.template.answer_column!r}, is empty")
@@ -205,6 +207,9 @@ def fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example
 
 def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
     """The example, and for each token the segment it starts in (-1: added by us) and its first character."""
+    if how.eos is not None and segments and not (segments[-1].trained or segments[-1].text.strip()):
+        segments = segments[:-1]  # a chat template's line break behind the last turn: the end stands in its place
+    ended = how.eos is not None and bool(segments) and segments[-1].trained
     text = "".join(segment.text for segment in segments)
     encoded = how.core.encode(text, add_special_tokens=False)
     ids, offsets = list(encoded.ids), _offsets(encoded.offsets, text)
@@ -224,10 +229,10 @@ def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tupl
     if how.bos is not None and ids[:1] != [how.bos]:
         ids, owner = [how.bos, *ids], [-1, *owner]
         trained, starts = [False, *trained], [0, *starts]
-    if how.eos is not None and ids[-1:] != [how.eos]:
+    if how.eos is not None and ended and ids[-1:] != [how.eos]:
         ids, owner = [*ids, how.eos], [*owner, -1]
         trained, starts = [*trained, True], [*starts, len(text)]
-    elif how.eos is not None:
+    elif ended:
         trained[-1] = True
     if how.train_on_inputs:
         trained = [True] * len(ids)
@@ -287,99 +292,3 @@ def encode_prompt(row: Mapping[str, object], how: Encoding) -> list[int]:
     _, segments = fit(row_segments(row, how), how, 0)
     prompt = tuple(segment for segment in segments if not segment.trained)
     return list(_encode_once(prompt, bare, 0)[0].token_ids)
-
-
-def chat_segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True) -> tuple[Segment, ...]:
-    """Rows with `messages`: the tokenizer's chat template, every assistant turn trained, nothing else.
-
-    Raises:
-        TemplateError: no messages, no assistant turn, or a chat template that rewrites earlier turns.
-    """
-    messages = messages_of(row)
-    if not with_answer:
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        return (Segment(text=_render(tokenizer, messages, generation=True), trained=False),)
-    if not any(m["role"] == "assistant" and m["content"].strip() for m in messages):
-        raise TemplateError("no assistant turn in `messages`, so there is nothing to train")
-    full, done = _render(tokenizer, messages, generation=False), 0
-    segments: list[Segment] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        after = _render(tokenizer, messages[: index + 1], generation=False)
-        before = _before(tokenizer, messages[: index + 1], after)
-        start, end = len(before), max(len(before), len(after.rstrip()))
-        if not (after.startswith(before) and full.startswith(after[:end]) and start >= done):
-            raise TemplateError(
-                f"the tokenizer's chat template rewrites earlier turns (message {index + 1}), so this conversation "
-                "cannot be trained as one row; make each assistant turn the last of a row of its own"
-            )
-        segments.append(Segment(text=full[done:start], trained=False))
-        segments.append(Segment(text=full[start:end], trained=True))
-        done = end
-    segments.append(Segment(text=full[done:], trained=False))
-    return tuple(segment for segment in segments if segment.text)
-
-
-def last_turn_segments(row: Mapping[str, object], tokenizer: Any) -> tuple[Segment, ...]:
-    """Rows with `messages` whose last turn, an assistant's, is the answer and alone is trained.
-
-    Raises:
-        TemplateError: a chat template that refuses the messages, or rewrites the prompt once it is answered.
-    """
-    messages = messages_of(row)
-    after = _render(tokenizer, messages, generation=False)
-    before = _before(tokenizer, messages, after)
-    if not after.startswith(before):
-        raise TemplateError("the tokenizer's chat template rewrites the prompt once it is answered")
-    end = max(len(before), len(after.rstrip()))
-    parts = ((after[: len(before)], False), (after[len(before) : end], True), (after[end:], False))
-    return tuple(Segment(text=text, trained=trained) for text, trained in parts if text)
-
-
-def _before(tokenizer: Any, messages: list[dict[str, str]], after: str) -> str:
-    """What the model is given before it writes the last of these messages; `after` is all of them rendered."""
-    if len(messages) > 1:
-        return _render(tokenizer, messages[:-1], generation=True)
-    return after[: max(0, after.find(messages[0]["content"].strip()))]  # many templates render no empty list
-
-
-def messages_of(row: Mapping[str, object]) -> list[dict[str, str]]:
-    """`messages` (role, content) or ShareGPT's `conversations` (from, value)."""
-    turns = row.get("messages") or row.get("conversations")
-    if not isinstance(turns, (list, tuple)) or not turns:
-        raise TemplateError("the column `messages` is empty or no list of turns")
-    names = {"human": "user", "gpt": "assistant"}
-    out = []
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise TemplateError("a turn in `messages` has no role or no text content")
-        role, content = (
-            turn[first] if turn.get(first) is not None else turn.get(second)
-            for first, second in (("role", "from"), ("content", "value"))
-        )
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise TemplateError("a turn in `messages` has no role or no text content")
-        out.append({"role": names.get(role, role), "content": content})
-    return out
-
-
-def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
-    """A row with `messages` that ends with the last assistant turn; others as they are."""
-    if not (row.get("messages") or row.get("conversations")):
-        return dict(row)
-    messages = messages_of(row)
-    last = max((index for index, turn in enumerate(messages) if turn["role"] == "assistant"), default=-1)
-    name = "messages" if row.get("messages") else "conversations"
-    return {**row, name: messages[: last + 1] or messages}
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool) -> str:
-    from jinja2 import TemplateError as JinjaError
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise TemplateError(f"the tokenizer's chat template refuses these messages: {reason}") from None

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from byeori.batch import forest as forests
+from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, until_last_answer
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.model import forward
 from byeori.result import folder, generate, scores
 

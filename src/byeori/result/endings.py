@@ -11,23 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from byeori.data import tokenize
-from byeori.errors import ByeoriError, TemplateError
+from byeori.data.chat import turn_end
+from byeori.errors import ByeoriError
 
 _CONFIG = "generation_config.json"
-_TURNS = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """The token of its own with which the chat template ends an assistant's turn; None where there is none."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        answer = [part.text for part in tokenize.last_turn_segments(_TURNS, tokenizer) if part.trained]
-    except TemplateError:  # a template for other rows than these
-        return None
-    last = tokenizer(answer[-1], add_special_tokens=False)["input_ids"][-1] if answer else None
-    return last if last in tokenizer.added_tokens_decoder else None
 
 
 def stop_ids(tokenizer: Any, configured: Any) -> list[int]:
