@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 
 from byeori.data import files, sources
 from byeori.data.remote import load_dataset
+from byeori.data.schema import schema_of
 from byeori.data.sources import ROW, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 
@@ -133,10 +135,51 @@ def test_csv_values_stay_as_written(here: Path) -> None:
     ]
 
 
+def test_excel_names_the_separator(here: Path) -> None:
+    for separator, line in ((";", "sep=;\r\n"), (",", '"sep=,"\n'), ("\t", "\ufeffsep=\t\n")):
+        text = f'{line}document{separator} title \n"본문\n{separator}"{separator}제목\n'
+        assert plain(load_rows([write(here / "a.csv", text)])) == [{"document": f"본문\n{separator}", "title": "제목"}]
+
+
+def test_a_missing_number_of_pandas_is_missing(here: Path) -> None:
+    rows = [
+        {"a": "text", "n": 1, "m": [1.5]},
+        {"a": float("nan"), "n": float("nan"), "m": [float("nan"), float("inf")]},
+    ]
+    text = "\n".join(map(json.dumps, rows))
+    wanted = [rows[0], {"a": None, "n": None, "m": [None, float("inf")]}]
+    assert plain(load_rows([write(here / "a.jsonl", text)])) == wanted
+    assert plain(load_rows([write(here / "b.json", json.dumps(rows, indent=1))])) == wanted
+
+
+def test_json_objects_that_are_rows(here: Path) -> None:
+    pretty = "\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in ROWS)
+    assert plain(load_rows([write(here / "a.json", pretty)])) == ROWS
+    assert plain(load_rows([write(here / "b.json", json.dumps(ROWS[0]))])) == ROWS[:1]
+
+
+def test_column_names_are_composed_and_trimmed(here: Path) -> None:
+    loose = {unicodedata.normalize("NFD", " 본문"): "a", "제목 ": "b"}
+    pq.write_table(pa.Table.from_pylist([loose]), here / "a.parquet")
+    text = "\n".join(",".join(part) for part in (loose.keys(), loose.values()))
+    for path in (str(here / "a.parquet"), write(here / "a.csv", text), write(here / "a.jsonl", lines([loose]))):
+        assert plain(load_rows([path])) == [{"본문": "a", "제목": "b"}]
+    both = write(here / "b.jsonl", lines([{"본문": "a"}, {unicodedata.normalize("NFD", "본문"): "a"}]))
+    fails(DataError, both, "'본문' twice", "rename one", call=lambda: load_rows([both]))
+
+
 def test_type_seen_late(here: Path) -> None:
     rows = [{"a": None, "b": 1} for _ in range(2500)] + [{"a": "text", "b": 1.5}]
     found = load_rows([write(here / "a.jsonl", lines(rows))])
     assert found[0]["a"] is None and found[2500]["a"] == "text" and found[2500]["b"] == 1.5
+
+
+def test_names_of_objects_are_not_copied_for_every_row() -> None:
+    rows = ((number, {"scores": {f"name {number}": 1}}) for number in range(60_000))
+    begin = time.monotonic()
+    kinds = schema_of(Path("a.jsonl"), rows)
+    assert time.monotonic() - begin < 3  # with copies, eight and more
+    assert len(kinds.field("scores").type) == 60_000
 
 
 def test_json_longer_than_the_window(here: Path) -> None:
@@ -215,6 +258,8 @@ def test_different_columns_and_types(here: Path) -> None:
     fails(DataError, "y is only in", "z is only in", "b.jsonl", call=lambda: load_rows([first, other]))
     text = write(here / "c.csv", "x,y\n1,a\n")
     fails(DataError, "'x'", f"int64 in {first}", f"string in {text}", call=lambda: load_rows([first, text]))
+    wide, half = (write(here / f"{n}.jsonl", lines([{"x": n, "y": "a"}])) for n in (2**62, 0.5))
+    fails(DataError, f"{wide}: column 'x'", "write such numbers as text", call=lambda: load_rows([wide, half]))
     fraction = write(here / "d.jsonl", lines([{"y": None, "x": 0.5}]))
     assert plain(load_rows([first, fraction])) == [{"x": 1.0, "y": "a"}, {"x": 0.5, "y": None}]
 
@@ -274,9 +319,14 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
     ("a.json", '[{"a": 1},\n2]', ["line 2 is a number, not an object"]),
     ("a.json", '[{"a": 1}]\n[', ["line 2 goes on after the end"]),
     ("a.json", '{"a": [], "b": [{"c": 1}]}', ["the lists a, b", "one list"]),
-    ("a.json", '{"a": 1}', ["an object with no list"]),
+    ("a.json", "{}", ["has no rows", "has a column"]),
+    ("a.json", '{\n"a": 1}\n{"a": 2}\n[1]', ["line 4 goes on after the end", ".jsonl"]),
+    ("a.json", '{\n"a": [{"b": 1}]}\n{"a": [{"b": 1}]}', ["line 3 goes on after the end", ".jsonl"]),
     ("a.json", '"a"', ["neither a list"]),
     ("a.jsonl", '{"a": "x"}\n{"a": 3}\n', ["line 2", "'a' is a number here but text", "one type"]),
+    ("a.jsonl", '{"m": [{"c": "x"}, {"c": ["y"]}]}\n', ["line 1", "'m' is a list here but text before"]),
+    ("a.jsonl", '{"a": 4611686018427387904}\n{"a": 1}\n\n{"a": 0.5}\n', ["line 4", "'a' is a fraction here but", "53"]),
+    ("a.jsonl", '{"a": 1}\n{"a": 0.5}\n{"a": -9007199254740993}\n', ["line 3", "'a'", "53 bits here but a fraction"]),
     ("a.jsonl", '{"m": [{"c": "x"}]}\n{"m": [{"c": ["y"]}]}\n', ["line 2", "'m' is a list here but text"]),
     ("a.jsonl", '{"m": {"c": 1}}\n\n{"m": true}\n', ["line 3", "'m' is true/false here but an object"]),
     ("a.json", '[{"a": 1},\n{"a": "x"}]', ["line 2", "'a' is text here but a number"]),
@@ -297,6 +347,11 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
     ("a.tsv", "a\tb\n1\n", ["a.tsv line 2", "1 instead of 2 fields"]),
     ("a.csv", 'a,b\n1,2\n"1,2\n3,4\n', ["a.csv line 3", "unexpected end of data", "double quote"]),
     ("a.csv", "a,b,a\n1,2,3\n", ["'a' twice"]),
+    ("a.csv", "a,b, a\n1,2,3\n", ["'a' twice"]),
+    ("a.csv", "a;b\n1;2\n", ["one column, 'a;b', which looks like several with ';' between", "sep=;"]),
+    ("a.csv.gz", gzip.compress(b"a\tb\n1\t2\n"), ["one column", "'\\t' between them"]),
+    ("a.tsv", "a,b\n1,2\n", ["one column", "',' between them"]),
+    ("a.csv", "sep=;\na;b\n1;2\n1;2;3\n", ["a.csv line 4", "3 instead of 2 fields"]),
     ("a.parquet", b"PAR1 not really PAR1", ["a.parquet", "damaged or not parquet"]),
     ("a.arrow", b"\x00" * 100, ["a.arrow", "damaged or not arrow"]),
     ("a.jsonl.gz", b'{"a": 1}\n', ["not a whole gzip file"]),
@@ -330,6 +385,26 @@ def test_damage_inside_parquet_and_arrow(here: Path) -> None:
         whole = path.read_bytes()
         write(path, whole[:2000] + b"\xff" * 3000 + whole[5000:] if path.suffix == ".parquet" else whole[:-5000])
         fails(DataError, str(path), call=lambda path=path: load_rows([str(path)]))
+
+
+def test_two_columns_of_one_name_in_parquet_and_arrow(here: Path) -> None:
+    table = pa.table([["a"], ["b"]], names=["x", "x"])
+    pq.write_table(table, here / "a.parquet")
+    with pa.ipc.new_stream(here / "a.arrow", table.schema) as stream:
+        stream.write_table(table)
+    for path in sorted(here.iterdir()):
+        fails(DataError, f"{path} has the column 'x' twice; rename", call=lambda path=path: load_rows([str(path)]))
+
+
+def test_a_column_of_a_type_that_cannot_be_read(here: Path) -> None:
+    kind = pa.map_(pa.string(), pa.int64())
+    table = pa.table({"text": ["a"], "tags": pa.array([[("k", 1)]], kind)})
+    pq.write_table(table, here / "a.parquet")
+    words = (
+        f"{here}/a.parquet: the column 'tags' has the type map<string, int64",
+        "which cannot be read; drop the column",
+    )
+    fails(DataError, *words, call=lambda: load_rows([f"{here}/a.parquet"]))
 
 
 def test_tables_without_rows(here: Path) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import csv
-import functools
 import gzip
 import hashlib
-import json
 import re
 import shlex
 import tempfile
@@ -15,28 +12,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from byeori.data.records import TEXT_ENDINGS, check_names, ending, one_line, records
+from byeori.data.schema import schema_of
 from byeori.errors import DataError
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     import pyarrow as pa
     from datasets import Dataset
 
-_TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-ENDINGS = (*_TEXT_ENDINGS, *(ending + ".gz" for ending in _TEXT_ENDINGS), ".parquet", ".arrow")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # json.loads lets them through, Arrow cannot hold them
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+ENDINGS = (*TEXT_ENDINGS, *(ending + ".gz" for ending in TEXT_ENDINGS), ".parquet", ".arrow")
 _BATCH = 1000
-_CACHE_VERSION = b"1"  # to be raised when the same file is read into other rows than before
-_KINDS: dict[type, str] = {str: "text", bool: "true/false", int: "a number", float: "a fraction"}
-
-
-def ending(path: Path) -> str:
-    """The last suffix in lower case, the last two with gzip (".csv" of "A.CSV", ".csv.gz" of "b.csv.gz")."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+_CACHE_VERSION = b"2"  # to be raised when the same file is read into other rows than before
 
 
 def load_file(path: Path) -> Dataset:
@@ -62,7 +50,15 @@ def _write(path: Path, cached: Path) -> None:
     import pyarrow as pa
 
     schema, batches = _batches(path)
-    datasets.Features.from_arrow_schema(schema)  # raises ValueError for types that datasets does not know
+    check_names(path, schema.names)
+    for field in schema:
+        try:
+            datasets.Features.from_arrow_schema(pa.schema([field]))
+        except ValueError:  # types that datasets does not know
+            kind = one_line(str(field.type))
+            raise DataError(
+                f"{path}: the column {field.name!r} has the type {kind}, which cannot be read; drop the column."
+            ) from None
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
         written = Path(folder, cached.name)
@@ -88,7 +84,7 @@ def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
             whole = pa.ipc.open_file(pa.memory_map(str(path)))
             schema, batches = whole.schema, map(whole.get_batch, range(whole.num_record_batches))
     else:
-        schema = _schema(path)
+        schema = schema_of(path, records(path))
         return schema, _text_batches(path, schema)
     # pandas' categories are dictionaries in Arrow, which datasets does not know
     plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
@@ -100,248 +96,13 @@ def _text_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
-    for _, row in _records(path):
+    for _, row in records(path):
         rows.append(row)
         if len(rows) == _BATCH:
             yield pa.RecordBatch.from_pylist(rows, schema)
             rows = []
     if rows:
         yield pa.RecordBatch.from_pylist(rows, schema)
-
-
-def _schema(path: Path) -> pa.Schema:
-    """The type of every column, from all rows: the first thousand may hold nothing but nulls."""
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {}
-    for line, row in _records(path):
-        for name, value in row.items():
-            try:
-                columns[name] = _merge(columns.get(name), value)
-            except DataError as error:
-                raise DataError(f"{path} line {line}: column {name!r} {error}.") from None
-    if not columns:
-        raise DataError(f"{path} has no rows; give a file with at least one row that has a column.")
-
-    def arrow(kind: Any) -> pa.DataType:
-        if isinstance(kind, dict):
-            return pa.struct([(name, arrow(inner)) for name, inner in kind.items()])
-        if isinstance(kind, list):
-            return pa.list_(arrow(kind[0]))
-        scalars = {
-            "text": pa.string(),
-            "true/false": pa.bool_(),
-            "a number": pa.int64(),
-            "a fraction": pa.float64(),
-        }
-        return scalars.get(kind, pa.null())
-
-    return pa.schema([(name, arrow(kind)) for name, kind in columns.items()])
-
-
-def _merge(known: Any, value: object) -> Any:
-    """The kind that holds what was seen before and `value`: None, a name in _KINDS, [kind] or {name: kind}.
-
-    Raises DataError with the end of the sentence "column x ..." when there is none.
-    """
-    if value is None:
-        return known
-    if isinstance(value, dict):
-        if known is None or isinstance(known, dict):
-            return (known or {}) | {name: _merge((known or {}).get(name), inner) for name, inner in value.items()}
-        kind = "an object"
-    elif isinstance(value, list):
-        if known is None or isinstance(known, list):
-            return [functools.reduce(_merge, value, known[0] if known else None)]
-        kind = "a list"
-    else:
-        kind = _KINDS[type(value)]
-        if isinstance(value, str) and not value.isascii() and _HALF_PAIR.search(value):
-            raise DataError("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character; remove it")
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise DataError("holds a number of more than 64 bits; write it as text")
-        if known in (None, kind):
-            return kind
-        if (known, kind) in (("a number", "a fraction"), ("a fraction", "a number")):
-            return "a fraction"
-    before = "an object" if isinstance(known, dict) else "a list" if isinstance(known, list) else known
-    raise DataError(f"is {kind} here but {before} in an earlier row; give all rows one type")
-
-
-# --- text files: records, and the sentence for what is wrong with them ----------------------------
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(1-based line where it begins, row) for every row of a text file, in constant memory."""
-    kind = ending(path).removesuffix(".gz")
-    if kind in (".csv", ".tsv"):
-        return _csv_records(path, "," if kind == ".csv" else "\t")
-    return _json_records(path) if kind == ".json" and not _holds_json_lines(path) else _json_lines(path)
-
-
-def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses documents over 128 KiB
-    names: list[str] = []
-    line = 1
-    with open_text(path, newline="") as file:
-        # strict: otherwise a quote that is never closed swallows the rest of the file as one value
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for fields in reader:
-                if fields and not names:
-                    # pandas writes its index under an empty name and reads it back under this one
-                    names = [name or f"Unnamed: {place}" for place, name in enumerate(fields)]
-                    if twice := [name for name in names if names.count(name) > 1]:
-                        raise DataError(f"{path} has the column {twice[0]!r} twice; rename one of them.")
-                elif fields and len(fields) != len(names):
-                    raise DataError(
-                        f"{path} line {line} does not fit the header: {len(fields)} instead of {len(names)} "
-                        "fields; put a value with a separator or a line break in it in double quotes."
-                    )
-                elif fields:
-                    yield line, dict(zip(names, fields, strict=True))
-                line = reader.line_num + 1
-        except csv.Error as error:
-            remedy = "close every double quote, and write one inside a quoted value as two"
-            raise DataError(f"{path} line {line}: {one_line(error)}; {remedy}.") from None
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_text(path, newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                rule = "a line must be one object, a file that is one list must end in .json"
-                raise DataError(f"{path} line {number} is not valid JSON ({one_line(error)}); {rule}.") from None
-            yield number, _object(path, number, value)
-
-
-def _object(path: Path, line: int, value: object) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return value
-    kind = "a list" if isinstance(value, list) else "null" if value is None else _KINDS[type(value)]
-    raise DataError(f'{path} line {line} is {kind}, not an object; write every row as {{"column": value, ...}}.')
-
-
-def _holds_json_lines(path: Path) -> bool:
-    """Whether a .json file is in fact jsonl: its first line is a whole object, and another line follows."""
-    with open_text(path, newline="\n") as lines:
-        try:
-            first = json.loads(lines.readline(1 << 24))
-        except (ValueError, RecursionError):
-            return False
-        return isinstance(first, dict) and any(line.strip() for line in lines)
-
-
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a list of objects, or of an object with one list, without holding the list."""
-    with open_text(path, newline="\n") as file:
-        window = _Window(path, file)
-        if window.next_is("["):
-            yield from window.items()
-        elif window.next_is("{"):
-            lists: list[str] = []
-            while not window.next_is("}"):
-                name = str(window.value())
-                window.expect(":")
-                if window.next_is("["):
-                    lists.append(name)
-                    yield from window.items()
-                else:
-                    window.value()
-                if not window.next_is(","):
-                    window.expect("}")
-                    break
-            if len(lists) != 1:
-                found = "the lists " + ", ".join(lists) if lists else "no list"
-                raise DataError(f"{path} is an object with {found}; give a list of rows, or an object with one list.")
-        else:
-            raise DataError(f"{path} is neither a list of objects nor an object with one list; write it as one.")
-        if window.peek():
-            raise DataError(f"{path} line {window.line} goes on after the end of the JSON; remove what follows.")
-
-
-class _Window:
-    """The part of a JSON file that is being read, and the line it has come to."""
-
-    def __init__(self, path: Path, file: IO[str]) -> None:
-        self.path, self.file, self.text, self.start, self.line = path, file, "", 0, 1
-
-    def fill(self) -> bool:
-        # at least doubled, so that one long value is not scanned again for every chunk of it
-        more = self.file.read(max(1 << 20, len(self.text) - self.start))
-        if more:
-            self.text, self.start = self.text[self.start :] + more, 0
-        return bool(more)
-
-    def spaces(self, start: int) -> int:
-        """Where the spaces from `start` on end."""
-        return _SPACE.match(self.text, start).end()  # type: ignore[union-attr]  # it also matches ""
-
-    def advance(self, end: int) -> None:
-        self.line += self.text.count("\n", self.start, end)
-        self.start = end
-
-    def peek(self) -> str:
-        """The next character that is not a space, "" at the end of the file."""
-        while True:
-            self.advance(self.spaces(self.start))
-            if self.start < len(self.text) or not self.fill():
-                return self.text[self.start : self.start + 1]
-
-    def next_is(self, character: str) -> bool:
-        found = self.peek() == character
-        self.start += found
-        return found
-
-    def expect(self, character: str) -> None:
-        if not self.next_is(character):
-            raise self.broken(f"expecting {character!r}")
-
-    def broken(self, problem: str) -> DataError:
-        return DataError(f"{self.path} line {self.line} is not valid JSON ({problem}); correct it there.")
-
-    def value(self) -> Any:
-        self.peek()
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self.text, self.start)
-            except json.JSONDecodeError as error:
-                # near the end of the window, or in a string without an end, more may be to come
-                cut = self.spaces(error.pos + 1) > len(self.text) - 16 or error.msg.startswith("Unterminated")
-                if cut and self.fill():
-                    continue
-                self.advance(error.pos)
-                raise self.broken(error.msg) from None
-            except (ValueError, RecursionError) as error:
-                raise self.broken(one_line(error)) from None
-            if end < len(self.text) or not self.fill():  # a number at the very end may go on
-                self.advance(end)
-                return value
-
-    def items(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The objects of a list whose "[" has been read, up to and with its "]"."""
-        while not self.next_is("]"):
-            self.peek()
-            line = self.line
-            yield line, _object(self.path, line, self.value())
-            if not self.next_is(","):
-                self.expect("]")
-                return
-
-
-def open_text(path: Path, newline: str) -> IO[str]:
-    """The text of a file, plain or gzip; utf-8-sig takes away the mark that Excel and Windows put first."""
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
-    return path.open(encoding="utf-8-sig", newline=newline)
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 @contextmanager

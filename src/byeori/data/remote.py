@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byeori import hub
-from byeori.data.files import ENDINGS, ending, load_file, one_line
+from byeori.data.files import ENDINGS, load_file
+from byeori.data.records import ending, one_line
 from byeori.errors import ByeoriError, DataError, HubError
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not

@@ -15,6 +15,7 @@ import functools
 import glob
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from byeori.data.files import ENDINGS, ending, load_file, open_text, reading
+from byeori.data.files import ENDINGS, load_file, reading
+from byeori.data.records import check_names, ending, one_line, open_text
 from byeori.data.remote import load_dataset
 from byeori.errors import DataError
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 ROW = "__row__"
 """Column that load_rows adds: the 0-based position of the row in the source."""
@@ -85,7 +87,7 @@ def load_rows(
     for name, part in parts:
         if len(part) == 0:
             raise DataError(f"{name} has no rows; give a file with at least one row.")
-    rows = _concatenate([(name, part.with_format(None)) for name, part in parts])
+    rows = _concatenate([(name, _plain_names(name, part.with_format(None))) for name, part in parts])
     rows = rows.add_column(ROW, np.arange(len(rows)))
     origins = []
     for path, loaded in found:
@@ -238,6 +240,14 @@ def _load_saved(folder: Path, split: str) -> Dataset:
     return saved[split]
 
 
+def _plain_names(path: str, rows: Dataset) -> Dataset:
+    """The rows with names of columns as a template has them: composed letters (NFC), no space around them."""
+    names = {name: unicodedata.normalize("NFC", name).strip() or name for name in rows.column_names}
+    check_names(path, list(names.values()))
+    changed = {old: new for old, new in names.items() if old != new}
+    return rows.rename_columns(changed) if changed else rows
+
+
 def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
     """One after the other; columns must be the same, and whole numbers join fractions."""
     import datasets
@@ -262,5 +272,24 @@ def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
                 types = ", ".join(f"{field.type} in {parts[i][0]}" for i, field in enumerate(found))
                 raise DataError(f"column {column!r} has different types: {types}; make them one.") from None
         features = datasets.Features.from_arrow_schema(pa.schema(fields))
-        tables = [table if table.features == features else table.cast(features) for table in tables]
+        tables = [_cast(name, table, features) for (name, _), table in zip(parts, tables, strict=True)]
     return datasets.concatenate_datasets(tables)
+
+
+def _cast(path: str, rows: Dataset, features: Features) -> Dataset:
+    """The rows with whole numbers as fractions where other files have fractions.
+
+    Raises:
+        DataError: a number is too large to be one.
+    """
+    import pyarrow as pa
+
+    changed = [name for name in features if rows.features[name] != features[name]]
+    try:
+        return rows.cast(features) if changed else rows
+    except pa.ArrowException as error:
+        columns = ", ".join(map(repr, changed))
+        raise DataError(
+            f"{path}: column {columns} cannot take the type it has in another file ({one_line(error)}); make the types "
+            "one, or write such numbers as text."
+        ) from None
