@@ -145,6 +145,7 @@ def test_one_row_without_an_answer_does_not_decide_the_template() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     (ROW | {"chosen": " "}, "the answer, column 'chosen', is empty"),
     (ROW | {"rejected": None}, "the answer, column 'rejected', is empty"),
+    (ROW | {"rejected": float("nan")}, "the answer, column 'rejected', is empty"),
     (ROW | {"rejected": 3}, "column 'rejected' holds a int where text is expected"),
     (ROW | {"rejected": ROW["chosen"]}, "the chosen and the rejected answer are the same"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ def test_columns_that_the_data_lacks(tmp_path: Path) -> None:
     resolve("alpaca").check_columns(["instruction", "output"], with_answer=True)
     with pytest.raises(TemplateError, match="'instruction'"):
         resolve("alpaca").check_columns(["input", "output"], with_answer=True)
+
+
+def test_nan_is_a_missing_value() -> None:
+    assert text(parse("[[({x})]]{q} {a}"), x=float("nan"), q="Q", a="A") == "Q A"
+    with pytest.raises(TemplateError, match="column 'q' holds null where text is expected"):
+        parse("{q} {a}").segments({"q": float("nan"), "a": "A"})
+
+
+def test_names_are_composed_as_those_of_the_data() -> None:
+    assert parse(unicodedata.normalize("NFD", "{본문} {제목}")).prompt_columns == ["본문"]
 
 
 def test_a_column_that_also_stands_outside_is_not_optional() -> None:

@@ -61,7 +61,7 @@ def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> d
     Raises:
         TemplateError: the answer is empty or no text, or its messages do not end with an assistant's turn.
     """
-    answer = row[side]
+    answer = None if template.is_missing(row[side]) else row[side]
     if chosen is None:
         return {**row, "messages": _conversation(row, answer, side)}
     if answer is not None and not isinstance(answer, str):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -141,7 +142,7 @@ class Template:
             if part.block:
                 return ""
             raise TemplateError(unknown_column(column, row))
-        value = row[column]
+        value = None if is_missing(row[column]) else row[column]
         if value is None and part.block:
             return ""
         if not isinstance(value, str):
@@ -166,8 +167,13 @@ def _one_line(text: str) -> str:
     return re.sub(r"\s*[\r\n]+\s*", " ", text)
 
 
+def is_missing(value: object) -> bool:
+    """Whether a value is null, or NaN, which pandas writes for it."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
 def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
 
 
 def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template:
@@ -231,7 +237,7 @@ def _parts(text: str, name: str) -> list[_Part]:
             block = blocks if token == "[[" else 0
         else:
             flush(start)
-            parts.append(_Part(column=token[1:-1].strip(), block=block))
+            parts.append(_Part(column=unicodedata.normalize("NFC", token[1:-1].strip()), block=block))
         position = match.end()
     if block:
         raise TemplateError(f"template {name}: [[ is never closed with ]]")
