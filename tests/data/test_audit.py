@@ -171,6 +171,8 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         {"q": "abcdefgh", "a": "xyz"},  # 5: 13 tokens, cut by 3 to 10, 4 trained
         {"q": "abcd", "a": "0123456789"},  # 6: 16, and 12 without its prompt: too long
         {"q": "ab", "a": ">x"},  # 7: `>>` is one token over the boundary: a b >> x eos = 5, 3 trained
+        {"q": " ", "a": "xy"},  # 8: an empty prompt: 5 tokens, 3 trained
+        {"q": "", "a": " "},  # 9: an empty prompt and answer: not to be trained
     ]
     held_out = [
         {"q": "abcd", "a": "xyz"},  # 0: also in training
@@ -183,27 +185,29 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
     assert found.pop("dropped")[:3] == [
         {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},
         {"row": "line 5", "reason": "column 'q' holds null where text is expected", "too_long": False},
-        {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},
+        {"row": "line 10", "reason": "the answer, column 'a', is empty", "too_long": False},
     ]
-    assert audit(*tables, name)["dropped"][3]["too_long"]
-    assert audit(*tables, name)["dropped"][3]["reason"].startswith("16 tokens are more")
+    assert audit(*tables, name)["dropped"][4]["too_long"]
+    assert audit(*tables, name)["dropped"][4]["reason"].startswith("16 tokens are more")
     assert found == {
-        "rows": 12,
-        "train_rows": 5,
+        "rows": 14,
+        "train_rows": 6,
         "validation_rows": 3,
-        "tokens": 3 * 9 + 10 + 5 + 2 * 9 + 4,
-        "target_tokens": 3 * 4 + 4 + 3 + 2 * 4 + 2,
+        "tokens": 3 * 9 + 10 + 5 + 5 + 2 * 9 + 4,
+        "target_tokens": 3 * 4 + 4 + 3 + 3 + 2 * 4 + 2,
         "longest": [
             {"row": "line 6", "tokens": 10},
             {"row": "line 3", "tokens": 9},
             {"row": "line 2", "tokens": 9},
         ],
-        "mean_tokens": 8.0,
+        "mean_tokens": 7.7,
         "shortened_rows": 1,
         "tokens_cut": 3,
-        "dropped_rows": 4,
+        "dropped_rows": 5,
         "too_long_rows": 1,
-        "empty_answers": 2,
+        "empty_prompts": 1,
+        "first_empty_prompt": "line 9",
+        "empty_answers": 3,
         "duplicate_rows": 2 + 1,
         "rows_in_both_parts": 2,
         "straddling_tokens": 1,
@@ -267,7 +271,8 @@ def test_the_audit_in_words() -> None:
     nothing = {
         "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
         "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
-        "too_long_rows": 0, "dropped": [], "duplicate_rows": 0, "rows_in_both_parts": 0, "straddling_tokens": 0,
+        "too_long_rows": 0, "dropped": [], "empty_prompts": 0, "duplicate_rows": 0, "rows_in_both_parts": 0,
+        "straddling_tokens": 0,
     }  # fmt: skip
     assert sentences(nothing, cutoff_len=64, policy="drop") == [
         "1 row to train; 10 tokens, 4 of them trained (40%); longest 10"
@@ -276,7 +281,7 @@ def test_the_audit_in_words() -> None:
     every: dict[str, Any] = nothing | {
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
         "tokens_cut": 1, "dropped_rows": 5, "too_long_rows": 3, "dropped": dropped, "duplicate_rows": 3,
-        "rows_in_both_parts": 2,
+        "rows_in_both_parts": 2, "empty_prompts": 2, "first_empty_prompt": "line 9",
         "straddling_tokens": 4, "shared_prefix": 0.251,
     }  # fmt: skip
     assert sentences(every, cutoff_len=64, policy="drop") == [
@@ -284,6 +289,7 @@ def test_the_audit_in_words() -> None:
         "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
         "2 rows dropped; first line 2: the answer, column 'a', is empty",
         "3 rows dropped",
+        "2 rows have nothing in the columns of the prompt; first line 9",
         "3 rows repeat another row",
         "2 held-out rows stand in the training part too, once tokenized",
         "4 tokens reach over the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
@@ -291,10 +297,13 @@ def test_the_audit_in_words() -> None:
         "25% of the tokens are prefixes that rows share",
     ]
     one = sentences(
-        every | {"duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1}, cutoff_len=64, policy="drop"
+        every | {"empty_prompts": 1, "duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1},
+        cutoff_len=64,
+        policy="drop",
     )
-    assert one[4:6] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
-    assert one[6].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
+    assert one[4] == "1 row has nothing in the columns of the prompt; first line 9"
+    assert one[5:7] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
+    assert one[7].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
     assert not any("\n" in line for line in one)
     stop = sentences(every, cutoff_len=64, policy="stop")
     assert stop[2] == (

@@ -114,6 +114,14 @@ def test_columns_that_the_data_lacks(tmp_path: Path) -> None:
         resolve("alpaca").check_columns(["input", "output"], with_answer=True)
 
 
+def test_a_prompt_that_asks_nothing() -> None:
+    template = parse("[[{x}: ]]{q} {r} {a}")
+    assert template.required_columns == ["q", "r"]
+    assert template.asks_nothing({"x": "X", "q": " ", "r": "\n"})
+    assert not template.asks_nothing({"q": "", "r": "R"})
+    assert not parse("[[{x}]]{a}").asks_nothing({"x": ""})
+
+
 def test_nan_is_a_missing_value() -> None:
     assert text(parse("[[({x})]]{q} {a}"), x=float("nan"), q="Q", a="A") == "Q A"
     with pytest.raises(TemplateError, match="column 'q' holds null where text is expected"):

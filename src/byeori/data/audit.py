@@ -35,6 +35,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
     counts = np.concatenate(tokens)
     rows = [_rows(table, group) for table in good]
     shortened = np.concatenate([cache.column(table, "shortened").to_numpy() for table in rows])
+    unasked = [number for table in rows for number in _without_prompt(table)]
     digests = [cache.column(table, "digest") for table in rows]
     return {
         "rows": sum(len(table) // group for table in tables),
@@ -50,6 +51,8 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         # rows without a text or an answer before those that are too long: they stop a run
         "dropped": sorted(problems, key=lambda problem: problem["too_long"])[:NAMED],
         "too_long_rows": sum(problem["too_long"] for problem in problems),
+        "empty_prompts": len(unasked),
+        "first_empty_prompt": name(min(unasked)) if unasked else None,
         "empty_answers": sum(problem["reason"].startswith("the answer, ") for problem in problems),
         "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
         "rows_in_both_parts": _in_both(*digests),
@@ -65,6 +68,12 @@ def _rows(table: Dataset, group: int) -> Dataset:
 def _problems(table: Dataset) -> list[dict[str, Any]]:
     bad = np.flatnonzero(pc.not_equal(cache.column(table, "problem"), ""))
     return list(table.select(bad).select_columns(["row", "problem", "too_long"]))
+
+
+def _without_prompt(table: Dataset) -> list[int]:
+    """Positions of the rows whose prompt is empty."""
+    found: list[int] = cache.column(table, "row").filter(cache.column(table, "no_prompt")).to_pylist()
+    return found
 
 
 def _in_both(train: pa.ChunkedArray, held_out: pa.ChunkedArray | None = None) -> int:
@@ -120,6 +129,11 @@ def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[st
             named = [row for row in found["dropped"] if row["too_long"] == too_long]
             first = f"; first {named[0]['row']}: {named[0]['reason']}" if named else ""
             lines.append(f"{_number(count, 'row')} {words}{first}")
+    if count := found["empty_prompts"]:
+        lines.append(
+            f"{_number(count, 'row')} {'has' if count == 1 else 'have'} nothing in the columns of the prompt; "
+            f"first {found['first_empty_prompt']}"
+        )
     if count := found["duplicate_rows"]:
         lines.append(f"{_number(count, 'row')} {'repeats' if count == 1 else 'repeat'} another row")
     if count := found["rows_in_both_parts"]:

@@ -6,6 +6,7 @@ A tokenized table has a line for each example (a preference row makes two, chose
     row         position in the source        shortened  tokens that the prompt lost
     straddles   tokens over the prompt's end  digest     of the token ids, to find duplicates
     problem     why the row cannot be trained ("" where it can)      too_long   whether length is the reason
+    no_prompt   whether the columns of the prompt are empty
 """
 
 from __future__ import annotations
@@ -89,7 +90,12 @@ def _features() -> Features:
 
     kinds = {name: Value("int64") for name in ("row", "shortened", "straddles")}
     lists = {"token_ids": List(Value("int32")), "targets": List(Value("int32"))}
-    words = {"digest": Value("string"), "problem": Value("string"), "too_long": Value("bool")}
+    words = {
+        "digest": Value("string"),
+        "problem": Value("string"),
+        "too_long": Value("bool"),
+        "no_prompt": Value("bool"),
+    }
     return Features({**lists, **kinds, **words})
 
 
@@ -114,7 +120,8 @@ def _encode_batch(batch: dict[str, list[Any]], how: Encoding) -> dict[str, list[
             problem, too_long = str(error), isinstance(error, TooLongError)
         content = "".join(f"{example.token_ids}{example.targets}" for example in group)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        lines += [(*_line(example), digest, problem, too_long) for example in group]
+        no_prompt = how.template is not None and how.template.asks_nothing(row)
+        lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in group]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
 

@@ -95,6 +95,16 @@ class Template:
         outside = {p.column for p in self.parts if p.column and not p.block}
         return {p.column for p in self.parts if p.column and p.block} - outside
 
+    @property
+    def required_columns(self) -> list[str]:
+        """Columns of the prompt that every row has to have."""
+        return [name for name in self.prompt_columns if name not in self.optional_columns]
+
+    def asks_nothing(self, row: Mapping[str, object]) -> bool:
+        """Whether there are required columns in the prompt and all of them are empty."""
+        required = self.required_columns
+        return bool(required) and all(_is_empty(row.get(name)) for name in required)
+
     def check_columns(self, columns: list[str], *, with_answer: bool) -> None:
         """See whether the data has the columns of the template.
 
@@ -325,8 +335,7 @@ def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
     """
     if bos and template.parts[0].text.startswith(bos):
         bos = lead = ""
-    required = [name for name in template.prompt_columns if name not in template.optional_columns]
-    main = (required or template.prompt_columns or [""])[-1]
+    main = (template.required_columns or template.prompt_columns or [""])[-1]
 
     def value(column: str) -> str:
         if column == main:
