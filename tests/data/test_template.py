@@ -128,6 +128,31 @@ def test_nan_is_a_missing_value() -> None:
         parse("{q} {a}").segments({"q": float("nan"), "a": "A"})
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("Say [[A]] or [[B]]: {q}\n{a}", "Say [[A]] or [[B]]: Q\nA"),
+        ("[[]]{q} [[{{x}}\n]]{a}[[end]]", "[[]]Q [[{x}\n]]A[[end]]"),
+        ("[[[A]]] [[({q})]] {a}", "[[[A]]] (Q) A"),
+    ],
+)
+def test_a_block_without_a_column_is_literal(spec: str, expected: str) -> None:
+    assert text(parse(spec), q="Q", a="A") == expected
+    assert expected.startswith(parse(spec).prompt({"q": "Q"}))
+
+
+def test_a_literal_block_in_the_chat_template() -> None:
+    how = encoding("gpt2", parse("[[A]] or [[B]]?[[ ({x})]] {q}\n{a}"))
+    assert served(how, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, how)
+    assert how.tokenizer.decode(served(how, [user("Q")])) == "[[A]] or [[B]]? Q\n"
+
+
+def test_line_breaks_of_an_inline_template() -> None:
+    for spec, expected in ((r"{q}\n{a}", "Q\nA"), ("$\\nabla f$ {q}\n{a}", "$\\nabla f$ Q\nA")):
+        template = resolve(spec)
+        assert template is not None and text(template, q="Q", a="A") == expected
+
+
 def test_names_are_composed_as_those_of_the_data() -> None:
     assert parse(unicodedata.normalize("NFD", "{본문} {제목}")).prompt_columns == ["본문"]
 
@@ -190,7 +215,6 @@ def test_alpaca_without_input_has_no_input_block() -> None:
         ("[[{q} {a}", "[[ is never closed"),
         ("{q}]] {a}", "']]' does not match"),
         ("[[{q} [[{r}]]]] {a}", "'[[' does not match"),
-        ("[[no\ncolumn]] {a}", "the block [[no column]] has no column"),
         ("only words", "names no column, so it has no answer to train; for instance `--template"),
         ("", "names no column"),
         ("{q} [[{a}]]", "the answer {a} stands inside [[ ]]; move it out"),

@@ -10,7 +10,7 @@ A template reads like the finished example. Its last `{column}` is the answer:
 
 - `{column}` is replaced by the row's text; braces inside a value stay as they are.
 - `{{` and `}}` are literal braces.
-- `[[ ... ]]` is left out of a row whose columns inside it are all empty (or null).
+- `[[ ... ]]` is left out of a row whose columns inside it are all empty (or null); without a column it is literal.
 - The answer, and whatever follows it in the template, is trained; everything before it is the prompt.
 """
 
@@ -190,8 +190,8 @@ def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template
     """Parse a template's text.
 
     Raises:
-        TemplateError: unclosed brace or block, a block or a template without a column, an answer inside a block or
-            shown in the prompt.
+        TemplateError: unclosed brace or block, a template without a column, an answer inside a block or shown in the
+            prompt.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").rstrip()
     parts = _parts(text, name)
@@ -202,12 +202,6 @@ def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template
     column = parts[answer].column
     if parts[answer].block:
         raise TemplateError(f"template {name}: the answer {{{column}}} stands inside [[ ]]; move it out")
-    if empty := {part.block for part in parts} - {part.block for part in parts if part.column} - {0}:
-        words = next(part.text for part in parts if part.block in empty).strip()
-        raise TemplateError(
-            f"template {name}: the block [[{_one_line(words)[:40]}]] has no column, so no row would ever show it; "
-            "[[ ]] goes around the words of a column that may be empty"
-        )
     if any(part.column == column for part in parts[:answer]):
         raise TemplateError(
             f"template {name}: the answer {{{column}}} also stands in the prompt, which would give it away"
@@ -245,6 +239,9 @@ def _parts(text: str, name: str) -> list[_Part]:
             flush(start)
             blocks += token == "[["
             block = blocks if token == "[[" else 0
+            if token == "]]" and not any(part.column for part in parts if part.block == blocks):
+                literal = f"[[{''.join(part.text for part in parts if part.block == blocks)}]]"
+                parts = [part for part in parts if part.block != blocks]
         else:
             flush(start)
             parts.append(_Part(column=unicodedata.normalize("NFC", token[1:-1].strip()), block=block))
@@ -284,7 +281,8 @@ def resolve(spec: str) -> Template | None:
             f"there is no template {shown!r}{nearest(spec, known)}: no file of that name, and the shipped ones are "
             f"{', '.join(known)}; an inline template needs a {{column}}"
         )
-    return parse(spec.replace("\\n", "\n"))
+    # a shell gives no line breaks; where there are some, \n may begin a word, as in \nabla
+    return parse(spec if "\n" in spec else spec.replace("\\n", "\n"))
 
 
 def is_file(spec: str) -> bool:
