@@ -15,6 +15,7 @@ import byeori
 from byeori import choosing, config, rows
 from byeori.batch import loader
 from byeori.data import cache
+from byeori.errors import ConfigError
 from byeori.model import parallel
 from byeori.start import begin
 from byeori.train import memory
@@ -64,6 +65,31 @@ def test_a_run_keeps_its_pages_up_to_its_plan(run: Runs, monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "give_back", lambda device, *, above=0: limits.append(above))
     planned = run(1e12)["predicted"]["peak_bytes"]
     assert limits == [planned, planned]  # before each of two steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora_target_modules": "nosuch"}, "names 'nosuch', which ends no layer's name"),
+        ({"base_model": "gpt2", "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 4 bit"),
+    ],
+)
+def test_what_the_model_cannot_have_is_said_once_and_before_its_weights_are_read(
+    run: Runs, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
+) -> None:
+    if "base_model" in changes:
+        from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+        small = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2)
+        GPT2LMHeadModel(small).save_pretrained(tmp_path / "gpt2")
+        tokenizer.save_pretrained(tmp_path / "gpt2")
+        changes = changes | {"base_model": str(tmp_path / "gpt2")}
+    with pytest.raises(ConfigError, match=words):
+        run(1e12, **changes)
+    said = capfd.readouterr().err
+    assert "No plan for this model" not in said
+    assert "Loading" not in said
 
 
 def test_what_is_set_stays(run: Runs) -> None:

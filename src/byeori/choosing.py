@@ -16,7 +16,7 @@ from byeori.batch.loader import Schedule
 from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
-from byeori.errors import ByeoriError
+from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load, parallel
 from byeori.model.parallel import Processes
 from byeori.planner import advice, machines, workload
@@ -77,10 +77,15 @@ def choose(
 
     Returns the settings without `auto`, the processes with their shards, and what the run is expected to take: None
     for a model too small to ask, and for one that cannot be rehearsed.
+
+    Raises:
+        ConfigError: a setting that the model cannot have, found before its weights are read.
     """
     size, chosen = _weights(settings, start, processes), None
     try:
         chosen = _chosen(settings, start, rows, schedule, processes) if size >= _SMALL else None
+    except ConfigError:
+        raise
     except ByeoriError as error:
         tell(f"No plan for this model: {error}")
     kind = chosen[1] if chosen and settings.parallel == "auto" else settings.parallel

@@ -63,7 +63,7 @@ class Rehearser:
     """A model and the settings of its training; remembers what it has rehearsed.
 
     Raises:
-        ModelError: no model can be made of the config, or it has no layers to hold in the bits that are asked for.
+        ModelError: no model can be made of the config. ConfigError: it has no layers to hold in the bits asked for.
     """
 
     config: Any

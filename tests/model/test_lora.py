@@ -17,7 +17,7 @@ from zoo import Wide
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.errors import ModelError
+from byeori.errors import ConfigError
 from byeori.model import attention, forward, lora
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
@@ -156,7 +156,7 @@ def test_the_same_seed_draws_the_same_adapter() -> None:
 
 
 def test_an_unknown_target_lists_the_layers() -> None:
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(ConfigError) as error:
         lora.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_porj"], seed=0)
     assert str(error.value) == (
         "--lora_target_modules names 'q_porj', which ends no layer's name (did you mean q_proj?); the layers are "

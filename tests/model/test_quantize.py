@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from zoo import KINDS, gradients, tree, worst
 
 from byeori.batch import forest as forests
-from byeori.errors import ConfigError, ModelError
+from byeori.errors import ConfigError
 from byeori.model import forward, load, lora, parallel, quantize, stream
 from byeori.model.quantize import PackedLinear
 
@@ -151,7 +151,7 @@ def test_equals_bitsandbytes_in_transformers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved("gpt2", tmp_path / "gpt2")
-    with pytest.raises(ModelError, match="GPT2LMHeadModel has no plain linear layers to hold in 4 bit"):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no plain linear layers to hold in 4 bit"):
         quantize.pack_layers(copy.deepcopy(model), 4)
     model = saved("llama", tmp_path / "llama")
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}

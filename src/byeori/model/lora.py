@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from byeori.config import nearest
-from byeori.errors import ModelError
+from byeori.errors import ConfigError, ModelError
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
 
@@ -168,7 +168,7 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
     """Check target modules against the layers that are there.
 
     Raises:
-        ModelError: a name that ends no layer's name; the sentence lists the names there are.
+        ConfigError: a name that ends no layer's name; the sentence lists the names there are.
     """
     if wanted == ["all-linear"]:
         return "all-linear"
@@ -181,7 +181,7 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
     there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     for name in wanted:
         if not any(full == name or full.endswith("." + name) for full in names):
-            raise ModelError(
+            raise ConfigError(
                 f"--lora_target_modules names {name!r}, which ends no layer's name{nearest(name, there)}; "
                 f"the layers are {', '.join(there)}"
             )
@@ -203,7 +203,7 @@ def attach(
     revision: of the base on the Hub; the adapter's configuration names it.
 
     Raises:
-        ModelError: a target that is not there, or one that PEFT refuses.
+        ConfigError: a target that is not there. ModelError: one that PEFT refuses.
     """
     torch.manual_seed(seed)  # A is drawn at random; B starts at zero
     config = LoraConfig(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from byeori.errors import ConfigError, ModelError
+from byeori.errors import ConfigError
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that nothing here uses
 
@@ -122,10 +122,10 @@ def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
 def refuse_without_layers(causal: Any, bits: int) -> None:
     """
     Raises:
-        ModelError: the model has no layer that could be held in so many bits.
+        ConfigError: the model has no layer that could be held in so many bits.
     """
     if not plain_layers(causal):
-        raise ModelError(
+        raise ConfigError(
             f"{type(causal).__name__} has no plain linear layers to hold in {bits} bit; leave the flag out"
         )
 
@@ -134,7 +134,7 @@ def pack_layers(causal: Any, bits: int) -> int:
     """Put a PackedLinear, still empty, in the place of every plain linear layer; returns how many.
 
     Raises:
-        ModelError: the model has no such layer. ConfigError: bitsandbytes is not installed.
+        ConfigError: the model has no such layer, or bitsandbytes is not installed.
     """
     check_installed(f"--load_in_{bits}bit")
     refuse_without_layers(causal, bits)

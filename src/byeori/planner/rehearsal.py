@@ -90,7 +90,7 @@ def stage(config: Any, bits: int | None = None) -> Stage:
     """Look at a config once, for any number of rehearsals. bits: those that its weights are asked to be held in.
 
     Raises:
-        ModelError: no model can be made of it, or it has no layers to hold in so many bits.
+        ModelError: no model can be made of it. ConfigError: it has no layers to hold in so many bits.
     """
     whole = _base(config, torch.bfloat16, "meta")
     if bits:
