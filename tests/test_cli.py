@@ -113,6 +113,13 @@ def test_positionals_stand_anywhere(arguments: list[str]) -> None:
     assert (made.folder, made.repo_id, made.dry_run) == ("./merged", "user/name", True)
 
 
+def test_a_name_that_a_list_took_is_asked_for_before_it() -> None:
+    with pytest.raises(ConfigError, match="adapter is missing: give it before --data_path, which takes every name"):
+        parse("compare", "--data_path", "rows.jsonl", "./adapter", "--output_dir", "out")
+    with pytest.raises(ConfigError, match="--adapter is missing: Folder or Hub id"):
+        parse("compare", "--data_path", "rows.jsonl", "--output_dir", "out")
+
+
 def test_negative_values_reach_their_check() -> None:
     with pytest.raises(ConfigError, match=r"--learning_rate '-1e-5': input should be greater than 0"):
         parse("sft", *NEEDED, "--learning_rate", "-1e-5")

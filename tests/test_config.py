@@ -95,6 +95,35 @@ def test_every_wrong_setting_is_named_at_once() -> None:
     assert "there is no setting 'lerning_rate' (did you mean learning_rate?)" in said
 
 
+def test_missing_settings_are_one_sentence() -> None:
+    with pytest.raises(
+        ConfigError, match=r"checkpoints and logs; --data_path is missing: Rows: .* folder\); --base_model"
+    ):
+        check(SftSettings, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("lr", "learning_rate"), ("--lr", "--learning_rate"), ("epochs", "num_epochs")]
+)
+def test_what_others_call_a_setting_is_known(name: str, meant: str) -> None:
+    dashes = meant.startswith("-") * "--"
+    known = [dashes + setting for setting in SftSettings.model_fields]
+    assert config.nearest(name, known) == f" (did you mean {meant}?)"
+    assert "learning_rate" not in config.nearest("lr", ["lora_r"])
+
+
+def test_a_repository_has_a_user_and_a_name() -> None:
+    with pytest.raises(ConfigError, match="--repo_id 'nouser': it is no repository; give user/name"):
+        check(PublishSettings, {"folder": "f", "repo_id": "nouser"})
+
+
+def test_a_setting_stands_in_yaml_once(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data_path: a.jsonl\ndata-path: b.jsonl\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"one setting under two names \(data-path and data_path\); keep one"):
+        config.read_yaml(str(path), SftSettings)
+
+
 def test_a_long_value_is_shortened_in_the_sentence() -> None:
     with pytest.raises(ConfigError) as error:
         sft(batch_size="9" * 100_000)

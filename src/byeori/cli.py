@@ -134,7 +134,7 @@ def settings_from(
     """Flags over the YAML file over the defaults.
 
     Raises:
-        ConfigError: an unknown flag, or any setting that is wrong.
+        ConfigError: an unknown flag, a name that a flag before it took, or any setting that is wrong.
     """
     flags, columns = normalise(kind, arguments)
     known, rest = parser.parse_known_args(flags)
@@ -149,7 +149,14 @@ def settings_from(
         raise ConfigError(_unknown(kind, rest, arguments) + f"; see {parser.prog} --help")
     if columns:
         values["columns"] = columns
-    return config.check(kind, (config.read_yaml(path, kind) if path else {}) | values)
+    values = (config.read_yaml(path, kind) if path else {}) | values
+    for place in positional:
+        taken = [name for name, value in values.items() if name in known and isinstance(value, list) and value[1:]]
+        if place not in values and taken:
+            raise ConfigError(
+                f"{place} is missing: give it before --{taken[0]}, which takes every name that comes after it"
+            )
+    return config.check(kind, values)
 
 
 def _unknown(kind: type[config.Settings], rest: list[str], arguments: Sequence[str]) -> str:

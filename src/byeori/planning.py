@@ -13,7 +13,7 @@ import torch
 
 from byeori import start as starts
 from byeori.batch.packing import MICRO_BATCH_TOKENS
-from byeori.config import PlanSettings, TrainSettings
+from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
 from byeori.objective.record import Objective
@@ -36,11 +36,12 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         ByeoriError: anything that a person can put right, in one sentence.
     """
     log.quiet_libraries()
+    table = machines.read(settings.machines, settings.prices)
+    machines.refuse_unknown(table.machines, settings.gpu)
     given: TrainSettings = settings.training()
     training, begun = starts.begin(given) if settings.data_path else (given, None)
     config = _config(settings, begun)
     training, notes = _cutoff(training, config, settings.base_model or "this shape")
-    table = machines.read(settings.machines, settings.prices)
     rehearser = Rehearser(config=config, training=training)
     found = _machines(settings, table, rehearser)
     work = _work(settings, training, begun, rehearser.objective)
@@ -107,7 +108,7 @@ def _by_hand(shape: list[str]) -> Any:
     Raises:
         ConfigError: not `name=number`, no such kind of model, or sizes that do not go together.
     """
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     values: dict[str, Any] = {}
     for item in shape:
@@ -119,6 +120,11 @@ def _by_hand(shape: list[str]) -> Any:
         if not equals or (isinstance(values[name], int) and values[name] < 1):
             raise ConfigError(f"--shape {item!r}: write name=number, such as hidden_size=4096")
     kind = values.pop("model_type", "llama")
+    if kind not in CONFIG_MAPPING:
+        near = nearest(kind, list(CONFIG_MAPPING))
+        raise ConfigError(
+            f"--shape: transformers knows no model_type {kind}{near}; give one that it knows, or leave it out"
+        )
     try:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # transformers checks every kind of config in its own way
@@ -155,7 +161,8 @@ def _cutoff(training: TrainSettings, config: Any, name: str) -> tuple[TrainSetti
 
 def _notes(training: TrainSettings) -> list[str]:
     layers = ", ".join(training.lora_target_modules)
-    batch = f"batch_size {training.batch_size}, {training.num_epochs:g} epochs, cutoff_len {training.cutoff_len:,}"
+    epochs = f"{training.num_epochs:g} epoch{'' if training.num_epochs == 1 else 's'}"
+    batch = f"batch_size {training.batch_size}, {epochs}, cutoff_len {training.cutoff_len:,}"
     out = [f"LoRA of rank {training.lora_r} on {layers}; {batch}"]
     if training.dtype == "float32":
         out.append("in float32, whose speed is not predicted")

@@ -180,6 +180,9 @@ def test_machines_by_name(name: str) -> None:
     [
         ("A100", ["A100 40GB", "A100 80GB"]),
         ("a100-80", ["A100 80GB"]),
+        ("h100-80gb", ["H100"]),
+        ("RTX 4090 24 GB", ["RTX 4090"]),
+        ("MI300X-192GB", ["MI300X"]),
         ("RTX 6000", ["RTX 6000 Ada"]),
         ("6000", ["RTX 6000 Ada"]),
         ("rtx pro", ["RTX PRO 6000"]),
@@ -190,7 +193,9 @@ def test_machines_by_the_beginning_of_a_name(name: str, found: list[str]) -> Non
     assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == found
 
 
-@pytest.mark.parametrize(("name", "meant"), [("H10", "H100"), ("A10", "A10G"), ("4", ""), ("-", "")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("H10", "H100"), ("h100-94gb", "mean H100"), ("A10", "A10G"), ("4", ""), ("-", "")]
+)
 def test_part_of_a_word_names_no_machine(name: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no GPU '{name}'.*{meant}"):
         machines.pick(TABLE.machines, [name])

@@ -38,6 +38,7 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     planning.plan(config.check(config.PlanSettings, settings))
     out = capsys.readouterr().out
     assert "x 1 is enough: 4,096 tokens at once" in out
+    assert "batch_size 8, 3 epochs, cutoff_len 2,048" in out
     assert "RTX 4090: 24.0 GiB, 1,008 GB/s, 165 TFLOPS, of which 40% are counted on (assumed)" in out
     assert out.count("  x8") == 2
     assert "embed_tokens.weight" in out
@@ -45,7 +46,8 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    notes = " ".join(_plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2)["notes"])
+    notes = " ".join(_plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2, num_epochs=1)["notes"])
+    assert "batch_size 8, 1 epoch, cutoff_len" in notes
     assert "cpu_offload is not counted" in notes
     assert "nproc 2 is not counted" in notes
 
@@ -141,11 +143,14 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "give --base_model, or --shape"),
+        ({}, "no model is named; give --base_model, or --shape"),
+        ({"shape": SHAPE, "base_model": "m"}, "base_model and shape are given together"),
+        ({"base_model": "/no/such/folder", "gpu": "H1000"}, "there is no GPU 'H1000' (did you mean H100?)"),
+        ({"base_model": "/no/such/folder", "gpu": "cpu"}, "there is no folder /no/such/folder"),
         ({"shape": SHAPE, "gpu": "H1000"}, "there is no GPU 'H1000' (did you mean H100?)"),
         ({"shape": "hidden_size"}, "write name=number"),
         ({"shape": "hidden_size=-4"}, "write name=number"),
-        ({"shape": "model_type=lama hidden_size=4"}, "no lama model has these sizes"),
+        ({"shape": "model_type=lama hidden_size=4"}, "knows no model_type lama (did you mean llama?)"),
         ({"shape": "hidden_size=250 num_attention_heads=4 num_hidden_layers=1"}, "250"),
         ({"shape": "hidden_size=256 num_attention_heads=6 num_key_value_heads=4"}, "6"),
         ({"shape": SHAPE, "cutoff_len": 10**6}, "is beyond the 2048 positions"),

@@ -19,6 +19,16 @@ from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
 
+# What other trainers call a setting, where another of ours looks nearer.
+_ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_model", "dataset": "data_path"} | {
+    "model_name_or_path": "base_model",
+    "dataset_name": "data_path",
+    "max_length": "cutoff_len",
+    "max_seq_length": "cutoff_len",
+    "per_device_train_batch_size": "micro_batch_size",
+    "alpha": "lora_alpha",
+    "rank": "lora_r",
+}
 _FIRST = ("base_model", "data_path", "output_dir")  # of every list of settings
 
 
@@ -100,7 +110,9 @@ S = TypeVar("S", bound=Settings)
 
 def nearest(name: str, known: list[str]) -> str:
     """` (did you mean X?)`, or nothing where no name is near."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    bare = name.lstrip("-")
+    meant = name[: len(name) - len(bare)] + _ELSEWHERE.get(bare.replace("-", "_"), "")
+    found = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {found[0]}?)" if found else ""
 
 
@@ -119,7 +131,7 @@ def check(kind: type[S], values: dict[str, Any]) -> S:
 def _sentence(kind: type[Settings], item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "missing":
-        return f"--{name} is missing: {kind.model_fields[name].description}"
+        return f"--{name} is missing: {str(kind.model_fields[name].description).rstrip('.')}"
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{nearest(name, list(kind.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
@@ -160,10 +172,13 @@ def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
     """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping, or an unknown name in it.
+        ConfigError: no such file, not YAML, not a mapping, or a name in it that is unknown or there twice.
     """
     loaded = yaml_mapping(path, what="settings", advice="write one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    if twice := [name for name in loaded if "-" in str(name) and str(name).replace("-", "_") in loaded]:
+        both = ", ".join(f"{name} and {name.replace('-', '_')}" for name in twice)
+        raise ConfigError(f"{path} has one setting under two names ({both}); keep one of them")
     there = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
     unknown = [f"{name!r}{nearest(name, there)}" for name in values if name not in there]
     if unknown:

@@ -60,8 +60,10 @@ class PlanSettings(DpoSettings):
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
-        if (self.base_model is None) == (not self.shape):
-            raise ValueError("give --base_model, or --shape with a model's sizes (one of them)")
+        if self.base_model is not None and self.shape:
+            raise ValueError("base_model and shape are given together; a plan is of one model, so give one of them")
+        if self.base_model is None and not self.shape:
+            raise ValueError("no model is named; give --base_model, or --shape with a model's sizes")
         return self
 
     @property

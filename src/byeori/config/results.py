@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from byeori.config.base import Dtype, OptionalInt, OptionalText, Paths, Settings, none_from_text
 from byeori.config.training import DataSettings
+
+
+def _repository(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError("it is no repository; give user/name")
+    return name
 
 
 class MergeSettings(Settings):
@@ -83,7 +90,7 @@ class PublishSettings(Settings):
     """byeori publish: upload a finished adapter or merged model to the Hub."""
 
     folder: str = Field(description="Folder of a finished adapter or merged model.", min_length=1)
-    repo_id: str = Field(description="Where it goes: user/name.", pattern=r"^[\w.-]+/[\w.-]+$")
+    repo_id: Annotated[str, AfterValidator(_repository)] = Field(description="Where it goes: user/name.")
     private: bool = Field(False, description="Create the repository as private.")
     dry_run: bool = Field(False, description="List the files and print the card; upload nothing.")
     revision: str = Field("main", description="Branch to upload to.")

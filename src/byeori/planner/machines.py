@@ -18,6 +18,7 @@ from byeori.model import products
 from byeori.train import memory
 
 _HERE = Path(__file__).parent
+_SIZE = re.compile(r"[\s_-]+(\d+)\s*g(?:i?b)?$", re.IGNORECASE)  # of a memory, at the end of a name
 _ADVICE = "start from a copy of the shipped one"
 MIB, GIB = 2**20, 2**30
 
@@ -140,20 +141,37 @@ def _price(priced: dict[str, Any], name: str, file: str | None) -> tuple[float |
 def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
     """The machines of these names, or of names that begin with these words; all where none is named.
 
-    Spaces, dashes, RTX and GB may be left out. Part of a word is not enough: an A10 is neither an A10G nor an A100.
+    Spaces, dashes, RTX and GB may be left out, and the size of the memory added. Part of a word is not enough: an A10
+    is neither an A10G nor an A100.
 
     Raises:
         ConfigError: a name that is not there; the sentence has the nearest ones.
     """
-    out = []
+    refuse_unknown(machines, wanted)
+    found = [machine for name in wanted for machine in _named(machines, name)]
+    return list(dict.fromkeys(found)) if wanted else list(machines)
+
+
+def refuse_unknown(machines: Sequence[Machine], wanted: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: a name that is neither one of theirs nor the CPU's.
+    """
+    names = list(dict.fromkeys([*(machine.name for machine in machines), "CPU"]))
     for name in wanted:
-        exact = [machine for machine in machines if _plain(name) == _plain(machine.name)]
-        found = exact or [machine for machine in machines if _plain(name) in _beginnings(machine.name)]
-        if not found:
-            names = [machine.name for machine in machines]
-            raise ConfigError(f"there is no GPU {name!r}{nearest(name, names)}; known are {', '.join(names)}")
-        out += found
-    return list(dict.fromkeys(out)) if wanted else list(machines)
+        if _plain(name) != "cpu" and not _named(machines, name):
+            near = nearest(_SIZE.sub("", name).upper(), names)
+            raise ConfigError(f"there is no GPU {name!r}{near}; known are {', '.join(names)}")
+
+
+def _named(machines: Sequence[Machine], name: str) -> list[Machine]:
+    exact = [machine for machine in machines if _plain(name) == _plain(machine.name)]
+    if exact or (found := [machine for machine in machines if _plain(name) in _beginnings(machine.name)]):
+        return exact or found
+    if not (size := _SIZE.search(name)):
+        return []
+    least, most = (part * float(size[1]) for part in (0.9, 1.1))
+    return [machine for machine in _named(machines, name[: size.start()]) if least < machine.memory / GIB < most]
 
 
 def _plain(name: str) -> str:
