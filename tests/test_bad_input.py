@@ -240,6 +240,11 @@ def test_settings_out_of_bounds(sft: Fails, name: str, value: str, words: str) -
     assert words in said
 
 
+def test_preview_refuses_what_training_refuses(fails: Fails, tiny_model: Path, title_rows: Path) -> None:
+    said = fails("preview", f"--base_model={tiny_model}", f"--data_path={title_rows}", "--val_set_size=2.5")
+    assert "--val_set_size '2.5': neither a fraction below 1 nor a whole count" in said
+
+
 def test_validation_rows_leave_none_to_train(sft: Fails) -> None:
     assert "val_set_size 1000 leaves none of the 24 rows" in sft(val_set_size=1000)
 

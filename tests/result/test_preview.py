@@ -94,10 +94,11 @@ def test_the_terminal_shows_trained_text_also_without_colours(capsys: pytest.Cap
 
 
 def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    show([("line\x1b 1", [("a\x1b[31mred\x07\tb\n", False)])], [], {"longest": [], "dropped": []})
+    show([("line\x1b 1", [("a\x1b[31mred\x07\tb\n\x9b31m", False)])], [], {"longest": [], "dropped": []})
     out = capsys.readouterr().out
     assert "a␛[31mred␇" in out
-    assert "\x1b" not in out
+    assert "␦31m" in out
+    assert "\x1b" not in out and "\x9b" not in out
 
 
 def test_the_share_of_prefixes() -> None:

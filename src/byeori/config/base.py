@@ -68,8 +68,15 @@ def recompute_kind(value: object) -> object:
     return "full" if text in ("true", "1", "yes", "on") else "none" if text in ("false", "0", "no", "off") else value
 
 
+def _count_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("neither a fraction below 1 nor a whole count")
+    return value
+
+
 Names = Annotated[list[str], BeforeValidator(parse_names)]
 Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named)]
+HeldOut = Annotated[float, AfterValidator(_count_or_share)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 

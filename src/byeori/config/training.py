@@ -6,7 +6,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from byeori.config.base import Dtype, Names, OptionalInt, OptionalText, Paths, Recompute, Settings, Switch, on_off
+from byeori.config.base import (
+    Dtype,
+    HeldOut,
+    Names,
+    OptionalInt,
+    OptionalText,
+    Paths,
+    Recompute,
+    Settings,
+    Switch,
+    on_off,
+)
 
 SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer")
 
@@ -86,7 +97,7 @@ class RunSettings(Settings):
     adam_beta2: float = Field(0.999, description="AdamW's second moment decay.", ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, description="AdamW's epsilon.", gt=0, le=1)
     max_grad_norm: float = Field(1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0)
-    val_set_size: float = Field(
+    val_set_size: HeldOut = Field(
         0, description="Rows held out for evaluation: a count (200) or a fraction (0.05).", ge=0
     )
     group_by_length: bool = Field(False, description="Put rows of similar length into the same step.")
@@ -173,8 +184,6 @@ class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.val_set_size >= 1 and self.val_set_size != int(self.val_set_size):
-            raise ValueError(f"val_set_size {self.val_set_size} is neither a fraction below 1 nor a whole count")
         if self.load_in_4bit is True and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are given together; give one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0:
@@ -222,7 +231,7 @@ class DpoSettings(TrainSettings):
 class PreviewSettings(ModelSettings, DataSettings):
     """byeori preview: what the model will see, before any weights are loaded."""
 
-    val_set_size: float = Field(0, description="Rows held out for evaluation: a count or a fraction.", ge=0)
+    val_set_size: HeldOut = Field(0, description="Rows held out for evaluation: a count or a fraction.", ge=0)
     seed: int = Field(42, description="Seed of the split.", ge=0, lt=2**32)
     rows: int = Field(3, description="Rows shown in full.", ge=0, le=1000)
     html: OptionalText = Field(None, description="Write the preview to this HTML file as well.")

@@ -37,7 +37,12 @@ def choose(features: Features) -> str:
     check_columns(columns)
     if not all(isinstance(features[name], Value) for name in ("chosen", "prompt") if name in features):
         return template.CHAT
-    return template.choose([name for name in columns if name not in SIDES], with_answer=False)
+    prompts = [name for name in columns if name not in SIDES]
+    if not prompts:
+        raise TemplateError(
+            "there is no column beside chosen and rejected; add the prompt that they answer as `prompt`"
+        )
+    return template.choose(prompts, with_answer=False)
 
 
 def check_columns(columns: list[str]) -> None:

@@ -11,8 +11,10 @@ from byeori.data.tokenize import Example
 
 Piece = tuple[str, bool]
 
-# Control characters as their pictures, so that a row cannot steer the terminal; tabs and line breaks stay.
+# Control characters as their pictures, so that a row cannot steer the terminal; tabs and line breaks stay. Those from
+# U+0080 on, some of which terminals obey too, have none, and share a sign.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0x2426)
 
 
 def shared_prefix(examples: Sequence[Example]) -> float:
