@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from byeori import cli, config
 
@@ -29,6 +30,14 @@ def test_both_languages_show_the_same_commands() -> None:
         return re.findall(r"^(?:byeori|torchrun|MODEL=|ROWS=|    --|make ).*?(?:  #|$)", _text(name), re.MULTILINE)
 
     assert commands("README.md") == commands("README.ko.md")
+
+
+def test_the_settings_file_is_one_that_training_reads() -> None:
+    def read(name: str) -> config.SftSettings:
+        (text,) = re.findall(r"```yaml\n(.*?)```", _text(name), re.DOTALL)
+        return config.check(config.SftSettings, yaml.safe_load(text))
+
+    assert read("README.md") == read("README.ko.md")
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
