@@ -32,7 +32,7 @@ class Late(offload.Link):
         return len(self.started) - self.done
 
     def takes(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_floating_point() and not isinstance(tensor, torch.nn.Parameter)
+        return tensor.numel() > 0 and not isinstance(tensor, torch.nn.Parameter)
 
     def room(self, like: torch.Tensor) -> torch.Tensor:
         return torch.full_like(like, torch.nan)
