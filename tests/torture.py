@@ -21,7 +21,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -102,6 +101,8 @@ def prepare(folder: Path) -> Place:
 
 # ---- processes ---------------------------------------------------------------------------------------------------
 
+_store: list[torch.distributed.TCPStore] = []  # of the group that runs
+
 
 def start(
     place: Place,
@@ -119,9 +120,9 @@ def start(
     command = values.pop("command", "sft")
     values |= {"data_path": place.folder / f"{command}.jsonl", "resume_from_checkpoint": "latest"}
     arguments = [command, *flags(values)]
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    # torchrun's agent holds the store, which outlives each of the processes
+    _store[:] = [torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)] * (world > 1)
+    port = _store[0].port if _store else 0
     told = (told or output).with_suffix(".txt")
     members: list[int] = []
     for rank in range(world):
@@ -149,7 +150,7 @@ def _become(
         os.setpgid(0, members[0] if members else 0)
         if world > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         scratch = told.with_suffix(".scratch")
         scratch.mkdir(exist_ok=True)
         tempfile.tempdir = str(scratch)
