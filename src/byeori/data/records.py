@@ -16,7 +16,7 @@ from byeori.data.schema import kind_of
 from byeori.errors import DataError
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-_SPACE = re.compile(r"[ \t\r\n]*")
+_SPACE = re.compile(r"[ \t\r\n]+")
 # NaN is what pandas has for a missing value, and what json.dumps writes for it.
 _DECODER = json.JSONDecoder(parse_constant={"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}.__getitem__)
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # Excel's first line
@@ -165,7 +165,8 @@ class _Window:
 
     def spaces(self, start: int) -> int:
         """Where the spaces from `start` on end."""
-        return _SPACE.match(self.text, start).end()  # type: ignore[union-attr]  # it also matches ""
+        found = _SPACE.match(self.text, start)
+        return found.end() if found else start
 
     def advance(self, end: int) -> None:
         self.line += self.text.count("\n", self.start, end)
