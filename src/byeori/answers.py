@@ -10,6 +10,7 @@ from typing import Any
 
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import template, tokenize
+from byeori.data.sources import Table
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ConfigError, ModelError
 from byeori.model import parallel
@@ -67,9 +68,7 @@ def generate(settings: GenerateSettings) -> list[str]:
 def _generate_table(
     settings: GenerateSettings, found: opening.Found, sampling: generation.Sampling, output: Path | None
 ) -> list[str]:
-    table = load_table(settings)
-    for note in table.notes:
-        say(note)
+    table = _table(settings)
     chosen = opening.template_of(found, settings.template)
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=False)
@@ -107,6 +106,13 @@ def _generate_table(
     else:
         sys.stdout.write(text)
     return answers
+
+
+def _table(settings: GenerateSettings | CompareSettings) -> Table:
+    table = load_table(settings)
+    for note in table.notes:
+        say(note)
+    return table
 
 
 def _room(found: opening.Found, sampling: generation.Sampling) -> int:
@@ -154,9 +160,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     log.quiet_libraries()
     output = Path(settings.output_dir)
     folders.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
-    table = load_table(settings)
-    for note in table.notes:
-        say(note)
+    table = _table(settings)
     found = opening.find(settings.adapter, settings.base_model)
     if not found.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")

@@ -181,8 +181,7 @@ def _load_path(
     elif local.exists():
         yield path, load_file(local)
     elif glob.has_magic(path):
-        files = matching(path)
-        if not files:
+        if not (files := matching(path)):
             raise DataError(f"no file matches {path}; check the folder and the pattern.")
         yield from ((str(file), load_file(file)) for file in files)
     elif ending(local) in ENDINGS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
@@ -195,9 +194,8 @@ def matching(path: str) -> list[Path]:
     """The files that a glob stands for, by name; none where it is no glob."""
     if not glob.has_magic(path):
         return []
-    # Path.glob takes no pattern that begins with / or ..
-    found = sorted(map(Path, glob.glob(str(Path(path).expanduser()), recursive=True)))  # noqa: PTH207
-    return [file for file in found if file.is_file()]
+    found = glob.glob(str(Path(path).expanduser()), recursive=True)  # noqa: PTH207  Path.glob finds hidden files too
+    return [file for file in map(Path, sorted(found)) if file.is_file()]
 
 
 def _missing(path: str, local: Path) -> str:

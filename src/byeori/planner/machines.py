@@ -153,7 +153,8 @@ def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
 
 
 def refuse_unknown(machines: Sequence[Machine], wanted: Sequence[str]) -> None:
-    """
+    """See whether there are machines of all these names.
+
     Raises:
         ConfigError: a name that is neither one of theirs nor the CPU's.
     """

@@ -31,7 +31,7 @@ def travelling(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     mounts: dict[str, str] = {}
 
     def there(path: str | Path) -> str:
-        here = Path(path).expanduser().absolute()
+        here = Path(path).absolute()
         name = f"{_FILES}/{len(mounts)}/{here.name}"
         mounts[name] = str(here)
         return name
@@ -44,7 +44,7 @@ def travelling(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
         )
     rows: list[str] = []
     for path in settings["data_path"]:
-        local = [Path(path)] if Path(path).expanduser().exists() else sources.matching(path)
+        local = [Path(path)] if Path(path).exists() else sources.matching(path)
         rows += [there(file) for file in local] or [path]
     base, form = settings["base_model"], settings.get("template")
     if Path(base).exists():
@@ -58,9 +58,10 @@ def travelling(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def _check_base(folder: Path) -> None:
-    """
+    """See whether a model's folder is all that the rented machine needs of it.
+
     Raises:
-        ConfigError: an adapter whose own base is a folder of this machine.
+        ConfigError: it is an adapter whose own base is a folder of this machine.
     """
     record = folder / "adapter_config.json"
     base = json.loads(record.read_text(encoding="utf-8"))["base_model_name_or_path"] if record.is_file() else None
