@@ -24,6 +24,7 @@ from byeori.errors import ConfigError
 from byeori.model import embedded, forward, parallel
 from byeori.objective.record import Objective
 from byeori.result import folder as folders
+from byeori.result import opening
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, remote, trainer
@@ -110,7 +111,8 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     if resume is None and settings.resume_from_checkpoint is None and not settings.overwrite_output_dir:
         remote.check_free(mirror, processes)
     if resume is not None:
-        folders.check_same_run(resume, settings, context.start.base)
+        folders.check_same_run(resume, settings)
+        opening.check_base(resume, str(resume), context.start.base)
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
     content = cache.content(prepared.train)

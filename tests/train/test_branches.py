@@ -27,7 +27,8 @@ def test_latest_goes_on_with_the_branch_that_was_taken(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run goes back to its second step with another learning rate, and is stopped before the first run's last."""
-    output, how = tmp_path / "out", {"save_steps": 2, "lr_scheduler": "constant", "warmup_steps": 0}
+    how: dict[str, Any] = {"save_steps": 2, "save_total_limit": "none", "lr_scheduler": "constant", "warmup_steps": 0}
+    output = tmp_path / "out"
     sft(tiny_model, title_rows, output, **how, max_steps=6)
     first, how = sha(output / "checkpoint-6" / ADAPTER), how | {"learning_rate": 2e-2, "max_steps": 8}
     stop_after(1, monkeypatch)
@@ -38,6 +39,9 @@ def test_latest_goes_on_with_the_branch_that_was_taken(
     assert sha(output / "set-aside-checkpoint-6" / ADAPTER) == first
     sft(tiny_model, title_rows, output, **how, resume_from_checkpoint="latest")
     assert [line["learning_rate"] for line in log(output)] == [1e-2] * 2 + [2e-2] * 6
+    sft(tiny_model, title_rows, output, **how, resume_from_checkpoint=str(output / "checkpoint-2"))
+    assert sha(output / "set-aside-checkpoint-6" / ADAPTER) == first  # a second branch does not cost the first
+    assert (output / "set-aside-checkpoint-6-2").is_dir()
 
 
 def scripted(found: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,7 @@ def test_another_base_is_refused(tiny_model: Path, title_rows: Path, tmp_path: P
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(other)
-    with pytest.raises(CheckpointError, match=r"and the weights of .*other are others; give the model that the run"):
+    with pytest.raises(byeori.ByeoriError, match="whose weights are others; give that one with --base_model"):
         sft(other, title_rows, output, max_steps=3, resume_from_checkpoint="latest")
     with pytest.raises(byeori.ByeoriError, match=r"and the weights of .*other are not those"):
         byeori.merge(

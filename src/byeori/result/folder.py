@@ -109,14 +109,11 @@ def check_not_the_start(output: Path, base: str) -> None:
         raise ConfigError(f"--output_dir {output} holds the weights that the run begins from; give another folder")
 
 
-def check_same_run(resume: Path, settings: config.TrainSettings, base: str) -> None:
+def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
     """A checkpoint is a number of steps; it means the same rows only under the same settings.
 
-    base: the model under the adapter, where it lies now.
-
     Raises:
-        CheckpointError: the run that wrote it put other rows into its steps, made other examples of them, or began
-            from another model.
+        CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
     """
     path = resume / SETTINGS
     checkpoint.check_whole(resume)
@@ -134,12 +131,6 @@ def check_same_run(resume: Path, settings: config.TrainSettings, base: str) -> N
                 f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
                 "same settings, or take the finished adapter to train its weights further"
             )
-    before = _began(resume).get("sha256")
-    if before and Path(base).is_dir() and base_fingerprint(Path(base)) != before:
-        raise CheckpointError(
-            f"the checkpoint {resume} belongs to {_began(resume)['base_model']}, and the weights of {base} are others; "
-            "give the model that the run began with"
-        )
 
 
 def check_same_rows(resume: Path, content: str) -> None:
@@ -148,21 +139,14 @@ def check_same_rows(resume: Path, content: str) -> None:
     Raises:
         CheckpointError: the data, the template or the tokenizer is another one.
     """
-    before = _began(resume).get("rows_sha256")
-    if before not in (None, content) and (resume / checkpoint.STATE).is_file():
+    path = resume / BASE
+    if not (resume / checkpoint.STATE).is_file() or not path.is_file():  # no step of a run, or an older byeori's
+        return
+    if json.loads(path.read_text(encoding="utf-8")).get("rows_sha256") != content:
         raise CheckpointError(
             f"the rows are not those that the checkpoint {resume} was trained on: the data or the template has "
             "changed; go on with the same, or give the checkpoint as --base_model to train its weights further on these"
         )
-
-
-def _began(folder: Path) -> dict[str, Any]:
-    """What a run began from, as `write_start` left it; nothing where it is not told."""
-    try:
-        found = json.loads((folder / BASE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _held(output: Path) -> bool:
@@ -201,10 +185,9 @@ def _only_those_behind(resume: Path, output: Path, tell: Callable[[str], None]) 
     last = max((step for step, folder in checkpoint.steps(output) if folder.resolve() == resume.resolve()), default=0)
     for step, folder in checkpoint.steps(output):
         if not own or step > last:
-            aside = output / f"{checkpoint.SET_ASIDE}{folder.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            tell(f"{folder} is not of this run; it is {aside.name} now")
+            free = checkpoint.aside(folder.name, lambda name: (output / name).exists())
+            folder.rename(output / free)
+            tell(f"{folder} is not of this run; it is {free} now")
     best = checkpoint.best_of(resume)
     if best is not None and not (output / best.name).exists() and checkpoint.verify(best) is None:
         checkpoint.duplicate(best, output / best.name)

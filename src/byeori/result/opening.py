@@ -88,7 +88,7 @@ def find(
     except ByeoriError as error:
         hint = "" if base else f"; {name} was trained on it: {moved}"
         raise type(error)(f"{error}{hint}") from None
-    _check_fingerprint(folder, name, base_name)
+    check_base(folder, name, base_name)
     own = (folder / "tokenizer_config.json").exists()
     tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
     return Found(
@@ -127,8 +127,12 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
     return base, revision
 
 
-def _check_fingerprint(folder: Path, name: str, base: str) -> None:
-    """Compare the base's weights with those that the adapter was trained on, where both are here."""
+def check_base(folder: Path, name: str, base: str) -> None:
+    """Compare the base's weights with those that the adapter was trained on, where both are here.
+
+    Raises:
+        ModelError: they are others, or the record of them is damaged.
+    """
     path = folder / BASE
     if not path.is_file() or not Path(base).is_dir():
         return

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
 ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
-SET_ASIDE = "set-aside-"  # before the name of a checkpoint that another run left where this one writes
+_SET_ASIDE = "set-aside-"
 
 
 def save(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -182,6 +183,12 @@ def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> 
             return folder
         say(f"{folder} is passed over: {problem}")
     return None
+
+
+def aside(name: str, taken: Callable[[str], bool]) -> str:
+    """A free name for a checkpoint that another run left where this one writes. taken: whether a name is there."""
+    names = (f"{_SET_ASIDE}{name}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(free for free in names if not taken(free))
 
 
 def best_of(folder: Path) -> Path | None:

@@ -66,11 +66,10 @@ class Mirror:
         with self._explained():
             for step in self.steps():
                 if match is None or step > int(match[1]):
-                    name, aside = f"checkpoint-{step}", f"{checkpoint.SET_ASIDE}checkpoint-{step}"
-                    if self._system.exists(f"{self._root}/{aside}"):
-                        self._system.rm(f"{self._root}/{aside}", recursive=True)
-                    self._system.mv(f"{self._root}/{name}", f"{self._root}/{aside}", recursive=True)
-                    say(f"{self.url}/{name} is not of this run; it is {aside} now")
+                    name = f"checkpoint-{step}"
+                    free = checkpoint.aside(name, lambda name: self._system.exists(f"{self._root}/{name}"))
+                    self._system.mv(f"{self._root}/{name}", f"{self._root}/{free}", recursive=True)
+                    say(f"{self.url}/{name} is not of this run; it is {free} now")
             best = checkpoint.best_of(resume) if resume else None
             self._seen |= {step for step in self.steps() if best is None or best.name != f"checkpoint-{step}"}
 
