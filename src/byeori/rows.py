@@ -98,33 +98,52 @@ def prepare(
 def _template(
     settings: TrainSettings | PreviewSettings, start: Start, rows: Dataset, group: int
 ) -> tuple[Template | None, str]:
-    """The template that is named, or that an adapter was trained with, or that fits the rows; and its sentence."""
-    columns = rows.column_names
-    beside = Path(start.base) / folders.TEMPLATE
-    if settings.template is not None:
-        chosen = template.resolve(settings.template)
-    elif start.adapter is not None:
-        chosen = opening.template_of(start.adapter, None)
-    elif beside.is_file() and not opening.saved(beside).lacking(columns, with_answer=group == 1):
-        chosen = opening.saved(beside)
-    else:
-        chosen = template.resolve(preference.choose(rows.features) if group == 2 else template.choose(columns))
+    """The template of a run, and the sentence that names it."""
+    chosen, unused = _choose(settings, start, rows, group)
     if chosen:
-        chosen.check_columns(columns, with_answer=group == 1)
+        chosen.check_columns(rows.column_names, with_answer=group == 1)
     if group == 2:
-        preference.check_columns(columns)
-        trained = "prefers 'chosen' to 'rejected'"
+        preference.check_columns(rows.column_names)
+        about = ["prefers 'chosen' to 'rejected'"]
     else:
-        trained = f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"
-    end = None if chosen else chat.turn_end(start.tokenizer)
-    if chosen is None and settings.add_eos_token and chat.leaves_turns_open(start.tokenizer):
-        trained += f"; it ends a turn with no token, so {start.tokenizer.eos_token} is put behind the last answer"
-    if end not in (None, start.tokenizer.eos_token_id):
-        words = [start.tokenizer.convert_ids_to_tokens(token) for token in (end, start.tokenizer.eos_token_id)]
-        trained += "; an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)
-    if settings.template is None and start.adapter is None and beside.is_file() and chosen != opening.saved(beside):
-        trained += f"; {beside}, with which the base was trained, names columns that the rows lack"
-    return chosen, f"Template {chosen.name if chosen else template.CHAT}: {trained}"
+        about = [f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"]
+    if chosen and chosen.literal_blocks:
+        about.append(f"{chosen.literal_blocks[0]} names no column, so it stands there as text")
+    about += _ends(start.tokenizer, settings.add_eos_token) if chosen is None else []
+    if unused:
+        about.append(f"{unused}, with which the base was trained, names columns that the rows lack")
+    return chosen, f"Template {chosen.name if chosen else template.CHAT}: {'; '.join(about)}"
+
+
+def _choose(
+    settings: TrainSettings | PreviewSettings, start: Start, rows: Dataset, group: int
+) -> tuple[Template | None, Path | None]:
+    """The template that is named, or that weights were trained with, or that fits the rows.
+
+    Second is the file of one that a merged model was trained with, where the rows lack its columns.
+    """
+    if settings.template is not None:
+        return template.resolve(settings.template), None
+    if start.adapter is not None:
+        return opening.template_of(start.adapter, None), None
+    beside = Path(start.base) / folders.TEMPLATE
+    if beside.is_file() and not (saved := opening.saved(beside)).lacking(rows.column_names, with_answer=group == 1):
+        return saved, None
+    name = preference.choose(rows.features) if group == 2 else template.choose(rows.column_names)
+    return template.resolve(name), beside if beside.is_file() else None
+
+
+def _ends(tokenizer: Any, add_eos_token: bool) -> list[str]:
+    """What is to be said of how the chat template ends an answer."""
+    end, eos = chat.turn_end(tokenizer), tokenizer.eos_token_id
+    if eos is None:  # which the tokenizer's own note says
+        return []
+    if add_eos_token and chat.leaves_turns_open(tokenizer):
+        return [f"it ends a turn with no token, so {tokenizer.eos_token} is put behind the last answer"]
+    if end in (None, eos):
+        return []
+    words = [tokenizer.convert_ids_to_tokens(token) for token in (end, eos)]
+    return ["an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)]
 
 
 def preview(settings: PreviewSettings) -> dict[str, Any]:

@@ -141,6 +141,12 @@ def test_a_block_without_a_column_is_literal(spec: str, expected: str) -> None:
     assert expected.startswith(parse(spec).prompt({"q": "Q"}))
 
 
+def test_literal_blocks_are_known_by_name() -> None:
+    """One that forgets its column would go unseen otherwise."""
+    assert parse("[[note:\n]][[({x})]] {q} [[B]]\n{a}").literal_blocks == ["[[note:\n]]", "[[B]]"]
+    assert parse("[[({x})]] {q}\n{a}").literal_blocks == []
+
+
 def test_a_literal_block_in_the_chat_template() -> None:
     how = encoding("gpt2", parse("[[A]] or [[B]]?[[ ({x})]] {q}\n{a}"))
     assert served(how, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, how)
@@ -324,8 +330,12 @@ def test_where_none_fits_the_error_shows_how_to_write_one() -> None:
         choose(["body", "headline", "__row__"])
     assert str(caught.value) == (
         "no shipped template fits the columns body, headline; write one, "
-        "for instance `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
+        "for instance `--template '### body:\\n{body}\\n\\n### headline:\\n{headline}'`, "
+        "where the last one is the answer"
     )
+    for columns in (["body"], ["{body}", "headline"]):
+        with pytest.raises(TemplateError, match=r"\\n\{question\}\\n\\n### Answer:\\n\{answer\}'`$"):
+            choose(columns)
 
 
 # ---- the chat template that servers get --------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import byeori
+from byeori import rows
 from byeori.data.chat import turn_end
 from byeori.result import endings
 from conftest import byte_level_tokenizer, tiny_llama
@@ -99,6 +100,22 @@ def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
     assert tokenizer.decode(out) == "네, 봄이에요.<|im_end|>"
     before, after = (json.loads((talking / name / "generation_config.json").read_text()) for name in ("base", "merged"))
     assert after == {**before, "eos_token_id": endings.stop_ids(tokenizer, None)}
+
+
+def test_what_is_said_of_the_end() -> None:
+    """A tokenizer that names no end-of-text token has a note of its own."""
+    tokenizer = turning()
+    assert "an answer ends with <|im_end|>, not with <|endoftext|>" in rows._ends(tokenizer, True)[0]
+    open_ended = turning(TURNS.replace("<|im_end|>", " (over)"))
+    assert rows._ends(open_ended, True) == [
+        "it ends a turn with no token, so <|endoftext|> is put behind the last answer"
+    ]
+    assert (
+        rows._ends(open_ended, False) == rows._ends(turning(TURNS.replace("<|im_end|>", "{{ eos_token }}")), True) == []
+    )
+    for nameless in (tokenizer, open_ended):
+        nameless.eos_token = None
+        assert rows._ends(nameless, True) == []
 
 
 def test_the_run_says_so(talking: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,11 @@ class Template:
         return [column for column in wanted if column not in known]
 
     @property
+    def literal_blocks(self) -> list[str]:
+        """`[[ ... ]]` without a column: text, like every other word."""
+        return [block for part in self.parts for block in re.findall(r"\[\[.*?\]\]", part.text, re.DOTALL)]
+
+    @property
     def suffix(self) -> str:
         """The template's words after the answer."""
         return "".join(part.text for part in self.parts[self.answer + 1 :])
@@ -317,9 +322,19 @@ def choose(columns: list[str], *, with_answer: bool = True) -> str:
         needed = set(template.prompt_columns) | ({template.answer_column} if with_answer else set())
         if needed - template.optional_columns <= set(columns):
             return name
-    names = _one_line(", ".join(name for name in columns if not name.startswith("__")))
+    own = [name for name in columns if not name.startswith("__")]
+    names, example = _one_line(", ".join(own)), _example(own) if with_answer else _EXAMPLE
     pairs = "; or take `byeori dpo`, which such pairs are made for" if {"chosen", "rejected"} <= set(columns) else ""
-    raise TemplateError(f"no shipped template fits the columns {names}; write one, {_EXAMPLE}{pairs}")
+    raise TemplateError(f"no shipped template fits the columns {names}; write one, {example}{pairs}")
+
+
+def _example(columns: list[str]) -> str:
+    """How to write a template, with the data's first and last column where their names are plain."""
+    if len(columns) < 2 or not all(re.fullmatch(r"[\w .-]+", name) for name in columns):
+        return _EXAMPLE
+    prompt, answer = columns[0], columns[-1]
+    text = f"### {prompt}:\\n{{{prompt}}}\\n\\n### {answer}:\\n{{{answer}}}"
+    return f"for instance `--template '{text}'`, where the last one is the answer"
 
 
 def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
