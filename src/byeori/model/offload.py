@@ -1,7 +1,7 @@
 """What layers keep for the backward pass, in the CPU's memory: copied there and back while the GPU computes.
 
 Copies run on a stream of their own. An activation stays on the GPU until its copy is done, for which the stream that
-computes waits only before it starts on the layer after the next; the last two never leave. On the way back, the
+computes waits only before it starts on the layer after the next; the last two stay. On the way back, the
 activation that is needed next is fetched while a layer works on its own. The host waits for neither.
 """
 
