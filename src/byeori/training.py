@@ -85,6 +85,7 @@ def _train(settings: TrainSettings) -> TrainResult:
     try:
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
+            log.check_trackers(settings.report_to)
             folders.check_not_the_start(Path(settings.output_dir), settings.base_model)
             weights.check(settings, processes, tell)
             objective = objective_of(settings)
@@ -280,6 +281,7 @@ def _finish(
             checkpoint.save_adapter(folder, job.model)
             job.beside(folder)
             folders.write_run_facts(folder, job.output_dir, prepared.found)
+            (job.output_dir / folders.METRICS).unlink(missing_ok=True)  # the scores of an earlier adapter
             if forecast is not None:
                 forecast.write(folder, took)
 

@@ -11,7 +11,7 @@ from byeori.model import load, lora, parallel, sharding, speed, stream
 from byeori.model.parallel import Processes
 from byeori.result import opening
 from byeori.start import Start
-from byeori.train import log, memory, optim
+from byeori.train import memory, optim
 
 Tell = Callable[[str], None]
 
@@ -25,9 +25,8 @@ def check(settings: TrainSettings, processes: Processes, tell: Tell) -> None:
     """Say what the settings mean here.
 
     Raises:
-        ConfigError: more processes are asked for than there are, or a tracker that is not installed.
+        ConfigError: more processes are asked for than there are.
     """
-    log.check_trackers(settings.report_to)
     if settings.nproc not in (None, processes.local_world):
         raise ConfigError("nproc starts processes from the command line only; in Python, start them with torchrun")
     if note := optim.paging_note(settings.optim, processes.device):

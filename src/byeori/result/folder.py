@@ -299,7 +299,6 @@ def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
     own = output / CARD
     if not own.is_file() or card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
         (folder / CARD).write_text(card.model_card(folder), encoding="utf-8")
-    (output / METRICS).unlink(missing_ok=True)  # an earlier adapter's
 
 
 def fingerprint(base: str, revision: str | None) -> str:

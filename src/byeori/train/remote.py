@@ -181,7 +181,9 @@ def check_free(mirror: Mirror | None, processes: Processes) -> None:
     Raises:
         CheckpointError: another run's are there.
     """
-    if mirror is not None and processes.main and mirror.in_use():
+    if mirror is None:
+        return
+    if processes.main and mirror.in_use():
         raise CheckpointError(
             f"{mirror.url} holds the checkpoints of another run; go on with --resume_from_checkpoint latest, give "
             "another --mirror_to, or start anew with --overwrite_output_dir"
