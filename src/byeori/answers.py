@@ -10,7 +10,7 @@ from typing import Any
 
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import template, tokenize
-from byeori.data.sources import Table
+from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ConfigError, ModelError
 from byeori.model import parallel
@@ -18,7 +18,7 @@ from byeori.result import compare as comparison
 from byeori.result import folder as folders
 from byeori.result import generate as generation
 from byeori.result import opening, report, scores
-from byeori.rows import group_of, load_table, say
+from byeori.rows import group_of, load_table, say, trained_on
 from byeori.start import check_cutoff
 from byeori.train import log
 
@@ -184,7 +184,9 @@ def compare(settings: CompareSettings) -> CompareResult:
             positions=found.positions,
             on_progress=on_progress,
         )
-    return _write_comparison(settings, found, how, items)
+    seen = trained_on(found.settings, table, chosen)
+    known = 0 if seen is None else int(seen[[row[ROW] for row in rows]].sum())
+    return _write_comparison(settings, found, how, items, known)
 
 
 def _compare_cutoff(settings: CompareSettings, found: opening.Found) -> int:
@@ -196,11 +198,12 @@ def _compare_cutoff(settings: CompareSettings, found: opening.Found) -> int:
 
 
 def _write_comparison(
-    settings: CompareSettings, found: opening.Found, how: Encoding, items: list[dict[str, Any]]
+    settings: CompareSettings, found: opening.Found, how: Encoding, items: list[dict[str, Any]], known: int
 ) -> CompareResult:
+    """known: how many of the rows the adapter was trained on."""
     output = Path(settings.output_dir)
     metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
-    words = scores.verdict(metrics)
+    words = scores.verdict(metrics) + scores.caution(known, len(items))
     page = report.render_report(
         title=f"{Path(settings.adapter).name}: base and tuned side by side",
         rows=items,

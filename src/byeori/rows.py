@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, cache, chat, preference, sources, template, tokenize
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
+from byeori.errors import ByeoriError
 from byeori.model import parallel
 from byeori.result import folder as folders
 from byeori.result import opening
@@ -51,6 +54,24 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
         revision=getattr(settings, "dataset_revision", None),
         max_rows=settings.max_rows,
     )
+
+
+def trained_on(run: dict[str, Any], table: Table, chosen: Template | None) -> np.ndarray | None:
+    """Which rows of a table a run has trained [rows], by what they hold in the template's columns.
+
+    run: its settings. None where its tables are not here (any more), or cannot be split as they were then.
+    """
+    paths = run.get("data_path") or []
+    if not paths or not all(Path(path).exists() or sources.matching(path) for path in paths):
+        return None
+    try:
+        there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
+        seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"])
+    except (ByeoriError, KeyError):
+        return None
+    wanted = [*chosen.prompt_columns, chosen.answer_column, *preference.SIDES] if chosen else table.rows.column_names
+    common = sorted(set(wanted) & set(table.rows.column_names) & set(seen.column_names) - {sources.ROW})
+    return np.isin(sources.hashes(table.rows, common), sources.hashes(seen, common)) if common else None
 
 
 def group_of(columns: list[str], chosen: Template | None) -> int:

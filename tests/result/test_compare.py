@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,37 @@ def test_a_folder_of_results_is_not_left_by_a_wrong_setting(trained: Path, title
     with pytest.raises(byeori.TemplateError):
         run(trained, title_rows, tmp_path / "o", template="{docment}\n{title}")
     assert not (tmp_path / "o").exists()
+
+
+def test_rows_that_were_trained_on_are_counted(
+    trained: Path, tiny_model: Path, title_rows: Path, tmp_path: Path
+) -> None:
+    """Those held out of the same table are not among them, and neither is a row with another answer."""
+    assert "6 of the 6 rows were trained on" in run(trained, title_rows, tmp_path / "all").verdict
+    byeori.sft(
+        base_model=tiny_model,
+        data_path=title_rows,
+        output_dir=tmp_path / "adapter",
+        cutoff_len=512,
+        max_steps=1,
+        val_set_size=5,
+        dtype="float32",
+    )
+    found = run(tmp_path / "adapter", title_rows, tmp_path / "held-out", max_rows=24)
+    assert "19 of the 24 rows were trained on" in found.verdict
+    assert "19 of the 24 rows were trained on" in found.report.read_text(encoding="utf-8")
+    rows = [{**row, "title": "다른 제목", "id": 1} for row in lines(title_rows)[:3]] + [lines(title_rows)[3]]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert "1 of the 4 rows was trained on" in run(trained, mixed, tmp_path / "mixed").verdict
+
+
+def test_a_table_that_is_gone_is_not_asked(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained, adapter)
+    settings = (adapter / "byeori.yaml").read_text(encoding="utf-8")
+    (adapter / "byeori.yaml").write_text(settings.replace(str(title_rows), "/nowhere.jsonl"), encoding="utf-8")
+    assert "trained on" not in run(adapter, title_rows, tmp_path / "report", max_rows=2).verdict
 
 
 def test_an_adapter_that_cannot_be_written_costs_no_verdict(

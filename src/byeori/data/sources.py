@@ -118,7 +118,7 @@ def split_rows(
         raise DataError(
             f"val_set_size {val_set_size:g} leaves none of the {len(rows)} rows to train on; make it smaller."
         )
-    keys = _hashes(rows, key_columns, seed)
+    keys = hashes(rows, key_columns, seed)
     # np.unique sorts by salted hash, which is the shuffle; the stable sort by size puts single rows first
     _, group, size = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.argsort(size, kind="stable")
@@ -153,7 +153,7 @@ def _blank_lines(path: Path, changed_ns: int) -> tuple[int, ...]:
         return tuple(number for number, line in enumerate(lines, start=1) if not line.strip())
 
 
-def _hashes(rows: Dataset, key_columns: list[str] | None, seed: int) -> np.ndarray:
+def hashes(rows: Dataset, key_columns: list[str] | None, seed: int = 0) -> np.ndarray:
     """[rows] uint64: equal for rows with equal keys, in an order that depends on the seed."""
     names = [name for name in rows.column_names if name != ROW] if key_columns is None else key_columns
     if unknown := [name for name in names if name not in rows.column_names]:

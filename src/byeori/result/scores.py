@@ -186,6 +186,13 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     return words + "."
 
 
+def caution(known: int, rows: int) -> str:
+    """A further sentence where rows of a comparison were trained on; "" where none was."""
+    if not known:
+        return ""
+    return f" {known:,} of the {rows:,} rows {'was' if known == 1 else 'were'} trained on and may be known by heart."
+
+
 def _preference(metrics: Mapping[str, Any]) -> str:
     """A sentence on pairs, where they were measured: shares as they are, a change only where the interval allows it."""
     margin = _interval(metrics, "preference_margin")
