@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from test_resume import same
 
 from byeori.errors import CheckpointError, TrainingError
+from byeori.model import parallel
 from byeori.train import checkpoint, room, trainer
+from byeori.train.job import Abandoned
 
 COUNT = 20
 CASES = pytest.mark.parametrize("case", range(COUNT))
@@ -362,6 +364,35 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert f"{newest} is passed over: " in capsys.readouterr().err, damage
     same(undisturbed, output, 12)
     assert checkpoints(output) == checkpoints(undisturbed) and not leftovers(output)
+
+
+# ---- another process that is gone ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_step_is_kept_whose_process_is_lost_behind_it(
+    evaluated: bool, tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks after the weights of step 3 have changed: it is whole unless its evaluation is due."""
+    real, asked = parallel.add_up, [0]
+
+    def add_up(values: list[float], processes: Any) -> list[float]:
+        asked[0] += sys._getframe(1).f_code.co_name == "_after_step"
+        if asked[0] == 3:
+            raise RuntimeError("gloo: connection closed by peer")
+        return real(values, processes)
+
+    monkeypatch.setattr(parallel, "add_up", add_up)
+    monkeypatch.setattr(parallel, "connection_broke", lambda error: "gloo" in str(error))
+    monkeypatch.setattr(parallel, "first_to_speak", lambda: True)
+    how = {"val_set_size": 4, "eval_steps": 3} if evaluated else {}
+    with pytest.raises(Abandoned):
+        sft(tiny_model, title_rows, tmp_path / "cut", save_steps=2, **how)
+    assert checkpoints(tmp_path / "cut") == ([2] if evaluated else [2, 3])
+    monkeypatch.undo()
+    sft(tiny_model, title_rows, tmp_path / "whole", save_steps=2, **how)
+    sft(tiny_model, title_rows, tmp_path / "cut", save_steps=2, resume_from_checkpoint="latest", **how)
+    same(tmp_path / "cut", tmp_path / "whole", 10 if evaluated else 12)
 
 
 # ---- disks that fill ---------------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ def train(job: Job) -> Run:
                     raise TrainingError(_bad_end(line["skipped_rows"], good.step, job.output_dir))
                 _after_step(job, run, optimizer, live, write, stop, writer)
             except (RuntimeError, NoRoom) as error:
-                # a step fails before it changes weights; its evaluation is not behind it
-                _keep(job, run, optimizer, writer, error, before=run.step == done)
+                # a step fails before it changes weights; where it is done, its evaluation may not be
+                _keep(job, run, optimizer, writer, error, whole=run.step == done or not _evaluates(job, run.step))
                 raise
     parallel.wait(job.processes)  # every process may read the checkpoints now
     trackers.close()
@@ -245,7 +245,7 @@ def _after_step(
     writer.check()
     stopping = parallel.add_up([float(stop.is_set())], job.processes)[0] > 0
     finished, improved = last, False
-    if job.eval_rows is not None and _due(run.step, options.eval_steps, job.plan.steps_per_epoch, last):
+    if _evaluates(job, run.step):
         means = evaluate(job, run, live)
         loss = means["loss"]
         improved = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
@@ -275,16 +275,16 @@ def _after_step(
 
 
 def _keep(
-    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: RuntimeError | NoRoom, *, before: bool
+    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: RuntimeError | NoRoom, *, whole: bool
 ) -> None:
     """Save what a run has done that ends without memory, or without its other processes.
 
-    before: the step that failed has changed nothing.
+    whole: its last step is done, with all that follows it.
     """
     broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
     if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
-        _go_on_smaller(job, run, optimizer, writer, error, before)
-    if before and (isinstance(error, NoRoom) or (broke and not checkpoint.is_there(job.output_dir, run.step))):
+        _go_on_smaller(job, run, optimizer, writer, error, whole)
+    if whole and (isinstance(error, NoRoom) or (broke and not checkpoint.is_there(job.output_dir, run.step))):
         _save(job, run, optimizer, writer)
     if broke:
         _abandon(job, run, writer)
@@ -324,6 +324,11 @@ def _abandon(job: Job, run: Run, writer: Writer) -> NoReturn:
 def _has_stalled(run: Run, options: Options) -> bool:
     patience = options.early_stopping_patience
     return patience is not None and run.evaluations_without_gain >= patience
+
+
+def _evaluates(job: Job, step: int) -> bool:
+    last = step == job.plan.total_steps
+    return job.eval_rows is not None and _due(step, job.options.eval_steps, job.plan.steps_per_epoch, last)
 
 
 def _due(step: int, every: int | None, per_epoch: int, last: bool) -> bool:
