@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import tiny, tree
+from zoo import WORDS, tiny, tree
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
@@ -66,6 +67,38 @@ def test_a_placed_forest_holds_the_forest() -> None:
     assert (batch.layout.nodes, batch.layout.tree) == (layout.nodes, forest.nodes)
     assert batch.layout.rows.tolist() == batch.layout.row_numbers == sorted(set(forest.target_index.tolist()))
     assert batch.layout.rows[batch.index_of_rows].tolist() == forest.target_index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "filled"), [(30, 30), (512, 512), (515, 528), (2000, 2048), (2035, 2048), (1000, 1024)]
+)
+def test_idle_tokens_fill_a_forest_where_they_are_few(tokens: int, filled: int) -> None:
+    """They are a tree of their own, so nobody sees them; the last layer's rows are filled up with idle ones."""
+    forest = forests.build([Example(token_ids=[7] * (tokens + 1), targets=((tokens - 2, tokens + 1),))])
+    batch = place(forest, CPU)
+    assert batch.ids.shape == batch.positions.shape == (1, filled)
+    assert batch.positions[0, tokens:].tolist() == list(range(filled - tokens))
+    assert batch.forest is forest
+    idle = () if filled == tokens else ((tokens, filled, -1),)
+    assert batch.layout.tree == (*forest.nodes, *idle)
+    assert batch.layout.rows[batch.index_of_rows].tolist() == forest.target_index.tolist() == batch.index.tolist()
+    assert batch.layout.row_numbers == sorted(set(batch.layout.row_numbers))
+    assert len(batch.layout.row_numbers) == (16 if tokens >= 512 else 3)
+
+
+def test_idle_tokens_change_no_log_prob() -> None:
+    """Against the model's own pass over each row alone."""
+    model, _ = tiny("gemma3")
+    forward.use_forest_attention(model)
+    rng = np.random.default_rng(0)
+    rows = [[int(token) for token in rng.integers(3, WORDS, size)] for size in (263, 260)]
+    examples = [Example(token_ids=row, targets=((len(row) - 5, len(row)),)) for row in rows]
+    forest = forests.build(examples)
+    assert place(forest, CPU).ids.shape[1] > forest.unique_tokens
+    found = forward.forest_logprobs(model, forest)
+    forward.use_plain_attention(model)
+    alone = [forward.plain_logprobs(model, row, list(range(len(row) - 5, len(row)))) for row in rows]
+    torch.testing.assert_close(found, torch.cat(alone).to(found), rtol=1e-6, atol=1e-6)
 
 
 def test_reference_log_probs_travel_along() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -126,3 +127,14 @@ def test_only_where_they_are_slow(
     monkeypatch.setattr(products, "install", lambda: asked.append(True))
     extra = products.prepare(dtype, torch.device(device))
     assert (extra > 0, bool(asked)) == (takes, takes)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_the_code_of_few_products_is_kept(given: str | None, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    if given:
+        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
+    products.prepare(torch.float32, torch.device("cpu"))
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+    if not given:
+        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")

@@ -115,14 +115,28 @@ def test_rows_of_a_forest() -> None:
 
 
 def test_blocks_meet_only_the_keys_in_their_window() -> None:
-    found = list(cpu_attention._blocks(0, 300, 300, 100))
-    assert found == [
-        (slice(0, 128), slice(0, 128), 0),
-        (slice(128, 256), slice(0, 256), 128),
-        (slice(256, 300), slice(128, 300), 128),
+    block = cpu_attention._Block
+    assert list(cpu_attention._blocks(0, 300, ((0, 300),), (300, 300), 100)) == [
+        block(slice(0, 128), slice(0, 128), 0, 128),
+        block(slice(128, 256), slice(0, 256), 128, 128),
+        block(slice(256, 300), slice(128, 300), 128, 44),
     ]
-    branch = list(cpu_attention._blocks(500, 650, 300, None))  # its path is 150 longer than it
-    assert branch == [(slice(500, 606), slice(0, 256), 150), (slice(606, 650), slice(0, 300), 256)]
+    branch = cpu_attention._blocks(500, 650, ((0, 150), (500, 650)), (650, 300), None)  # its path is 150 longer than it
+    assert list(branch) == [
+        block(slice(500, 628), slice(0, 256), 150, 106),
+        block(slice(606, 650), slice(0, 300), 256, 44),
+    ]
+
+
+def test_blocks_are_filled_up_to_few_shapes() -> None:
+    """Rows to multiples of 32, keys to multiples of 64, as far as there are any."""
+    found = [
+        next(cpu_attention._blocks(0, end, ((0, end),), (400, 400), None)) for end in (1, 31, 32, 33, 64, 65, 96, 127)
+    ]
+    assert {(block.rows.stop, block.keys.stop) for block in found} == {(32, 64), (64, 64), (96, 128), (128, 128)}
+    assert [block.count for block in found] == [1, 31, 32, 33, 64, 65, 96, 127]
+    (short,) = cpu_attention._blocks(0, 40, ((0, 40),), (50, 45), None)
+    assert (short.rows, short.keys) == (slice(0, 50), slice(0, 45))
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -178,10 +192,11 @@ def test_large_scores_are_as_exact_as_small_ones(kernels: bool) -> None:
     right = wide.softmax(-1)
     (to_scores,) = torch.autograd.grad(right, wide, grad.double())
     native.switch(kernels)
-    sums = cpu_attention._softmax(weights, 0.3, 1, 0, None)
+    block = cpu_attention._Block(slice(0, 60), slice(0, 60), 0, 60)
+    sums = cpu_attention._softmax(weights, block, 0.3, None)
     assert float((weights - right).abs().max()) < 1e-6
     again = scores.clone()
-    cpu_attention._softmax_back(again, grad, sums, 0.3, 1, 0, None)
+    cpu_attention._softmax_back(again, grad, sums, block, 0.3, None)
     assert torch.equal(again, weights)
     assert float((grad - 0.3 * to_scores).norm() / to_scores.norm()) < 1e-6
 
@@ -247,7 +262,7 @@ def test_a_nan_goes_through_every_kernel() -> None:
     native.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
     native.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
     out[3] = bad.clone()
-    native.call("softmax", out[3], torch.ones(2, 2), 1.0, 2, 4, 2, 1, 2, 4)
+    native.call("softmax", out[3], torch.ones(2, 2), 1.0, 2, 4, 2, 2, 1, 2, 4)
     for found in out:
         assert found[0].isnan().any()
         assert not found[1].isnan().any()

@@ -28,8 +28,8 @@ class Layout:
     masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
     tree: the forest's own nodes. plans: window -> the GPU kernel's calls; made when a layer first needs them.
     calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
-    rows: the rows of the hidden states that predict something [n], ascending, where the model computes.
-    row_numbers: the same on the host.
+    rows: the rows of the hidden states that predict something [n], ascending, where the model computes; with others
+    among them that fill up their number. row_numbers: the same on the host.
     others: what the last layer's keys and values are made of [T, d], where its queries are those of `rows` alone.
     """
 
@@ -43,8 +43,9 @@ class Layout:
     calls: list[int] = field(default_factory=lambda: [0])
 
 
-def layout(forest: Forest, rows: torch.Tensor | None = None) -> Layout:
-    """The paths of a forest's nodes. rows: `row_numbers` on the device that computes; without them it is the CPU."""
+def layout(forest: Forest, numbers: list[int] | None = None, rows: torch.Tensor | None = None) -> Layout:
+    """The paths of a forest's nodes. numbers and rows: the layout's row_numbers and rows; without them those of the
+    targets, on the CPU."""
     paths: list[tuple[tuple[int, int], ...]] = []
     for start, end, parent in forest.nodes:
         above = paths[parent] if parent >= 0 else ()
@@ -53,7 +54,7 @@ def layout(forest: Forest, rows: torch.Tensor | None = None) -> Layout:
         else:
             paths.append((*above, (start, end)))
     nodes = tuple((start, end, path) for (start, end, _), path in zip(forest.nodes, paths, strict=True))
-    numbers = sorted(set(forest.target_index.tolist()))
+    numbers = sorted(set(forest.target_index.tolist())) if numbers is None else numbers
     rows = torch.tensor(numbers) if rows is None else rows
     return Layout(nodes=nodes, rows=rows, row_numbers=numbers, tree=forest.nodes)
 

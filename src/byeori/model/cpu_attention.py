@@ -2,10 +2,10 @@
 
 PyTorch's flash kernel for CPUs computes all of a window's mask, and its backward pass knows no matrix units. Here a
 block of queries meets only the keys between its first query's window and its last query; the query heads that share a
-key head are rows of one matrix. The weights are made again in the backward pass from the saved logarithms of their
-denominators (Dao et al., arXiv:2205.14135):
+key head are rows of one matrix. The weights are made again in the backward pass from the saved sums over their rows
+(Dao et al., arXiv:2205.14135):
 
-    p = exp(scale q k^T - log-sum)     dv = p^T do     dp = do v^T     ds = scale p (dp - sum(p dp))
+    p = exp(scale (q k^T - max)) / sum     dv = p^T do     dp = do v^T     ds = scale p (dp - sum(p dp))
     dq = ds k                          dk = ds^T q
 
     D head size, H query heads, G key/value heads, R = H / G, T unique tokens, n a block's queries, m its keys
@@ -14,15 +14,17 @@ denominators (Dao et al., arXiv:2205.14135):
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from byeori.model import native, target
 
-# Queries of a block. Where blocks end, and the first key rounded down, are multiples of these along a path, so that
-# few shapes occur: a matrix product of a new shape costs a millisecond once.
-_QUERIES, _FIRST_KEY = 128, 64
+# A block ends, at the latest, where a path's length is a multiple of _QUERIES. Its rows and keys are filled up to
+# multiples of _ROWS and _KEYS with neighbours whose weights are 0: a matrix product of a new shape costs a quarter of a
+# millisecond and a third of a megabyte, and odd shapes take longer than the even ones above them.
+_QUERIES, _ROWS, _KEYS = 128, 32, 64
 
 Runs = tuple[tuple[int, int], ...]
 Nodes = tuple[tuple[int, int, Runs], ...]
@@ -63,11 +65,11 @@ class _Blocks(torch.autograd.Function):
         query, value = query.contiguous(), value.contiguous()
         out, sums = query.new_empty(*query.shape[:3], value.shape[-1]), []
         for start, end, path in nodes:
-            keys, values = gather(key, path), gather(value, path)
-            for rows, seen, first in _blocks(start, end, keys.shape[1], window):
-                scores = torch.bmm(query[:, rows].flatten(1, 2), keys[:, seen].mT)
-                sums.append(_softmax(scores, scale, query.shape[2], first, window))
-                torch.bmm(scores, values[:, seen], out=out[:, rows].flatten(1, 2))
+            keys, values = gather(key, path, _KEYS), gather(value, path, _KEYS)
+            for block in _blocks(start, end, path, (query.shape[1], keys.shape[1]), window):
+                scores = _by_keys(query[:, block.rows].flatten(1, 2), keys[:, block.keys])
+                sums.append(_softmax(scores, block, scale, window))
+                torch.bmm(scores, values[:, block.keys], out=out[:, block.rows].flatten(1, 2))
         ctx.save_for_backward(query, key, value, *sums)
         ctx.nodes, ctx.window, ctx.scale = nodes, window, scale
         return out
@@ -81,39 +83,63 @@ class _Blocks(torch.autograd.Function):
         to_key, to_value = (torch.zeros_like(states, dtype=wide) for states in (key, value))
         left = iter(sums)
         for start, end, path in ctx.nodes:
-            keys, values = gather(key, path), gather(value, path)
+            keys, values = gather(key, path, _KEYS), gather(value, path, _KEYS)
             alone = len(path) == 1  # then the sums over the path are parts of those over the forest
-            in_keys = gather(to_key, path) if alone else torch.zeros_like(keys, dtype=wide)
-            in_values = gather(to_value, path) if alone else torch.zeros_like(values, dtype=wide)
-            for rows, seen, first in _blocks(start, end, keys.shape[1], ctx.window):
-                q, g = query[:, rows].flatten(1, 2), out[:, rows].flatten(1, 2)
-                weights, grad = torch.bmm(q, keys[:, seen].mT), torch.bmm(g, values[:, seen].mT)
-                _softmax_back(weights, grad, next(left), ctx.scale, query.shape[2], first, ctx.window)
-                in_values[:, seen] += torch.bmm(weights.mT, g)
-                in_keys[:, seen] += torch.bmm(grad.mT, q)
-                torch.bmm(grad, keys[:, seen], out=to_query[:, rows].flatten(1, 2))
+            in_keys = gather(to_key, path, _KEYS) if alone else torch.zeros_like(keys, dtype=wide)
+            in_values = gather(to_value, path, _KEYS) if alone else torch.zeros_like(values, dtype=wide)
+            for block in _blocks(start, end, path, (query.shape[1], keys.shape[1]), ctx.window):
+                q, g = query[:, block.rows].flatten(1, 2), out[:, block.rows].flatten(1, 2)
+                weights, grad = _by_keys(q, keys[:, block.keys]), _by_keys(g, values[:, block.keys])
+                _softmax_back(weights, grad, next(left), block, ctx.scale, ctx.window)
+                in_values[:, block.keys] += torch.bmm(weights.mT, g)
+                in_keys[:, block.keys] += torch.bmm(grad.mT, q)
+                torch.bmm(grad, keys[:, block.keys], out=to_query[:, block.rows].flatten(1, 2))
             if not alone:
                 _scatter(to_key, in_keys, path)
                 _scatter(to_value, in_values, path)
         return to_query, to_key.to(key.dtype), to_value.to(value.dtype), None, None, None
 
 
-def _blocks(start: int, end: int, keys: int, window: int | None) -> Iterator[tuple[slice, slice, int]]:
-    """Queries of the forest, the keys of the path that any of them sees, and the first query's column among these."""
-    shift = keys - end  # from a query's place in the forest to its place on the path
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """rows: of the forest; the first `count` of them are the block's own queries, the others get zeros until the blocks
+    behind write theirs. keys: of the path. first: the first query's column among these."""
+
+    rows: slice
+    keys: slice
+    first: int
+    count: int
+
+
+def _blocks(start: int, end: int, path: Runs, there: tuple[int, int], window: int | None) -> Iterator[_Block]:
+    """The blocks of a node. there: how many rows the forest has, and keys the gathered path."""
+    shift = (
+        sum(stop - begin for begin, stop in path) - end
+    )  # from a query's place in the forest to its place on the path
     at = start
     while at < end:
         stop = min(end, (at + shift) // _QUERIES * _QUERIES + _QUERIES - shift)
-        low = 0 if window is None else max(0, at + shift - window + 1) // _FIRST_KEY * _FIRST_KEY
-        yield slice(at, stop), slice(low, stop + shift), at + shift - low
+        low = 0 if window is None else max(0, at + shift - window + 1) // _KEYS * _KEYS
+        rows = slice(at, min(there[0], at + _up(stop - at, _ROWS)))
+        yield _Block(rows, slice(low, min(there[1], _up(stop + shift, _KEYS))), at + shift - low, stop - at)
         at = stop
 
 
-def gather(states: torch.Tensor, path: Runs) -> torch.Tensor:
-    """The states [.., T, D] along a path."""
-    if len(path) == 1:
-        return states[..., path[0][0] : path[0][1], :]
-    return torch.cat([states[..., start:end, :] for start, end in path], dim=-2)
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _by_keys(rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """rows [G, n R, D], keys [G, m, D] -> [G, n R, m]. PyTorch copies the keys of several groups to turn them."""
+    return torch.mm(rows[0], keys[0].mT)[None] if len(rows) == 1 else torch.bmm(rows, keys.mT)
+
+
+def gather(states: torch.Tensor, path: Runs, more: int = 0) -> torch.Tensor:
+    """The states [.., T, D] along a path, and of up to `more` tokens behind it."""
+    runs = (*path[:-1], (path[-1][0], path[-1][1] + more))
+    if len(runs) == 1:
+        return states[..., runs[0][0] : runs[0][1], :]
+    return torch.cat([states[..., start:end, :] for start, end in runs], dim=-2)
 
 
 def _scatter(total: torch.Tensor, part: torch.Tensor, path: Runs) -> None:
@@ -124,54 +150,60 @@ def _scatter(total: torch.Tensor, part: torch.Tensor, path: Runs) -> None:
         position += end - start
 
 
-def _softmax(scores: torch.Tensor, scale: float, heads: int, first: int, window: int | None) -> torch.Tensor:
-    """Write softmax(scale * scores) over scores [G, n R, m]; returns its sums [G, n R, 2]: the largest score, and the
-    logarithm of the denominator relative to it.
+def _softmax(scores: torch.Tensor, block: _Block, scale: float, window: int | None) -> torch.Tensor:
+    """Write softmax(scale * scores) over scores [G, n R, m]; returns its sums [G, n R, 2]: the largest score, and one
+    over the denominator relative to it.
 
-    first: the first query's column; the next R rows are its heads, and it sees `window` columns up to its own.
+    R neighbouring rows are the heads of a query. It sees `window` columns up to its own.
     """
-    groups, rows, columns = scores.shape
     if native.runs(scores):
-        sums = scores.new_empty(groups, rows, 2, dtype=torch.float32)
-        limit = columns if window is None else window
-        native.call("softmax", scores, sums, scale, groups * rows, columns, rows // heads, heads, first, limit)
+        sums = scores.new_empty(*scores.shape[:2], 2, dtype=torch.float32)
+        native.call("softmax", scores, sums, scale, *_sizes(scores, block, window))
         return sums
-    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
+    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, block, window), -torch.inf)
     most = seen.amax(dim=-1, keepdim=True)
-    total = seen.sub_(most).mul_(scale).logsumexp(dim=-1, keepdim=True)
-    scores.copy_(seen.sub_(total).exp_())
-    return torch.cat([most, total], dim=-1)
+    part = seen.sub_(most).mul_(scale).exp_().sum(dim=-1, keepdim=True).reciprocal_()
+    scores.copy_(seen.mul_(part))
+    scores[:, _own(scores, block) :] = 0
+    return torch.cat([most, part], dim=-1)
 
 
 def _softmax_back(
-    scores: torch.Tensor,
-    grad: torch.Tensor,
-    sums: torch.Tensor,
-    scale: float,
-    heads: int,
-    first: int,
-    window: int | None,
+    scores: torch.Tensor, grad: torch.Tensor, sums: torch.Tensor, block: _Block, scale: float, window: int | None
 ) -> None:
     """Write the weights over the scores, and the gradient of the scores over that of the weights."""
-    groups, rows, columns = scores.shape
     if native.runs(scores, grad):
-        limit = columns if window is None else window
-        native.call(
-            "softmax_back", scores, grad, sums, scale, groups * rows, columns, rows // heads, heads, first, limit
-        )
+        native.call("softmax_back", scores, grad, sums, scale, *_sizes(scores, block, window))
         return
-    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, heads, first, window), -torch.inf)
-    most, total = sums.split(1, dim=-1)
-    weights, wide = seen.sub_(most).mul_(scale).sub_(total).exp_(), grad.to(_wide(grad))
+    seen = scores.to(_wide(scores)).masked_fill_(_unseen(scores, block, window), -torch.inf)
+    most, part = sums.split(1, dim=-1)
+    weights, wide = seen.sub_(most).mul_(scale).exp_().mul_(part), grad.to(_wide(grad))
     mean = (weights * wide).sum(dim=-1, keepdim=True)
     grad.copy_((wide - mean).mul_(weights).mul_(scale))
     scores.copy_(weights)
+    for states in (scores, grad):
+        states[:, _own(scores, block) :] = 0
 
 
-def _unseen(scores: torch.Tensor, heads: int, first: int, window: int | None) -> torch.Tensor:
+def _sizes(scores: torch.Tensor, block: _Block, window: int | None) -> tuple[int, ...]:
+    """What the kernels are told: rows, columns, a group's rows, those of them that count, heads, and where they see."""
+    groups, rows, columns = scores.shape
+    heads = rows // (block.rows.stop - block.rows.start)
+    limit = columns if window is None else window
+    return groups * rows, columns, rows, block.count * heads, heads, block.first, limit
+
+
+def _own(scores: torch.Tensor, block: _Block) -> int:
+    """How many rows of a group count."""
+    return scores.shape[1] // (block.rows.stop - block.rows.start) * block.count
+
+
+def _unseen(scores: torch.Tensor, block: _Block, window: int | None) -> torch.Tensor:
     rows, columns = scores.shape[1:]
-    own = torch.arange(first, first + rows // heads, device=scores.device).repeat_interleave(heads)[:, None]
+    queries = block.rows.stop - block.rows.start
+    own = torch.arange(queries, device=scores.device).repeat_interleave(rows // queries)[:, None] + block.first
     column = torch.arange(columns, device=scores.device)[None, :]
+    own = own.clamp(max=columns - 1)  # rows that do not count see something, so that they are numbers
     return (column > own) if window is None else (column > own) | (column <= own - window)
 
 

@@ -123,39 +123,49 @@ void NAME(glu_back)(const STORE *gate, const STORE *up, STORE *y, STORE *grad_ga
 }
 
 /* Scores [rows, m] become softmax(scale * scores), 0 outside the columns that a row sees; sums [rows, 2] are the largest
-   score and the logarithm of the denominator relative to it: their sum would round away what large scores differ by.
-   Rows come in groups of n * heads: row i of a group belongs to the query at column first + i / heads, which sees the
-   `window` columns that end there. */
-void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, long n, long heads, long first,
+   score and one over the denominator relative to it: its logarithm would round away what large scores differ by.
+   Row i of a group of n belongs to the query at column first + i / heads, which sees the `window` columns that end there;
+   of a group only the first `own` rows count, and the others become 0. */
+void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, long n, long own, long heads, long first,
                    long window, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
         STORE *row = scores + i * m;
-        long end = first + i % (n * heads) / heads + 1, start = end > window ? end - window : 0;
+        if (i % n >= own) {
+            for (long j = 0; j < m; j++) row[j] = 0;
+            sums[2 * i] = sums[2 * i + 1] = 0;
+            continue;
+        }
+        long end = first + i % n / heads + 1, start = end > window ? end - window : 0;
         float most = -INFINITY, sum = 0;
         _Pragma("omp simd reduction(max : most)") for (long j = start; j < end; j++) {
             float v = WIDEN(row[j]);
             most = v > most ? v : most;
         }
-        SIMD_SUM(sum) for (long j = start; j < end; j++) sum += exp_of((WIDEN(row[j]) - most) * scale);
-        float total = logf(sum);
-        SIMD for (long j = start; j < end; j++) row[j] = NARROW(exp_of((WIDEN(row[j]) - most) * scale - total));
+        float kept[end - start];
+        SIMD_SUM(sum) for (long j = start; j < end; j++) sum += kept[j - start] = exp_of((WIDEN(row[j]) - most) * scale);
+        float part = 1.0f / sum;
+        SIMD for (long j = start; j < end; j++) row[j] = NARROW(kept[j - start] * part);
         for (long j = 0; j < start; j++) row[j] = 0;
         for (long j = end; j < m; j++) row[j] = 0;
         sums[2 * i] = most;
-        sums[2 * i + 1] = total;
+        sums[2 * i + 1] = part;
     }
 }
 
 /* The same scores again become the weights p, and grads (of p) become those of the scores:
    scale * p * (grads - sum(p * grads)). */
 void NAME(softmax_back)(STORE *scores, STORE *grads, const float *sums, float scale, long rows, long m, long n,
-                        long heads, long first, long window, int threads) {
+                        long own, long heads, long first, long window, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
         STORE *row = scores + i * m, *grad = grads + i * m;
-        long end = first + i % (n * heads) / heads + 1, start = end > window ? end - window : 0;
-        float most = sums[2 * i], total = sums[2 * i + 1], mean = 0;
+        if (i % n >= own) {
+            for (long j = 0; j < m; j++) row[j] = grad[j] = 0;
+            continue;
+        }
+        long end = first + i % n / heads + 1, start = end > window ? end - window : 0;
+        float most = sums[2 * i], part = sums[2 * i + 1], mean = 0;
         SIMD_SUM(mean) for (long j = start; j < end; j++) {
-            float p = exp_of((WIDEN(row[j]) - most) * scale - total);
+            float p = exp_of((WIDEN(row[j]) - most) * scale) * part;
             mean += p * WIDEN(grad[j]);
             row[j] = NARROW(p);
         }

@@ -8,6 +8,7 @@ the layout of the matrices: bfloat16 could not be used there, although weights a
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,10 @@ _WORKSPACE = 3 * 4 * _SIDE**2
 # of _STRIP rows, which stay in the processor's cache.
 _THIN, _STRIP = 64, 256
 
+# oneDNN keeps the code of 1,024 products, a third of a megabyte each, of which a micro-batch uses about 100; those of
+# forests of other sizes may never come again.
+_KEPT, _KEPT_CODE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
+
 _installed: list[torch.library.Library] = []
 _FOR_CPU = "CPU"
 
@@ -33,7 +38,10 @@ def units() -> bool:
 
 def prepare(dtype: torch.dtype, device: torch.device) -> int:
     """Get this process ready for products of a type on a device; returns the bytes one takes besides its result."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or units():
+    if device.type != "cpu":
+        return 0
+    os.environ.setdefault(_KEPT, _KEPT_CODE)  # read when the first product is computed
+    if dtype != torch.bfloat16 or units():
         return 0
     install()
     return _WORKSPACE

@@ -55,6 +55,7 @@ def target_logprobs(
     if plain:
         size = max(size, block_rows)
     block = max(1, (block_bytes or chunk_bytes) // (4 * max(1, min(size, len(target_ids)))))
+    block = 1 << block.bit_length() - 1  # so that a vocabulary of a power of two falls into equal blocks
     parts = []
     for start in range(0, len(target_ids), size):
         rows, ids = hidden[start : start + size], target_ids[start : start + size]
