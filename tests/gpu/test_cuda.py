@@ -18,8 +18,8 @@ import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.model import attention, forward, lora, norm, offload, parallel
+from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
-from byeori.objective.logprobs import Head, target_logprobs
 
 GPU = torch.device("cuda")
 

@@ -263,7 +263,9 @@ def test_a_nan_goes_through_every_kernel() -> None:
     native.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
     out[3] = bad.clone()
     native.call("softmax", out[3], torch.ones(2, 2), 1.0, 2, 4, 2, 2, 1, 2, 4)
-    for found in out:
+    ids, total = torch.tensor([0, 0]), torch.zeros(2)
+    native.call("words", bad.clone(), ids, torch.zeros(2), torch.zeros(2), total, torch.zeros(2), 1.0, 2, 4)
+    for found in (*out, total[:, None]):
         assert found[0].isnan().any()
         assert not found[1].isnan().any()
 

@@ -129,9 +129,9 @@ def _on_gpu(
 ) -> torch.Tensor:
     if window not in forest.plans:
         forest.plans[window] = cuda_calls.plan(forest.tree, forest.nodes, window=window, device=query.device)
-    rows = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)
+    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return cuda_attention.attend(*rows, forest.plans[window], scale=scale)[None]
+    return cuda_attention.attend(q, k, v, forest.plans[window], scale=scale)[None]
 
 
 def _mask(forest: Layout, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:

@@ -50,8 +50,8 @@ def attend(
     """query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
     _, heads, tokens, size = query.shape
     groups = key.shape[1]
-    rows = query[0].view(groups, heads // groups, tokens, size).transpose(1, 2)
-    out = _Blocks.apply(rows, key[0], value[0], nodes, window, scale)
+    rows = query.view(groups, heads // groups, tokens, size).transpose(1, 2)
+    out = _Blocks.apply(rows, key.squeeze(0), value.squeeze(0), nodes, window, scale)
     return out.transpose(0, 1).reshape(1, tokens, heads, value.shape[-1])
 
 

@@ -14,8 +14,8 @@ from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.model import attention, load, sharding, target
+from byeori.model.logprobs import SIZES, target_logprobs
 from byeori.model.placed import Placed, place
-from byeori.objective.logprobs import SIZES, target_logprobs
 
 # Layers in which a token meets others through the attention interface alone.
 _KINDS = {"full_attention", "sliding_attention"}
@@ -72,7 +72,7 @@ def _forest_logprobs(model: Any, forest: Forest | Placed, plain: bool) -> torch.
         )
         if not batch.layout.calls[0]:
             raise ModelError("this model's layers do not go through transformers' attention interface")
-        hidden = output.last_hidden_state[0]
+        hidden = output.last_hidden_state.squeeze(0)
         if len(hidden) < batch.forest.unique_tokens:  # the last layer computed the rows that predict something, alone
             index = batch.index_of_rows
     sizes = SIZES.get(target.kind(hidden), SIZES["cuda"])

@@ -147,7 +147,7 @@ def _forward(
     others, rows = forest_layout.others, forest_layout.rows
     turn = tuple(part[0].contiguous() for part in position_embeddings)
     short = turn if others is None else tuple(part[rows] for part in turn)
-    found = compute(hidden_states[0], others, (short, turn), self.head_dim, parts, self.byeori_norms)
+    found = compute(hidden_states.squeeze(0), others, (short, turn), self.head_dim, parts, self.byeori_norms)
     states = (part.transpose(0, 1)[None] for part in found)
     out, _ = attention.forest_attention(self, *states, None, forest_layout=forest_layout, **self.byeori_attention)
     return self.o_proj(out.flatten(2)), None

@@ -175,6 +175,31 @@ void NAME(softmax_back)(STORE *scores, STORE *grads, const float *sums, float sc
     }
 }
 
+/* A block of words' logits [rows, n], times scale, joins the sums over the words before: own (the logit of a row's target,
+   where its column ids[row] is in the block), top (the largest) and total (the sum of exp(logit - top)), [rows] each.
+   The logits become exp(logit - top); fade [rows] is what sums relative to the old top are to be multiplied by. */
+void NAME(words)(STORE *logits, const int64_t *ids, float *own, float *top, float *total, float *fade, float scale,
+                 long rows, long n, int threads) {
+    ROWS for (long i = 0; i < rows; i++) {
+        STORE *row = logits + i * n;
+        float most = -INFINITY, sum = 0;
+        if (ids[i] >= 0 && ids[i] < n) own[i] = WIDEN(row[ids[i]]) * scale;
+        _Pragma("omp simd reduction(max : most)") for (long j = 0; j < n; j++) {
+            float v = WIDEN(row[j]) * scale;
+            most = v > most ? v : most;
+        }
+        most = top[i] > most ? top[i] : most;
+        SIMD_SUM(sum) for (long j = 0; j < n; j++) {
+            float e = exp_of(WIDEN(row[j]) * scale - most);
+            sum += e;
+            row[j] = NARROW(e);
+        }
+        fade[i] = top[i] == -INFINITY ? 0.0f : exp_of(top[i] - most);
+        total[i] = total[i] * fade[i] + sum;
+        top[i] = most;
+    }
+}
+
 /* x [tokens, heads, d] -> y: each row normed (unless scale is null) and turned by its token's cos and sin [tokens, d]:
    y = n cos + half(n) sin, where half(n) = (-n2, n1) for n = (n1, n2). inverse [tokens, heads]: 1 / rms. */
 void NAME(turn)(const STORE *x, const STORE *cosine, const STORE *sine, const float *scale, float eps, STORE *y,

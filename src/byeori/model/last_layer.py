@@ -23,7 +23,7 @@ def _forward(
         return type(self).forward(self, hidden_states, *args, **rest)
     few = len(forest_layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
     if few and heads.ready(self.self_attn) is not None:
-        forest_layout = attention.of_rows(forest_layout, self.input_layernorm(hidden_states)[0])
+        forest_layout = attention.of_rows(forest_layout, self.input_layernorm(hidden_states).squeeze(0))
         hidden_states = hidden_states[:, forest_layout.rows]
     return type(self).forward(self, hidden_states, *args, forest_layout=forest_layout, **rest)
 

@@ -13,7 +13,7 @@ from byeori import hub
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.model import attention, products
-from byeori.objective.logprobs import Head
+from byeori.model.logprobs import Head
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.objective.logprobs import Head, target_logprobs
+from byeori.model import native
+from byeori.model.logprobs import Head, target_logprobs
 from byeori.objective.record import Targets
 from byeori.objective.sft import SFT, sft_sum
 
@@ -107,6 +108,31 @@ def test_bf16_is_summed_in_float32(frozen: bool) -> None:
     logits = head.module(hidden).float()
     torch.testing.assert_close(found, whole(Head(module=torch.nn.Identity()), logits, ids), rtol=1e-6, atol=1e-6)
     assert torch.autograd.grad(found.sum(), hidden)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_with_kernels_and_without(
+    kernels: bool, scale: float, dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of eight words, so that most targets lie in other blocks; against the whole matrix in float64."""
+    monkeypatch.setattr(native, "_on", kernels)
+    module = linear(bias=True).to(dtype)
+    rows, ids = inputs(dtype)
+    exact = [states.detach().double() for states in (module.weight, module.bias, rows)]
+    wide = linear(bias=True)
+    wide.load_state_dict({"weight": exact[0], "bias": exact[1]})
+    hidden = exact[2].requires_grad_()
+    expected = whole(Head(module=wide, scale=scale), hidden, ids)
+    found = target_logprobs(Head(module=module, scale=scale), rows, ids, block_rows=COUNT, block_bytes=4 * COUNT * 8)
+    weights = torch.linspace(-1, 2, COUNT)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for one, other in ((found, expected), (rows.grad, hidden.grad)):
+        assert one is not None
+        assert other is not None
+        assert float((one.double() - other).norm() / other.norm()) < limit
 
 
 def test_large_logits_stay_finite() -> None:

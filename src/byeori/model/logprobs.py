@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from byeori.model import native
+
 # Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
 # 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
 # again as all words of fewer targets.
@@ -89,6 +91,40 @@ def _chunk(head: Head, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Of the words so far, [C, 1] each. own: the targets' logits, 0 where a target was not met. top: the largest.
+    total: sum of exp(logit - top)."""
+
+    own: torch.Tensor
+    top: torch.Tensor
+    total: torch.Tensor
+
+
+def _meet(
+    raw: torch.Tensor, sums: _Sums, ids: torch.Tensor, scale: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bring a block's raw logits [C, n] into the sums. ids: the targets' columns in the block, outside of it or not.
+
+    Returns the logits' weights exp(logit - top), times their slope by what they were before the soft cap; they may lie
+    where the logits lay; and by what earlier sums are to be multiplied [C, 1].
+    """
+    if softcap is None and native.runs(raw):
+        fade = torch.empty_like(sums.top)
+        native.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
+        return raw, fade
+    logits = _logits(raw, scale, softcap)
+    column = ids[:, None]
+    here = column.clamp(0, logits.shape[1] - 1)
+    sums.own.copy_(torch.where(column == here, logits.gather(1, here), sums.own))
+    highest = torch.maximum(sums.top, logits.amax(dim=1, keepdim=True))
+    slope = _slope(logits, softcap)
+    weights, fade = logits.sub_(highest).exp_(), (sums.top - highest).exp_()
+    sums.total.mul_(fade).add_(weights.sum(dim=1, keepdim=True))
+    sums.top.copy_(highest)
+    return weights if slope is None else weights.mul_(slope), fade
+
+
 class _FrozenHead(torch.autograd.Function):
     """The same for a frozen head, a block of words at a time; its gradient is made on the way, from the logits there.
 
@@ -104,19 +140,13 @@ class _FrozenHead(torch.autograd.Function):
         top, total = rows.new_full((len(rows), 1), -torch.inf, dtype=wide), rows.new_zeros(len(rows), 1, dtype=wide)
         own = torch.zeros_like(total)  # the targets' logits
         mean = torch.zeros_like(rows, dtype=wide) if wanted else None  # total times that of the words' vectors
+        sums = _Sums(own=own, top=top, total=total)
         for start in range(0, len(weight), block):
             part = weight[start : start + block]
             offsets = None if bias is None else bias[start : start + block]
-            logits = _logits(torch.nn.functional.linear(rows, part, offsets), scale, softcap)
-            column = (ids - start)[:, None]
-            here = column.clamp(0, len(part) - 1)
-            own = torch.where(column == here, logits.gather(1, here), own)
-            highest = torch.maximum(top, logits.amax(dim=1, keepdim=True))
-            slope = _slope(logits, softcap) if wanted else None
-            chances, fade = logits.sub_(highest).exp_(), (top - highest).exp_()
-            total, top = total.mul_(fade).add_(chances.sum(dim=1, keepdim=True)), highest
+            raw = torch.nn.functional.linear(rows, part, offsets)
+            weights, fade = _meet(raw, sums, ids - start, scale, softcap)
             if mean is not None:
-                weights = chances if slope is None else chances.mul_(slope)
                 mean.mul_(fade).add_(weights.to(weight.dtype) @ part)
         if mean is not None:
             slope = _slope(own, softcap)
