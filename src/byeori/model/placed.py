@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from byeori.batch.forest import Forest
-from byeori.model import attention, cuda_calls
+from byeori.model import attention, cuda_calls, target
 from byeori.objective.record import Targets
 
-# Idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most one token
-# in _AT_MOST is idle. Products of bfloat16 on a CPU take up to a tenth longer over 2,047 rows than over 2,048, and each
-# new shape costs time and memory once.
+# On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
+# one token in _AT_MOST is idle. Products of bfloat16 take up to a tenth longer over 2,047 rows than over 2,048, and
+# each new shape costs time and memory once.
 _TOKENS, _AT_MOST, _LAST_ROWS = (64, 16), 32, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """ids, positions: [1, T], with idle tokens behind them, which predict nothing and are seen by none of the others.
+    """ids, positions: [1, T], on a CPU with idle tokens behind them, which predict nothing and are seen by none of the others.
     index, target_ids: [M], as Forest's target_index and target_ids. layout: for attention.
     index_of_rows: [M], the same as index where the hidden states are those of layout.rows alone.
     targets: what the objective is given beside the log-probs.
@@ -45,8 +45,9 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
 
     windows: of the model's layers; a GPU's attention is then planned here, not when a layer first meets it.
     """
-    whole = filled(forest)
-    rows = _rows(whole)
+    on_cpu = target.kind_of(device) == "cpu"
+    whole = filled(forest) if on_cpu else forest
+    rows = _rows(whole) if on_cpu else np.unique(forest.target_index)
     index_of_rows = np.searchsorted(rows, forest.target_index)
     columns = [whole.token_ids, whole.positions, forest.target_index, forest.target_ids, forest.target_owner]
     ids, positions, index, target_ids, owner, short, at = _move([*columns, index_of_rows, rows], np.int64, device)

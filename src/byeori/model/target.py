@@ -16,7 +16,12 @@ _REHEARSED: ContextVar[str] = ContextVar("rehearsed", default="cpu")
 
 def kind(tensor: torch.Tensor) -> str:
     """cpu, cuda, ..."""
-    return _REHEARSED.get() if tensor.device.type == "meta" else tensor.device.type
+    return kind_of(tensor.device)
+
+
+def kind_of(device: torch.device) -> str:
+    """The same of a device."""
+    return _REHEARSED.get() if device.type == "meta" else device.type
 
 
 @contextmanager
