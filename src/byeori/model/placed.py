@@ -24,7 +24,7 @@ _TOKENS, _AT_MOST, _LAST_ROWS = (64, 16), 32, 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """ids, positions: [1, T], on a CPU with idle tokens behind them, which predict nothing and are seen by none of the others.
+    """ids, positions: [1, T], on a CPU with idle tokens behind them that predict nothing and that no other token sees.
     index, target_ids: [M], as Forest's target_index and target_ids. layout: for attention.
     index_of_rows: [M], the same as index where the hidden states are those of layout.rows alone.
     targets: what the objective is given beside the log-probs.
