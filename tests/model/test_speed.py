@@ -106,6 +106,23 @@ def test_the_last_layer_computes_few_rows() -> None:
     assert seen == [19, 3]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_with_dropout_layers_run_their_own_code_only_while_they_train(training: bool) -> None:
+    """Evaluation and a preference run's reference are as fast as without dropout."""
+    attention.register()
+    base = zoo.KINDS["llama"]().double()
+    model = lora.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
+    lora.fuse(model)
+    assert forward.use_forest_attention(model)
+    speed.fuse(model.get_base_model(), list(SPEED))
+    assert model.get_base_model().training
+    seen: list[int] = []
+    model.get_base_model().model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    forest = forests.build([Example(token_ids=list(range(3, 23)), targets=((17, 20),))])
+    forward.forest_logprobs(model.train(training), forest)
+    assert seen == [19 if training else 3]
+
+
 def test_rows_of_a_forest() -> None:
     """Two branches behind 0..3; rows 2 (in the trunk), 4, 5 (first branch) and 8 (second) predict something."""
     nodes = ((0, 4, ((0, 4),)), (4, 7, ((0, 7),)), (7, 9, ((0, 4), (7, 9))))

@@ -30,7 +30,9 @@ def everywhere(chosen: list[str]) -> None:
 
 
 def fuse(model: Any, chosen: list[str]) -> None:
-    """Give the model's layers the fused functions."""
+    """Give the model's layers the fused functions; where dropout is on, they run their own code while they train."""
+    training = model.training
+    model.eval()  # what a layer with dropout computes is looked at without it
     if "norms" in chosen:
         norm.fuse_norms(model)
     if "mlp" in chosen:
@@ -39,3 +41,4 @@ def fuse(model: Any, chosen: list[str]) -> None:
         heads.fuse_heads(model)
     if "last_layer" in chosen:
         last_layer.prune(model)
+    model.train(training)
