@@ -113,9 +113,8 @@ class _Block:
 
 def _blocks(start: int, end: int, path: Runs, there: tuple[int, int], window: int | None) -> Iterator[_Block]:
     """The blocks of a node. there: how many rows the forest has, and keys the gathered path."""
-    shift = (
-        sum(stop - begin for begin, stop in path) - end
-    )  # from a query's place in the forest to its place on the path
+    length = sum(stop - begin for begin, stop in path)
+    shift = length - end  # from a query's place in the forest to its place on the path
     at = start
     while at < end:
         stop = min(end, (at + shift) // _QUERIES * _QUERIES + _QUERIES - shift)
@@ -188,13 +187,12 @@ def _softmax_back(
 def _sizes(scores: torch.Tensor, block: _Block, window: int | None) -> tuple[int, ...]:
     """What the kernels are told: rows, columns, a group's rows, those of them that count, heads, and where they see."""
     groups, rows, columns = scores.shape
-    heads = rows // (block.rows.stop - block.rows.start)
-    limit = columns if window is None else window
-    return groups * rows, columns, rows, block.count * heads, heads, block.first, limit
+    own = _own(scores, block)
+    return groups * rows, columns, rows, own, own // block.count, block.first, columns if window is None else window
 
 
 def _own(scores: torch.Tensor, block: _Block) -> int:
-    """How many rows of a group count."""
+    """How many rows of a group count: the heads of the block's own queries."""
     return scores.shape[1] // (block.rows.stop - block.rows.start) * block.count
 
 
