@@ -31,7 +31,7 @@ def everywhere(chosen: list[str]) -> None:
 
 def fuse(model: Any, chosen: list[str]) -> None:
     """Give the model's layers the fused functions; where dropout is on, they run their own code while they train."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()  # what a layer with dropout computes is looked at without it
     if "norms" in chosen:
         norm.fuse_norms(model)
@@ -41,4 +41,5 @@ def fuse(model: Any, chosen: list[str]) -> None:
         heads.fuse_heads(model)
     if "last_layer" in chosen:
         last_layer.prune(model)
-    model.train(training)
+    for module, training in modes:
+        module.training = training
