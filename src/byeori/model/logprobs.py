@@ -101,13 +101,13 @@ class _Sums:
     total: torch.Tensor
 
 
-def _meet(
-    raw: torch.Tensor, sums: _Sums, ids: torch.Tensor, scale: float, softcap: float | None
+def _add_words(
+    raw: torch.Tensor, sums: _Sums, ids: torch.Tensor, scale: float, softcap: float | None, *, wanted: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Bring a block's raw logits [C, n] into the sums. ids: the targets' columns in the block, outside of it or not.
 
-    Returns the logits' weights exp(logit - top), times their slope by what they were before the soft cap; they may lie
-    where the logits lay; and by what earlier sums are to be multiplied [C, 1].
+    Returns exp(logit - top) [C, n], which may lie where the logits lay, and what sums before this block are to be
+    multiplied by [C, 1]. wanted: the former are for a gradient, so their slope by the raw logits is in.
     """
     if softcap is None and native.runs(raw):
         fade = torch.empty_like(sums.top)
@@ -118,7 +118,7 @@ def _meet(
     here = column.clamp(0, logits.shape[1] - 1)
     sums.own.copy_(torch.where(column == here, logits.gather(1, here), sums.own))
     highest = torch.maximum(sums.top, logits.amax(dim=1, keepdim=True))
-    slope = _slope(logits, softcap)
+    slope = _slope(logits, softcap) if wanted else None
     weights, fade = logits.sub_(highest).exp_(), (sums.top - highest).exp_()
     sums.total.mul_(fade).add_(weights.sum(dim=1, keepdim=True))
     sums.top.copy_(highest)
@@ -137,22 +137,24 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         rows, weight, bias, ids, scale, softcap, block = args
         wide, wanted = _wide(rows), ctx.needs_input_grad[0]
-        top, total = rows.new_full((len(rows), 1), -torch.inf, dtype=wide), rows.new_zeros(len(rows), 1, dtype=wide)
-        own = torch.zeros_like(total)  # the targets' logits
+        sums = _Sums(
+            own=rows.new_zeros(len(rows), 1, dtype=wide),
+            top=rows.new_full((len(rows), 1), -torch.inf, dtype=wide),
+            total=rows.new_zeros(len(rows), 1, dtype=wide),
+        )
         mean = torch.zeros_like(rows, dtype=wide) if wanted else None  # total times that of the words' vectors
-        sums = _Sums(own=own, top=top, total=total)
         for start in range(0, len(weight), block):
             part = weight[start : start + block]
             offsets = None if bias is None else bias[start : start + block]
             raw = torch.nn.functional.linear(rows, part, offsets)
-            weights, fade = _meet(raw, sums, ids - start, scale, softcap)
+            weights, fade = _add_words(raw, sums, ids - start, scale, softcap, wanted=wanted)
             if mean is not None:
                 mean.mul_(fade).add_(weights.to(weight.dtype) @ part)
         if mean is not None:
-            slope = _slope(own, softcap)
+            slope = _slope(sums.own, softcap)
             mine = weight[ids] if slope is None else weight[ids] * slope
-            ctx.save_for_backward((mine - mean.div_(total)).mul_(scale).to(rows.dtype))
-        return (own - top - total.log())[:, 0]
+            ctx.save_for_backward((mine - mean.div_(sums.total)).mul_(scale).to(rows.dtype))
+        return (sums.own - sums.top - sums.total.log())[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
