@@ -45,9 +45,10 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
 
     windows: of the model's layers; a GPU's attention is then planned here, not when a layer first meets it.
     """
-    on_cpu = target.kind_of(device) == "cpu"
-    whole = filled(forest) if on_cpu else forest
-    rows = _rows(whole) if on_cpu else np.unique(forest.target_index)
+    whole, rows = forest, np.unique(forest.target_index)
+    if target.kind_of(device) == "cpu":
+        whole = _with_idle_tokens(forest)
+        rows = _with_idle_rows(rows, whole.unique_tokens)
     index_of_rows = np.searchsorted(rows, forest.target_index)
     columns = [whole.token_ids, whole.positions, forest.target_index, forest.target_ids, forest.target_owner]
     ids, positions, index, target_ids, owner, short, at = _move([*columns, index_of_rows, rows], np.int64, device)
@@ -74,7 +75,7 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
     )
 
 
-def filled(forest: Forest) -> Forest:
+def _with_idle_tokens(forest: Forest) -> Forest:
     """The forest with a tree of idle tokens behind it, where that costs little."""
     tokens = forest.unique_tokens
     idle = next((count for multiple in _TOKENS if (count := _missing(tokens, multiple, tokens))), 0)
@@ -88,11 +89,10 @@ def filled(forest: Forest) -> Forest:
     )
 
 
-def _rows(forest: Forest) -> np.ndarray:
-    """The rows that predict something, and idle ones where that costs little; ascending."""
-    rows, tokens = np.unique(forest.target_index), forest.unique_tokens
-    idle = np.setdiff1d(np.arange(tokens), rows)
-    return np.sort(np.concatenate([rows, idle[len(idle) - _missing(len(rows), _LAST_ROWS, tokens) :]]))
+def _with_idle_rows(rows: np.ndarray, tokens: int) -> np.ndarray:
+    """The rows and, where that costs little, some of the other tokens'; ascending."""
+    others = np.setdiff1d(np.arange(tokens), rows)
+    return np.sort(np.concatenate([rows, others[len(others) - _missing(len(rows), _LAST_ROWS, tokens) :]]))
 
 
 def _missing(count: int, multiple: int, tokens: int) -> int:
