@@ -129,12 +129,22 @@ def test_only_where_they_are_slow(
     assert (extra > 0, bool(asked)) == (takes, takes)
 
 
-@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
-def test_the_code_of_few_products_is_kept(given: str | None, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
-    if given:
-        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", given)
-    products.prepare(torch.float32, torch.device("cpu"))
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
-    if not given:
-        monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+_MAKE = """
+import torch
+from byeori.model import products
+
+products.prepare(torch.float32, torch.device("cpu"))
+for length in [*range(8, 148), 8]:  # convolutions go through oneDNN on every processor
+    torch.nn.functional.conv2d(torch.ones(4, 16, length, 40), torch.ones(16, 16, 3, 3))
+"""
+
+
+@pytest.mark.parametrize(("given", "made"), [(None, 2), ("1024", 1)])
+def test_the_code_of_few_products_is_kept(given: str | None, made: int) -> None:
+    """The first shape's is made once more after 140 others, unless the user keeps more."""
+    around = {**os.environ, "ONEDNN_VERBOSE": "2"}
+    around.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    around |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": given} if given else {}
+    out = subprocess.run([sys.executable, "-c", _MAKE], env=around, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in out.splitlines() if "create:cache_miss" in line and ",convolution," in line]
+    assert len(lines) == 139 + made

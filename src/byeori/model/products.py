@@ -23,9 +23,9 @@ _WORKSPACE = 3 * 4 * _SIDE**2
 # of _STRIP rows, which stay in the processor's cache.
 _THIN, _STRIP = 64, 256
 
-# oneDNN keeps the code of 1,024 products, a third of a megabyte each, of which a micro-batch uses about 100; those of
-# forests of other sizes may never come again.
-_KEPT, _KEPT_CODE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
+# oneDNN keeps the code of this many products, a third of a megabyte each, for when their shapes come again: 1,024 by
+# itself. A micro-batch uses about 100.
+_CACHE_SIZE, _CACHED_PRODUCTS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
 
 _installed: list[torch.library.Library] = []
 _FOR_CPU = "CPU"
@@ -40,7 +40,7 @@ def prepare(dtype: torch.dtype, device: torch.device) -> int:
     """Get this process ready for products of a type on a device; returns the bytes one takes besides its result."""
     if device.type != "cpu":
         return 0
-    os.environ.setdefault(_KEPT, _KEPT_CODE)  # read when the first product is computed
+    os.environ.setdefault(_CACHE_SIZE, _CACHED_PRODUCTS)  # oneDNN reads it at its first product
     if dtype != torch.bfloat16 or units():
         return 0
     install()
