@@ -11,8 +11,6 @@ from peft import LoraConfig, get_peft_model
 
 from byeori.model import native
 from byeori.model.logprobs import Head, target_logprobs
-from byeori.objective.record import Targets
-from byeori.objective.sft import SFT, sft_sum
 
 WORDS, SIZE, COUNT = 23, 6, 11
 CHUNKS = [4 * WORDS, 4 * WORDS * 3, 4 * WORDS * COUNT, 2**26, 1]  # 1, 3, all, all, and never less than one target
@@ -155,9 +153,3 @@ def test_nothing_of_vocabulary_size_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         target_logprobs(head, hidden, ids)
     assert (COUNT, WORDS) not in saved
-
-
-def test_sft_sum_by_hand() -> None:
-    targets = Targets(weights=torch.tensor([1.0, 0.0, 2.0]), owner=torch.zeros(3, dtype=torch.long), examples=1)
-    assert sft_sum(torch.tensor([-1.0, -2.0, -0.5]), targets).total.item() == 2.0
-    assert SFT.weight([3, 4]) == 7
