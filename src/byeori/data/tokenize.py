@@ -242,14 +242,16 @@ def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tupl
 def _offsets(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
     """Half-open character ranges of the tokens, where characters that were composed belong to their token.
 
-    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made one of.
+    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made one of. Of tokens
+    that start together one may reach further than the others: the space that Llama 2 puts first has a token of its own.
     """
     out: list[tuple[int, int]] = []
-    following, low_before = len(text), len(text)
+    following, low_before, reach = len(text), len(text), 0
     for low, high in reversed(offsets):
         if low < low_before:
-            following, low_before = low_before, low
-        composed = high < following and text[high:following].strip()
+            following, low_before, reach = low_before, low, 0
+        reach = max(reach, high)
+        composed = reach < following and text[reach:following].strip()
         out.append((low, following if composed else high))
     return out[::-1]
 
