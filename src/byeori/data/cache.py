@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Below this the processes take longer to start than they save.
 _ROWS_PER_PROCESS = 20_000
-_FORMAT = "4"
+_FORMAT = "5"
 
 
 def encode_table(rows: Dataset, how: Encoding, *, progress: bool = True) -> Dataset:
