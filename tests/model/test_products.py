@@ -148,3 +148,10 @@ def test_the_code_of_few_products_is_kept(given: str | None, made: int) -> None:
     out = subprocess.run([sys.executable, "-c", _MAKE], env=around, capture_output=True, text=True, check=True).stdout
     lines = [line for line in out.splitlines() if "create:cache_miss" in line and ",convolution," in line]
     assert len(lines) == 139 + made
+
+
+@pytest.mark.parametrize(("dtype", "taken"), [(torch.float32, 0), (torch.bfloat16, 46_080_000)])
+def test_kept_code_is_planned(dtype: torch.dtype, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "units", lambda: True)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    assert products.prepare(dtype, torch.device("cpu")) == taken
