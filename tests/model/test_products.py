@@ -150,8 +150,10 @@ def test_the_code_of_few_products_is_kept(given: str | None, made: int) -> None:
     assert len(lines) == 139 + made
 
 
-@pytest.mark.parametrize(("dtype", "taken"), [(torch.float32, 0), (torch.bfloat16, 46_080_000)])
-def test_kept_code_is_planned(dtype: torch.dtype, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "units", lambda: True)
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    assert products.prepare(dtype, torch.device("cpu")) == taken
+@pytest.mark.parametrize(
+    ("dtype", "units", "taken"),
+    [(torch.float32, True, 0), (torch.bfloat16, False, 0), (torch.bfloat16, True, 46_080_000)],
+)
+def test_kept_code_is_counted(dtype: torch.dtype, units: bool, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "units", lambda: units)
+    assert products.code_bytes(dtype) == taken

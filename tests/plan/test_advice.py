@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
+from byeori.model import products
 from byeori.planner import advice, machines, show, skypilot, workload
 from byeori.planner.advice import Case, Choice, Offer
 from byeori.planner.machines import GIB, Machine
@@ -306,3 +308,18 @@ def test_byeori_is_installed_from_where_it_came_from(tmp_path: Path, monkeypatch
     assert skypilot.checkout() == "."  # it is gone
     (tmp_path / "pyproject.toml").touch()
     assert skypilot.checkout() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "units", "besides"),
+    [(torch.float32, True, 0), (torch.bfloat16, False, products._WORKSPACE), (torch.bfloat16, True, 46_080_000)],
+)
+def test_a_processor_needs_room_for_its_products(
+    dtype: torch.dtype, units: bool, besides: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks in float32 where there are no units for bf16; where there are, the code that oneDNN keeps."""
+    monkeypatch.setattr(products, "units", lambda: units)
+    monkeypatch.setattr(products, "install", lambda: None)
+    monkeypatch.setattr(machines.memory, "resident_bytes", lambda: 1000)
+    monkeypatch.setattr(machines, "measured_peak", lambda dtype: 1e11)
+    assert machines.this_cpu(TABLE, dtype).workspace == 1000 + besides

@@ -23,8 +23,8 @@ _WORKSPACE = 3 * 4 * _SIDE**2
 # of _STRIP rows, which stay in the processor's cache.
 _THIN, _STRIP = 64, 256
 
-# oneDNN keeps the code of this many products for when their shapes come again, 1,024 by itself; a micro-batch uses about
-# 100. The bytes are measured: what a process held grew by so much for each.
+# oneDNN keeps the code of this many products for when their shapes come again, 1,024 by itself; a micro-batch uses
+# about 100. The bytes are measured: what a process held grew by so much for each.
 _CACHE_SIZE, _CACHED_PRODUCTS, _CODE_BYTES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 128, 360_000
 
 _installed: list[torch.library.Library] = []
@@ -37,16 +37,19 @@ def units() -> bool:
 
 
 def prepare(dtype: torch.dtype, device: torch.device) -> int:
-    """Get this process ready for products of a type on a device; returns the bytes they take besides their results."""
+    """Get this process ready for products of a type on a device; returns the bytes one takes besides its result."""
     if device.type != "cpu":
         return 0
     os.environ.setdefault(_CACHE_SIZE, str(_CACHED_PRODUCTS))  # oneDNN reads it at its first product
-    if dtype != torch.bfloat16:
+    if dtype != torch.bfloat16 or units():
         return 0
-    if units():
-        return _CACHED_PRODUCTS * _CODE_BYTES
     install()
     return _WORKSPACE
+
+
+def code_bytes(dtype: torch.dtype) -> int:
+    """What the kept code of a CPU's products of a type takes; those of float32 are MKL's, which is there once."""
+    return _CACHED_PRODUCTS * _CODE_BYTES if dtype == torch.bfloat16 and units() else 0
 
 
 def install() -> None:

@@ -186,7 +186,7 @@ def _beginnings(name: str) -> list[str]:
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     """This machine's processor, with the peak that it shows now in a matrix product of this type."""
-    extra = products.prepare(dtype, torch.device("cpu"))
+    extra = products.prepare(dtype, torch.device("cpu")) + products.code_bytes(dtype)
     return Machine(
         name="CPU",
         device="cpu",
