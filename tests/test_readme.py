@@ -25,6 +25,24 @@ def test_the_table_of_settings_is_made_from_config() -> None:
     assert shown == config.table(config.DpoSettings, besides=config.SftSettings)
 
 
+@pytest.mark.parametrize(
+    ("mark", "kind", "besides"),
+    [("settings", config.SftSettings, None), ("settings-dpo", config.DpoSettings, config.SftSettings)],
+)
+def test_the_korean_table_has_the_same_settings_and_defaults(
+    mark: str, kind: type[config.Settings], besides: type[config.Settings] | None
+) -> None:
+    def cells(table: str) -> list[list[str]]:
+        return [line.strip("| ").split(" | ", 2) for line in table.strip().splitlines()[2:]]
+
+    korean = cells(
+        _text("README.ko.md").split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].replace("필수", "required")
+    )
+    english = cells(config.table(kind, besides=besides))
+    assert [row[:2] for row in korean] == [row[:2] for row in english]
+    assert all(re.search("[가-힣]", row[2]) for row in korean)
+
+
 def test_both_languages_show_the_same_commands() -> None:
     def commands(name: str) -> list[str]:
         return re.findall(r"^(?:byeori|torchrun|MODEL=|ROWS=|    --|make ).*?(?:  #|$)", _text(name), re.MULTILINE)
