@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ["off", "attention", "attention,kernels", "attention,kernels,norms", "attention,kernels,norms,mlp"]
-PARTS += ["attention,kernels,norms,mlp,heads", "auto"]
+PARTS += ["attention,kernels,norms,mlp,heads", "attention,kernels,norms,mlp,heads,last_layer", "auto"]
 
 
 def arguments() -> argparse.Namespace:

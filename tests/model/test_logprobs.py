@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.model import native
+from byeori.model import logprobs, native, speed
 from byeori.model.logprobs import Head, target_logprobs
 
 WORDS, SIZE, COUNT = 23, 6, 11
@@ -131,6 +131,94 @@ def test_with_kernels_and_without(
         assert one is not None
         assert other is not None
         assert float((one.double() - other).norm() / other.norm()) < limit
+
+
+@pytest.fixture
+def peaked() -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
+    """A head of 8,192 words in bf16 whose probabilities fall by the word, as a tokenizer's sorted by frequency do."""
+    torch.manual_seed(3)
+    module = torch.nn.Linear(32, 8192, dtype=torch.bfloat16).requires_grad_(False)
+    module.bias.copy_(-torch.arange(8192).log() * 2 - 1)
+    module.bias[0] = 0
+    hidden = torch.randn(64, 32, dtype=torch.bfloat16).requires_grad_()
+    return module, hidden, torch.randint(0, 8192, (64,))
+
+
+BLOCKS = {"block_rows": 64, "block_bytes": 4 * 64 * 2048}
+
+
+def test_rare_words_change_a_gradient_less_than_rounding(
+    peaked: tuple[torch.nn.Linear, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, hidden, ids = peaked
+    taken = watched(monkeypatch)
+    found = [gradient(module, hidden, ids, rare_words=on) for on in (True, False)]
+    assert 0 < sum(taken) < 8192 / 2
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)  # log-probs are of all words
+    wide = torch.nn.Linear(32, 8192, dtype=torch.float64)
+    wide.load_state_dict({name: value.double() for name, value in module.state_dict().items()})
+    states = hidden.detach().double().requires_grad_()
+    whole(Head(module=wide), states, ids).sum().backward()
+    assert states.grad is not None
+    left_out, all_words = (float((grad.double() - states.grad).norm() / states.grad.norm()) for _, grad in found)
+    between = float((found[0][1] - found[1][1]).double().norm() / states.grad.norm())
+    assert left_out < 1.1 * all_words
+    assert between < all_words / 2
+
+
+def test_no_target_loses_more_than_its_share(
+    peaked: tuple[torch.nn.Linear, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all words are alike, each is rare and together they are everything: the guard keeps them."""
+    module, hidden, ids = peaked
+    module.bias.zero_()
+    module.weight.zero_()
+    module.weight[:, 0] = torch.linspace(0, 1, 8192)  # their mean is what is lost
+    monkeypatch.setattr(logprobs, "RARE", 2.0**-10)
+    (_, one), (_, other) = (gradient(module, hidden, ids, rare_words=on) for on in (True, False))
+    assert float((one - other).double().norm(dim=1).max()) <= logprobs.LOST + 2**-8  # no word's vector is longer than 1
+
+
+def test_the_setting_switches_it() -> None:
+    for chosen in ([], ["rare_words"]):
+        speed.everywhere(chosen)
+        assert logprobs._on is bool(chosen)
+    speed.everywhere(speed.parts(["auto"], torch.device("cpu")))
+
+
+def test_float32_leaves_no_word_out(
+    peaked: tuple[torch.nn.Linear, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, hidden, ids = peaked
+    taken = watched(monkeypatch)
+    gradient(module.float(), hidden.detach().float().requires_grad_(), ids, rare_words=True)
+    assert taken == []
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many words each block's product takes, where some are left out."""
+    taken: list[int] = []
+    call = native.call
+
+    def note(name: str, *arguments: Any) -> None:
+        call(name, *arguments)
+        if name == "pick":
+            taken.append(len(arguments[1]))
+
+    monkeypatch.setattr(native, "call", note)
+    return taken
+
+
+def gradient(
+    module: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor, *, rare_words: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and the gradient of their sum."""
+    logprobs.switch(rare_words)
+    try:
+        found = target_logprobs(Head(module=module), hidden, ids, **BLOCKS)
+        return found.detach(), torch.autograd.grad(found.sum(), hidden)[0]
+    finally:
+        logprobs.switch(True)
 
 
 def test_large_logits_stay_finite() -> None:

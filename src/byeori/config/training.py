@@ -19,7 +19,7 @@ from byeori.config.base import (
     on_off,
 )
 
-SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer")
+SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_words")
 
 
 class ModelSettings(Settings):

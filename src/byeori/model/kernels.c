@@ -200,6 +200,37 @@ void NAME(words)(STORE *logits, const int64_t *ids, float *own, float *top, floa
     }
 }
 
+/* The largest of each column of weights [rows, n], each over its row's total [rows] -> largest [n]. */
+void NAME(largest)(const STORE *weights, const float *total, float *largest, long rows, long n, int threads) {
+    const long width = 256;
+    ROWS for (long start = 0; start < n; start += width) {
+        long end = start + width < n ? start + width : n;
+        for (long j = start; j < end; j++) largest[j] = 0;
+        for (long i = 0; i < rows; i++) {
+            const STORE *row = weights + i * n;
+            float share = 1.0f / total[i];
+            SIMD for (long j = start; j < end; j++) {
+                float v = WIDEN(row[j]) * share;
+                largest[j] = v > largest[j] ? v : largest[j];
+            }
+        }
+    }
+}
+
+/* The columns [count] of weights [rows, n] -> picked [rows, count]; what is left of each row's sum joins left [rows]. */
+void NAME(pick)(const STORE *weights, const int64_t *columns, STORE *picked, float *left, long rows, long n, long count,
+                int threads) {
+    ROWS for (long i = 0; i < rows; i++) {
+        const STORE *row = weights + i * n;
+        STORE *to = picked + i * count;
+        float all = 0, taken = 0;
+        for (long j = 0; j < count; j++) to[j] = row[columns[j]];
+        SIMD_SUM(all) for (long j = 0; j < n; j++) all += WIDEN(row[j]);
+        SIMD_SUM(taken) for (long j = 0; j < count; j++) taken += WIDEN(to[j]);
+        left[i] += all - taken;
+    }
+}
+
 /* x [tokens, heads, d] -> y: each row normed (unless scale is null) and turned by its token's cos and sin [tokens, d]:
    y = n cos + half(n) sin, where half(n) = (-n2, n1) for n = (n1, n2). inverse [tokens, heads]: 1 / rms. */
 void NAME(turn)(const STORE *x, const STORE *cosine, const STORE *sine, const float *scale, float eps, STORE *y,

@@ -2,6 +2,7 @@
 
 attention: the CPU's own (cpu_attention.py). kernels: C code where there is a compiler (native.py). norms, mlp, heads:
 fused functions (norm.py, mlp.py, heads.py). last_layer: only the rows that predict something; needs heads.
+rare_words: in bfloat16 on a CPU, gradients leave them out (logprobs.py, which says how far that is from rounding).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.model import cpu_attention, heads, last_layer, mlp, native, norm
+from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp, native, norm
 
 
 def parts(wanted: list[str], device: torch.device) -> list[str]:
@@ -27,6 +28,7 @@ def everywhere(chosen: list[str]) -> None:
     """Switch what every model of this process uses."""
     cpu_attention.switch("attention" in chosen)
     native.switch("kernels" in chosen)
+    logprobs.switch("rare_words" in chosen)
 
 
 def fuse(model: Any, chosen: list[str]) -> None:
