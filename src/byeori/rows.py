@@ -62,7 +62,7 @@ def trained_on(run: dict[str, Any], table: Table, chosen: Template | None) -> np
     run: its settings. None where its tables are not here (any more), or cannot be split as they were then.
     """
     paths = run.get("data_path") or []
-    if not paths or not all(Path(path).exists() or sources.matching(path) for path in paths):
+    if not sources.are_here(paths):
         return None
     try:
         there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])

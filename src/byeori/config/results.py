@@ -28,7 +28,7 @@ class MergeSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="Type of the merged weights; auto keeps the base's."
     )
-    verify: bool = Field(True, description="Load both models and compare their logits on real prompts.")
+    verify: bool = Field(True, description="Load both models and compare their logits on prompts as they were trained.")
     overwrite_output_dir: bool = Field(False, description="Replace a model that is already in output_dir.")
 
 

@@ -190,6 +190,11 @@ def _load_path(
         yield from load_dataset(path, config, split, revision)
 
 
+def are_here(paths: list[str]) -> bool:
+    """Whether there are paths, and all of them lie on this machine: files, folders or globs."""
+    return bool(paths) and all(Path(path).expanduser().exists() or matching(path) for path in paths)
+
+
 def matching(path: str) -> list[Path]:
     """The files that a glob stands for, by name; none where it is no glob."""
     if not glob.has_magic(path):

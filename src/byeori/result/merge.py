@@ -9,7 +9,6 @@ what L and R are is in merge_plan. The comparison is what needs memory: 4 bytes 
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import shutil
@@ -24,27 +23,14 @@ import torch
 from byeori.errors import CheckpointError, ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
-from byeori.result import endings
+from byeori.result import endings, merge_check
 from byeori.result.card import TOKENIZER_FILES
 from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan, trained_over
 from byeori.train.checkpoint import flush
 
 REPORT = "merge_report.json"
-PROMPTS = (
-    "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",
-    "Write a title for this text: There is no traffic light at the crossing in front of the village library.",
-)
-
-TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-4}
-"""Largest difference of a logit that rounding may cause, as a share of the largest logit.
-
-A weight is rounded by at most 2^-8 (bfloat16) or 2^-11 (float16) of itself, and layers add these errors up: 16 times
-that is allowed for one logit, once for their mean. In float32 only the order of the sums differs. Gemma 3 270M with
-an adapter on every layer stays below a third of these in every type.
-"""
 
 _BLOCK_BYTES = 8 << 20
-_LONGEST_PROMPT = 256
 _TYPES = {code: getattr(torch, name) for name, code in FLOATS.items()}
 
 
@@ -66,6 +52,7 @@ class MergeResult:
     untied: bool
     verdict: str
     max_abs_difference: float | None
+    mean_abs_difference: float | None
 
 
 def merge(
@@ -76,14 +63,14 @@ def merge(
     dtype: str = "auto",
     verify: bool = True,
     overwrite: bool = False,
-    prompts: list[str] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
     max_shard_bytes: int = 4 << 30,
 ) -> MergeResult:
     """Write `adapter` into `base` as a model of its own in `output_dir`, which appears whole or not at all.
 
     adapter, base: folder or Hub id; base None is the one that the adapter names. dtype: auto keeps every tensor's own
-    type. verify: load both models and compare their logits. on_progress: called with (tensors done, in all, name).
+    type. verify: load both models and compare their logits on prompts as they were trained. on_progress: called with
+    (tensors done, in all, name).
 
     Raises:
         ModelError: the adapter or the base is damaged, they do not belong together, the adapter is of a kind that
@@ -109,7 +96,7 @@ def merge(
         write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
         _write_side_files(target, folder, tuned, dtype=dtype, untied=untied)
         endings.record(target)
-        compared = _compare(folder, tuned, target, list(prompts or PROMPTS), facts) if verify else {}
+        compared = merge_check.compare(folder, tuned, target, facts) if verify else {}
         return {**facts, "verdict": "not checked", **compared}
 
     report = _write_whole(output_dir, facts["total_bytes"], fill)
@@ -118,6 +105,7 @@ def merge(
         adapter=str(adapter),
         verdict=report["verdict"],
         max_abs_difference=report.get("max_abs_difference"),
+        mean_abs_difference=report.get("mean_abs_difference"),
         **{key: report[key] for key in ("base", "dtype", "tensors", "merged_modules", "total_bytes", "untied")},
     )
 
@@ -126,7 +114,7 @@ def _facts(outputs: list[Output], untied: bool) -> dict[str, Any]:
     names = {code: name for name, code in FLOATS.items()}
     merged = [(names[item.dtype], item.change.module) for item in outputs if item.change]
     return {
-        "dtype": max((name for name, _ in merged), key=lambda name: TOLERANCE[name]),
+        "dtype": max((name for name, _ in merged), key=lambda name: merge_check.TOLERANCE[name]),
         "tensors": len(outputs),
         "merged_modules": len({module for _, module in merged}),
         "parameters": sum(item.source.count for item in outputs),
@@ -336,64 +324,3 @@ def _write_error(error: OSError, output_dir: Path, total: int) -> str:
             "free space or give another --output_dir"
         )
     return f"{output_dir} could not be written ({error.strerror or error}); give another --output_dir"
-
-
-# ---- the check -------------------------------------------------------------------------------------------------
-
-
-def _compare(base: Path, adapter: Path, merged: Path, prompts: list[str], facts: dict[str, Any]) -> dict[str, Any]:
-    """Logits of base with adapter, and of the merged model, both in float32; on the GPU where they fit."""
-    from peft import PeftModel
-
-    from byeori.model.light import without_bitsandbytes
-    from byeori.model.load import load_model
-
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 5 * facts["parameters"]
-    device = torch.device("cuda" if fits else "cpu")
-    model = load_model(str(base), dtype=torch.float32, device=device)
-    rows = _prompt_ids(merged, prompts, model.config.get_text_config())
-    try:
-        with without_bitsandbytes(model):
-            model = PeftModel.from_pretrained(model, str(adapter)).eval()
-    except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
-        raise ModelError(f"PEFT cannot load {adapter}: {str(error).splitlines()[0]}") from None
-    wanted = _logits(model, rows)
-    with model.disable_adapter():
-        before = _logits(model, rows)
-    del model
-    gc.collect()  # PEFT's wrappers are cycles; the second model must not stand beside the first
-    got = _logits(load_model(str(merged), dtype=torch.float32, device=device), rows)
-    difference = (got - wanted).abs()
-    largest = wanted.abs().max().item()
-    tolerance = TOLERANCE[facts["dtype"]] * largest
-    # a wrong scale moves every logit a little, rounding a few of them far; written so that NaN is different
-    same = bool((difference <= tolerance).all()) and difference.mean().item() <= tolerance / 16
-    return {
-        "verdict": "equal" if same else "different",
-        "max_abs_difference": difference.max().item(),
-        "mean_abs_difference": difference.mean().item(),
-        "max_logit": largest,
-        "tolerance": tolerance,
-        "adapter_effect": (wanted - before).abs().max().item(),
-        "same_top_token": (got.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
-        "positions": len(wanted),
-        "prompts": len(prompts),  # their texts may be private, and the report is published
-    }
-
-
-def _prompt_ids(folder: Path, prompts: list[str], config: Any) -> list[list[int]]:
-    """Token ids of the prompts; their bytes where the model has no tokenizer."""
-    from byeori.model.load import load_tokenizer
-
-    longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        tokenizer, _ = load_tokenizer(str(folder))
-        return [tokenizer(prompt)["input_ids"][:longest] for prompt in prompts]
-    return [[byte % config.vocab_size for byte in prompt.encode()][:longest] for prompt in prompts]
-
-
-@torch.inference_mode()
-def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """[positions of all prompts, words] on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([model(torch.tensor([row], device=device)).logits[0].float().cpu() for row in rows])

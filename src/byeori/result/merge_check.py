@@ -1,0 +1,158 @@
+"""Is the merged model the adapter on its base? Their logits, on prompts like those that the adapter was trained with.
+
+    saved template + training rows ──> prompts ──> logits of base with adapter ─┐
+                                          └──────> logits of the merged model ──┴─> largest and mean difference
+
+Both are loaded in float32, one after the other.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from byeori.data import chat, preference, sources, tokenize
+from byeori.data.tokenize import Encoding
+from byeori.errors import ByeoriError, ModelError, TemplateError
+from byeori.result import opening
+from byeori.result.card import TOKENIZER_FILES
+
+TEXTS = (
+    "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",
+    "Write a title for this text: There is no traffic light at the crossing in front of the village library.",
+)
+"""What fills the template where the training rows are not here (any more)."""
+
+TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-4}
+"""Largest difference of a logit that rounding may cause, as a share of the largest logit.
+
+A weight is rounded by at most 2^-8 (bfloat16) or 2^-11 (float16) of itself, and layers add these errors up: 16 times
+that is allowed for one logit, once for their mean. In float32 only the order of the sums differs. Gemma 3 270M with
+an adapter on every layer stays below a third of these in every type.
+"""
+
+_PROMPTS = 2
+_LONGEST_PROMPT = 256
+_LONGEST_TEMPLATE = 1024  # for one whose own words are longer than a prompt should be
+_ROWS_ASKED = 10
+
+
+def compare(base: Path, adapter: Path, merged: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Logits of base with adapter, and of the merged model, both in float32; on the GPU where they fit.
+
+    facts: dtype and parameters of the merged model. Returns what merge_report.json says of it.
+
+    Raises:
+        ModelError: one of them cannot be loaded.
+    """
+    from peft import PeftModel
+
+    from byeori.model.light import without_bitsandbytes
+    from byeori.model.load import load_model
+
+    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 5 * facts["parameters"]
+    device = torch.device("cuda" if fits else "cpu")
+    model = load_model(str(base), dtype=torch.float32, device=device)
+    rows, origin = prompts(merged, model.config.get_text_config())
+    try:
+        with without_bitsandbytes(model):
+            model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
+        raise ModelError(f"PEFT cannot load {adapter}: {str(error).splitlines()[0]}") from None
+    wanted = _logits(model, rows)
+    with model.disable_adapter():
+        effect = (wanted - _logits(model, rows)).abs().max().item()
+    del model
+    gc.collect()  # PEFT's wrappers are cycles; the second model must not stand beside the first
+    got = _logits(load_model(str(merged), dtype=torch.float32, device=device), rows)
+    difference = (got - wanted).abs()
+    largest = wanted.abs().max().item()
+    tolerance = TOLERANCE[facts["dtype"]] * largest
+    # a wrong scale moves every logit a little, rounding a few of them far; written so that NaN is different
+    same = bool((difference <= tolerance).all()) and difference.mean().item() <= tolerance / 16
+    return {
+        "verdict": "equal" if same else "different",
+        "max_abs_difference": difference.max().item(),
+        "mean_abs_difference": difference.mean().item(),
+        "max_logit": largest,
+        "tolerance": tolerance,
+        "adapter_effect": effect,
+        "same_top_token": (got.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
+        "positions": len(wanted),
+        "prompts": len(rows),  # their texts may be private, and the report is published
+        "prompts_from": origin,
+    }
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------
+
+
+def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
+    """Token ids of the prompts, and where they are from in words.
+
+    merged: the folder of the merged model, where the adapter's tokenizer, template and settings lie too. Its template
+    is filled with rows that it was trained on, where they are here, else with fixed texts.
+    """
+    longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
+    if not any((merged / name).is_file() for name in TOKENIZER_FILES):
+        return [[byte % config.vocab_size for byte in text.encode()][:longest] for text in TEXTS], "bytes of texts"
+    found = opening.find(str(merged))
+    plain = [found.tokenizer(text)["input_ids"][:longest] for text in TEXTS]
+    try:
+        chosen = opening.template_of(found, None)
+        how = opening.encoding(found, chosen)
+    except TemplateError:  # neither a template nor a chat template
+        return plain, "fixed texts without a template"
+    where = "the saved template" if chosen else "the tokenizer's chat template"
+    for cutoff_len in (longest, min(_LONGEST_TEMPLATE, found.positions or _LONGEST_TEMPLATE)):
+        how = replace(how, cutoff_len=cutoff_len)
+        for rows, origin in ((_trained_rows(found.settings), "training rows"), (_texts(how), "fixed texts")):
+            if ids := list(islice(_encoded(rows, how, pairs="loss" in found.settings), _PROMPTS)):
+                return ids, f"{origin} in {where}"
+    return plain, f"fixed texts, for {where} is too long"
+
+
+def _trained_rows(run: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The first rows of a run; none where its tables are not here (any more). run: its settings."""
+    paths = run.get("data_path") or []
+    if not sources.are_here(paths):
+        return
+    try:
+        table = sources.load_rows(paths, split=run["dataset_split"], max_rows=_ROWS_ASKED)
+    except (ByeoriError, KeyError):
+        return
+    yield from table.rows
+
+
+def _texts(how: Encoding) -> Iterator[Mapping[str, Any]]:
+    for text in TEXTS:
+        if how.template:
+            yield dict.fromkeys(how.template.prompt_columns, text)
+        else:
+            yield {"messages": [{"role": "user", "content": text}]}
+
+
+def _encoded(rows: Iterator[Mapping[str, Any]], how: Encoding, *, pairs: bool) -> Iterator[list[int]]:
+    """Prompts as token ids; rows that make none are passed over. pairs: whether rows have two answers."""
+    for row in rows:
+        both = pairs and set(preference.SIDES) <= set(row)
+        try:
+            asked = preference.side_row(row, "chosen", how.template) if both else chat.until_last_answer(row)
+            ids = tokenize.encode_prompt(asked, how)
+        except TemplateError:
+            continue
+        if ids:
+            yield ids
+
+
+@torch.inference_mode()
+def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """[positions of all prompts, words] on the CPU."""
+    device = next(model.parameters()).device
+    return torch.cat([model(torch.tensor([row], device=device)).logits[0].float().cpu() for row in rows])
