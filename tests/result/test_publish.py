@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+import byeori
 from byeori.errors import HubError, ModelError
 from byeori.result.card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from byeori.result.publish import collect, publish
@@ -184,6 +186,54 @@ def test_merged_model_on_a_branch_and_once_more(hub: Hub, merged: Path) -> None:
     assert not arrived(hub) and not hub.repositories["me/titles"].private
     assert not any(HOME.encode() in data for data in files.values())
     assert json.loads(files["merge_report.json"])["base"] == "secret"
+
+
+@pytest.fixture
+def compared(trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adapter, named from where it lies when it is merged, and compared with its base after that."""
+    shutil.copytree(trained, tmp_path / "runs" / "titles", ignore=shutil.ignore_patterns("metrics.json"))
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path / "runs")
+        byeori.merge(peft_model_path="titles", output_dir="whole")
+    how = {"dtype": "float32", "max_new_tokens": 8, "max_rows": 3, "bootstrap": 200}
+    byeori.compare(adapter=tmp_path / "runs" / "titles", data_path=title_rows, output_dir=tmp_path / "report", **how)
+    return tmp_path / "runs" / "whole"
+
+
+def test_a_merged_model_has_the_numbers_of_its_adapter(hub: Hub, compared: Path) -> None:
+    adapter = compared.with_name("titles")
+    assert not (compared / "metrics.json").exists()
+    status, output = upload(hub, compared)
+    assert status == 0 and "Note: the card" not in output, output
+    files, metrics = arrived(hub), json.loads((adapter / "metrics.json").read_text(encoding="utf-8"))
+    assert json.loads(files["metrics.json"]) == metrics
+    card = files["README.md"].decode()
+    assert "## Result" in card and "on the same prompts over 3 rows" in card
+    assert f"| chrf | {metrics['base']['chrf']:.4g} | {metrics['tuned']['chrf']:.4g} |" in card
+    audit = json.loads((adapter / "audit.json").read_text(encoding="utf-8"))
+    assert f"| rows | {audit['rows']} |" in card and "| last training loss |" in card
+    assert json.loads(files["merge_report.json"])["adapter"] == "titles"
+    assert not any(str(compared.parent).encode() in data for data in files.values())
+
+
+def test_numbers_of_another_adapter_are_not_taken(compared: Path) -> None:
+    """The run was started again in the same folder, was never compared, or is gone; that is said."""
+    adapter = compared.with_name("titles")
+
+    def said() -> str:
+        lines: list[str] = []
+        options = {"repo_id": "me/t", "private": False, "dry_run": True, "commit_message": "x"}
+        publish(folder=compared, on_line=lines.append, **options)
+        assert "metrics.json" not in "".join(lines) and "## Result" not in "".join(lines)
+        return next(line for line in lines if line.startswith("Note:"))
+
+    (adapter / "metrics.json").rename(adapter / "kept.json")
+    assert "for `byeori compare titles` was not run" in said()
+    (adapter / "kept.json").rename(adapter / "metrics.json")
+    save_file({"a": torch.zeros(3)}, adapter / "adapter_model.safetensors")
+    assert "of the adapter titles, for it does not lie here as it was merged" in said()
+    shutil.rmtree(adapter)
+    assert "for it does not lie here as it was merged" in said()
 
 
 def test_own_readme_is_kept_and_blank_ones_are_not(adapter: Path) -> None:

@@ -3,6 +3,7 @@
     adapter_config.json, byeori.yaml, template.txt, audit.json, metrics.json, train_log.jsonl, merge_report.json
         ──(each one optional)──> YAML header + Markdown
 
+Of a merged model, what was found out about its adapter (numbers of the comparison, audit, log) lies with that.
 Local paths are shown by their last name only, and no text of data or settings can break out of its fence or cell.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from byeori.train.checkpoint import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -86,6 +89,7 @@ def model_card(folder: Path, *, repo_id: str | None = None) -> str:
     report = _read_json(folder / "merge_report.json")
     merged, known = not adapter, bool(adapter or settings or report)
     base = str(adapter.get("base_model_name_or_path") or settings.get("base_model") or report.get("base") or "")
+    found = findings(folder)
     data = settings.get("data_path") or []
     paths = [str(item) for item in (data if isinstance(data, list) else [data])]
     name = repo_id or folder.resolve().name
@@ -97,12 +101,26 @@ def model_card(folder: Path, *, repo_id: str | None = None) -> str:
         f"# {_inline(name.rpartition('/')[2])}",
         _what(base, adapter, report) if known else _UNKNOWN,
         _template(folder / "template.txt"),
-        _data(paths, _read_json(folder / "audit.json")),
-        _settings(settings, adapter, folder / "train_log.jsonl"),
-        _result(_read_json(folder / "metrics.json"), report),
+        _data(paths, _read_json(found["audit.json"])),
+        _settings(settings, adapter, found["train_log.jsonl"]),
+        _result(_read_json(found["metrics.json"]), report),
         _usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def findings(folder: Path) -> dict[str, Path]:
+    """Where metrics.json, audit.json and train_log.jsonl of an adapter or a merged model are, or would be.
+
+    A merged model has them from its adapter, as long as that lies where it was and has the weights that were merged.
+    """
+    paths = {name: folder / name for name in ("metrics.json", "audit.json", "train_log.jsonl")}
+    report = _read_json(folder / "merge_report.json")
+    adapter = Path(str(report.get("adapter") or folder))
+    weights = adapter / "adapter_model.safetensors"
+    if report and weights.is_file() and sha256(weights) == report.get("adapter_sha256"):
+        paths = {name: path if path.is_file() else adapter / name for name, path in paths.items()}
+    return paths
 
 
 def is_generated(text: str) -> bool:

@@ -25,8 +25,8 @@ from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
 from byeori.result import endings, merge_check
 from byeori.result.card import TOKENIZER_FILES
-from byeori.result.merge_plan import FLOATS, Change, Output, adapter_config, check_base, plan, trained_over
-from byeori.train.checkpoint import flush
+from byeori.result.merge_plan import FLOATS, WEIGHTS, Change, Output, adapter_config, check_base, plan, trained_over
+from byeori.train import checkpoint
 
 REPORT = "merge_report.json"
 
@@ -89,8 +89,8 @@ def merge(
     check_output(output_dir, overwrite, [tuned, folder])
     check_base(tuned, folder, name)
     outputs, untied = plan(folder=folder, base=name, adapter=tuned, config=config, dtype=dtype)
-    facts = _facts(outputs, untied) | {"base": name, "adapter": str(adapter), "revision": revision}
-    facts |= {"recorded_base": recorded, "trained_over": trained_over(tuned, recorded)}
+    facts = _facts(outputs, untied) | {"base": name, "revision": revision, "recorded_base": recorded}
+    facts |= {"trained_over": trained_over(tuned, recorded), **_origin(adapter, tuned)}
 
     def fill(target: Path) -> dict[str, Any]:
         write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
@@ -108,6 +108,15 @@ def merge(
         mean_abs_difference=report.get("mean_abs_difference"),
         **{key: report[key] for key in ("base", "dtype", "tensors", "merged_modules", "total_bytes", "untied")},
     )
+
+
+def _origin(adapter: str | Path, folder: Path) -> dict[str, str]:
+    """The adapter and its weights as they are now, so that its model card's numbers are found from any place."""
+    here = Path(adapter).is_dir()
+    return {
+        "adapter": str(folder.resolve()) if here else str(adapter),
+        "adapter_sha256": checkpoint.sha256(folder / WEIGHTS),
+    }
 
 
 def _facts(outputs: list[Output], untied: bool) -> dict[str, Any]:
@@ -296,12 +305,12 @@ def _check_space(folder: Path, total: int) -> None:
 def _put_in_place(temporary: Path, output_dir: Path) -> None:
     """Flush every file, then rename; what was there before goes only when the new folder is whole."""
     for path in [*temporary.iterdir(), temporary]:
-        flush(path)
+        checkpoint.flush(path)
     former = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
     if output_dir.is_dir():
         output_dir.rename(former)
     temporary.rename(output_dir)
-    flush(output_dir.parent)
+    checkpoint.flush(output_dir.parent)
     shutil.rmtree(former, ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ import yaml
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.hub import human_size
 from byeori.model.fingerprint import INDEX, read_header, weight_files
-from byeori.result.card import TOKENIZER_FILES, is_generated, is_local_path, last_name, model_card
+from byeori.result.card import TOKENIZER_FILES, findings, is_generated, is_local_path, last_name, model_card
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL = ("config.json", "generation_config.json")
@@ -30,7 +30,6 @@ _BESIDE = (
     "template.txt",
     "byeori.yaml",
     "merge_report.json",
-    "metrics.json",
 )
 _WEIGHTS = r"adapter_config\.json|adapter_model\..*|(pytorch_)?model.*\.(safetensors|bin)(\.index\.json)?"
 # Files of which every text may be a path, and those of which only these keys may be.
@@ -99,7 +98,7 @@ def collect(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
         ModelError: the folder holds no finished adapter or model, or a damaged one.
     """
     found: dict[str, Path | bytes] = {}
-    for path in (*_weights(folder), *(folder / name for name in _BESIDE)):
+    for path in (*_weights(folder), *(folder / name for name in _BESIDE), findings(folder)["metrics.json"]):
         if path.is_file():
             found[path.name] = _without_paths(path)
     readme = folder / "README.md"
@@ -171,6 +170,13 @@ def _notes(folder: Path) -> Iterator[str]:
             f"Note: the adapter names its base by a local folder; it is published as {last_name(base)!r}, "
             "and others must know which model that is. Train from a Hub id, or publish the merged model."
         )
+    report, metrics = _json(folder / "merge_report.json"), findings(folder)["metrics.json"]
+    if report and not metrics.is_file():
+        adapter = last_name(str(report.get("adapter")))
+        why = "it does not lie here as it was merged"
+        if metrics.parent != folder:
+            why = f"`byeori compare {adapter}` was not run"
+        yield f"Note: the card has no numbers of the adapter {adapter}, for {why}."
 
 
 def _json(path: Path) -> dict[str, Any]:

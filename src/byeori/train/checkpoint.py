@@ -53,7 +53,7 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir(parents=True)
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
-        manifest = {str(path.relative_to(temporary)): _sha256(path) for path in files}
+        manifest = {str(path.relative_to(temporary)): sha256(path) for path in files}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
         folders = [path for path in temporary.rglob("*") if path.is_dir()]
         for path in [*files, temporary / MANIFEST, *folders, temporary]:
@@ -155,7 +155,7 @@ def verify(folder: Path) -> str | None:
             return f"its manifest names {name}, which lies elsewhere"
         if not path.is_file():
             return f"{name} is missing"
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             return f"{name} is damaged"
     return None
 
@@ -363,7 +363,8 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
     return state
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A hash of what the file holds."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
