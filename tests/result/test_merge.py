@@ -25,10 +25,11 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from byeori.errors import CheckpointError, ModelError
+from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.result import merge as merge_module
 from byeori.result.merge import MergeResult, merge
+from byeori.result.merge_plan import check_name
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {
@@ -402,6 +403,37 @@ def test_another_base(tmp_path: Path, base: Path, adapter: Path) -> None:
     refused(tmp_path, other, adapter, "was trained on us/right", str(other))
     refused(tmp_path, adapter, adapter, "is not a model: it has an adapter")
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
+
+
+def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> None:
+    """Its shapes may be the same, and nothing else tells it apart; its folder is taken at its word."""
+    rewrite(adapter / "adapter_config.json", base_model_name_or_path="google/gemma-3-270m")
+
+    def given(name: str, *words: str) -> None:
+        with pytest.raises(ByeoriError) as caught:
+            merge(adapter=adapter, base=name, output_dir=tmp_path / "merged", verify=False)
+        assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+    words = ("was trained on google/gemma-3-270m", "another model on the Hub", "give its folder")
+    for name in ("google/gemma-3-270m-it", "somebody/gemma-3-270m", "270m"):
+        given(name, f"{name} is another", *words)
+    for name in ("google/gemma-3-270m", "Google/Gemma-3-270M", "gemma-3-270m"):  # on to the Hub, which is out of reach
+        given(name, f"{name} is neither a folder here nor in the cache")
+    assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
+
+
+def test_names_say_nothing_beside_a_fingerprint_or_without_an_owner(tmp_path: Path, base: Path, adapter: Path) -> None:
+    rewrite(adapter / "adapter_config.json", base_model_name_or_path="folder")
+    check_name(adapter, "folder", "google/gemma-3-270m")  # what is published of one that was trained from a folder
+    check_name(adapter, "/models/gemma", "google/gemma-3-270m")
+    with pytest.raises(ModelError, match="another model on the Hub"):
+        check_name(adapter, "us/right", "us/copy")
+    record = {"base_model": "us/right", "sha256": base_fingerprint(base)}
+    (adapter / "byeori_base.json").write_text(json.dumps(record))
+    check_name(adapter, "us/right", "us/copy")
+    (adapter / "byeori_base.json").write_text(json.dumps(record | {"sha256": ""}))
+    with pytest.raises(ModelError, match="another model on the Hub"):
+        check_name(adapter, "us/right", "us/copy")
 
 
 def test_fingerprint_does_not_depend_on_shards(tmp_path: Path, base: Path) -> None:

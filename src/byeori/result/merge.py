@@ -25,7 +25,17 @@ from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
 from byeori.result import endings, merge_check
 from byeori.result.card import TOKENIZER_FILES
-from byeori.result.merge_plan import FLOATS, WEIGHTS, Change, Output, adapter_config, check_base, plan, trained_over
+from byeori.result.merge_plan import (
+    FLOATS,
+    WEIGHTS,
+    Change,
+    Output,
+    adapter_config,
+    check_base,
+    check_name,
+    plan,
+    trained_over,
+)
 from byeori.train import checkpoint
 
 REPORT = "merge_report.json"
@@ -85,6 +95,7 @@ def merge(
     if not name:
         raise ModelError(f"{adapter} does not name its base model; give it with --base_model_name_or_path")
     revision = config.get("revision") if name == recorded else None
+    check_name(tuned, recorded, base)
     folder = local_folder(name, revision)
     check_output(output_dir, overwrite, [tuned, folder])
     check_base(tuned, folder, name)
