@@ -211,6 +211,7 @@ def _write_comparison(
         verdict=words,
         settings=found.settings,
         prompt=how.template.text if how.template else str(how.tokenizer.chat_template),
+        given=items[0]["given"],
         log=log.read(found.folder),
         models={"Base": found.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -104,6 +105,36 @@ def test_the_verdict_is_on_the_page(compared: Any) -> None:
     page = compared.report.read_text(encoding="utf-8")
     assert compared.verdict[:40] in page
     assert "http://" not in re.sub(r"http://www\.w3\.org/\S*", "", page)
+
+
+def shown_prompt(page: str) -> str:
+    """What stands in the page's second <pre>, without markup."""
+    found = re.findall(r"<pre[^>]*>\n(.*?)</pre>", page, re.DOTALL)[1]
+    return html.unescape(re.sub(r"</?span[^>]*>", "", found))
+
+
+def test_the_first_rows_prompt_is_on_the_page(trained: Path, title_rows: Path, compared: Any, tmp_path: Path) -> None:
+    document = lines(title_rows)[0]["document"]
+    title_ko = template.parse(template.shipped()["title-ko"])
+    assert shown_prompt(compared.report.read_text(encoding="utf-8")) == title_ko.prompt({"document": document})
+    cut = run(trained, title_rows, tmp_path / "cut", max_rows=1, cutoff_len=150).report.read_text(encoding="utf-8")
+    shorter = [title_ko.prompt({"document": document[:end]}) for end in range(1, len(document))]
+    assert shown_prompt(cut) in shorter  # as the models were given it
+
+
+def test_special_tokens_are_seen_in_the_prompt(tiny_model: Path, tmp_path: Path) -> None:
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    shutil.copytree(tiny_model, model)
+    turn = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+    asked = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (model / "chat_template.jinja").write_text(turn + asked, encoding="utf-8")
+    turns = [{"role": "user", "content": "왜 <b>?"}, {"role": "assistant", "content": "그냥"}]
+    rows.write_text(json.dumps({"messages": turns}, ensure_ascii=False) + "\n", encoding="utf-8")
+    byeori.sft(base_model=model, data_path=rows, output_dir=tmp_path / "adapter", max_steps=1, dtype="float32")
+    page = run(tmp_path / "adapter", rows, tmp_path / "report").report.read_text(encoding="utf-8")
+    assert shown_prompt(page) == "<|im_start|>user\n왜 <b>?<|im_end|><|im_start|>assistant\n"
+    assert page.count('<span class="special">&lt;|im_start|&gt;</span>') == 1  # the second stands with <|im_end|>
+    assert page.count('<span class="special">&lt;|im_end|&gt;&lt;|im_start|&gt;</span>') == 1
 
 
 def test_scripts_in_the_data_are_escaped(trained: Path, tmp_path: Path) -> None:

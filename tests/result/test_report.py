@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from byeori.result.chart import loss_chart
 from byeori.result.report import (
     card,
-    loss_chart,
     matching,
     metric_rows,
     prompt_pieces,
@@ -97,6 +97,7 @@ def page(rows: list[dict[str, Any]], **more: Any) -> str:
         "verdict": verdict(metrics),
         "settings": {"lora_r": 16, "target_modules": ["q_proj", "v_proj"], "eval_steps": None},
         "prompt": PROMPT,
+        "given": [("<bos>", True), ("### 본문:\n서울시가 예산안을 발표했다.\n\n### 제목:\n", False)],
         "log": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}],
         "models": {"Base": "tiny", "Tuned": "out/adapter"},
     }
@@ -127,6 +128,12 @@ def test_the_answer_place_is_marked_in_the_prompt() -> None:
     assert shown and shown[1] == PROMPT.replace("{title}", "<mark>{title}</mark>")
 
 
+def test_the_first_prompt_is_shown_as_the_models_read_it() -> None:
+    shown = re.findall(r"<pre[^>]*>\n(.*?)</pre>", page(ROWS), re.DOTALL)[1]
+    assert shown == ('<span class="special">&lt;bos&gt;</span>### 본문:\n서울시가 예산안을 발표했다.\n\n### 제목:\n')
+    assert page([], given=[]).count("<pre") == 1
+
+
 def test_the_page_needs_nothing_else() -> None:
     html = page(ROWS)
     read = Page(html)
@@ -153,7 +160,8 @@ def test_text_is_never_markup(attack: str) -> None:
     row["prompt"] = attack
     arguments = {
         "title": attack, "verdict": attack, "settings": {attack: attack, "list": [attack]},
-        "prompt": attack + "{document}{title}" + attack, "models": {attack: attack},
+        "prompt": attack + "{document}{title}" + attack, "given": [(attack, True), (attack, False)],
+        "models": {attack: attack},
         "extra": {attack: {attack: attack}}, "log": [{"step": attack, "loss": attack}, {"step": 1, "loss": 1.0}],
     }  # fmt: skip
     hostile, plain = (
@@ -161,7 +169,7 @@ def test_text_is_never_markup(attack: str) -> None:
         page([ROWS[0]], **(arguments | {"title": "x", "prompt": "{document}{title}"})),
     )
     read = Page(hostile)
-    assert (read.count("script"), read.count("img"), read.count("style"), read.count("pre")) == (1, 0, 1, 1)
+    assert (read.count("script"), read.count("img"), read.count("style"), read.count("pre")) == (1, 0, 1, 2)
     assert read.raw["script"] == Page(plain).raw["script"]
     assert read.text.count(attack) >= 8  # shown as it is: title, verdict, table cells, cards, prompt
     assert "49 " not in read.text

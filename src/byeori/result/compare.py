@@ -15,7 +15,7 @@ from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.model import forward
-from byeori.result import folder, generate, scores
+from byeori.result import folder, generate, preview, scores
 
 ROWS = "rows.jsonl"
 
@@ -31,7 +31,8 @@ def compare_rows(
     positions: int | None = None,
     on_progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """Answers, losses and scores of both models for every row, in the order of `rows`.
+    """Answers, losses and scores of both models for every row, in the order of `rows`; the first has its prompt's text
+    as it was `given`, special tokens apart.
 
     model: a PeftModel. rows_file: every finished batch is appended to it at once, so nothing computed is lost; at the
     end it holds the rows in their order. positions: the model's, where it has a limit.
@@ -55,6 +56,7 @@ def compare_rows(
                 file.write(_line(done[index]))
         on_progress(len(done), len(rows))
     items = [done[index] for index in range(len(rows))]
+    items[0]["given"] = preview.with_special(prompts[0], how.tokenizer)
     folder.write(rows_file, "".join(map(_line, items)))
     return items
 

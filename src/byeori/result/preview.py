@@ -25,8 +25,17 @@ def shared_prefix(examples: Sequence[Example]) -> float:
 def pieces(example: Example, tokenizer: Any) -> list[Piece]:
     """The example's text, token for token as the model reads it, in runs of (text, trained)."""
     trained = {index for start, end in example.targets for index in range(start, end)}
-    ids = list(example.token_ids)
-    flags = [index in trained for index in range(len(ids))]
+    return _runs(list(example.token_ids), [index in trained for index in range(len(example.token_ids))], tokenizer)
+
+
+def with_special(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
+    """A prompt's text as the model reads it, in runs of (text, special tokens)."""
+    known = {token for token, word in tokenizer.added_tokens_decoder.items() if word.special}
+    return _runs(list(ids), [token in known for token in ids], tokenizer)
+
+
+def _runs(ids: list[int], flags: list[bool], tokenizer: Any) -> list[Piece]:
+    """The text of the tokens, cut where the flag changes."""
     ends = [index for index in range(1, len(ids) + 1) if index == len(ids) or flags[index] != flags[index - 1]]
 
     def text(end: int) -> str:

@@ -9,7 +9,6 @@ running anything else, should an escape ever be missed.
 
 import base64
 import hashlib
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -18,12 +17,12 @@ from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
+from byeori.result.chart import finite, loss_chart
 from byeori.result.scores import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
 
 # name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
@@ -42,7 +41,7 @@ _MINUS = "\N{MINUS SIGN}"
 _DASH = "\N{EN DASH}"
 
 Segments = list[tuple[str, bool]]
-"""A text in pieces, each with: does the reference have it too?"""
+"""A text in pieces, each with: does it stand out? (the reference has it too; it is a special token)"""
 
 
 def render_report(
@@ -53,6 +52,7 @@ def render_report(
     verdict: str,
     settings: Mapping[str, object],
     prompt: str,
+    given: Segments,
     log: Sequence[Mapping[str, Any]],
     models: Mapping[str, str],
     extra: Mapping[str, Mapping[str, object]] | None = None,
@@ -61,8 +61,9 @@ def render_report(
 
     rows: {"row": {column: value}, "prompt", "reference", "base_output", "tuned_output", "base": {metric: value},
     "tuned": {metric: value}} each. metrics: from scores.summarise. prompt: the template, its last `{column}` the
-    trained answer. log: lines of train_log.jsonl, {"step", "loss", ...} and {"step", "eval_loss"}; may be empty.
-    extra: small tables, {section: {name: value}}. Values that are None or NaN are shown as a dash.
+    trained answer. given: the first row's prompt as the models read it, special tokens apart. log: lines of
+    train_log.jsonl, {"step", "loss", ...} and {"step", "eval_loss"}; may be empty. extra: small tables,
+    {section: {name: value}}. Values that are None or NaN are shown as a dash.
     """
     shown, answer = template_columns(prompt)
     return _template().render(
@@ -76,6 +77,7 @@ def render_report(
         cards=[card(item, index, shown) for index, item in enumerate(rows, 1)],
         tables=[("Settings", _table(settings)), *((_text(k), _table(v)) for k, v in (extra or {}).items())],
         prompt=[(_text(piece), trained) for piece, trained in prompt_pieces(prompt)],
+        given=[(_text(piece), special) for piece, special in given],
         answer=answer,
     )
 
@@ -86,13 +88,13 @@ def render_report(
 def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One line of the metric table each: formatted numbers, the interval bar, and the difference in a word."""
     lengths = [len(str(item["reference"]).strip()) for item in rows]
-    count = int(_finite(metrics.get("rows")) or 0)
+    count = int(finite(metrics.get("rows")) or 0)
     lines = []
     for name, (heading, note, digits, better) in _METRICS.items():
         if name in PAIR_METRICS and name not in (metrics.get("difference") or {}):
             continue
         found = (metrics.get("difference") or {}).get(name) or {}
-        bounds = [_finite(found.get(key)) for key in Interval._fields]
+        bounds = [finite(found.get(key)) for key in Interval._fields]
         interval = None if None in bounds else Interval(*bounds)  # type: ignore[arg-type]
         word, tone = _change(interval, better, count)
         if count < 2:
@@ -145,104 +147,6 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {"rose": rose, "fell": fell, "same": len(gains) - rose - fell, "unknown": len(rows) - len(gains)}
 
 
-# ---- the loss curve --------------------------------------------------------------------------------------------
-
-# The drawing's box in its own units, and the plot's edges inside it; the page scales it to its width.
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 310, 58, 706, 14, 270
-_MOST_POINTS = 400  # more than the plot has pixels for; a long run's log would make the page heavy
-
-
-def loss_chart(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Coordinates of the loss curve, or None where the log has no finite loss.
-
-    The smoothed line is a centred mean over about a fifteenth of the steps: it does not lag behind. A step that
-    appears twice (a run that was resumed) counts with its later line.
-    """
-    train = _thin(sorted(_points(log, "loss").items()))
-    evaluated = sorted(_points(log, "eval_loss").items())
-    if not train and not evaluated:
-        return None
-    steps = [step for step, _ in train + evaluated]
-    losses = [loss for _, loss in train + evaluated]
-    x_low, x_high = min(steps), max(steps)
-    y_ticks = _ticks(min(losses), max(losses), 5)
-    y_low, y_high = min(y_ticks[0], *losses), max(y_ticks[-1], *losses)
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (point[1] - y_low) / (y_high - y_low)
-        return round(_LEFT + across * (_RIGHT - _LEFT), 1), round(_BOTTOM - up * (_BOTTOM - _TOP), 1)
-
-    x_ticks = [tick for tick in _ticks(x_low, x_high, 6, whole=True) if x_low <= tick <= x_high] or [x_low]
-    window = max(1, len(train) // 15)
-    smooth = _moving_mean([loss for _, loss in train], window)
-    step_size = y_ticks[1] - y_ticks[0]
-    return {
-        "width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM,
-        "train": _path([place(point) for point in train]),
-        "smooth": _path([place((s, v)) for (s, _), v in zip(train, smooth, strict=True)]) if window > 2 else "",
-        "dot": place(train[0]) if len(train) == 1 else None,
-        "evaluated": [place(point) for point in evaluated],
-        "evaluated_path": _path([place(point) for point in evaluated]),
-        "x_ticks": [(place((tick, y_low))[0], f"{tick:,.0f}") for tick in x_ticks],
-        "y_ticks": [(place((x_low, tick))[1], f"{tick:.{_digits(step_size)}f}") for tick in y_ticks],
-        "words": _chart_words(train, evaluated),
-    }  # fmt: skip
-
-
-def _chart_words(train: list[tuple[float, float]], evaluated: list[tuple[float, float]]) -> str:
-    """The curve in words, for readers who cannot see it."""
-    parts = []
-    for name, points in (("Training loss", train), ("Evaluation loss", evaluated)):
-        if len(points) == 1:
-            parts.append(f"{name} {points[0][1]:.3f} at step {points[0][0]:,.0f}.")
-        elif points:
-            (first, start), (last, end) = points[0], points[-1]
-            parts.append(f"{name} from {start:.3f} at step {first:,.0f} to {end:.3f} at step {last:,.0f}.")
-    return " ".join(parts)
-
-
-def _points(log: Sequence[Mapping[str, Any]], key: str) -> dict[float, float]:
-    pairs = ((_finite(line.get("step")), _finite(line.get(key))) for line in log)
-    return {step: loss for step, loss in pairs if step is not None and loss is not None}
-
-
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most _MOST_POINTS points: neighbours are averaged, so that no spike is lost by chance."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    groups = np.array_split(np.array(points), _MOST_POINTS)
-    return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in groups]
-
-
-def _moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of up to `window` values to each side; the window narrows at the ends."""
-    half = max(1, window // 2)
-    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
-
-
-def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) around low..high, about `count` of them and at least two."""
-    span = high - low
-    if span < 1e-6 * max(1.0, abs(high)):  # a flat line still needs an axis
-        span = max(1.0, abs(high))
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * count >= span * 0.999)
-    if whole:
-        step = max(1.0, step)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return [index * step for index in range(first, last + 1)]
-
-
-def _digits(step: float) -> int:
-    return max(0, -math.floor(math.log10(step) + 1e-9))
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x} {y}" for x, y in points) if len(points) > 1 else ""
-
-
 # ---- answers ---------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +165,7 @@ def card(item: Mapping[str, Any], index: int, shown: Sequence[str]) -> dict[str,
                 "heading": heading,
                 "segments": matching(output, reference) if output.strip() else [],
                 "chrf": _number(scores.get("chrf"), 1),
-                "cut": _finite(scores.get("stopped")) == 0,
+                "cut": finite(scores.get("stopped")) == 0,
             }
         )
     gain = _gain(item)
@@ -326,7 +230,7 @@ def _match_characters(part: str, wanted: str, same: bytearray, offset: int) -> N
 
 
 def _gain(item: Mapping[str, Any]) -> float | None:
-    before, after = (_finite((item.get(key) or {}).get("chrf")) for key in ("base", "tuned"))
+    before, after = (finite((item.get(key) or {}).get("chrf")) for key in ("base", "tuned"))
     return None if before is None or after is None else after - before
 
 
@@ -373,14 +277,8 @@ def _text(value: object) -> str:
     return re.sub(r"[\ud800-\udfff\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", str(value))
 
 
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
 def _number(value: object, digits: int, *, signed: bool = False) -> str:
-    number = _finite(value)
+    number = finite(value)
     if number is None:
         return _DASH
     rounded = round(number, digits) + 0.0  # + 0.0 turns -0.0 into 0.0
