@@ -587,9 +587,21 @@ def test_generate_missing_column_file(fails: Fails, adapter: Path, tmp_path: Pat
     assert "cannot read" in fails("generate", adapter, f"--document=@{tmp_path / 'none.txt'}")
 
 
-def test_generate_column_file_in_cp949(fails: Fails, adapter: Path, tmp_path: Path) -> None:
-    path = rows_file(tmp_path, "봄".encode("cp949"), "news.txt")
-    assert "is not UTF-8" in fails("generate", adapter, f"--document=@{path}")
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16"])
+def test_files_of_text_in_other_encodings(
+    fails: Fails, sft: Fails, adapter: Path, tmp_path: Path, encoding: str
+) -> None:
+    """As Korean Windows saves them: a prompt, a column's value, a template, the settings."""
+
+    def said(name: str, text: str, run: Callable[[Path], str], line: int = 1) -> None:
+        path = rows_file(tmp_path, text.encode(encoding), name)
+        assert f"{path} line {line} is not UTF-8, it looks like {encoding}; convert the file: iconv" in run(path)
+
+    for flag in ("--document", "--raw"):
+        said("news.txt", "봄이 왔다", lambda path, flag=flag: fails("generate", adapter, f"{flag}=@{path}"))
+    said("title.txt", "본문: {document}\n제목: {title}", lambda path: sft(template=path))
+    line = 2 if encoding == "cp949" else 1
+    said("run.yaml", "seed: 1\ntemplate: '제목 {title}'\n", lambda path: sft(config=path), line)
 
 
 def test_generate_row_without_text(fails: Fails, adapter: Path, tmp_path: Path) -> None:

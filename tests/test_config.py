@@ -172,6 +172,12 @@ def test_yaml_takes_dashes_and_scientific_numbers(tmp_path: Path) -> None:
     assert (made.learning_rate, made.data_path, made.train_on_inputs) == (1e-5, ["a.jsonl", "b.jsonl"], True)
 
 
+def test_yaml_as_windows_saves_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes("\ufefftemplate: '제목 {title}'\r\nseed: 1\r\n".encode())
+    assert config.read_yaml(str(path), SftSettings) == {"template": "제목 {title}", "seed": 1}
+
+
 def test_on_and_off_in_yaml_are_words(tmp_path: Path) -> None:
     """YAML reads them as true and false."""
     path = tmp_path / "run.yaml"

@@ -290,7 +290,8 @@ def test_carriage_returns_of_inline_text_are_no_characters_of_it() -> None:
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "cp949.txt"
     path.write_bytes("제목: {a}".encode("cp949"))
-    with pytest.raises(TemplateError, match=r"cp949\.txt is not UTF-8; save it as UTF-8"):
+    words = r"cp949\.txt line 1 is not UTF-8, it looks like cp949; convert the file: iconv -f cp949 -t utf-8 "
+    with pytest.raises(TemplateError, match=words):
         resolve(str(path))
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
+from byeori.texts import read_text
 
 # What other trainers call a setting, where another of ours looks nearer.
 _ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_model", "dataset": "data_path"} | {
@@ -158,15 +159,15 @@ def yaml_mapping(path: str | Path, *, what: str, advice: str) -> dict[Any, Any]:
     """What a YAML file holds (safe loading only). what, advice: what it should hold, and how to write that.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping.
+        ConfigError: no such file, not UTF-8, not YAML, not a mapping.
     """
     import yaml
 
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.safe_load(read_text(Path(path), ConfigError))
     except OSError as error:
         raise ConfigError(f"cannot read the {what} file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise ConfigError(f"{path} is not valid YAML{line}; {advice}") from None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
-import re
-import shlex
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from byeori.data.records import TEXT_ENDINGS, check_names, ending, one_line, records
 from byeori.data.schema import schema_of
 from byeori.errors import DataError
+from byeori.texts import not_utf8
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     import pyarrow as pa
@@ -113,7 +111,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        raise DataError(_not_utf8(path)) from None
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
+            raise DataError(not_utf8(path, lines)) from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise DataError(f"{path} is not a whole gzip file; copy or compress it again.") from None
     except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -122,35 +121,3 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DataError(f"{path} cannot be read or copied to datasets' cache: {reason}; check both.") from None
-
-
-def _not_utf8(path: Path) -> str:
-    """Where a file stops being UTF-8, what it looks like, and the command that converts it."""
-    packed = path.suffix.lower() == ".gz"
-    number, line, more = 0, b"", b""
-    with gzip.open(path) if packed else path.open("rb") as lines:
-        for line in lines:
-            number += 1
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                more = lines.read(1 << 16)
-                break
-    encoding = _guess_encoding(line + more)
-    if encoding is None:
-        return f"{path} line {number} is not text (UTF-8, cp949 or UTF-16); save the file as UTF-8 text."
-    source, target = str(path), str(path.with_name("utf8-" + path.name.removesuffix(".gz")))
-    pipe, given = (f"zcat {shlex.quote(source)} | ", "") if packed else ("", f"{shlex.quote(source)} ")
-    command = f"{pipe}iconv -f {encoding} -t utf-8 {given}> {shlex.quote(target)}"
-    return f"{path} line {number} is not UTF-8, it looks like {encoding}; convert the file: {command}"
-
-
-def _guess_encoding(sample: bytes) -> str | None:
-    """utf-16 or cp949 (which contains euc-kr) for bytes that are not UTF-8, None if they are neither."""
-    if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    try:
-        text = codecs.getincrementaldecoder("cp949")().decode(sample)  # the sample may end within a character
-    except UnicodeDecodeError:
-        return None
-    return None if re.search(r"[\x00-\x08\x0e-\x1f]", text) else "cp949"

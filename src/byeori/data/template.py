@@ -27,6 +27,7 @@ from pathlib import Path
 
 from byeori.config import nearest
 from byeori.errors import TemplateError
+from byeori.texts import read_text
 
 # Of three closing brackets the first is a literal: [[[{tag}]]] is a block around [{tag}].
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")
@@ -300,9 +301,7 @@ def is_file(spec: str) -> bool:
 
 def _read(path: Path) -> Template:
     try:
-        return parse(path.read_text(encoding="utf-8-sig"), path.name)
-    except UnicodeDecodeError:
-        raise TemplateError(f"template {path} is not UTF-8; save it as UTF-8") from None
+        return parse(read_text(path, TemplateError), path.name)
     except OSError as error:
         raise TemplateError(f"template {path} cannot be read: {error.strerror}") from None
 

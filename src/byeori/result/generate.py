@@ -15,6 +15,7 @@ from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ConfigError, DataError, TemplateError
 from byeori.result import endings
+from byeori.texts import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,11 +203,9 @@ def text_or_file(value: str) -> str:
     if not value.startswith("@"):
         return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8-sig")
+        return read_text(Path(value[1:]), ConfigError)
     except OSError as error:
         raise ConfigError(f"cannot read {value[1:]}: {error.strerror}; check the path behind the @") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{value[1:]} is not UTF-8; convert it, for instance with iconv -f cp949 -t utf-8") from None
 
 
 def standard_input(what: str) -> str:
