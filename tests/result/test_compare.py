@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import byeori
 from byeori.data import template
@@ -68,6 +69,23 @@ def test_both_sides_equal_models_loaded_apart(compared: Any, trained: Path, tiny
     assert [row["base_output"] for row in written] != [row["tuned_output"] for row in written]
 
 
+def test_the_base_is_loaded_once(
+    trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy for the base's answers would double the memory."""
+    made: list[str] = []
+    real = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    def from_pretrained(kind: Any, name: Any, *args: Any, **kwargs: Any) -> Any:
+        made.append(kind.__name__)
+        return real(kind, name, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+    adapter = shutil.copytree(trained, tmp_path / "adapter")  # which keeps the numbers of its own comparison
+    run(adapter, title_rows, tmp_path / "report", max_rows=2)
+    assert made == ["LlamaForCausalLM"]
+
+
 def test_rows_jsonl_holds_the_rows_in_order_and_both_answers(compared: Any, title_rows: Path) -> None:
     for row, given in zip(lines(compared.rows), lines(title_rows)[:6], strict=True):
         assert list(row) == ["document", "title", "base_output", "tuned_output", "base", "tuned"]
@@ -117,7 +135,8 @@ def test_the_first_rows_prompt_is_on_the_page(trained: Path, title_rows: Path, c
     document = lines(title_rows)[0]["document"]
     title_ko = template.parse(template.shipped()["title-ko"])
     assert shown_prompt(compared.report.read_text(encoding="utf-8")) == title_ko.prompt({"document": document})
-    cut = run(trained, title_rows, tmp_path / "cut", max_rows=1, cutoff_len=150).report.read_text(encoding="utf-8")
+    adapter = shutil.copytree(trained, tmp_path / "adapter")
+    cut = run(adapter, title_rows, tmp_path / "cut", max_rows=1, cutoff_len=150).report.read_text(encoding="utf-8")
     shorter = [title_ko.prompt({"document": document[:end]}) for end in range(1, len(document))]
     assert shown_prompt(cut) in shorter  # as the models were given it
 

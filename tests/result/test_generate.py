@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,34 @@ def test_the_answer_is_streamed_to_standard_output(
     shown = capsys.readouterr().out
     assert shown.strip() == plain(prompt_of("봄이 왔다"))
     assert shown.endswith("\n")
+
+
+def test_the_text_arrives_while_the_model_still_writes(
+    trained: Path, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every word is handed on, and flushed, before the next ones are made."""
+    passes, seen = [], []
+
+    class Screen(io.StringIO):
+        def flush(self) -> None:
+            if self.getvalue() not in ("", *(text for text, _ in seen)):
+                seen.append((self.getvalue(), len(passes)))
+
+    def count(module: Any, *given: Any) -> None:
+        if type(module).__name__ == "LlamaForCausalLM":
+            passes.append(1)
+
+    monkeypatch.setattr(sys, "stdout", Screen())
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        answer = ask(trained, columns={"document": "봄이 왔다"}, max_new_tokens=40)[0]
+    finally:
+        hook.remove()
+    assert len(seen) > 3
+    texts, moments = zip(*seen, strict=True)
+    assert all(after.startswith(before) for before, after in pairwise(texts)) and texts[-1].strip() == answer
+    assert moments[0] < len(passes) / 2 and all(a <= b for a, b in pairwise(moments))
+    assert answer == plain(prompt_of("봄이 왔다"), 40)
 
 
 def test_a_column_from_a_file(trained: Path, plain: Any, tmp_path: Path) -> None:

@@ -275,6 +275,19 @@ def test_no_token(hub: Hub, adapter: Path) -> None:
     assert "hf auth login" in output and "HF_TOKEN" in output and not hub.requests
 
 
+def test_the_token_of_the_login(hub: Hub, adapter: Path) -> None:
+    """`hf auth login` writes it to a file; HF_TOKEN goes before it."""
+    write(adapter.parent / "hf", "token", f"{TOKEN}\n")
+    status, output = upload(hub, adapter, token=None)
+    assert status == 0 and set(arrived(hub)) == PUBLISHED, output
+    status, output = upload(hub, adapter, token="hf_wrongTokenOfMine")
+    assert status == 2 and "does not accept the token" in output
+    write(adapter.parent / "hf", "token", "hf_wrongTokenOfMine")
+    assert upload(hub, adapter)[0] == 0
+    status, output = upload(hub, adapter, token=None)
+    assert status == 2 and "does not accept the token" in output and "hf_wrong" not in output
+
+
 def test_wrong_token(hub: Hub, adapter: Path) -> None:
     status, output = upload(hub, adapter, token="hf_wrongTokenOfMine")
     assert status == 2 and "does not accept the token" in output and "hf_wrong" not in output

@@ -1,0 +1,136 @@
+"""The report page as a browser shows it: its own script run by Chromium where there is one, its markup anywhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import ROWS, Page, item, page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
+browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+
+MIXED = [
+    item("가" * 30, "서울시 예산안 발표", "예산", "서울시 예산안 발표"),  # the largest gain
+    item("나", "박물관 야간 개장", "박물관 야간 개장", "야간"),  # the largest drop
+    item("다 " * 900 + "끝에", "새 도서관 개관", "새 도서관", "새 도서관"),  # the longest
+    item("Ｃａｆé", "Caf\u0065\u0301 개점", "", "") | {"base": {"chrf": None}, "tuned": {"chrf": None}},
+]
+DRIVER = """
+var out = {}, root = document.documentElement;
+function shown() {
+  return Array.from(document.querySelectorAll("#cards > li")).filter(function (card) {
+    return card.getClientRects().length > 0;
+  }).map(function (card) { return Number(card.dataset.index); });
+}
+function set(name, value, event) {
+  var field = document.getElementById(name);
+  field.value = value;
+  field.dispatchEvent(new Event(event));
+  return shown();
+}
+["original", "best", "worst", "longest"].forEach(function (name) { out[name] = set("order", name, "change"); });
+set("order", "original", "change");
+["야간", "  서울시   예산안 ", "CAF\\u00c9", "nothing like it"].forEach(function (text) {
+  out[text] = [set("search", text, "input"), document.getElementById("count").textContent,
+    document.getElementById("none").hidden];
+});
+set("search", "", "input");
+var buttons = Array.from(document.querySelectorAll("button.more")).filter(function (button) { return !button.hidden; });
+var box = buttons[0].previousElementSibling, before = box.clientHeight;
+buttons[0].click();
+out.more = [buttons.length, buttons[0].textContent, buttons[0].getAttribute("aria-expanded")];
+out.grown = box.clientHeight > before;
+out.paper = getComputedStyle(document.body).backgroundColor;
+out.fits = root.scrollWidth <= root.clientWidth;
+document.title = JSON.stringify(out);
+"""
+
+
+def shown_by(source: str, folder: Path, *flags: str) -> dict[str, Any]:
+    """What the driver saw. The page's policy lets no other script run, so it is taken out for this one alone."""
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', source)
+    assert policy
+    path = folder / "page.html"
+    driven = source.replace(policy[0], "").replace("</body>", f"<script>{DRIVER}</script></body>")
+    path.write_text(driven, encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *flags]
+    done = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr
+    found: dict[str, Any] = json.loads(html.unescape(title[1]))
+    return found
+
+
+@browser
+def test_order_search_and_more_work(tmp_path: Path) -> None:
+    found = shown_by(page(MIXED), tmp_path, "--window-size=1100,900")
+    assert found["original"] == [1, 2, 3, 4]
+    assert found["best"] == [1, 3, 2, 4] and found["worst"] == [2, 3, 1, 4]  # without a score: last in either
+    assert found["longest"][0] == 3
+    assert found["야간"] == [[2], "1 of 4 rows", True]
+    assert found["  서울시   예산안 "] == [[1], "1 of 4 rows", True]
+    assert found["CAF\u00c9"] == [[4], "1 of 4 rows", True]  # composed or not, large or small
+    assert found["nothing like it"] == [[], "0 of 4 rows", False]
+    assert found["more"] == [1, "Less", "true"] and found["grown"]
+    assert found["fits"]
+
+
+@browser
+def test_dark_where_the_reader_wants_it_and_narrow(tmp_path: Path) -> None:
+    narrow = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=1")
+    dark = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
+    light_paper, dark_paper = ([int(part) for part in re.findall(r"\d+", shown["paper"])] for shown in (narrow, dark))
+    assert min(light_paper) > 230 and max(dark_paper) < 40
+    assert narrow["fits"] and dark["fits"]
+
+
+@browser
+def test_the_page_runs_under_its_own_policy(tmp_path: Path) -> None:
+    """Its script marks the page and counts the rows; one that the data brought would not run."""
+    path = tmp_path / "page.html"
+    path.write_text(page(MIXED).replace("</main>", "<script>document.title = 'ran'</script></main>"), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    assert '<html lang="en" class="js">' in dom and ">4 rows</span>" in dom
+    assert "<title>ran</title>" not in dom
+
+
+# ---- markup ----------------------------------------------------------------------------------------------------
+
+
+def test_small_screens_dark_mode_and_paper_have_rules_of_their_own() -> None:
+    read = Page(page(ROWS))
+    metas = {attributes.get("name"): attributes.get("content") for tag, attributes in read.tags if tag == "meta"}
+    assert metas["viewport"] == "width=device-width, initial-scale=1"
+    assert metas["color-scheme"] == "light dark"
+    style = read.raw["style"]
+    for rule in ("(prefers-color-scheme: dark)", "(max-width: 720px)", "print"):
+        assert f"@media {rule} {{" in style
+    printed = style.partition("@media print {")[2]
+    # on paper nothing can be opened or searched, so everything is there
+    assert ".js .controls, .js .more, #none { display: none !important; }" in printed
+    assert ".card[hidden] { display: block !important; }" in printed
+    assert "-webkit-line-clamp: none" in printed
+
+
+def test_the_loss_chart_is_drawn_and_told() -> None:
+    log = [{"step": step, "loss": 3 - step / 50} for step in range(60)] + [{"step": 59, "eval_loss": 2.0}]
+    read = Page(page(ROWS, log=log))
+    charts = [attributes for tag, attributes in read.tags if tag == "svg" and attributes.get("role") == "img"]
+    label = "Training loss from 3.000 at step 0 to 1.820 at step 59. Evaluation loss 2.000 at step 59."
+    assert [chart["aria-label"] for chart in charts if "step" in (chart["aria-label"] or "")] == [label]
+    classes = [attributes.get("class") for tag, attributes in read.tags if tag in ("path", "circle")]
+    assert {"train", "smooth", "evaluation"} <= {(name or "").strip() for name in classes}
+
+
+def test_what_an_answer_shares_with_the_reference_is_marked() -> None:
+    row = item("본문", "서울시 예산안 확정", "부산시 축제", "서울시 예산을 확정")
+    card = re.search(r'<li class="card.*?</li>', page([row]), re.DOTALL)
+    assert card and re.findall("<mark>(.*?)</mark>", card[0]) == ["서울시 예산", "확정"]
