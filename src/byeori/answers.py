@@ -184,7 +184,7 @@ def compare(settings: CompareSettings) -> CompareResult:
             positions=found.positions,
             on_progress=on_progress,
         )
-    seen = trained_on(found.settings, table, chosen)
+    seen = trained_on(found, table)
     known = 0 if seen is None else int(seen[[row[ROW] for row in rows]].sum())
     return _write_comparison(settings, found, how, items, known)
 

@@ -56,22 +56,34 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
     )
 
 
-def trained_on(run: dict[str, Any], table: Table, chosen: Template | None) -> np.ndarray | None:
-    """Which rows of a table a run has trained [rows], by what they hold in the template's columns.
+def trained_on(found: opening.Found, table: Table) -> np.ndarray | None:
+    """Which rows of a table an adapter's run has trained [rows], by what they hold in the columns that it read.
 
-    run: its settings. None where its tables are not here (any more), or cannot be split as they were then.
+    None where its tables are not here (any more), or cannot be split as they were then.
     """
+    run = found.settings
     paths = run.get("data_path") or []
     if not sources.are_here(paths):
         return None
+    group = 2 if "loss" in run else 1
     try:
+        chosen = opening.template_of(found, None)
         there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
-        seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"])
+        read = columns_read(there.rows.column_names, chosen, group)
+        seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"], read)
     except (ByeoriError, KeyError):
         return None
-    wanted = [*chosen.prompt_columns, chosen.answer_column, *preference.SIDES] if chosen else table.rows.column_names
-    common = sorted(set(wanted) & set(table.rows.column_names) & set(seen.column_names) - {sources.ROW})
+    common = [name for name in read if name in table.rows.column_names]
     return np.isin(sources.hashes(table.rows, common), sources.hashes(seen, common)) if common else None
+
+
+def columns_read(columns: list[str], chosen: Template | None, group: int) -> list[str]:
+    """Those of a table's columns, in its order, that become tokens; two rows that are equal there are the same row."""
+    if chosen is None:
+        read = set(preference.CONVERSATION if group == 2 else chat.COLUMNS)
+    else:
+        read = {*chosen.prompt_columns, *(preference.SIDES if group == 2 else [chosen.answer_column])}
+    return [name for name in columns if name in read]
 
 
 def group_of(columns: list[str], chosen: Template | None) -> int:
@@ -100,7 +112,8 @@ def prepare(
         train_on_inputs=settings.train_on_inputs,
         group=group,
     )
-    train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed)
+    read = columns_read(rows.column_names, chosen, group)
+    train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
     shown = processes.main and (log.moving() or len(rows) > BAR_ROWS)
     train = cache.encode_table(train_rows, how, progress=shown)
     held_out = cache.encode_table(held_out_rows, how, progress=shown) if held_out_rows else None
@@ -123,6 +136,8 @@ def _template(
     chosen, unused = _choose(settings, start, rows, group)
     if chosen:
         chosen.check_columns(rows.column_names, with_answer=group == 1)
+    elif group == 1:
+        chat.check_columns(rows.column_names)
     if group == 2:
         preference.check_columns(rows.column_names)
         about = ["prefers 'chosen' to 'rejected'"]

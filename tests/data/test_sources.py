@@ -543,7 +543,7 @@ def table(values: list[Any]) -> datasets.Dataset:
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (7, 7), (0.1, 10), (0.001, 1), (99, 99)])
 def test_split_sizes(size: float, expected: int) -> None:
     rows = table(list(range(100)))
-    train, held_out = split_rows(rows, size, seed=3)
+    train, held_out = split_rows(rows, size, 3, ["a"])
     assert held_out is not None and len(held_out) == expected
     assert sorted(train[ROW][:] + held_out[ROW][:]) == list(range(100))
     assert train[ROW][:] == sorted(train[ROW]) and held_out[ROW][:] == sorted(held_out[ROW])
@@ -552,8 +552,8 @@ def test_split_sizes(size: float, expected: int) -> None:
 
 def test_split_by_the_seed() -> None:
     rows = table(list(range(100)))
-    parts = {seed: split_rows(rows, 10, seed)[1][ROW][:] for seed in range(20)}  # type: ignore[index]
-    assert parts[3] == split_rows(rows, 10, 3)[1][ROW][:]  # type: ignore[index]
+    parts = {seed: split_rows(rows, 10, seed, ["a"])[1][ROW][:] for seed in range(20)}  # type: ignore[index]
+    assert parts[3] == split_rows(rows, 10, 3, ["a"])[1][ROW][:]  # type: ignore[index]
     assert len({tuple(part) for part in parts.values()}) == 20
     # 200 draws from 100 rows leave about 12 rows never drawn
     assert 75 < len({row for part in parts.values() for row in part}) <= 100
@@ -561,7 +561,7 @@ def test_split_by_the_seed() -> None:
 
 def test_split_nothing() -> None:
     rows = table([1, 2])
-    assert split_rows(rows, 0, 0) == (rows, None)
+    assert split_rows(rows, 0, 0, ["a"]) == (rows, None)
 
 
 def test_split_keeps_copies_together() -> None:
@@ -573,16 +573,16 @@ def test_split_keeps_copies_together() -> None:
         assert held_out is not None and len(held_out) == 5 and not set(train["a"]) & set(held_out["a"])
 
 
-def test_split_compares_all_columns_but_the_row() -> None:
-    rows = table(["x"] * 4).remove_columns("b")
-    fails(DataError, "copies", "at least 4 times", call=lambda: split_rows(rows, 2, 0))
-    assert len(split_rows(table(["x"] * 4), 2, 0)[1]) == 2  # type: ignore[arg-type]
+def test_split_compares_the_key_columns_alone() -> None:
+    rows = table(["x"] * 4)
+    fails(DataError, "copies of each other in a (at least 4 times", call=lambda: split_rows(rows, 2, 0, ["a"]))
+    assert len(split_rows(rows, 2, 0, ["a", "b"])[1]) == 2  # type: ignore[arg-type]
 
 
 def test_split_takes_all() -> None:
     rows = table([1, 2, 3])
-    fails(DataError, "val_set_size 3", "3 rows", call=lambda: split_rows(rows, 3, 0))
-    fails(DataError, "val_set_size 0.9", "3 rows", call=lambda: split_rows(rows, 0.9, 0))
+    fails(DataError, "val_set_size 3", "3 rows", call=lambda: split_rows(rows, 3, 0, ["a"]))
+    fails(DataError, "val_set_size 0.9", "3 rows", call=lambda: split_rows(rows, 0.9, 0, ["a"]))
     fails(DataError, "'c'", "a, b", call=lambda: split_rows(rows, 1, 0, ["c"]))
 
 

@@ -15,6 +15,9 @@ from typing import Any
 from byeori.data.template import Segment
 from byeori.errors import TemplateError
 
+COLUMNS = ("messages", "conversations")
+"""Columns of a row that are read; the first that holds something."""
+
 _ROLES = {"human": "user", **dict.fromkeys(("gpt", "chatgpt", "model", "bing", "bard"), "assistant")}  # ShareGPT's
 _CALLS = ("tool_calls", "function_call")
 _NONE: tuple[object, ...] = (None, "", "[]", [], {})
@@ -95,6 +98,20 @@ def _probe(tokenizer: Any) -> str:
 # ---- what a row holds --------------------------------------------------------------------------------------------
 
 
+def check_columns(columns: list[str]) -> None:
+    """See whether there are messages.
+
+    Raises:
+        TemplateError: there is no column of them.
+    """
+    if not set(COLUMNS) & set(columns):
+        names = ", ".join(name for name in columns if not name.startswith("__"))
+        raise TemplateError(
+            f"the template `chat` reads the column `messages` (or `conversations`), and the columns are {names}; "
+            "choose another template"
+        )
+
+
 def messages_of(row: Mapping[str, object]) -> list[dict[str, str]]:
     """`messages` (role, content) or ShareGPT's `conversations` (from, value), as roles and contents.
 
@@ -124,7 +141,7 @@ def messages_of(row: Mapping[str, object]) -> list[dict[str, str]]:
 
 def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
     """A row with `messages` that ends with the last assistant turn; others as they are."""
-    name = next((name for name in ("messages", "conversations") if row.get(name)), None)
+    name = next((name for name in COLUMNS if row.get(name)), None)
     if name is None:
         return dict(row)
     messages = messages_of(row)
@@ -133,7 +150,7 @@ def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
 
 
 def _turns(row: Mapping[str, object]) -> list[Mapping[str, Any]]:
-    turns = row.get("messages") or row.get("conversations")
+    turns = next((row[name] for name in COLUMNS if row.get(name)), None)
     if not isinstance(turns, (list, tuple)) or not turns:
         raise TemplateError("the column `messages` is empty or no list of turns")
     if not all(isinstance(turn, Mapping) for turn in turns):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from datasets import Features
 
 SIDES = ("chosen", "rejected")
+CONVERSATION = ("system", "prompt", "question", *SIDES)
+"""Columns of a row that its conversation is made of, where the tokenizer's chat template writes it."""
+
 _OPENING = ("system", "user", "human")
 
 

@@ -100,15 +100,13 @@ def load_rows(
     return Table(rows=rows, parts=tuple(origins), notes=tuple(notes))
 
 
-def split_rows(
-    rows: Dataset, val_set_size: float, seed: int, key_columns: list[str] | None = None
-) -> tuple[Dataset, Dataset | None]:
+def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[str]) -> tuple[Dataset, Dataset | None]:
     """(training rows, validation rows or None), both in the order of the source.
 
     `val_set_size` is a number of rows (1 or more) or a share of them (below 1); 0 means no validation rows.
-    Rows that are equal in `key_columns` (default: all but ROW) all go to one side. Rows that occur once are
-    held out first; where they are too few, a few rows less than asked for may be held out, never more. The
-    choice depends on the seed and on what the rows hold, not on their order.
+    Rows that are equal in `key_columns` all go to one side. Rows that occur once are held out first; where they
+    are too few, a few rows less than asked for may be held out, never more. The choice depends on the seed and on
+    what the rows hold in these columns, not on their order.
     Raises DataError when no training row or no validation row would be left, or for an unknown key column.
     """
     if val_set_size == 0:
@@ -125,8 +123,8 @@ def split_rows(
     chosen = order[np.cumsum(size[order]) <= wanted]
     if len(chosen) == 0:
         raise DataError(
-            f"no {wanted} validation rows can be set apart because all rows are copies of each other "
-            f"(at least {size.min()} times each); remove the copies or set val_set_size to 0."
+            f"no {wanted} validation rows can be set apart because all rows are copies of each other in "
+            f"{', '.join(key_columns)} (at least {size.min()} times each); remove the copies or set val_set_size to 0."
         )
     held_out = np.isin(group, chosen)
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
@@ -153,14 +151,13 @@ def _blank_lines(path: Path, changed_ns: int) -> tuple[int, ...]:
         return tuple(number for number, line in enumerate(lines, start=1) if not line.strip())
 
 
-def hashes(rows: Dataset, key_columns: list[str] | None, seed: int = 0) -> np.ndarray:
+def hashes(rows: Dataset, key_columns: list[str], seed: int = 0) -> np.ndarray:
     """[rows] uint64: equal for rows with equal keys, in an order that depends on the seed."""
-    names = [name for name in rows.column_names if name != ROW] if key_columns is None else key_columns
-    if unknown := [name for name in names if name not in rows.column_names]:
+    if unknown := [name for name in key_columns if name not in rows.column_names]:
         raise DataError(f"there is no column {unknown[0]!r}; the rows have: {', '.join(rows.column_names)}.")
     salt = str(seed).encode()[:16]
     digests = bytearray()
-    for batch in rows.select_columns(names).with_format("arrow").iter(batch_size=1000):
+    for batch in rows.select_columns(key_columns).with_format("arrow").iter(batch_size=1000):
         for row in batch.to_pylist():
             digests += hashlib.blake2b(repr(row).encode(), digest_size=8, salt=salt).digest()
     return np.frombuffer(bytes(digests), dtype=np.uint64)

@@ -1,0 +1,131 @@
+"""What training and preview begin with: rows split, tokenized and audited, as the command line asks for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import byeori
+from byeori.cli import main
+from byeori.data import template
+from byeori.rows import columns_read
+from conftest import byte_level_tokenizer, sample_rows, tiny_llama
+
+CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+Previews = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-chat"
+    tokenizer = byte_level_tokenizer(eos_token="<|im_end|>")
+    tokenizer.chat_template = CHAT
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def preview(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Previews:
+    """`byeori preview --json` of some rows; what it prints."""
+
+    def run(rows: list[dict[str, Any]], *flags: object, model: Path = tiny_model) -> dict[str, Any]:
+        path = write(tmp_path / "rows.jsonl", rows)
+        given = ["--base_model", model, "--data_path", path, "--cutoff_len", 512, "--json", *flags]
+        capfd.readouterr()
+        assert main(["preview", *map(str, given)]) == 0
+        found: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return found
+
+    return run
+
+
+# ---- the split ---------------------------------------------------------------------------------------------------
+
+
+def titles(count: int) -> list[dict[str, Any]]:
+    return [{"document": f"본문 {n}", "title": f"제목 {n}"} for n in range(count)]
+
+
+def with_id(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"id": number, "url": f"https://example.org/{number}"} for number, row in enumerate(rows)]
+
+
+def talk(number: int) -> dict[str, Any]:
+    turns = [("user", f"물음 {number}"), ("assistant", f"대답 {number}")]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_with_another_id_are_held_out_together(preview: Previews, seed: int) -> None:
+    """Of 8 rows, 5 stand twice: 6 held out are the 3 single ones and one pair, and one row too few."""
+    rows = with_id(titles(8) + titles(5))
+    found = preview(rows, "--val_set_size", 6, "--seed", seed)
+    assert found["rows_in_both_parts"] == 0
+    assert (found["train_rows"], found["validation_rows"]) == (8, 5)
+
+
+def test_copies_of_conversations_and_of_pairs_are_held_out_together(
+    preview: Previews, chat_model: Path, tmp_path: Path
+) -> None:
+    talks = with_id([talk(number) for number in (*range(8), *range(5))])
+    found = preview(talks, "--val_set_size", 6, model=chat_model)
+    assert (found["template"], found["rows_in_both_parts"], found["validation_rows"]) == ("chat", 0, 5)
+    pairs = [{"question": f"왜 {n}?", "chosen": f"그래서 {n}", "rejected": f"몰라 {n}"} for n in (*range(8), *range(5))]
+    for model in (None, "chat"):
+        flags = ["--val_set_size", 6] + (["--template", model] if model else [])
+        found = preview(with_id(pairs), *flags, model=chat_model)
+        assert (found["rows_in_both_parts"], found["validation_rows"]) == (0, 5)
+
+
+def test_the_columns_that_become_tokens() -> None:
+    columns = ["url", "title", "document", "chosen", "rejected", "prompt", "messages", "system", "__row__"]
+    title = template.parse("[[{section}\n]]{document}\n{title}")
+    assert columns_read(columns, title, 1) == ["title", "document"]
+    assert columns_read(columns, template.parse("{prompt}\n{answer}"), 2) == ["chosen", "rejected", "prompt"]
+    assert columns_read(columns, None, 1) == ["messages"]
+    assert columns_read(columns, None, 2) == ["chosen", "rejected", "prompt", "system"]
+
+
+def test_compare_knows_the_rows_of_a_run_that_held_some_out(tiny_model: Path, tmp_path: Path) -> None:
+    """Its split is made again from the columns that it read; ids differ in the table that is compared."""
+    rows = [{"document": row["document"][:40], "title": row["title"]} for row in sample_rows("titles-ko-train.jsonl")]
+    path = write(tmp_path / "rows.jsonl", with_id(rows[:8] + rows[:5]))
+    byeori.sft(
+        base_model=tiny_model,
+        data_path=path,
+        output_dir=tmp_path / "adapter",
+        cutoff_len=512,
+        max_steps=1,
+        val_set_size=6,
+        dtype="float32",
+    )
+    found = byeori.compare(
+        adapter=tmp_path / "adapter",
+        data_path=write(tmp_path / "others.jsonl", [row | {"id": "x"} for row in rows[:8]]),
+        output_dir=tmp_path / "report",
+        max_new_tokens=2,
+        bootstrap=100,
+    )
+    assert "4 of the 8 rows were trained on" in found.verdict
+
+
+def test_chat_without_messages_is_one_sentence(
+    tiny_model: Path, chat_model: Path, title_rows: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--base_model", str(chat_model), "--data_path", str(title_rows), "--template", "chat"]
+    assert main(["preview", *given, "--val_set_size", "2"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "error: the template `chat` reads the column `messages` (or `conversations`), and the columns are document, "
+        "title; choose another template"
+    )
