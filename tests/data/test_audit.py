@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +73,35 @@ def test_lengths_follow_a_selection(rows_of: Callable[..., datasets.Dataset]) ->
     whole = cache.lengths(table).tolist()
     assert cache.lengths(table.select([3, 0])).tolist() == [whole[3], whole[0]]
     assert cache.lengths(table.select([])).tolist() == []
+
+
+def test_the_content_is_one_hash_however_it_is_read(
+    rows_of: Callable[..., datasets.Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = table_of(rows_of([GOOD | {"q": f"why {index}"} for index in range(7)]))
+    by_hand = hashlib.sha256("".join(table["digest"][:]).encode()).hexdigest()
+    halves = datasets.concatenate_datasets([table.select(range(3)), table.select(range(3, 7))])
+    mixed = table.select([6, 5, 4, 3, 2, 1, 0])
+    for size in (1, 2, 3, 7, 100):
+        monkeypatch.setattr(cache, "_ROWS_AT_ONCE", size)
+        same = [table, halves, mixed.select([6, 5, 4, 3, 2, 1, 0])]
+        assert [cache.content(each) for each in same] == [by_hand] * 3
+        assert cache.content(mixed) != by_hand
+        assert cache.lengths(mixed).tolist() == cache.lengths(table).tolist()[::-1]
+
+
+def test_hashing_the_content_holds_few_rows_at_once() -> None:
+    """200,000 digests of 16 letters are 13 MB of Python strings; a tenth of them are there at once."""
+    digests = [f"{index:016x}" for index in range(200_000)]
+    table = datasets.Dataset.from_dict({"digest": digests})
+    tracemalloc.start()
+    try:
+        found = cache.content(table)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert peak < 4_000_000
 
 
 def test_the_second_time_nothing_is_tokenized(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Below this the processes take longer to start than they save.
 _ROWS_PER_PROCESS = 20_000
+# Rows of a column that is gone through once are in memory together.
+_ROWS_AT_ONCE = 20_000
 _FORMAT = "5"
 
 
@@ -144,19 +146,26 @@ def column(table: Dataset, name: str) -> ChunkedArray:
     return table.select_columns(name).with_format("arrow")[:].column(name)
 
 
+def _parts(table: Dataset, name: str) -> Iterator[ChunkedArray]:
+    """One column as Arrow, a part of its rows at a time."""
+    for part in table.select_columns(name).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        yield part.column(name)
+
+
 def lengths(table: Dataset) -> np.ndarray:
     """Tokens of each row [rows]."""
     import pyarrow.compute as pc
 
-    parts = table.select_columns("token_ids").with_format("arrow").iter(batch_size=_ROWS_PER_PROCESS)
-    counts = [pc.list_value_length(part.column("token_ids")).to_numpy() for part in parts]
+    counts = [pc.list_value_length(part).to_numpy() for part in _parts(table, "token_ids")]
     return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int32)
 
 
 def content(table: Dataset) -> str:
     """A hash of all that a table's rows are tokenized to, in their order."""
-    digests = column(table, "digest").combine_chunks()
-    return hashlib.sha256("".join(digests.to_pylist()).encode()).hexdigest()
+    whole = hashlib.sha256()
+    for digests in _parts(table, "digest"):
+        whole.update("".join(digests.to_pylist()).encode())
+    return whole.hexdigest()
 
 
 def target_tokens(table: Dataset) -> int:
