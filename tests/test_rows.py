@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,32 @@ def preview(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     return run
 
 
-# ---- the split ---------------------------------------------------------------------------------------------------
-
-
 def titles(count: int) -> list[dict[str, Any]]:
     return [{"document": f"본문 {n}", "title": f"제목 {n}"} for n in range(count)]
+
+
+# ---- rows that are dropped ---------------------------------------------------------------------------------------
+
+
+def test_the_screen_lists_some_dropped_rows_and_json_all(
+    preview: Previews, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = titles(3) + [{"document": "본문", "title": ""}] * 1030
+    every = [f"rows.jsonl line {number}" for number in range(4, 1034)]
+    assert [item["row"] for item in preview(rows)["dropped"]] == every
+    html = tmp_path / "page.html"
+    given = ["--base_model", tiny_model, "--data_path", tmp_path / "rows.jsonl", "--cutoff_len", 512, "--html", html]
+    assert main(["preview", *map(str, given)]) == 0
+    screen = [line for line in capfd.readouterr().out.splitlines() if line.startswith("dropped: ")]
+    assert screen == [
+        *(f"dropped: {row}: the answer, column 'title', is empty" for row in every[:20]),
+        "dropped: and 1,010 more, which preview --json lists",
+    ]
+    page = re.findall("<li>(dropped: .*)</li>", html.read_text(encoding="utf-8"))
+    assert [unescape(line) for line in page] == screen
+
+
+# ---- the split ---------------------------------------------------------------------------------------------------
 
 
 def with_id(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,9 +15,6 @@ from byeori.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Rows named one by one in an audit; the others are counted.
-NAMED = 20
-
 
 def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, group: int = 1) -> dict[str, Any]:
     """Counts over two tokenized tables (data/cache.py), as plain JSON.
@@ -49,7 +46,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         "tokens_cut": int(shortened.sum()),
         "dropped_rows": len(problems),
         # rows without a text or an answer before those that are too long: they stop a run
-        "dropped": sorted(problems, key=lambda problem: problem["too_long"])[:NAMED],
+        "dropped": sorted(problems, key=lambda problem: problem["too_long"]),
         "too_long_rows": sum(problem["too_long"] for problem in problems),
         "empty_prompts": len(unasked),
         "first_empty_prompt": name(min(unasked)) if unasked else None,

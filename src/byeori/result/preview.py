@@ -11,6 +11,8 @@ from byeori.data.tokenize import Example
 
 Piece = tuple[str, bool]
 
+NAMED = 20  # dropped rows that are listed; the others are counted
+
 # Control characters as their pictures, so that a row cannot steer the terminal; tabs and line breaks stay. Those from
 # U+0080 on, some of which terminals obey too, have none, and share a sign.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
@@ -64,12 +66,16 @@ def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
             text.append(f"▸{part}◂" if mark else part, style="bold green" if trained else "dim")
         console.print(text)
     console.rule("findings", align="left")
-    for line in words:
+    for line in [*words, *_listed(found)]:
         console.print(line, markup=False)
-    for item in found["longest"]:
-        console.print(f"long: {item['row']}, {item['tokens']:,} tokens", markup=False)
-    for item in found["dropped"]:
-        console.print(f"dropped: {item['row']}: {item['reason']}", markup=False)
+
+
+def _listed(found: dict[str, Any]) -> list[str]:
+    """The rows that an audit names, a line each."""
+    lines = [f"long: {item['row']}, {item['tokens']:,} tokens" for item in found["longest"]]
+    lines += [f"dropped: {item['row']}: {item['reason']}" for item in found["dropped"][:NAMED]]
+    more = len(found["dropped"]) - NAMED
+    return [*lines, f"dropped: and {more:,} more, which preview --json lists"] if more > 0 else lines
 
 
 _STYLE = """
@@ -86,9 +92,7 @@ def page(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
     for name, parts in rows:
         body = "".join(f"<mark>{escape(part)}</mark>" if trained else escape(part) for part, trained in parts)
         blocks.append(f"<h2>{escape(name)}</h2>\n<pre>\n{body}</pre>")
-    lines = [*words, *(f"long: {item['row']}, {item['tokens']:,} tokens" for item in found["longest"])]
-    lines += [f"dropped: {item['row']}: {item['reason']}" for item in found["dropped"]]
-    findings = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+    findings = "\n".join(f"<li>{escape(line)}</li>" for line in [*words, *_listed(found)])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>byeori preview</title>'
