@@ -77,6 +77,74 @@ def test_the_screen_lists_some_dropped_rows_and_json_all(
     assert [unescape(line) for line in page] == screen
 
 
+EMPTY = "the answer, column 'title', is empty"
+
+
+@pytest.fixture
+def answerless(tmp_path: Path) -> Path:
+    """12 rows; lines 3, 6 and 9 have no answer, and line 11 no text."""
+    rows: list[dict[str, Any]] = titles(12)
+    for line, title in ((3, ""), (6, "  \n"), (9, "\u3000")):
+        rows[line - 1]["title"] = title
+    rows[10]["document"] = None
+    return write(tmp_path / "rows.jsonl", rows)
+
+
+def job(name: str, model: Path, data: Path, *flags: object) -> int:
+    given = ["--base_model", model, "--data_path", data, "--cutoff_len", 512, "--dtype", "float32", "--max_steps", 1]
+    return main([name, *map(str, [*given, *flags])])
+
+
+def test_rows_without_an_answer_stop_training(
+    tiny_model: Path, answerless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert job("sft", tiny_model, answerless, "--output_dir", tmp_path / "out") == 2
+    said = capfd.readouterr().err.splitlines()
+    named = f"rows.jsonl line 3: {EMPTY}; rows.jsonl line 6: {EMPTY}; rows.jsonl line 9: {EMPTY} (and 1 more)"
+    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
+    assert f"4 rows (3 with an empty answer) {stops}: {named}" in said
+    assert said[-1] == f"error: {named}; mend the data, or drop such rows with --on_bad_rows drop"
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_an_answer_are_dropped_counted_and_named(
+    tiny_model: Path, answerless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drop = ["--on_bad_rows", "drop"]
+    assert job("sft", tiny_model, answerless, "--output_dir", tmp_path / "out", *drop) == 0
+    said = capfd.readouterr().err
+    named = f"rows.jsonl line 3: {EMPTY}; rows.jsonl line 6: {EMPTY}; rows.jsonl line 9: {EMPTY} (and 1 more)"
+    assert f"\n4 rows (3 with an empty answer) dropped: {named}\n" in said
+    assert "\n8 rows to train;" in said
+    found = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    assert (found["train_rows"], found["dropped_rows"], found["empty_answers"]) == (8, 4, 3)
+    assert [item["row"] for item in found["dropped"]] == [f"rows.jsonl line {line}" for line in (3, 6, 9, 11)]
+    compared = ["compare", tmp_path / "out", "--data_path", answerless, "--output_dir", tmp_path / "report"]
+    compared += ["--max_new_tokens", 2, "--bootstrap", 100]
+    assert main([*map(str, compared)]) == 2
+    assert capfd.readouterr().err == f"error: {named}; mend the data, or drop such rows with --on_bad_rows drop\n"
+    assert main([*map(str, compared), *drop]) == 0
+    said = capfd.readouterr().err
+    assert said.startswith(f"4 rows dropped: {named}\n")
+    assert "\nComparing base and tuned on 8 rows\n" in said
+
+
+def test_pairs_that_lack_an_answer(tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"question": f"왜 {n}?", "chosen": f"그래서 {n}", "rejected": f"몰라 {n}"} for n in range(6)]
+    pairs[1]["chosen"], pairs[4]["rejected"] = "", " "
+    data = write(tmp_path / "pairs.jsonl", pairs)
+    named = (
+        "pairs.jsonl line 2: the answer, column 'chosen', is empty; "
+        "pairs.jsonl line 5: the answer, column 'rejected', is empty"
+    )
+    assert job("dpo", tiny_model, data, "--output_dir", tmp_path / "out") == 2
+    assert f"error: {named}; mend the data" in capfd.readouterr().err
+    assert job("dpo", tiny_model, data, "--output_dir", tmp_path / "out", "--on_bad_rows", "drop") == 0
+    said = capfd.readouterr().err
+    assert f"\n2 rows (2 with an empty answer) dropped: {named}\n" in said
+    assert "\n4 rows to train;" in said
+
+
 # ---- the split ---------------------------------------------------------------------------------------------------
 
 

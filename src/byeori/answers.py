@@ -169,7 +169,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=group == 1)
     how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = folders.comparable(table, how, settings.on_bad_rows)
+    rows = folders.comparable(table, how, settings.on_bad_rows, say)
     model = opening.load_weights(found, settings.dtype, parallel.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])

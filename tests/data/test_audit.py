@@ -302,24 +302,29 @@ def test_the_audit_in_words() -> None:
     nothing = {
         "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
         "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
-        "too_long_rows": 0, "dropped": [], "empty_prompts": 0, "duplicate_rows": 0, "rows_in_both_parts": 0,
-        "straddling_tokens": 0,
+        "too_long_rows": 0, "dropped": [], "empty_answers": 0, "empty_prompts": 0, "duplicate_rows": 0,
+        "rows_in_both_parts": 0, "straddling_tokens": 0,
     }  # fmt: skip
     assert sentences(nothing, cutoff_len=64, policy="drop") == [
         "1 row to train; 10 tokens, 4 of them trained (40%); longest 10"
     ]
-    dropped = [{"row": "line 2", "reason": "the answer, column 'a', is empty", "too_long": False}]
+    dropped = [
+        {"row": "line 2", "reason": "the answer, column 'a', is empty", "too_long": False},
+        {"row": "line 5", "reason": "column 'q' holds null where text is expected", "too_long": False},
+        *({"row": f"line {row}", "reason": "too long", "too_long": True} for row in range(10, 1210)),
+    ]
     every: dict[str, Any] = nothing | {
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
-        "tokens_cut": 1, "dropped_rows": 5, "too_long_rows": 3, "dropped": dropped, "duplicate_rows": 3,
-        "rows_in_both_parts": 2, "empty_prompts": 2, "first_empty_prompt": "line 9",
+        "tokens_cut": 1, "dropped_rows": 1202, "too_long_rows": 1200, "dropped": dropped, "duplicate_rows": 3,
+        "rows_in_both_parts": 2, "empty_answers": 1, "empty_prompts": 2, "first_empty_prompt": "line 9",
         "straddling_tokens": 4, "shared_prefix": 0.251,
     }  # fmt: skip
     assert sentences(every, cutoff_len=64, policy="drop") == [
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
         "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
-        "2 rows dropped; first line 2: the answer, column 'a', is empty",
-        "3 rows dropped",
+        "2 rows (1 with an empty answer) dropped: line 2: the answer, column 'a', is empty; line 5: column 'q' holds "
+        "null where text is expected",
+        "1,200 rows dropped: line 10: too long; line 11: too long; line 12: too long (and 1,197 more)",
         "2 rows have nothing in the columns of the prompt; first line 9",
         "3 rows repeat another row",
         "2 held-out rows stand in the training part too, once tokenized",
@@ -338,7 +343,7 @@ def test_the_audit_in_words() -> None:
     assert not any("\n" in line for line in one)
     stop = sentences(every, cutoff_len=64, policy="stop")
     assert stop[2] == (
-        "2 rows cannot be trained, and training stops there unless --on_bad_rows drop is given; "
-        "first line 2: the answer, column 'a', is empty"
+        "2 rows (1 with an empty answer) cannot be trained, and training stops there unless --on_bad_rows drop is "
+        "given: line 2: the answer, column 'a', is empty; line 5: column 'q' holds null where text is expected"
     )
     assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64, policy="drop") == ["no row to train"]

@@ -95,14 +95,17 @@ def refuse_bad_rows(found: dict[str, Any], policy: str) -> None:
         DataError: names the first bad rows and what to do.
     """
     bad = [problem for problem in found["dropped"] if not problem["too_long"]]
-    count = found["dropped_rows"] - found["too_long_rows"]
-    if count and policy == "stop":
-        named = "; ".join(f"{problem['row']}: {problem['reason']}" for problem in bad[:3])
-        more = f" (and {count - 3} more)" if count > 3 else ""
-        raise DataError(f"{named}{more}; mend the data, or drop such rows with --on_bad_rows drop")
+    if bad and policy == "stop":
+        raise DataError(f"{named(bad)}; mend the data, or drop such rows with --on_bad_rows drop")
     if not found["train_rows"]:
         reason = found["dropped"][0] if found["dropped"] else {"row": "the table", "reason": "holds no rows"}
         raise DataError(f"no row is left to train: {reason['row']}: {reason['reason']}")
+
+
+def named(problems: list[dict[str, Any]]) -> str:
+    """The first bad rows with what is wrong with them, and how many more there are."""
+    first = "; ".join(f"{problem['row']}: {problem['reason']}" for problem in problems[:3])
+    return f"{first} (and {len(problems) - 3:,} more)" if len(problems) > 3 else first
 
 
 def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[str]:
@@ -117,15 +120,10 @@ def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[st
             f"({_number(found['tokens_cut'], 'token')} cut; answers are never cut)"
         )
     stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
-    bad = found["dropped_rows"] - found["too_long_rows"]
-    for too_long, count, words in (
-        (False, bad, stops if policy == "stop" else "dropped"),
-        (True, found["too_long_rows"], "dropped"),
-    ):
-        if count:
-            named = [row for row in found["dropped"] if row["too_long"] == too_long]
-            first = f"; first {named[0]['row']}: {named[0]['reason']}" if named else ""
-            lines.append(f"{_number(count, 'row')} {words}{first}")
+    empty = f" ({found['empty_answers']:,} with an empty answer)" if found["empty_answers"] else ""
+    for too_long, words in ((False, f"{empty} {stops if policy == 'stop' else 'dropped'}"), (True, " dropped")):
+        if bad := [problem for problem in found["dropped"] if problem["too_long"] == too_long]:
+            lines.append(f"{_number(len(bad), 'row')}{words}: {named(bad)}")
     if count := found["empty_prompts"]:
         lines.append(
             f"{_number(count, 'row')} {'has' if count == 1 else 'have'} nothing in the columns of the prompt; "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori import config, hub
-from byeori.data import preference, tokenize
+from byeori.data import audit, preference, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
@@ -310,27 +310,28 @@ def fingerprint(base: str, revision: str | None) -> str:
 # ---- rows, and progress ------------------------------------------------------------------------------------------
 
 
-def comparable(table: Table, how: Encoding, policy: str) -> list[dict[str, Any]]:
+def comparable(table: Table, how: Encoding, policy: str, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """The rows that can be compared: with a prompt and an answer.
 
     Raises:
         DataError: a row has none and nobody asked to drop such rows, or no row is left.
     """
-    kept = []
+    kept, bad = [], []
     for row in table.rows:
         try:
             preference.encode_pair(row, how) if how.group == 2 else tokenize.encode_row(row, how)
         except TemplateError as error:
-            if policy == "stop":
-                raise DataError(
-                    f"{table.name(row[ROW])}: {error}; mend it, or drop such rows with --on_bad_rows drop"
-                ) from None
-            continue
-        kept.append(dict(row))
+            bad.append({"row": table.name(row[ROW]), "reason": str(error)})
+        else:
+            kept.append(dict(row))
+    if bad and policy == "stop":
+        raise DataError(f"{audit.named(bad)}; mend the data, or drop such rows with --on_bad_rows drop")
     if not kept:
         raise DataError(
             f"no row of {', '.join(path for path, _ in table.parts)} can be compared: each lacks a text or an answer"
         )
+    if bad:
+        tell(f"{len(bad):,} row{'' if len(bad) == 1 else 's'} dropped: {audit.named(bad)}")
     return kept
 
 
