@@ -145,6 +145,29 @@ def test_pairs_that_lack_an_answer(tiny_model: Path, tmp_path: Path, capfd: pyte
     assert "\n4 rows to train;" in said
 
 
+# ---- what rows share ---------------------------------------------------------------------------------------------
+
+
+def test_the_share_of_prefixes_says_of_how_many_rows(
+    preview: Previews, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first 1,000 rows have a word each and share nothing; 1,000 copies behind them are not looked at."""
+    alone = [{"document": f"{n * 7919 % 100_003} 본문", "title": f"{n}"} for n in range(1000)]
+    flags = ["--template", "{document}\n{title}"]
+    found = preview(alone + [{"document": "여러 번 " * 20, "title": "같다"}] * 1000, *flags)
+    assert (found["shared_prefix_rows"], found["shared_prefix"], found["train_rows"]) == (1000, 0, 2000)
+    found = preview([{"document": "여러 번 " * 20, "title": "같다"}] * 1001 + alone, *flags)
+    assert found["shared_prefix"] > 0.99
+    given = ["--base_model", tiny_model, "--data_path", tmp_path / "rows.jsonl", "--cutoff_len", 512, *flags]
+    assert main(["preview", *map(str, given)]) == 0
+    assert "\n100% of the tokens of the first 1,000 rows are prefixes that rows share\n" in capfd.readouterr().out
+    pairs = [
+        {"question": f"{n} 봄은 언제 오나요? 봄 소식을 기다립니다.", "chosen": f"{n}", "rejected": "몰라"}
+        for n in range(4)
+    ]
+    assert preview(pairs, "--template", "{question}\n{answer}")["shared_prefix_rows"] == 4
+
+
 # ---- the split ---------------------------------------------------------------------------------------------------
 
 

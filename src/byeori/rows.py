@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BAR_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no bar in a log file
+MET_ROWS = 1000  # the share of common prefixes is that of the first rows: all of them would take long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +121,9 @@ def prepare(
     found = audit.audit(train, held_out, table.name, group=group)
     train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
     if len(train):
-        sample = [cache.example(train, index) for index in range(min(len(train), 1000))]
-        found["shared_prefix"] = round(previews.shared_prefix(sample), 4)
+        met = min(len(train) // group, MET_ROWS)
+        sample = [cache.example(train, index) for index in range(met * group)]
+        found |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": met}
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
         parallel.wait(processes)

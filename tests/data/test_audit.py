@@ -317,7 +317,7 @@ def test_the_audit_in_words() -> None:
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
         "tokens_cut": 1, "dropped_rows": 1202, "too_long_rows": 1200, "dropped": dropped, "duplicate_rows": 3,
         "rows_in_both_parts": 2, "empty_answers": 1, "empty_prompts": 2, "first_empty_prompt": "line 9",
-        "straddling_tokens": 4, "shared_prefix": 0.251,
+        "straddling_tokens": 4, "shared_prefix": 0.251, "shared_prefix_rows": 1000,
     }  # fmt: skip
     assert sentences(every, cutoff_len=64, policy="drop") == [
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
@@ -330,8 +330,10 @@ def test_the_audit_in_words() -> None:
         "2 held-out rows stand in the training part too, once tokenized",
         "4 tokens reach over the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
         "differently there: end the prompt with a line break",
-        "25% of the tokens are prefixes that rows share",
+        "25% of the tokens of the first 1,000 rows are prefixes that rows share",
     ]
+    whole = sentences(every | {"shared_prefix_rows": 1200}, cutoff_len=64, policy="drop")
+    assert whole[-1] == "25% of the tokens are prefixes that rows share"
     one = sentences(
         every | {"empty_prompts": 1, "duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1},
         cutoff_len=64,

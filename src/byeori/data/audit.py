@@ -143,7 +143,9 @@ def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[st
             "prompt alone is tokenized differently there: end the prompt with a line break"
         )
     if found.get("shared_prefix"):
-        lines.append(f"{found['shared_prefix']:.0%} of the tokens are prefixes that rows share")
+        met = found["shared_prefix_rows"]
+        where = f" of the first {met:,} rows" if met < found["train_rows"] else ""
+        lines.append(f"{found['shared_prefix']:.0%} of the tokens{where} are prefixes that rows share")
     return lines
 
 
