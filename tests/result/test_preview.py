@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -91,6 +93,27 @@ def test_the_terminal_shows_trained_text_also_without_colours(capsys: pytest.Cap
     assert "1 row [red]to train\n" in out
     assert "long: a<b>.jsonl line 3, 1,234 tokens\n" in out
     assert "dropped: line 7: the answer" in out
+
+
+class Terminal(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("environment", [{}, {"TERM": "dumb"}, {"NO_COLOR": "1"}])
+def test_a_terminal_without_colours_shows_it_too(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="왜", a="그냥")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm-256color"} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    show([("line 1", pieces(example, tokenizer))], [], {"longest": [], "dropped": []})
+    out = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert ("▸그냥<|endoftext|>◂" in out) == bool(environment)
+    assert ("\x1b[1;32m그냥<|endoftext|>\x1b[0m" in out) == (not environment)
 
 
 def test_control_characters_of_a_row_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,12 +58,12 @@ def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
+    colourless = console.color_system is None or console.no_color
     for name, parts in rows:
         console.rule(Text(name.translate(_VISIBLE)), align="left")
         text = Text()
         for part, trained in ((part.translate(_VISIBLE), trained) for part, trained in parts):
-            mark = trained and not console.is_terminal
-            text.append(f"▸{part}◂" if mark else part, style="bold green" if trained else "dim")
+            text.append(f"▸{part}◂" if trained and colourless else part, style="bold green" if trained else "dim")
         console.print(text)
     console.rule("findings", align="left")
     for line in [*words, *_listed(found)]:
