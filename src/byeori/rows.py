@@ -27,7 +27,7 @@ from byeori.train import log
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BAR_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no bar in a log file
+LONG_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no line in a log file
 MET_ROWS = 1000  # the share of common prefixes is that of the first rows: all of them would take long
 
 
@@ -115,9 +115,11 @@ def prepare(
     )
     read = columns_read(rows.column_names, chosen, group)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
-    shown = processes.main and (log.moving() or len(rows) > BAR_ROWS)
-    train = cache.encode_table(train_rows, how, progress=shown)
-    held_out = cache.encode_table(held_out_rows, how, progress=shown) if held_out_rows else None
+    bar = processes.main and log.moving()
+    if processes.main and not bar and len(rows) > LONG_ROWS:
+        say(f"Tokenizing {len(rows):,} rows")
+    train = cache.encode_table(train_rows, how, progress=bar)
+    held_out = cache.encode_table(held_out_rows, how, progress=bar) if held_out_rows else None
     found = audit.audit(train, held_out, table.name, group=group)
     train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
     if len(train):

@@ -1,0 +1,196 @@
+"""`byeori preview` as it is run: on a terminal and into a pipe, as JSON and as a page."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from byeori import rows
+from byeori.cli import main
+from byeori.data import template
+
+SRC = Path(__file__).parents[1] / "src"
+END = "<|endoftext|>"
+PROMPT = template.parse(template.shipped()["title-ko"])
+
+
+class Marks(HTMLParser):
+    """What stands in <pre>, and in <mark> inside it: one text a row."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.whole: list[str] = []
+        self.marked: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        if tag == "pre":
+            self.whole.append("")
+            self.marked.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "pre" in self.open:
+            self.whole[-1] += data
+            self.marked[-1] += data if "mark" in self.open else ""
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def flags(model: Path, data: Path, *more: object) -> list[str]:
+    return ["preview", *map(str, ("--base_model", model, "--data_path", data, "--cutoff_len", 512, *more))]
+
+
+def run(arguments: list[str], folder: Path, *, stdout: bool) -> tuple[str, str]:
+    """A process of its own whose errors go to a terminal, and its output too where asked for: (terminal, pipe).
+
+    Nothing that is tokenized lies in the cache.
+    """
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    added = {"TERM": "xterm-256color", "PYTHONPATH": str(SRC), "HF_DATASETS_CACHE": str(folder / "cache")}
+    with (folder / "pipe").open("wb") as pipe:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "byeori", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=there if stdout else pipe,
+            stderr=there,
+            env=kept | added,
+        )
+    os.close(there)
+    shown = b""
+    try:
+        while part := os.read(here, 65536):
+            shown += part
+    except OSError:  # the other side is closed: Linux says so with an error
+        pass
+    os.close(here)
+    assert process.wait(timeout=60) == 0, shown.decode()
+    return shown.decode().replace("\r\n", "\n"), (folder / "pipe").read_text(encoding="utf-8")
+
+
+# ---- on the terminal ---------------------------------------------------------------------------------------------
+
+
+def test_on_a_terminal_there_are_a_bar_and_colours(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    shown, _ = run(flags(tiny_model, title_rows), tmp_path, stdout=True)
+    assert "\rTokenizing: 100%|" in shown
+    assert "24/24" in shown
+    for row in lines(title_rows)[:3]:
+        assert f"\x1b[1;32m{row['title']}{END}\x1b[0m" in shown
+    assert "▸" not in shown
+
+
+def test_the_bar_does_not_get_into_a_pipe(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    shown, piped = run(flags(tiny_model, title_rows, "--json"), tmp_path, stdout=False)
+    assert "\rTokenizing: 100%|" in shown
+    assert json.loads(piped)["train_rows"] == 24
+
+
+def test_in_a_pipe_there_are_neither(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(SRC), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "byeori", *flags(tiny_model, title_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    for row in lines(title_rows)[:3]:
+        assert f"▸{row['title']}{END}◂" in done.stdout
+
+
+def test_in_a_pipe_a_long_table_has_a_line(
+    tiny_model: Path, title_rows: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rows, "LONG_ROWS", 23)
+    assert main(flags(tiny_model, title_rows, "--json")) == 0
+    assert capfd.readouterr().err == "Tokenizing 24 rows\n"
+    monkeypatch.setattr(rows, "LONG_ROWS", 24)
+    assert main(flags(tiny_model, title_rows, "--json")) == 0
+    assert capfd.readouterr().err == ""
+
+
+# ---- as JSON and as a page ---------------------------------------------------------------------------------------
+
+
+def test_json_is_the_audit_and_nothing_else(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    assert main(flags(tiny_model, title_rows, "--json", "--val_set_size", 4)) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    titles = [len(tokenizer(row["title"])["input_ids"]) + 1 for row in lines(title_rows)]
+    whole = [len(tokenizer(PROMPT.prompt(row))["input_ids"]) for row in lines(title_rows)]
+    tokens = [a + b for a, b in zip(whole, titles, strict=True)]
+    longest = found.pop("longest")
+    assert [item["tokens"] for item in longest] == sorted(tokens, reverse=True)[:3]
+    assert longest[0]["row"] == f"titles.jsonl line {tokens.index(max(tokens)) + 1}"
+    assert 0 < found.pop("shared_prefix") < 1
+    assert found == {
+        "rows": 24,
+        "train_rows": 20,
+        "validation_rows": 4,
+        "tokens": sum(tokens),
+        "target_tokens": sum(titles),
+        "mean_tokens": round(sum(tokens) / 24, 1),
+        "shortened_rows": 0,
+        "tokens_cut": 0,
+        "dropped_rows": 0,
+        "dropped": [],
+        "too_long_rows": 0,
+        "empty_prompts": 0,
+        "first_empty_prompt": None,
+        "empty_answers": 0,
+        "duplicate_rows": 0,
+        "rows_in_both_parts": 0,
+        "straddling_tokens": 0,
+        "shared_prefix_rows": 20,
+        "template": "title-ko",
+    }
+
+
+def test_the_page_marks_the_answers_of_the_rows_that_are_shown(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(flags(tiny_model, title_rows, "--rows", 5, "--html", page, "--json")) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["train_rows"] == 24
+    assert captured.err == f"Preview in {page}\n"
+    found = Marks(page.read_text(encoding="utf-8"))
+    first = lines(title_rows)[:5]
+    assert found.marked == [row["title"] + END for row in first]
+    assert [text.removeprefix("\n") for text in found.whole] == [
+        PROMPT.prompt(row) + row["title"] + END for row in first
+    ]
+
+
+def test_no_weights_are_needed(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(tiny_model, title_rows, "--json")) == 0
+    expected = capfd.readouterr().out
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert main(flags(bare, title_rows, "--json")) == 0
+    assert capfd.readouterr().out == expected
