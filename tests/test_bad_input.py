@@ -268,7 +268,10 @@ def test_unknown_target_module_lists_the_layers(sft: Fails) -> None:
     ("text", "words"),
     [
         (b"learning_rate: [1e-5\nbatch_size: 8\n", "is not valid YAML at line 2"),
-        (b"\xbb\xf3\xc5\xc2: 1\n", "is not valid YAML"),
+        (
+            b"\xbb\xf3\xc5\xc2: 1\n",
+            "run.yaml line 1 is not UTF-8, it looks like cp949; convert the file: iconv -f cp949",
+        ),
         (b"- base_model\n", "holds no settings"),
         (b"", "holds no settings"),
         (b"learning_rte: 1e-5\n", "'learning_rte' (did you mean learning_rate?)"),
