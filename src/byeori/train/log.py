@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,35 +131,67 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Trackers:
-    """tensorboard, wandb, trackio and mlflow through accelerate's trackers; none unless asked for."""
+    """tensorboard, wandb, trackio and mlflow through accelerate's trackers; none unless asked for.
 
-    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any]) -> None:
-        self._trackers: list[Any] = []
+    Leaving it lets every tracker finish, whatever ended the run. One that fails while a run goes on is given up.
+
+    Raises:
+        ConfigError: one does not start (it is not logged in, or its server cannot be reached).
+    """
+
+    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+        self._trackers: dict[str, Any] = {}
+        self._say = say
         names = [name for name in names if name != "none"]
         if not names:
             return
+        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        PartialState()  # what accelerate's own notes ask for, which some trackers write before it is there
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
-            tracker = (
-                kind(folder.name, logging_dir=folder / "runs") if kind.requires_logging_directory else kind(folder.name)
-            )
-            tracker.start() if hasattr(tracker, "start") else None
-            tracker.store_init_configuration(plain)
-            self._trackers.append(tracker)
+            project = folder.resolve().name
+            where = {"logging_dir": folder / "runs"} if kind.requires_logging_directory else {}
+            try:
+                tracker = kind(project, **where)
+                tracker.start()
+                tracker.store_init_configuration(plain)
+            except Exception as error:  # each has errors of its own, of its account and its network
+                self.close()
+                raise ConfigError(f"--report_to {name}: it did not start ({error}); mend it, or leave it out") from None
+            self._trackers[name] = tracker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def write(self, line: dict[str, Any]) -> None:
         """Send a log line's numbers to every tracker."""
         values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
-        for tracker in self._trackers:
-            tracker.log(values, step=line["step"])
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(values, step=line["step"])
+            except Exception as error:
+                self._give_up(name, error)
 
     def close(self) -> None:
         """Let every tracker finish."""
-        for tracker in self._trackers:
-            tracker.finish()
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.finish()
+            except Exception as error:
+                self._give_up(name, error)
+        self._trackers = {}
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        del self._trackers[name]
+        self._say(f"{name} failed and gets nothing more ({error}); the run goes on, and {FILE} has every line")
 
 
 def moving() -> bool:

@@ -58,17 +58,18 @@ def train(job: Job) -> Run:
         checkpoint.sweep(job.output_dir)
         checkpoint.prune(job.output_dir, options.save_total_limit, best=run.best_step, latest=run.step)
     run_log = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
-    trackers = log.Trackers(options.report_to if shown else [], folder=job.output_dir, settings=job.settings)
 
     def write(line: dict[str, Any]) -> None:
         if run_log:
             run_log.write(line)
         trackers.write(line)
 
+    report_to = options.report_to if shown else []
     with (
         hooks.stop_signals() as stop,
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
         log.Live(job.plan.total_steps, start=run.step, shown=shown) as live,
+        log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
         Writer(live.say) as writer,
         steps_from(job, run) as steps,
     ):
@@ -90,7 +91,6 @@ def train(job: Job) -> Run:
                 _keep(job, run, optimizer, writer, error, whole=run.step == done or not _evaluates(job, run.step))
                 raise
     parallel.wait(job.processes)  # every process may read the checkpoints now
-    trackers.close()
     job.model.eval()
     return run
 

@@ -1,0 +1,128 @@
+"""Trackers get every number of the log, and cost no run.
+
+Of the four, the development environment has tensorboard; the others are tested where they are installed. To run all
+of them: `pip install '.[dev,wandb,trackio,mlflow]'`, then this file. It was run so with accelerate 1.15, wandb 0.31,
+trackio 0.43 and mlflow 3.17, on one process and, by hand, on two.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import checkpoints, command, log, settings, sft
+
+from byeori.errors import ConfigError
+from byeori.train.log import Trackers
+
+Series = list[tuple[int, float]]
+
+
+def from_tensorboard(folder: Path) -> tuple[Series, Series]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "out" / "runs" / "out"))
+    events.Reload()
+    loss, evaluated = ([(point.step, point.value) for point in events.Scalars(name)] for name in ("loss", "eval_loss"))
+    return loss, evaluated
+
+
+def from_wandb(folder: Path) -> tuple[Series, Series]:
+    """Its offline file has no reader that it promises; numbers stand in it as text."""
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    written = file.read_bytes()
+
+    def found(name: str) -> Series:
+        lines = [line for line in log(folder / "out") if name in line]
+        return [(line["step"], line[name]) for line in lines if repr(line[name]).encode() in written]
+
+    return found("loss"), found("eval_loss")
+
+
+def from_trackio(folder: Path) -> tuple[Series, Series]:
+    with sqlite3.connect(folder / "store" / "out.db") as base:
+        loss, evaluated = (
+            base.execute(
+                f"SELECT step, json_extract(metrics, '$.{name}') FROM metrics "
+                f"WHERE json_extract(metrics, '$.{name}') IS NOT NULL ORDER BY step"
+            ).fetchall()
+            for name in ("loss", "eval_loss")
+        )
+    return loss, evaluated
+
+
+def from_mlflow(folder: Path) -> tuple[Series, Series]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("out")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["lora_r"] == "4"
+    names = ("loss", "eval_loss")
+    loss, evaluated = ([(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)] for name in names)
+    return loss, evaluated
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Trackers that write where a run is started write here, and none asks its service."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    return tmp_path
+
+
+READERS: dict[str, Callable[[Path], tuple[Series, Series]]] = {
+    "tensorboard": from_tensorboard,
+    "wandb": from_wandb,
+    "trackio": from_trackio,
+    "mlflow": from_mlflow,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_tracker_gets_what_the_log_gets(name: str, tiny_model: Path, title_rows: Path, inside: Path) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    values = settings(tiny_model, title_rows, inside / "out", max_steps=3, val_set_size=4, report_to=name)
+    process = command(values)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    loss, evaluated = READERS[name](inside)
+    lines = log(inside / "out")
+    assert loss == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines if "loss" in line]
+    assert evaluated == [(3, pytest.approx(lines[-1]["eval_loss"], rel=1e-6))]
+    assert len(loss) == 3
+
+
+def test_a_tracker_that_does_not_start_is_one_sentence(tiny_model: Path, title_rows: Path, inside: Path) -> None:
+    """A file lies where tensorboard wants its folder."""
+    sft(tiny_model, title_rows, inside / "out", max_steps=1)
+    (inside / "out" / "runs").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--report_to tensorboard: it did not start \(.*runs.*\); mend it, or leave"):
+        sft(
+            tiny_model,
+            title_rows,
+            inside / "out",
+            max_steps=2,
+            report_to="tensorboard",
+            resume_from_checkpoint="latest",
+        )
+    assert checkpoints(inside / "out") == [1]
+
+
+def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(inside: Path) -> None:
+    """A real tracker whose writer is closed behind its back, as a connection that ends."""
+    said: list[str] = []
+    line: dict[str, Any] = {"step": 1, "loss": 2.0}
+    with Trackers(["tensorboard"], folder=inside / "out", settings={"lora_r": 4}, say=said.append) as trackers:
+        trackers.write(line)
+        trackers._trackers["tensorboard"].writer.file_writer.event_writer._async_writer.close()
+        trackers.write(line | {"step": 2})
+        trackers.write(line | {"step": 3})
+    assert len(said) == 1 and said[0].startswith("tensorboard failed and gets nothing more (")
+    assert said[0].endswith("the run goes on, and train_log.jsonl has every line")
