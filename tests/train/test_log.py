@@ -1,0 +1,146 @@
+"""What a run says while it goes on: the live line, on a terminal and elsewhere, and every field of the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import environment, flags, log, settings, sft
+
+import byeori
+from byeori.train import log as logs
+from conftest import sample_rows
+
+DOCS = Path(__file__).parents[2] / "docs"
+SOMETIMES = {"skipped_rows", "micro_batches_halved"}
+NUMBERS = r"loss (\S+)  lr (\S+)  (\S+) tokens/s  (\S+) GiB"
+
+
+def numbers(found: tuple[str, ...]) -> list[float]:
+    return [float(text.replace(",", "")) for text in found]
+
+
+def expected(line: dict[str, Any]) -> list[Any]:
+    """Loss, learning rate, tokens a second and GiB of a log line, as exact as they are shown."""
+    values = (line["loss"], line["learning_rate"], line["tokens"] / line["seconds"], line["peak_memory_bytes"] / 2**30)
+    digits = (5e-5, 5e-3 * line["learning_rate"] + 1e-12, 0.5, 0.05)
+    return [pytest.approx(value, abs=shown * 1.001) for value, shown in zip(values, digits, strict=True)]
+
+
+# ---- the live line -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_lines_show_the_logs_numbers(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft(tiny_model, title_rows, tmp_path / "out", max_steps=5)
+    told, lines = capsys.readouterr().err, log(tmp_path / "out")
+    shown = re.findall(rf"^step (\d+)/5  {NUMBERS}  (\d+\.\d) min left$", told, re.MULTILINE)
+    assert [int(line[0]) for line in shown] == [1, 5]  # the first and the last; between them after ten seconds
+    for line in shown:
+        assert numbers(line[1:5]) == expected(lines[int(line[0]) - 1])
+    assert shown[-1][5] == "0.0"
+
+
+def test_on_a_terminal_one_line_moves(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """`byeori sft` on a pseudo-terminal: the last state of the line is the last line of the log."""
+    near, far = pty.openpty()
+    words = [sys.executable, "-m", "byeori", "sft", *flags(settings(tiny_model, title_rows, tmp_path / "out"))]
+    process = subprocess.Popen(
+        words, stdin=far, stdout=far, stderr=far, env=environment() | {"TERM": "xterm", "COLUMNS": "140"}
+    )
+    os.close(far)
+    told = b""
+    try:
+        while part := os.read(near, 65536):
+            told += part
+    except OSError:  # how Linux says that the other side has closed
+        pass
+    os.close(near)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.decode())
+    assert process.wait(timeout=60) == 0, text
+    shown = re.findall(rf"step\s+(\d+)/12 \S+ *{NUMBERS}\s+(\d:\d\d:\d\d|-:--:--)", text)
+    assert shown and int(shown[-1][0]) == 12
+    assert numbers(shown[-1][1:5]) == expected(log(tmp_path / "out")[-1])
+    assert shown[-1][5] == "0:00:00"
+    assert "min left" not in text  # not the plain lines as well
+
+
+def test_time_left_is_that_of_the_steps_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed after 4 of 10 steps; two more took a minute, so four more take two."""
+    clock = [1000.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: clock[0])
+    line = {"loss": 1.0, "learning_rate": 1e-4, "tokens": 100, "seconds": 0.5, "peak_memory_bytes": 2**30}
+    with logs.Live(10, start=4, shown=True) as live:
+        clock[0] += 60
+        live.update(line | {"step": 6})
+        clock[0] += 9
+        live.update(line | {"step": 7})  # too early for another line
+    told = capsys.readouterr().err
+    assert told == "step 6/10  loss 1.0000  lr 1.00e-04  200 tokens/s  1.0 GiB  2.0 min left\n"
+
+
+def test_other_processes_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    line = {"loss": 1.0, "learning_rate": 1e-4, "tokens": 100, "seconds": 0.5, "peak_memory_bytes": 2**30, "step": 2}
+    with logs.Live(2, start=0, shown=False) as live:
+        live.update(line)
+        live.say("words")
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+# ---- the log -----------------------------------------------------------------------------------------------------
+
+
+def documented(page: str) -> list[str]:
+    table = (DOCS / page).read_text(encoding="utf-8").split("<!-- log -->")[1].split("<!-- /log -->")[0]
+    return re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+
+
+def test_both_languages_document_the_same_fields() -> None:
+    assert documented("how-it-works.md") == documented("how-it-works.ko.md")
+    assert set(documented("how-it-works.md")) >= SOMETIMES
+
+
+def test_every_line_has_every_documented_field(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    sft(tiny_model, title_rows, tmp_path / "out", val_set_size=4, eval_steps=2, max_steps=5)
+    always = [name for name in documented("how-it-works.md") if name not in SOMETIMES]
+    lines = log(tmp_path / "out")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5]
+    for line in steps:
+        assert list(line) == always
+        assert all(type(value) in (int, float) for value in line.values())
+        assert line["rows"] == 4 and 0 < line["target_tokens"] < line["unique_tokens"] <= line["tokens"]
+        assert line["seconds"] > 0 and line["peak_memory_bytes"] > 2**20 and line["grad_norm"] > 0
+    evaluated = [line for line in lines if "loss" not in line]
+    assert [list(line) for line in evaluated] == [["step", "epoch", "eval_loss"]] * 3
+    assert [line["step"] for line in evaluated] == [2, 4, 5]
+
+
+@pytest.mark.parametrize("page", ["dpo.md", "dpo.ko.md"])
+def test_preference_lines_have_their_documented_fields_as_well(
+    page: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "pairs.jsonl"
+    rows = [row | {"chosen": row["chosen"][:12]} for row in sample_rows("preference-ko.jsonl")[:8]]
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    values = settings(tiny_model, data, tmp_path / "out", cutoff_len=400, max_steps=1, val_set_size=4)
+    byeori.dpo(**values)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    paragraph = next(part for part in text.split("\n\n") if "train_log.jsonl" in part)
+    own = set(re.findall(r"`(\w+)`", paragraph)) - {"eval_"}
+    always = {name for name in documented("how-it-works.md") if name not in SOMETIMES}
+    trained, evaluated = log(tmp_path / "out")
+    assert set(trained) == own | always
+    assert set(evaluated) == {"step", "epoch", "eval_loss"} | {f"eval_{name}" for name in own}
