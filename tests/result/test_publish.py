@@ -370,7 +370,7 @@ def test_unfinished_and_damaged_folders(adapter: Path, merged: Path) -> None:
 
 
 def test_card_of_an_adapter(adapter: Path) -> None:
-    card = model_card(adapter, repo_id="me/titles")
+    card = model_card(adapter, name="me/titles")
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
         "base_model": "google/gemma-3-270m",
@@ -395,7 +395,7 @@ def test_card_of_an_adapter(adapter: Path) -> None:
 
 
 def test_card_of_a_merged_model(merged: Path) -> None:
-    card = model_card(merged, repo_id="me/titles")
+    card = model_card(merged, name="me/titles")
     header = yaml.safe_load(card.split("---\n", 2)[1])
     assert header["library_name"] == "transformers" and "base_model" not in header
     assert "vllm serve me/titles\n" in card and "peft" not in card and "largest difference 0.012" in card

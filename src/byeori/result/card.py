@@ -82,8 +82,8 @@ def is_hub_id(text: str) -> bool:
     return shaped and not text.lower().endswith(_DATA_ENDINGS) and not Path(text).exists()
 
 
-def model_card(folder: Path, *, repo_id: str | None = None) -> str:
-    """README.md of what lies in `folder`. repo_id: where it will be on the Hub, for the commands that use it."""
+def model_card(folder: Path, *, name: str | None = None) -> str:
+    """README.md of what lies in `folder`. name: its Hub id, or the folder that it will be in, if not this one."""
     adapter = _read_json(folder / "adapter_config.json")
     settings = _read_settings(folder / "byeori.yaml")
     report = _read_json(folder / "merge_report.json")
@@ -92,7 +92,7 @@ def model_card(folder: Path, *, repo_id: str | None = None) -> str:
     found = findings(folder)
     data = settings.get("data_path") or []
     paths = [str(item) for item in (data if isinstance(data, list) else [data])]
-    name = repo_id or folder.resolve().name
+    name = name or folder.resolve().name
     parts = [
         _header(
             base, paths, merged=merged, tags=["byeori", "lora", "dpo" if "loss" in settings else "sft"] if known else []

@@ -298,7 +298,7 @@ def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
     shutil.copy(output / log.FILE, folder / log.FILE)
     own = output / CARD
     if not own.is_file() or card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
-        (folder / CARD).write_text(card.model_card(folder), encoding="utf-8")
+        (folder / CARD).write_text(card.model_card(folder, name=output.resolve().name), encoding="utf-8")
 
 
 def fingerprint(base: str, revision: str | None) -> str:

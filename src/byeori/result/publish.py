@@ -105,7 +105,7 @@ def collect(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8", errors="replace")):
         found["README.md"] = readme
     else:
-        found["README.md"] = model_card(folder, repo_id=repo_id).encode()
+        found["README.md"] = model_card(folder, name=repo_id).encode()
     return found
 
 
