@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,52 @@ def test_the_notebook_runs(embedded: Path, tmp_path: Path, monkeypatch: pytest.M
     assert "Traceback" not in streams
     shown = [line for line in streams.splitlines() if "Warning" in line]
     assert not shown
+
+
+# ---- the live line in a notebook ---------------------------------------------------------------------------------
+
+
+def run_in_a_notebook(cell: str, folder: Path) -> Any:
+    """A notebook of one cell, run in a kernel of its own."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return book
+
+
+def training(model: Path, rows: Path) -> str:
+    return (
+        "import byeori\n"
+        f"byeori.sft(base_model={str(model)!r}, data_path={str(rows)!r}, output_dir='out', cutoff_len=256, "
+        "max_steps=4, val_set_size=4, dtype='float32')"
+    )
+
+
+def streams(book: Any) -> str:
+    return "".join(out["text"] for out in book.cells[0].outputs if out["output_type"] == "stream")
+
+
+def test_the_line_moves_in_one_widget_and_ends_at_the_last_step(
+    tiny_model: Path, title_rows: Path, tmp_path: Path
+) -> None:
+    book = run_in_a_notebook(training(tiny_model, title_rows), tmp_path)
+    states = book.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    (output,) = (item["state"]["outputs"] for item in states if item["model_name"] == "OutputModel")
+    (shown,) = output  # what the widget shows once the cell has run; each state replaced the one before
+    last = json.loads((tmp_path / "out" / "train_log.jsonl").read_text().splitlines()[-2])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown["data"]["text/plain"])
+    assert re.search(rf"^step 4/4 \S+ loss {last['loss']:.4f}  lr \S+  \S+ tokens/s  \S+ GiB 0:00:00$", text.strip())
+    said = [out["data"]["text/plain"] for out in book.cells[0].outputs if "text/html" in out.get("data", {})]
+    assert any(line.startswith("step 4: eval_loss") for line in said)  # lines above it do not go into the widget
+    assert "min left" not in streams(book) and "Done: 4 steps" in streams(book)
+
+
+def test_a_notebook_without_widgets_gets_plain_lines(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    book = run_in_a_notebook(
+        "import sys; sys.modules['ipywidgets'] = None  # not installed\n" + training(tiny_model, title_rows), tmp_path
+    )
+    told = streams(book)
+    assert re.findall(r"^step (\d)/4  loss .* min left$", told, re.MULTILINE) == ["1", "4"]
+    assert 'install "ipywidgets"' not in told  # rich's, at every change of a bar that it cannot show

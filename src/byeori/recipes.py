@@ -21,7 +21,7 @@ def merge(settings: MergeSettings) -> Any:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not log.moving()) as progress:
         task = progress.add_task("Merging", total=None)
 
         def on_progress(done: int, total: int, name: str) -> None:

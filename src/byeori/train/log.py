@@ -66,7 +66,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 class Live:
     """The live line: step, loss, learning rate, tokens a second, memory, time left.
 
-    On a terminal and in a notebook it moves; elsewhere a plain line is printed every few seconds.
+    On a terminal and in a notebook with ipywidgets it moves; elsewhere a plain line is printed every few seconds.
     """
 
     def __init__(self, total: int, *, start: int, shown: bool) -> None:
@@ -74,7 +74,7 @@ class Live:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._moving = shown and (console.is_terminal or console.is_jupyter)
+        self._moving = shown and moving()
         self._shown, self._total, self._last = shown, total, 0.0
         columns = (
             TextColumn("step"),
@@ -93,6 +93,7 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._progress.refresh()  # in a notebook rich leaves the line as it last moved
         self._progress.stop()
 
     def say(self, text: str) -> None:
@@ -195,11 +196,11 @@ class Trackers:
 
 
 def moving() -> bool:
-    """Whether progress can move in place: on a terminal or in a notebook."""
+    """Whether progress can move in place: on a terminal, or in a notebook that has widgets for it."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    return console.is_terminal or console.is_jupyter
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def quiet_libraries() -> None:
