@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import byeori
 from byeori import cli
 
-FUNCTIONS = ["compare", "generate", "merge", "plan", "preview", "publish", "sft"]
+FUNCTIONS = ["compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "sft"]
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -27,6 +28,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "TooLongError",
         "TrainingError",
         "compare",
+        "demo",
         "demo_model",
         "dpo",
         "generate",
@@ -40,8 +42,15 @@ def test_the_public_surface_is_exactly_this() -> None:
 
 
 def test_every_command_has_its_function() -> None:
-    names = {name.replace("-", "_") for name in cli.COMMANDS} - {"demo"}
-    assert names <= set(byeori.__all__)
+    names = {name.replace("-", "_") for name in cli.COMMANDS}
+    functions = {name for name in byeori.__all__ if not name.endswith("Error")}
+    assert names == functions == {*FUNCTIONS, "demo_model"}
+
+
+def test_no_module_takes_the_name_of_a_function() -> None:
+    """Importing byeori.x sets that name in byeori: a function of the same name would be gone after its first call."""
+    modules = {module.name for module in pkgutil.iter_modules(byeori.__path__)}
+    assert not modules & set(byeori.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

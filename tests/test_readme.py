@@ -50,6 +50,12 @@ def test_both_languages_show_the_same_commands() -> None:
     assert commands("README.md") == commands("README.ko.md")
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_functions_named_are_those_of_the_commands(name: str) -> None:
+    (listed,) = re.findall(r"\((`sft`[^)]*)\)", _text(name))
+    assert set(re.findall(r"`(\w+)`", listed)) == {command.replace("-", "_") for command in cli.COMMANDS}
+
+
 def test_the_settings_file_is_one_that_training_reads() -> None:
     def read(name: str) -> config.SftSettings:
         (text,) = re.findall(r"```yaml\n(.*?)```", _text(name), re.DOTALL)

@@ -10,6 +10,7 @@
     byeori.generate(model="merged", columns={"document": "..."})
     byeori.compare(adapter="adapter", data_path="held_out.jsonl", output_dir="report")
     byeori.publish(folder="merged", repo_id="user/name")
+    byeori.demo(output_dir="demo-output")
 
 Every function takes the settings of the command of the same name (config.py) as keywords.
 """
@@ -50,6 +51,7 @@ __all__ = [
     "TooLongError",
     "TrainingError",
     "compare",
+    "demo",
     "demo_model",
     "dpo",
     "generate",
@@ -117,6 +119,13 @@ def publish(**settings: Any) -> PublishResult:
 
     result: PublishResult = recipes.publish(config.check(config.PublishSettings, settings))
     return result
+
+
+def demo(**settings: Any) -> CompareResult:
+    """The whole job on the embedded model; keywords are config.DemoSettings. Raises ByeoriError."""
+    from byeori import demonstration
+
+    return demonstration.demo(config.check(config.DemoSettings, settings))
 
 
 def demo_model() -> Path:
