@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -280,6 +282,33 @@ def test_bash_completion_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (checked.returncode, checked.stderr) == (0, "")
     assert all(f"--{name}" in script for name in SftSettings.model_fields)
     assert all(name in script for name in cli.COMMANDS)
+    for words, place, found in (("ge", 1, "generate"), ("demo", 1, "demo demo-model"), ("sft --lora_r", 2, "--lora_r")):
+        asked = f"source {tmp_path}/byeori.bash; COMP_WORDS=(byeori {words}); COMP_CWORD={place}; _shtab_byeori"
+        command = ["bash", "-c", asked + "; echo ${COMPREPLY[@]}"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert told.split() == found.split()
+
+
+@pytest.mark.parametrize(("shell", "first"), [("zsh", "#compdef byeori\n"), ("tcsh", "# ")])
+def test_zsh_and_tcsh_have_completion(
+    shell: str, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read by the shell where it is installed. By hand: zsh 5.9 and tcsh 6.24 read them, and zsh completed with it."""
+    assert cli.main(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert script.startswith(first)
+    assert set(SftSettings.model_fields) <= set(re.findall(r"\w+", script))
+    assert all(name in script for name in cli.COMMANDS)
+    if program := shutil.which(shell):
+        (tmp_path / "script").write_text(script, encoding="utf-8")
+        how = [program, "-n"] if shell == "zsh" else [program, "-f"]
+        read = subprocess.run([*how, str(tmp_path / "script")], capture_output=True, text=True, check=False)
+        assert (read.returncode, read.stderr) == (0, "")
+
+
+def test_another_shell_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--print-completion", "fish"]) == 2
+    assert "invalid choice: 'fish' (choose from 'bash', 'zsh', 'tcsh'); see byeori --help" in capsys.readouterr().err
 
 
 def test_unknown_option_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
