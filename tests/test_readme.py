@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from byeori import cli, config
+from byeori.model import embedded
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +55,16 @@ def test_both_languages_show_the_same_commands() -> None:
 def test_the_functions_named_are_those_of_the_commands(name: str) -> None:
     (listed,) = re.findall(r"\((`sft`[^)]*)\)", _text(name))
     assert set(re.findall(r"`(\w+)`", listed)) == {command.replace("-", "_") for command in cli.COMMANDS}
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_the_terms_of_the_embedded_model_are_named_first_and_last(name: str) -> None:
+    """Where the demo is offered and under the licence; `byeori demo` says the same on the screen (test_demo.py)."""
+    link = "](https://ai.google.dev/gemma/terms)"
+    assert link.strip("]()") in embedded.TERMS
+    parts = _text(name).split("\n## ")
+    assert link in parts[1] and "make demo" in parts[1]
+    assert link in parts[-1] and "Apache-2.0" in parts[-1]
 
 
 def test_the_settings_file_is_one_that_training_reads() -> None:
