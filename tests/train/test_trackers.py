@@ -2,7 +2,8 @@
 
 Of the four, the development environment has tensorboard; the others are tested where they are installed. To run all
 of them: `pip install '.[dev,wandb,trackio,mlflow]'`, then this file. It was run so with accelerate 1.15, wandb 0.31,
-trackio 0.43 and mlflow 3.17, on one process and, by hand, on two.
+trackio 0.43 and mlflow 3.17 on one process. By hand: wandb and tensorboard on two, wandb without a login, and mlflow
+without its server.
 """
 
 from __future__ import annotations
