@@ -101,7 +101,8 @@ def heading(facts: dict[str, str], *, dtype: str, steps: int, rounds: int, names
         "",
         "Share of peak: 4 FLOP per weight outside the embeddings and token computed, and per weight of the head and "
         "target (6 with DPO's reference), over the time and the matrix peak. Attention and adapters are not "
-        "counted, nor what a peer computes of the head where there is no target.",
+        "counted, nor what a peer computes of the head where there is no target; the rare words that byeori leaves out "
+        "of the head's gradient are.",
         "",
         *(f"- {name}: {CONTESTANTS[name].about}; {batches(name)}." for name in names),
         "",
