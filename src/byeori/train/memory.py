@@ -67,3 +67,18 @@ def give_back(device: torch.device, *, above: int = 0) -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
+
+
+class Pages:
+    """When a run returns free pages: where it holds more than `limit`, and before a micro-batch larger than any so far.
+
+    The holes that smaller ones left are of no use to that one, and the heap would grow beside them.
+    """
+
+    def __init__(self, device: torch.device, *, limit: int) -> None:
+        self._device, self._limit, self._largest = device, limit, 0
+
+    def before(self, tokens: int) -> None:
+        """A step whose largest micro-batch has so many tokens is about to run."""
+        give_back(self._device, above=0 if tokens > self._largest else self._limit)
+        self._largest = max(self._largest, tokens)

@@ -18,6 +18,7 @@ from byeori.data.tokenize import Example
 from byeori.model import placed
 from byeori.model.parallel import Processes
 from byeori.model.placed import Placed
+from byeori.train import memory
 from byeori.train.job import Job, Options, Run
 
 Unit = Sequence[Example]
@@ -52,7 +53,13 @@ def steps_from(job: Job, run: Run) -> Iterator[Iterator[Step]]:
         return Step(units=units, halvings=halvings, placed=list(place(job, units, halvings)))
 
     with ahead(prepare, range(run.step, job.plan.total_steps), job.processes.device) as steps:
-        yield steps
+        yield _with_pages(steps, memory.Pages(job.processes.device, limit=job.planned_bytes))
+
+
+def _with_pages(steps: Iterator[Step], pages: memory.Pages) -> Iterator[Step]:
+    for step in steps:
+        pages.before(max((batch.forest.unique_tokens for batch in step.placed), default=0))
+        yield step
 
 
 def place(job: Job, units: Sequence[Unit], halvings: int) -> Iterator[Placed]:

@@ -107,7 +107,6 @@ def train_step(
     """One optimizer step; returns its log line."""
     began, options = time.perf_counter(), job.options
     examples = [example for unit in step.units for example in unit]
-    memory.give_back(job.processes.device, above=job.planned_bytes)
 
     def compute(found: dict[str, torch.Tensor], halvings: int) -> None:
         torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
