@@ -60,11 +60,18 @@ def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[s
     assert "this run may end without memory" in capfd.readouterr().err
 
 
-def test_a_run_keeps_its_pages_up_to_its_plan(run: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_its_pages_up_to_its_plan_until_it_needs_more(
+    run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     limits = []
     monkeypatch.setattr(memory, "give_back", lambda device, *, above=0: limits.append(above))
-    planned = run(1e12)["predicted"]["peak_bytes"]
-    assert limits == [planned, planned]  # before each of two steps
+    planned = run(1e12, max_steps=4)["predicted"]["peak_bytes"]
+    steps = [
+        json.loads(line)["unique_tokens"] for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()
+    ]
+    larger = [all(tokens > before for before in steps[:index]) for index, tokens in enumerate(steps)]
+    assert True in larger[1:] and False in larger
+    assert limits == [0 if most else planned for most in larger]  # each step is one micro-batch here
 
 
 @pytest.mark.parametrize(
