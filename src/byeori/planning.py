@@ -24,6 +24,7 @@ from byeori.planner.workload import Work
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
+from byeori.texts import one_line
 from byeori.train import log
 
 _CPU = torch.device("cpu")
@@ -128,7 +129,7 @@ def _by_hand(shape: list[str]) -> Any:
     try:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # transformers checks every kind of config in its own way
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error, 200)
         raise ConfigError(f"--shape: no {kind} model has these sizes: {text}") from None
     if unknown := [name for name in values if name not in type(config)().to_dict()]:
         raise ConfigError(f"--shape: a {kind} config has no {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""Text files of the user's: UTF-8, with or without the mark that Windows puts first, or a sentence that says how to."""
+"""Text that others wrote: the user's files, in UTF-8 or else a sentence that says how to, and foreign errors."""
 
 from __future__ import annotations
 
@@ -53,3 +53,9 @@ def _guess_encoding(sample: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return None if re.search(r"[\x00-\x08\x0e-\x1f]", text) else "cp949"
+
+
+def one_line(error: BaseException | str, most: int = 300) -> str:
+    """A text, or an error's words (its kind where it has none), on one line, of at most so many characters."""
+    words = " ".join(str(error).split())[:most]
+    return words or (type(error).__name__ if isinstance(error, BaseException) else "")

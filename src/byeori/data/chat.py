@@ -14,6 +14,7 @@ from typing import Any
 
 from byeori.data.template import Segment
 from byeori.errors import TemplateError
+from byeori.texts import one_line
 
 COLUMNS = ("messages", "conversations")
 """Columns of a row that are read; the first that holds something."""
@@ -207,5 +208,5 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool)
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
     except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise TemplateError(f"the tokenizer's chat template refuses these messages: {reason}") from None

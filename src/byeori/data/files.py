@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.data.records import TEXT_ENDINGS, check_names, ending, one_line, records
+from byeori.data.records import TEXT_ENDINGS, check_names, ending, records
 from byeori.data.schema import schema_of
 from byeori.errors import DataError
-from byeori.texts import not_utf8
+from byeori.texts import not_utf8, one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     import pyarrow as pa

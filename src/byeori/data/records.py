@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from byeori.data.schema import kind_of
 from byeori.errors import DataError
+from byeori.texts import one_line
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _SPACE = re.compile(r"[ \t\r\n]+")
@@ -235,7 +236,3 @@ def check_names(path: Path | str, names: list[str]) -> None:
     """
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{path} has the column {twice[0]!r} twice; rename one of them.")
-
-
-def one_line(error: BaseException | str) -> str:
-    return " ".join(str(error).split())[:300]

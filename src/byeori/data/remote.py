@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from byeori import hub
 from byeori.data.files import ENDINGS, load_file
-from byeori.data.records import ending, one_line
+from byeori.data.records import ending
 from byeori.errors import ByeoriError, DataError, HubError
+from byeori.texts import one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     from datasets import Dataset, DatasetBuilder

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byeori.data.files import ENDINGS, load_file, reading
-from byeori.data.records import check_names, ending, one_line, open_text
+from byeori.data.records import check_names, ending, open_text
 from byeori.data.remote import load_dataset
 from byeori.errors import DataError
+from byeori.texts import one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     from datasets import Dataset, Features

@@ -28,6 +28,7 @@ from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.planner import packed, shapes, step
 from byeori.planner.tracker import Peak, Source
+from byeori.texts import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
 # The CUDA allocator hands out multiples of this (PyTorch, c10/cuda/CUDACachingAllocator, kMinBlockSize).
@@ -233,7 +234,7 @@ def _base(config: Any, dtype: torch.dtype, device: str) -> Any:
         with torch.device(device):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
     except Exception as error:  # a config can be wrong in as many ways as there are models
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error, 200)
         raise ModelError(f"no model can be made of this {config.model_type} config: {text}") from None
 
 

@@ -22,6 +22,7 @@ from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
 from byeori.result import opening
 from byeori.result.card import TOKENIZER_FILES
+from byeori.texts import one_line
 
 TEXTS = (
     "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",
@@ -64,7 +65,7 @@ def compare(base: Path, adapter: Path, merged: Path, facts: dict[str, Any]) -> d
         with without_bitsandbytes(model):
             model = PeftModel.from_pretrained(model, str(adapter)).eval()
     except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
-        raise ModelError(f"PEFT cannot load {adapter}: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"PEFT cannot load {adapter}: {one_line(error)}") from None
     wanted = _logits(model, rows)
     with model.disable_adapter():
         effect = (wanted - _logits(model, rows)).abs().max().item()

@@ -24,6 +24,7 @@ from byeori.model import load, lora
 from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.model.light import without_bitsandbytes
 from byeori.result.folder import BASE, SETTINGS, TEMPLATE
+from byeori.texts import one_line
 from byeori.train import checkpoint
 
 
@@ -178,7 +179,7 @@ def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
             folder, "default", is_trainable=trainable
         )  # from_pretrained only warns of keys that are left over
     except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
-        raise ModelError(f"{misfit} ({' '.join(str(error).split())[:200]}); {remedy}") from None
+        raise ModelError(f"{misfit} ({one_line(error, 200)}); {remedy}") from None
     missing = [key for key in keys.missing_keys if "lora_" in key]
     for words, names in (("the base has layers without it", missing), ("layers are left over", keys.unexpected_keys)):
         if names:

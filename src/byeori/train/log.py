@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from byeori.errors import CheckpointError, ConfigError
+from byeori.texts import one_line
 from byeori.train.checkpoint import write_error
 
 FILE = "train_log.jsonl"
@@ -161,7 +162,9 @@ class Trackers:
                 tracker.store_init_configuration(plain)
             except Exception as error:  # each has errors of its own, of its account and its network
                 self.close()
-                raise ConfigError(f"--report_to {name}: it did not start ({error}); mend it, or leave it out") from None
+                raise ConfigError(
+                    f"--report_to {name}: it did not start ({one_line(error)}); mend it, or leave it out"
+                ) from None
             self._trackers[name] = tracker
 
     def __enter__(self) -> Self:
@@ -175,24 +178,21 @@ class Trackers:
     def write(self, line: dict[str, Any]) -> None:
         """Send a log line's numbers to every tracker."""
         values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
-        for name, tracker in list(self._trackers.items()):
-            try:
-                tracker.log(values, step=line["step"])
-            except Exception as error:
-                self._give_up(name, error)
+        self._each(lambda tracker: tracker.log(values, step=line["step"]))
 
     def close(self) -> None:
         """Let every tracker finish."""
-        for name, tracker in list(self._trackers.items()):
-            try:
-                tracker.finish()
-            except Exception as error:
-                self._give_up(name, error)
+        self._each(lambda tracker: tracker.finish())
         self._trackers = {}
 
-    def _give_up(self, name: str, error: Exception) -> None:
-        del self._trackers[name]
-        self._say(f"{name} failed and gets nothing more ({error}); the run goes on, and {FILE} has every line")
+    def _each(self, act: Callable[[Any], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                act(tracker)
+            except Exception as error:  # as above
+                del self._trackers[name]
+                why = one_line(error)
+                self._say(f"{name} failed and gets nothing more ({why}); the run goes on, and {FILE} has every line")
 
 
 def moving() -> bool:

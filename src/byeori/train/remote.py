@@ -18,6 +18,7 @@ from typing import Any
 from byeori.errors import CheckpointError, ConfigError
 from byeori.model import parallel
 from byeori.model.parallel import Processes
+from byeori.texts import one_line
 from byeori.train import checkpoint, log
 
 
@@ -154,7 +155,7 @@ class Mirror:
         except (CheckpointError, KeyboardInterrupt):
             raise
         except Exception as error:  # every storage has its own
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise CheckpointError(
                 f"copying checkpoints to or from {self.url} failed ({reason}); those in --output_dir are whole"
             ) from None
