@@ -82,14 +82,17 @@ def is_hub_id(text: str) -> bool:
     return shaped and not text.lower().endswith(_DATA_ENDINGS) and not Path(text).exists()
 
 
-def model_card(folder: Path, *, name: str | None = None) -> str:
-    """README.md of what lies in `folder`. name: its Hub id, or the folder that it will be in, if not this one."""
+def model_card(folder: Path, *, name: str | None = None, found: dict[str, Path] | None = None) -> str:
+    """README.md of what lies in `folder`. name: its Hub id, or the folder that it will be in, if not this one.
+
+    found: `findings` of it, where they are known already.
+    """
     adapter = _read_json(folder / "adapter_config.json")
     settings = _read_settings(folder / "byeori.yaml")
     report = _read_json(folder / "merge_report.json")
     merged, known = not adapter, bool(adapter or settings or report)
     base = str(adapter.get("base_model_name_or_path") or settings.get("base_model") or report.get("base") or "")
-    found = findings(folder)
+    found = found or findings(folder)
     data = settings.get("data_path") or []
     paths = [str(item) for item in (data if isinstance(data, list) else [data])]
     name = name or folder.resolve().name
@@ -112,7 +115,8 @@ def model_card(folder: Path, *, name: str | None = None) -> str:
 def findings(folder: Path) -> dict[str, Path]:
     """Where metrics.json, audit.json and train_log.jsonl of an adapter or a merged model are, or would be.
 
-    A merged model has them from its adapter, as long as that lies where it was and has the weights that were merged.
+    A merged model has them from its adapter, as long as that lies where it was and has the weights that were merged,
+    all of which are read to know that.
     """
     paths = {name: folder / name for name in ("metrics.json", "audit.json", "train_log.jsonl")}
     report = _read_json(folder / "merge_report.json")

@@ -68,13 +68,14 @@ def publish(
             private one was asked for, or one with other weights in it.
     """
     _check_name(repo_id)
-    files = collect(folder, repo_id)
+    found = findings(folder)
+    files = collect(folder, repo_id, found)
     sizes = {name: item.stat().st_size if isinstance(item, Path) else len(item) for name, item in files.items()}
     card = _text(files["README.md"])
     width = max(map(len, sizes))
     for name, size in sizes.items():
         on_line(f"{name:<{width}}  {human_size(size):>9}")
-    for note in _notes(folder):
+    for note in _notes(folder, found):
         on_line(note)
     url, commit = None, None
     if dry_run:
@@ -91,22 +92,25 @@ def publish(
 # ---- what is uploaded ------------------------------------------------------------------------------------------
 
 
-def collect(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
+def collect(folder: Path, repo_id: str, found: dict[str, Path] | None = None) -> dict[str, Path | bytes]:
     """Name in the repository -> file as it is, or the bytes of one whose local paths were reduced to names.
+
+    found: `card.findings` of the folder, where they are known already.
 
     Raises:
         ModelError: the folder holds no finished adapter or model, or a damaged one.
     """
-    found: dict[str, Path | bytes] = {}
-    for path in (*_weights(folder), *(folder / name for name in _BESIDE), findings(folder)["metrics.json"]):
+    found = found or findings(folder)
+    files: dict[str, Path | bytes] = {}
+    for path in (*_weights(folder), *(folder / name for name in _BESIDE), found["metrics.json"]):
         if path.is_file():
-            found[path.name] = _without_paths(path)
+            files[path.name] = _without_paths(path)
     readme = folder / "README.md"
     if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8", errors="replace")):
-        found["README.md"] = readme
+        files["README.md"] = readme
     else:
-        found["README.md"] = model_card(folder, name=repo_id).encode()
-    return found
+        files["README.md"] = model_card(folder, name=repo_id, found=found).encode()
+    return files
 
 
 def _weights(folder: Path) -> Iterator[Path]:
@@ -162,7 +166,7 @@ def _clean(value: Any) -> Any:
     return last_name(value) if isinstance(value, str) and is_local_path(value) else value
 
 
-def _notes(folder: Path) -> Iterator[str]:
+def _notes(folder: Path, found: dict[str, Path]) -> Iterator[str]:
     """What a person should know before others use what is published."""
     base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
     if isinstance(base, str) and (is_local_path(base) or Path(base).exists()):
@@ -170,7 +174,7 @@ def _notes(folder: Path) -> Iterator[str]:
             f"Note: the adapter names its base by a local folder; it is published as {last_name(base)!r}, "
             "and others must know which model that is. Train from a Hub id, or publish the merged model."
         )
-    report, metrics = _json(folder / "merge_report.json"), findings(folder)["metrics.json"]
+    report, metrics = _json(folder / "merge_report.json"), found["metrics.json"]
     if report and not metrics.is_file():
         adapter = last_name(str(report.get("adapter")))
         why = "it does not lie here as it was merged"
