@@ -104,22 +104,20 @@ def title_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def short_sft(model: Path, rows: Path, output: Path, **changes: Any) -> Path:
+    """The folder of an adapter that one step has trained, if nothing else is asked for."""
+    import byeori
+
+    given = {"base_model": model, "data_path": rows, "output_dir": output, "cutoff_len": 512, "dtype": "float32"}
+    byeori.sft(**given | {"max_steps": 1} | changes)
+    return output
+
+
 @pytest.fixture(scope="session")
 def trained(tiny_model: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an adapter on the tiny model, trained hard enough to change its answers."""
-    import byeori
-
     folder = tmp_path_factory.mktemp("trained") / "adapter"
-    byeori.sft(
-        base_model=tiny_model,
-        data_path=title_rows,
-        output_dir=folder,
-        cutoff_len=512,
-        max_steps=12,
-        learning_rate=2e-2,
-        dtype="float32",
-    )
-    return folder
+    return short_sft(tiny_model, title_rows, folder, max_steps=12, learning_rate=2e-2)
 
 
 @pytest.fixture(scope="session")

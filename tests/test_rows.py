@@ -15,7 +15,7 @@ import byeori
 from byeori.cli import main
 from byeori.data import template
 from byeori.rows import columns_read
-from conftest import byte_level_tokenizer, sample_rows, tiny_llama
+from conftest import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Previews = Callable[..., dict[str, Any]]
@@ -215,15 +215,7 @@ def test_compare_knows_the_rows_of_a_run_that_held_some_out(tiny_model: Path, tm
     """Its split is made again from the columns that it read; ids differ in the table that is compared."""
     rows = [{"document": row["document"][:40], "title": row["title"]} for row in sample_rows("titles-ko-train.jsonl")]
     path = write(tmp_path / "rows.jsonl", with_id(rows[:8] + rows[:5]))
-    byeori.sft(
-        base_model=tiny_model,
-        data_path=path,
-        output_dir=tmp_path / "adapter",
-        cutoff_len=512,
-        max_steps=1,
-        val_set_size=6,
-        dtype="float32",
-    )
+    short_sft(tiny_model, path, tmp_path / "adapter", val_set_size=6)
     found = byeori.compare(
         adapter=tmp_path / "adapter",
         data_path=write(tmp_path / "others.jsonl", [row | {"id": "x"} for row in rows[:8]]),

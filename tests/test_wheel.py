@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,8 +31,6 @@ NO_CODE = [
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Built as pip does, but with the backend that is here: nothing is downloaded."""
-    if find_spec("hatchling") is None:
-        pytest.skip("hatchling is not installed: `make setup` brings it")
     folder = tmp_path_factory.mktemp("wheel")
     how = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     done = subprocess.run(

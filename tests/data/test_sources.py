@@ -540,20 +540,27 @@ def table(values: list[Any]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"a": values, "b": list(map(str, range(count))), ROW: range(count)})
 
 
+def held_out(rows: datasets.Dataset, size: float, seed: int, key_columns: list[str]) -> list[int]:
+    """The numbers of the rows that are set apart."""
+    _, part = split_rows(rows, size, seed, key_columns)
+    assert part is not None
+    return list(part[ROW])
+
+
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (7, 7), (0.1, 10), (0.001, 1), (99, 99)])
 def test_split_sizes(size: float, expected: int) -> None:
     rows = table(list(range(100)))
-    train, held_out = split_rows(rows, size, 3, ["a"])
-    assert held_out is not None and len(held_out) == expected
-    assert sorted(train[ROW][:] + held_out[ROW][:]) == list(range(100))
-    assert train[ROW][:] == sorted(train[ROW]) and held_out[ROW][:] == sorted(held_out[ROW])
+    train, part = split_rows(rows, size, 3, ["a"])
+    assert part is not None and len(part) == expected
+    assert sorted(train[ROW][:] + part[ROW][:]) == list(range(100))
+    assert train[ROW][:] == sorted(train[ROW]) and part[ROW][:] == sorted(part[ROW])
     assert train["a"][:] == train[ROW][:]
 
 
 def test_split_by_the_seed() -> None:
     rows = table(list(range(100)))
-    parts = {seed: split_rows(rows, 10, seed, ["a"])[1][ROW][:] for seed in range(20)}  # type: ignore[index]
-    assert parts[3] == split_rows(rows, 10, 3, ["a"])[1][ROW][:]  # type: ignore[index]
+    parts = {seed: held_out(rows, 10, seed, ["a"]) for seed in range(20)}
+    assert parts[3] == held_out(rows, 10, 3, ["a"])
     assert len({tuple(part) for part in parts.values()}) == 20
     # 200 draws from 100 rows leave about 12 rows never drawn
     assert 75 < len({row for part in parts.values() for row in part}) <= 100
@@ -567,16 +574,16 @@ def test_split_nothing() -> None:
 def test_split_keeps_copies_together() -> None:
     rows = table([0, 0, 0, 1, 2, 2, 3, 4, 5, 5])  # in column a, three values occur once
     for seed in range(30):
-        train, held_out = split_rows(rows, 3, seed, key_columns=["a"])
-        assert held_out is not None and sorted(held_out["a"]) == [1, 3, 4]
-        train, held_out = split_rows(rows, 6, seed, key_columns=["a"])
-        assert held_out is not None and len(held_out) == 5 and not set(train["a"]) & set(held_out["a"])
+        train, part = split_rows(rows, 3, seed, key_columns=["a"])
+        assert part is not None and sorted(part["a"]) == [1, 3, 4]
+        train, part = split_rows(rows, 6, seed, key_columns=["a"])
+        assert part is not None and len(part) == 5 and not set(train["a"]) & set(part["a"])
 
 
 def test_split_compares_the_key_columns_alone() -> None:
     rows = table(["x"] * 4)
     fails(DataError, "copies of each other in a (at least 4 times", call=lambda: split_rows(rows, 2, 0, ["a"]))
-    assert len(split_rows(rows, 2, 0, ["a", "b"])[1]) == 2  # type: ignore[arg-type]
+    assert len(held_out(rows, 2, 0, ["a", "b"])) == 2
 
 
 def test_split_takes_all() -> None:

@@ -17,6 +17,7 @@ import byeori
 from byeori.data import template
 from byeori.errors import CheckpointError
 from byeori.result import compare, folder, generate, scores
+from conftest import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
 
@@ -233,15 +234,7 @@ def test_rows_that_were_trained_on_are_counted(
 ) -> None:
     """Those held out of the same table are not among them, and neither is a row with another answer."""
     assert "6 of the 6 rows were trained on" in run(trained, title_rows, tmp_path / "all").verdict
-    byeori.sft(
-        base_model=tiny_model,
-        data_path=title_rows,
-        output_dir=tmp_path / "adapter",
-        cutoff_len=512,
-        max_steps=1,
-        val_set_size=5,
-        dtype="float32",
-    )
+    short_sft(tiny_model, title_rows, tmp_path / "adapter", val_set_size=5)
     found = run(tmp_path / "adapter", title_rows, tmp_path / "held-out", max_rows=24)
     assert "19 of the 24 rows were trained on" in found.verdict
     assert "19 of the 24 rows were trained on" in found.report.read_text(encoding="utf-8")

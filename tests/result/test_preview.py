@@ -109,9 +109,10 @@ def test_a_terminal_without_colours_shows_it_too(environment: dict[str, str], mo
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"TERM": "xterm-256color"} | environment).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
     show([("line 1", pieces(example, tokenizer))], [], {"longest": [], "dropped": []})
-    out = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    out = terminal.getvalue()
     assert ("▸그냥<|endoftext|>◂" in out) == bool(environment)
     assert ("\x1b[1;32m그냥<|endoftext|>\x1b[0m" in out) == (not environment)
 
