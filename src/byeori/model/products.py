@@ -23,9 +23,11 @@ _WORKSPACE = 3 * 4 * _SIDE**2
 # of _STRIP rows, which stay in the processor's cache.
 _THIN, _STRIP = 64, 256
 
-# oneDNN keeps the code of this many products for when their shapes come again, 1,024 by itself; a micro-batch uses
-# about 100. The bytes are measured: what a process held grew by so much for each.
-_CACHE_SIZE, _CACHED_PRODUCTS, _CODE_BYTES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", 128, 360_000
+# oneDNN, and PyTorch on top of it, keep the code of this many products for when their shapes come again, each 1,024 by
+# itself; a micro-batch uses about 100. The bytes are measured: what a process holds grows by 256 KiB for each, and by
+# twice that where a block's rows are not filled.
+_CACHE_SIZES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_CACHED_PRODUCTS, _CODE_BYTES = 128, 560_000
 
 _installed: list[torch.library.Library] = []
 _FOR_CPU = "CPU"
@@ -40,7 +42,8 @@ def prepare(dtype: torch.dtype, device: torch.device) -> int:
     """Get this process ready for products of a type on a device; returns the bytes one takes besides its result."""
     if device.type != "cpu":
         return 0
-    os.environ.setdefault(_CACHE_SIZE, str(_CACHED_PRODUCTS))  # oneDNN reads it at its first product
+    for name in _CACHE_SIZES:
+        os.environ.setdefault(name, str(_CACHED_PRODUCTS))  # read at the first product
     if dtype != torch.bfloat16 or units():
         return 0
     install()
