@@ -189,6 +189,17 @@ def test_copies_with_another_id_are_held_out_together(preview: Previews, seed: i
     assert (found["train_rows"], found["validation_rows"]) == (8, 5)
 
 
+def test_fewer_held_out_than_asked_for_is_said(
+    preview: Previews, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    preview(with_id(titles(8) + titles(5)))  # writes the rows
+    given = ["preview", "--base_model", tiny_model, "--data_path", tmp_path / "rows.jsonl", "--cutoff_len", 512]
+    for size, said in ((6, True), (5, False), (0, False)):
+        assert main([*map(str, given), "--val_set_size", str(size)]) == 0
+        line = "5 of the 6 rows that val_set_size asks for are held out: copies of a row stay together"
+        assert (line in capfd.readouterr().out) == said
+
+
 def test_copies_of_conversations_and_of_pairs_are_held_out_together(
     preview: Previews, chat_model: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def prepare(
     )
     read = columns_read(rows.column_names, chosen, group)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
+    fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
     bar = processes.main and log.moving()
     if processes.main and not bar and len(rows) > LONG_ROWS:
         say(f"Tokenizing {len(rows):,} rows")
@@ -129,8 +130,14 @@ def prepare(
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
         parallel.wait(processes)
-    notes = [*start.notes, *table.notes, note]
+    notes = [*start.notes, *table.notes, note, *fewer]
     return Prepared(table=table, train=train, held_out=held_out, found=found, notes=notes), how
+
+
+def _fewer_held_out(count: int, wanted: int) -> list[str]:
+    if count == wanted:
+        return []
+    return [f"{count:,} of the {wanted:,} rows that val_set_size asks for are held out: copies of a row stay together"]
 
 
 def _template(

@@ -101,6 +101,13 @@ def load_rows(
     return Table(rows=rows, parts=tuple(origins), notes=tuple(notes))
 
 
+def held_out_count(count: int, val_set_size: float) -> int:
+    """How many of so many rows `val_set_size` asks to hold out: a number (1 or more), or a share (below 1)."""
+    if val_set_size >= 1 or val_set_size == 0:
+        return int(val_set_size)
+    return max(1, round(val_set_size * count))
+
+
 def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[str]) -> tuple[Dataset, Dataset | None]:
     """(training rows, validation rows or None), both in the order of the source.
 
@@ -112,7 +119,7 @@ def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[
     """
     if val_set_size == 0:
         return rows, None
-    wanted = int(val_set_size) if val_set_size >= 1 else max(1, round(val_set_size * len(rows)))
+    wanted = held_out_count(len(rows), val_set_size)
     if wanted >= len(rows):
         raise DataError(
             f"val_set_size {val_set_size:g} leaves none of the {len(rows)} rows to train on; make it smaller."
