@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from byeori.model import products
+from byeori.planner import machines
 
 ROUNDING = 2**-8  # bfloat16 keeps eight bits: half of the last one is 2^-9 of a number
 
@@ -165,6 +166,14 @@ for rows in range(16, 4096, 8):
     torch.mm(left[:rows], right)
 print(mallinfo().used - before)
 """
+
+
+def test_measuring_the_processor_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in products._CACHE_SIZES:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    machines.measured_peak(torch.float32, 8)
+    assert [os.environ[name] for name in products._CACHE_SIZES] == ["128", "128"]
 
 
 @pytest.mark.skipif(not products.units(), reason="these products go through oneDNN only where it has units for them")

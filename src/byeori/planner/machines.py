@@ -204,6 +204,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
     """Operations a second of a matrix product, the best of four."""
+    products.prepare(dtype, torch.device("cpu"))  # this may be the first one, which reads how many are kept
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
     for _ in range(4):
