@@ -140,7 +140,7 @@ def test_what_is_kept_in_the_cpus_memory(wide_model: Any, monkeypatch: pytest.Mo
         (-forward.forest_logprobs(model, batch)).sum().backward()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.silicon)])
 def test_nobody_waits_between_forward_and_backward(wide_model: Any, compiled: bool) -> None:
     model = copy.deepcopy(wide_model).to(torch.bfloat16)
     lora.fuse(model)
@@ -173,7 +173,7 @@ def test_fused_adapter(dtype: torch.dtype, dropout: bool) -> None:
         return [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
 
     x, w, bias, a, b, g = (parts[name].to(dtype).requires_grad_(name in "xab") for name in sizes)
-    y = lora._FusedLora.apply(x, w, bias, a, b, 2.0, None if keep is None else keep.to(dtype))
+    y = lora._FusedLora.apply(x, w, bias, a, b, 2.0, None if keep is None else keep.to(dtype), None)
     found = [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
     for ours, theirs, exact in zip(found, written(dtype), written(torch.float64), strict=True):
         ours, theirs, exact = ours.detach(), theirs.detach(), exact.detach()
@@ -196,6 +196,7 @@ def test_log_probs_in_chunks(dtype: torch.dtype) -> None:
     assert float((grads[0].double() - grads[1]).norm() / grads[1].norm()) < limit
 
 
+@pytest.mark.silicon
 def test_the_head_never_holds_a_matrix_of_all_logits() -> None:
     """4,096 targets and 128,256 words are 2.1 GB in float32; less than a fifth of that is taken beside the weights."""
     head = torch.nn.Linear(512, 128_256, bias=False, device=GPU, dtype=torch.bfloat16).requires_grad_(False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cuda_attention import WRITTEN_OUT, deep, plan
+from test_cuda_attention import deep, plan
+from written_out import WRITTEN_OUT
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
@@ -55,7 +56,11 @@ def run(
 
 
 def errors(found: Parts, exact: Parts) -> list[float]:
-    return [float((left - right).norm() / right.norm()) for left, right in zip(found, exact, strict=True)]
+    """Relative to the exact one, or to a hundredth of the largest: a query that sees one key has no gradient."""
+    norms = [float(part.detach().norm()) for part in exact]
+    least = max(norms) / 100
+    apart = [float((left - right).detach().norm()) for left, right in zip(found, exact, strict=True)]
+    return [error / max(norm, least) for error, norm in zip(apart, norms, strict=True)]
 
 
 @pytest.mark.parametrize("full", ["cascade", "gather"])
@@ -74,7 +79,7 @@ def test_bf16_is_no_further_from_float64_than_nodes_apart(
     monkeypatch.setattr(cuda_attention, "takes", lambda *_: False)
     apart = errors(run(forest, parts, torch.bfloat16, window), exact)
     for ours, theirs in zip(together, apart, strict=True):
-        assert ours <= CHANCE * theirs, (together, apart)
+        assert ours <= CHANCE * theirs + 1e-5, (together, apart)
         assert ours < 1e-2
 
 

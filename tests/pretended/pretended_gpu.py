@@ -1,0 +1,205 @@
+"""Loads gpu.cpp and lets torch.cuda speak of it: `PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu`.
+
+Attention's kernel is the one that tests/model/written_out.py writes out, with what the real one demands of its
+arguments. Nothing can be compiled for this GPU; tests that need a real one are marked `silicon`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+HERE = Path(__file__).parent
+MEMORY = 80 * 2**30
+os.environ["BYEORI_TEST_GPUS"] = "0"
+
+
+def build(folder: Path) -> Path:
+    """gpu.cpp as a library for the installed PyTorch; takes some 20 seconds, once."""
+    source = HERE / "gpu.cpp"
+    spec = find_spec("torch")
+    assert spec
+    assert spec.origin
+    torch_folder = Path(spec.origin).parent
+    key = hashlib.sha256(source.read_bytes() + version("torch").encode()).hexdigest()[:16]
+    library = folder / f"pretended-gpu-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        made = library.with_suffix(f".{os.getpid()}")
+        include, lib = torch_folder / "include", torch_folder / "lib"
+        places = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", f"-L{lib}", f"-Wl,-rpath,{lib}"]
+        options = ["-std=c++20", "-O1", "-shared", "-fPIC", *places, "-lc10", "-ltorch_cpu"]
+        subprocess.run(["g++", str(source), *options, "-o", str(made)], check=True)
+        made.replace(library)
+    return library
+
+
+def load() -> ctypes.CDLL:
+    assert "torch" not in sys.modules, "PyTorch asks for its devices when it is imported, so this comes before it"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    library = ctypes.CDLL(str(build(home / "byeori")), mode=ctypes.RTLD_GLOBAL)
+    library.gpu_allocated.restype = library.gpu_peak.restype = ctypes.c_long
+    return library
+
+
+GPU = load()
+import torch  # noqa: E402
+
+
+class Event:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _nothing(self, *args: Any) -> None:
+        pass
+
+    record = wait = synchronize = _nothing
+
+    def query(self) -> bool:
+        return True
+
+
+class Stream(Event):
+    device = torch.device("cuda", 0)
+    wait_stream = wait_event = Event._nothing
+
+    def record_event(self, event: Event | None = None) -> Event:
+        return event or Event()
+
+
+def set_sync_debug_mode(mode: str | int) -> None:
+    GPU.gpu_no_waiting(int(mode in ("error", 2)))
+
+
+def pretend() -> None:
+    """torch.cuda of one GPU, an H100 in its sizes."""
+    card = SimpleNamespace(
+        total_memory=MEMORY, name="pretended", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 * 2**20
+    )
+    said = {
+        "is_available": True,
+        "is_initialized": True,
+        "is_bf16_supported": True,
+        "_is_in_bad_fork": False,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_capability": (9, 0),
+        "get_device_name": card.name,
+        "get_device_properties": card,
+        **dict.fromkeys(("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all")),
+    }
+    for name, value in said.items():
+        setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
+    held = {"memory_allocated": GPU.gpu_allocated, "memory_reserved": GPU.gpu_allocated}
+    held |= {"max_memory_allocated": GPU.gpu_peak, "max_memory_reserved": GPU.gpu_peak}
+    held |= {"reset_peak_memory_stats": GPU.gpu_reset_peak}
+    for name, ask in held.items():
+        setattr(torch.cuda, name, lambda *args, ask=ask, **kwargs: ask())
+    setattr(torch.cuda, "mem_get_info", lambda *args: (MEMORY - GPU.gpu_allocated(), MEMORY))
+    setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
+    stream = Stream()
+    for name, what in {"Stream": Stream, "Event": Event}.items():
+        setattr(torch.cuda, name, what)
+    for name in ("current_stream", "default_stream"):
+        setattr(torch.cuda, name, lambda *args: stream)
+    setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    setattr(torch._C, "_cuda_getCurrentRawStream", lambda *args: 0)
+    setattr(torch.Tensor, "record_stream", lambda *args: None)
+    _copies()
+    for name, kernel in (("forward", _flash_forward), ("backward", _flash_backward)):
+        KERNELS.impl(f"_flash_attention_{name}", kernel, "CUDA")
+
+
+def _copies() -> None:
+    """copy.deepcopy of tensors, which asks PyTorch for a storage that only real devices have."""
+    before = torch.Tensor.__deepcopy__
+
+    def deepcopy(self: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        if not self.is_cuda or type(self) is not torch.Tensor:
+            return before(self, memo)
+        memo[id(self)] = out = self.detach().clone().requires_grad_(self.requires_grad)
+        return out
+
+    setattr(torch.Tensor, "__deepcopy__", deepcopy)
+
+
+KERNELS = torch.library.Library("aten", "IMPL")
+
+
+def _call(states: list[torch.Tensor], sizes: tuple[Any, ...], left: int | None, right: int | None) -> Any:
+    """What the kernel demands, and cuda_calls.Call of its arguments."""
+    from byeori.model.cuda_calls import Call
+
+    cu_q, cu_k, max_q, max_k, dropout, causal, *_ = sizes
+    assert dropout == 0.0
+    assert len({each.dtype for each in states}) == 1
+    assert states[0].dtype in (torch.bfloat16, torch.float16)
+    assert all(each.is_cuda and each.stride(-1) == 1 for each in (*states, cu_q, cu_k))
+    assert cu_q.dtype == cu_k.dtype == torch.int32
+    assert right == (0 if causal or left != -1 else -1)
+    cu_q, cu_k = cu_q.cpu(), cu_k.cpu()
+    assert (int(cu_q[-1]), int(cu_k[-1])) == (len(states[0]), len(states[1]))
+    ends = {"causal": right == 0, "window": None if left in (None, -1) else left + 1}
+    rest = {"queries": slice(0, 0), "keys": slice(0, 0), "once": True}
+    return Call(cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k, **ends, **rest)
+
+
+def _flash_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *sizes: Any,
+    scale: float,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+) -> tuple[torch.Tensor, ...]:
+    from written_out import WRITTEN_OUT
+
+    waits = _may_wait()
+    call = _call([query, key, value], sizes, window_size_left, window_size_right)
+    out, lse = WRITTEN_OUT.forward(query.cpu().float(), key.cpu().float(), value.cpu().float(), call, scale)
+    nothing = torch.empty(0, device=query.device)
+    found = out.to(query), lse.to(query.device), nothing, nothing, nothing
+    _may_wait(waits)
+    return found
+
+
+def _flash_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *sizes: Any,
+    scale: float,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+) -> tuple[torch.Tensor, ...]:
+    from written_out import WRITTEN_OUT
+
+    waits = _may_wait()
+    call = _call([query, key, value, out, grad], sizes, window_size_left, window_size_right)
+    assert lse.dtype == torch.float32
+    assert lse.is_contiguous()
+    wide = [each.cpu().float() for each in (grad, query, key, value, out, lse)]
+    found = tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
+    _may_wait(waits)
+    return found
+
+
+def _may_wait(before: int = 0) -> int:
+    """What the kernel does here is not what a GPU does; returns how it was."""
+    return int(GPU.gpu_no_waiting(before))
+
+
+pretend()
