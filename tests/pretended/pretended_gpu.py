@@ -1,4 +1,6 @@
-"""Loads gpu.cpp and lets torch.cuda speak of it: `PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu`.
+"""Loads gpu.cpp and lets torch.cuda speak of it. The suite runs tests/gpu on it (test_pretended_gpu.py); by hand:
+
+    PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu
 
 Attention's kernel is the one that tests/model/written_out.py writes out, with what the real one demands of its
 arguments. Nothing can be compiled for this GPU; tests that need a real one are marked `silicon`.
@@ -104,16 +106,16 @@ def pretend() -> None:
     held |= {"reset_peak_memory_stats": GPU.gpu_reset_peak}
     for name, ask in held.items():
         setattr(torch.cuda, name, lambda *args, ask=ask, **kwargs: ask())
-    setattr(torch.cuda, "mem_get_info", lambda *args: (MEMORY - GPU.gpu_allocated(), MEMORY))
-    setattr(torch.cuda, "set_sync_debug_mode", set_sync_debug_mode)
+    torch.cuda.mem_get_info = lambda *args: (MEMORY - GPU.gpu_allocated(), MEMORY)
+    torch.cuda.set_sync_debug_mode = set_sync_debug_mode
     stream = Stream()
     for name, what in {"Stream": Stream, "Event": Event}.items():
         setattr(torch.cuda, name, what)
     for name in ("current_stream", "default_stream"):
         setattr(torch.cuda, name, lambda *args: stream)
-    setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    setattr(torch._C, "_cuda_getCurrentRawStream", lambda *args: 0)
-    setattr(torch.Tensor, "record_stream", lambda *args: None)
+    torch.cuda.stream = lambda stream: nullcontext()
+    torch._C._cuda_getCurrentRawStream = lambda *args: 0
+    torch.Tensor.record_stream = lambda *args: None
     _copies()
     for name, kernel in (("forward", _flash_forward), ("backward", _flash_backward)):
         KERNELS.impl(f"_flash_attention_{name}", kernel, "CUDA")
@@ -129,7 +131,7 @@ def _copies() -> None:
         memo[id(self)] = out = self.detach().clone().requires_grad_(self.requires_grad)
         return out
 
-    setattr(torch.Tensor, "__deepcopy__", deepcopy)
+    torch.Tensor.__deepcopy__ = deepcopy
 
 
 KERNELS = torch.library.Library("aten", "IMPL")
