@@ -247,6 +247,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_reshape_alias", at::native::_reshape_alias);
   m.impl("resize_", resize_);
   m.impl("_local_scalar_dense", local_scalar_dense);
+  // a GPU has a kernel of its own where PyTorch would otherwise take the formula
+  m.impl("silu_backward", torch::CppFunction::makeFromBoxedFunction<&by_the_cpu>());
   m.impl("set_.source_Tensor", at::native::set_tensor_);
   m.impl("set_.source_Storage", at::native::set_);
   m.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);

@@ -5,6 +5,7 @@ On a GPU the truth is torch.cuda.max_memory_allocated; on the CPU it is the peak
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,8 @@ def run(
     Raises:
         ConfigError: the step would not fit here.
     """
+    gc.collect()  # what another model in this process left behind is not of this step
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     free = memory.available_bytes(device)
     if expected.peak > _ROOM * free:
         raise ConfigError(
@@ -55,7 +58,7 @@ def run(
     optimizer = step.optimizer_of(model)
     found = step.run(model, optimizer, examples, **how)
     if device.type == "cuda":
-        measured, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        measured, reserved = torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
         torch.cuda.synchronize(device)
     else:
         measured, reserved = max(peak.total for peak in found.peaks.values()), memory.peak_memory_bytes(device)
