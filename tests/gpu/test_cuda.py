@@ -211,12 +211,18 @@ def test_the_head_never_holds_a_matrix_of_all_logits() -> None:
 SHAPE = ["hidden_size=256", "intermediate_size=688", "num_hidden_layers=6", "num_attention_heads=4", "vocab_size=8000"]
 
 
-@pytest.mark.parametrize("objective", ["sft", "dpo"])
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(("objective", "recompute"), [("sft", "none"), ("dpo", "selective"), ("sft", "full")])
 def test_a_step_allocates_what_the_plan_says(objective: str, recompute: str) -> None:
-    how = {"gpu": "H100", "cutoff_len": 512, "compile": "off", "gradient_checkpointing": recompute}
-    for _ in range(2):  # the libraries of products take their working memory once and keep it
-        found = byeori.plan(shape=SHAPE, objective=objective, calibrate=True, dtype="bfloat16", **how)["calibration"]
+    how: dict[str, Any] = {
+        "gpu": "H100",
+        "cutoff_len": 512,
+        "micro_batch_tokens": 1024,
+        "compile": "off",
+        "dtype": "bfloat16",
+    }
+    how["gradient_checkpointing"] = recompute
+    for _ in range(2 if torch.version.cuda else 1):  # the libraries of products keep the working memory they once took
+        found = byeori.plan(shape=SHAPE, objective=objective, calibrate=True, **how)["calibration"]
     assert found["device"] == "cuda"
     assert abs(found["error"]) < 0.02
 
