@@ -45,7 +45,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     training, notes = _cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config=config, training=training)
     found = _machines(settings, table, rehearser)
-    work = _work(settings, training, begun, rehearser.objective)
+    work, left_out = _work(settings, training, begun, rehearser.objective)
     case = rehearser.case(work, table)
     most = {machine.device: machine.memory for machine in sorted(found, key=lambda machine: machine.memory)}
     with _rarely_collecting(), rehearser.ahead(work, most):
@@ -57,7 +57,13 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
         name=settings.base_model or f"a {config.model_type} model by hand",
         objective=settings.planned,
         weights=rehearser.weights(work.micros[0]),
-        notes=(*notes, *_notes(training), work.assumed, f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute"),
+        notes=(
+            *notes,
+            *_notes(training),
+            work.assumed,
+            *left_out,
+            f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute",
+        ),
     )
     result = show.as_json(subject, case, offers, ranked)
     shown = show.lines(subject, case, offers, ranked)
@@ -186,11 +192,14 @@ def _machines(settings: PlanSettings, table: machines.Table, rehearser: Rehearse
     return machines.pick([*table.machines, machines.this_cpu(table, rehearser.dtype("cpu"))], settings.gpu)
 
 
-def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, objective: Objective) -> Work:
+def _work(
+    settings: PlanSettings, training: TrainSettings, begun: Start | None, objective: Objective
+) -> tuple[Work, list[str]]:
+    """The steps that are planned, and in words which rows are in none of them."""
     from byeori.rows import prepare, schedule
 
     size, tokens = training.micro_batch_size, training.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda"]
-    rows = None
+    rows, left_out = None, []
     count = settings.assumed_rows
     if begun is not None:
         from byeori.data import audit, cache
@@ -199,16 +208,17 @@ def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, 
         alone = parallel.Processes(rank=0, world=1, device=_CPU)
         prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
         audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
+        left_out = audit.left_out(prepared.found, training.on_bad_rows)
         rows = cache.Rows(table=prepared.train, group=objective.group)
         count = len(rows)
     steps = schedule(training, count, rows)
     if rows is not None:
         share = training.share_prefixes != "off"
-        return workload.of_rows(rows, plan=steps, world=1, size=size, tokens=tokens, share=share)
+        return workload.of_rows(rows, plan=steps, world=1, size=size, tokens=tokens, share=share), left_out
     mean = settings.assumed_tokens or max(8, training.cutoff_len // 2)
     if mean > training.cutoff_len:
         raise ConfigError(f"--assumed_tokens {mean} is beyond cutoff_len {training.cutoff_len}")
-    return workload.made_up(
+    work = workload.made_up(
         cutoff_len=training.cutoff_len,
         mean=mean,
         rows=count,
@@ -217,6 +227,7 @@ def _work(settings: PlanSettings, training: TrainSettings, begun: Start | None, 
         size=size,
         tokens=tokens,
     )
+    return work, left_out
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

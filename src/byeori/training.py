@@ -23,8 +23,8 @@ from byeori.data import audit, cache
 from byeori.errors import ConfigError
 from byeori.model import embedded, forward, parallel
 from byeori.objective.record import Objective
+from byeori.result import base_check
 from byeori.result import folder as folders
-from byeori.result import opening
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, remote, trainer
@@ -113,7 +113,8 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         remote.check_free(mirror, processes)
     if resume is not None:
         folders.check_same_run(resume, settings)
-        opening.check_base(resume, str(resume), context.start.base)
+        if Path(context.start.base).is_dir():
+            base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
     content = cache.content(prepared.train)

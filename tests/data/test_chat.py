@@ -135,7 +135,7 @@ def test_two_assistant_turns_in_a_row_and_an_empty_one() -> None:
     how = how_of(CHATML)
     talk = [*TALK[:2], {"role": "assistant", "content": ""}, {"role": "assistant", "content": "더"}]
     example = encode_row({"messages": talk}, how)
-    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>", "<|im_end|>", "더<|im_end|>"]
+    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>", "더<|im_end|>"]  # not how to end a turn at once
     assert example.token_ids == list(how.tokenizer.apply_chat_template(talk, return_dict=False))
 
 

@@ -89,6 +89,21 @@ def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: p
     assert (Path(launched["workdir"]) / "pyproject.toml").is_file()
 
 
+def test_rows_that_are_not_trained_are_named(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    first = json.loads(title_rows.read_text(encoding="utf-8").splitlines()[0])
+    lines = [json.dumps(first | {"title": ""}, ensure_ascii=False), title_rows.read_text(encoding="utf-8")]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    how = {"base_model": str(tiny_model), "data_path": str(rows), "cutoff_len": 256, "gpu": "T4"}
+    planning.plan(config.check(config.PlanSettings, how | {"on_bad_rows": "drop"}))
+    out = capsys.readouterr().out
+    assert "1 row (1 with an empty answer) dropped: rows.jsonl line 1: the answer, column 'title', is empty" in out
+    with pytest.raises(ByeoriError, match="or drop such rows with --on_bad_rows drop"):
+        planning.plan(config.check(config.PlanSettings, how))
+
+
 def _written(path: Path, **settings: Any) -> config.SftSettings:
     """What --write writes, as `byeori sft --config` reads it."""
     planning.plan(config.check(config.PlanSettings, {"write": str(path)} | settings))

@@ -28,8 +28,9 @@ from transformers import (
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.result import merge as merge_module
+from byeori.result import opening
+from byeori.result.base_check import check_name
 from byeori.result.merge import MergeResult, merge
-from byeori.result.merge_plan import check_name
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {
@@ -417,6 +418,8 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
     words = ("was trained on google/gemma-3-270m", "another model on the Hub", "give its folder")
     for name in ("google/gemma-3-270m-it", "somebody/gemma-3-270m", "270m"):
         given(name, f"{name} is another", *words)
+        with pytest.raises(ModelError, match=f"{name} is another model on the Hub; leave --base_model out"):
+            opening.find(str(adapter), name)  # before generate or compare asks the Hub
     for name in ("google/gemma-3-270m", "Google/Gemma-3-270M", "gemma-3-270m"):  # on to the Hub, which is out of reach
         given(name, f"{name} is neither a folder here nor in the cache")
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
@@ -424,16 +427,18 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
 
 def test_names_say_nothing_beside_a_fingerprint_or_without_an_owner(tmp_path: Path, base: Path, adapter: Path) -> None:
     rewrite(adapter / "adapter_config.json", base_model_name_or_path="folder")
-    check_name(adapter, "folder", "google/gemma-3-270m")  # what is published of one that was trained from a folder
-    check_name(adapter, "/models/gemma", "google/gemma-3-270m")
+    check_name(
+        adapter, "folder", "google/gemma-3-270m", option="--base_model"
+    )  # what is published of one that was trained from a folder
+    check_name(adapter, "/models/gemma", "google/gemma-3-270m", option="--base_model")
     with pytest.raises(ModelError, match="another model on the Hub"):
-        check_name(adapter, "us/right", "us/copy")
+        check_name(adapter, "us/right", "us/copy", option="--base_model")
     record = {"base_model": "us/right", "sha256": base_fingerprint(base)}
     (adapter / "byeori_base.json").write_text(json.dumps(record))
-    check_name(adapter, "us/right", "us/copy")
+    check_name(adapter, "us/right", "us/copy", option="--base_model")
     (adapter / "byeori_base.json").write_text(json.dumps(record | {"sha256": ""}))
     with pytest.raises(ModelError, match="another model on the Hub"):
-        check_name(adapter, "us/right", "us/copy")
+        check_name(adapter, "us/right", "us/copy", option="--base_model")
 
 
 def test_fingerprint_does_not_depend_on_shards(tmp_path: Path, base: Path) -> None:

@@ -119,11 +119,7 @@ def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[st
             f"{_number(count, 'prompt')} shortened to cutoff_len {cutoff_len} "
             f"({_number(found['tokens_cut'], 'token')} cut; answers are never cut)"
         )
-    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
-    empty = f" ({found['empty_answers']:,} with an empty answer)" if found["empty_answers"] else ""
-    for too_long, words in ((False, f"{empty} {stops if policy == 'stop' else 'dropped'}"), (True, " dropped")):
-        if bad := [problem for problem in found["dropped"] if problem["too_long"] == too_long]:
-            lines.append(f"{_number(len(bad), 'row')}{words}: {named(bad)}")
+    lines += left_out(found, policy)
     if count := found["empty_prompts"]:
         lines.append(
             f"{_number(count, 'row')} {'has' if count == 1 else 'have'} nothing in the columns of the prompt; "
@@ -146,6 +142,17 @@ def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[st
         met = found["shared_prefix_rows"]
         where = f" of the first {met:,} rows" if met < found["train_rows"] else ""
         lines.append(f"{found['shared_prefix']:.0%} of the tokens{where} are prefixes that rows share")
+    return lines
+
+
+def left_out(found: dict[str, Any], policy: str) -> list[str]:
+    """The rows that are not trained, in words: those without a text or an answer, then those that are too long."""
+    lines = []
+    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
+    empty = f" ({found['empty_answers']:,} with an empty answer)" if found["empty_answers"] else ""
+    for too_long, words in ((False, f"{empty} {stops if policy == 'stop' else 'dropped'}"), (True, " dropped")):
+        if bad := [problem for problem in found["dropped"] if problem["too_long"] == too_long]:
+            lines.append(f"{_number(len(bad), 'row')}{words}: {named(bad)}")
     return lines
 
 

@@ -26,7 +26,7 @@ _PROBE = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "
 
 
 def segments(row: Mapping[str, object], tokenizer: Any, *, with_answer: bool = True) -> tuple[Segment, ...]:
-    """Every assistant turn trained but those of weight 0, nothing else.
+    """Every assistant turn trained but those of weight 0 and those that are empty, nothing else.
 
     Raises:
         TemplateError: no messages, no assistant turn, an empty last one, tools, or a chat template that rewrites
@@ -160,7 +160,8 @@ def _turns(row: Mapping[str, object]) -> list[Mapping[str, Any]]:
 
 
 def _trained_turns(row: Mapping[str, object], messages: list[dict[str, str]]) -> list[int]:
-    """Indices of the assistant's turns without those of weight 0 (as OpenAI's rows have it)."""
+    """Indices of the assistant's turns without those of weight 0 (as OpenAI's rows have it) and those of no text, which
+    would teach a model to end its turn at once."""
     weights = [turn.get("weight") for turn in _turns(row)]
     for index, weight in enumerate(weights, start=1):
         if weight not in (None, 0, 1):
@@ -173,7 +174,7 @@ def _trained_turns(row: Mapping[str, object], messages: list[dict[str, str]]) ->
         raise TemplateError(f"no assistant turn{which} in `messages`, so there is nothing to train{there}")
     if trained[-1] == assistant[-1] and not messages[assistant[-1]]["content"].strip():
         raise TemplateError("the answer, the last assistant turn in `messages`, is empty")
-    return trained
+    return [index for index in trained if messages[index]["content"].strip()]
 
 
 # ---- what the chat template makes of it --------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import torch
 from byeori.errors import CheckpointError, ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
-from byeori.result import endings, merge_check
+from byeori.result import base_check, endings, merge_check
 from byeori.result.card import TOKENIZER_FILES
 from byeori.result.merge_plan import (
     FLOATS,
@@ -31,8 +31,6 @@ from byeori.result.merge_plan import (
     Change,
     Output,
     adapter_config,
-    check_base,
-    check_name,
     plan,
     trained_over,
 )
@@ -40,6 +38,7 @@ from byeori.train import checkpoint
 
 REPORT = "merge_report.json"
 
+_BASE = "--base_model_name_or_path"
 _BLOCK_BYTES = 8 << 20
 _TYPES = {code: getattr(torch, name) for name, code in FLOATS.items()}
 
@@ -93,12 +92,12 @@ def merge(
     recorded = config.get("base_model_name_or_path")
     name = base or recorded
     if not name:
-        raise ModelError(f"{adapter} does not name its base model; give it with --base_model_name_or_path")
+        raise ModelError(f"{adapter} does not name its base model; give it with {_BASE}")
     revision = config.get("revision") if name == recorded else None
-    check_name(tuned, recorded, base)
+    base_check.check_name(tuned, recorded, base, option=_BASE)
     folder = local_folder(name, revision)
     check_output(output_dir, overwrite, [tuned, folder])
-    check_base(tuned, folder, name)
+    base_check.check_weights(tuned, folder, name, option=_BASE)
     outputs, untied = plan(folder=folder, base=name, adapter=tuned, config=config, dtype=dtype)
     facts = _facts(outputs, untied) | {"base": name, "revision": revision, "recorded_base": recorded}
     facts |= {"trained_over": trained_over(tuned, recorded), **_origin(adapter, tuned)}

@@ -17,13 +17,10 @@ from typing import Any
 import torch
 
 from byeori.errors import ModelError
-from byeori.model.fingerprint import Stored, base_fingerprint, read_header, stored_tensors
-from byeori.result.card import is_hub_id
+from byeori.model.fingerprint import Stored, read_header, stored_tensors
 from byeori.result.opening import run_settings
 
 WEIGHTS = "adapter_model.safetensors"
-BASE_RECORD = "byeori_base.json"
-"""What training leaves with the adapter: {"base_model": name, "sha256": base_fingerprint}."""
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """torch's name of a type -> safetensors' name."""
 
@@ -165,54 +162,6 @@ def trained_over(adapter: Path, base: str | None) -> str | None:
     held = run_settings(adapter)
     bits = next((bits for bits in (4, 8) if held.get(f"load_in_{bits}bit")), None)
     return f"{base}, held in {bits} bit" if bits else base
-
-
-def check_name(adapter: Path, recorded: str | None, given: str | None) -> None:
-    """Compare the Hub ids that the adapter records and the user gives, where no fingerprint tells the weights apart.
-
-    A record without an owner (`gemma-3-270m`) may be the last name of any folder, and says nothing.
-
-    Raises:
-        ModelError: they name two repositories.
-    """
-    if recorded is None or given is None or "/" not in recorded or not (is_hub_id(recorded) and is_hub_id(given)):
-        return
-    same = f"/{recorded}".lower().endswith(f"/{given}".lower())  # old models are on the Hub without their owner too
-    if not same and _fingerprint(adapter) is None:
-        raise ModelError(
-            f"{adapter} was trained on {recorded}, and {given} is another model on the Hub; leave "
-            "--base_model_name_or_path out, or, where both have the same weights, download it and give its folder"
-        )
-
-
-def check_base(adapter: Path, folder: Path, name: str) -> None:
-    """Compare the fingerprint that training left with the adapter, where it did, with the base's.
-
-    Raises:
-        ModelError: they differ.
-    """
-    recorded = _fingerprint(adapter)
-    if recorded is None:
-        return
-    trained_on, wanted = recorded
-    if base_fingerprint(folder) != wanted:
-        raise ModelError(
-            f"{adapter} was trained on {trained_on}, and the weights of {name} are not those; "
-            "give that base with --base_model_name_or_path"
-        )
-
-
-def _fingerprint(adapter: Path) -> tuple[str, str] | None:
-    """The name and the fingerprint of the base that training left with the adapter, where it did."""
-    path = adapter / BASE_RECORD
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        trained_on, wanted = record["base_model"], record["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path} is damaged; copy the adapter again") from None
-    return (trained_on, wanted) if wanted else None
 
 
 def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:

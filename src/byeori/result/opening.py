@@ -21,9 +21,10 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.model import load, lora
-from byeori.model.fingerprint import base_fingerprint, read_header
+from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
-from byeori.result.folder import BASE, SETTINGS, TEMPLATE
+from byeori.result import base_check
+from byeori.result.folder import SETTINGS, TEMPLATE
 from byeori.texts import one_line
 from byeori.train import checkpoint
 
@@ -83,13 +84,15 @@ def find(
     base_name = base or recorded
     if not base_name:
         raise ModelError(f"the adapter {name} does not say which base it belongs to; give --base_model")
+    base_check.check_name(folder, recorded, base, option="--base_model")
     revision = of_base if base_name == recorded else None
     try:
         positions = load.positions_limit(load.load_config(base_name, revision=revision))
     except ByeoriError as error:
         hint = "" if base else f"; {name} was trained on it: {moved}"
         raise type(error)(f"{error}{hint}") from None
-    check_base(folder, name, base_name)
+    if Path(base_name).is_dir():
+        base_check.check_weights(folder, Path(base_name), base_name, option="--base_model")
     own = (folder / "tokenizer_config.json").exists()
     tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
     return Found(
@@ -126,27 +129,6 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
         raise ModelError(f"the adapter {name} has no {checkpoint.ADAPTER}{pickled}; save it as safetensors")
     read_header(folder / checkpoint.ADAPTER)
     return base, revision
-
-
-def check_base(folder: Path, name: str, base: str) -> None:
-    """Compare the base's weights with those that the adapter was trained on, where both are here.
-
-    Raises:
-        ModelError: they are others, or the record of them is damaged.
-    """
-    path = folder / BASE
-    if not path.is_file() or not Path(base).is_dir():
-        return
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        trained_on, wanted = record["base_model"], record["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{path} is damaged; copy the adapter again") from None
-    if wanted and base_fingerprint(Path(base)) != wanted:
-        raise ModelError(
-            f"the adapter {name} does not fit the base {base}: it was trained on {trained_on}, "
-            "whose weights are others; give that one with --base_model"
-        )
 
 
 def load_weights(found: Found, dtype_name: str, device: torch.device) -> Any:
