@@ -90,6 +90,7 @@ def _train(settings: TrainSettings) -> TrainResult:
             weights.check(settings, processes, tell)
             objective = objective_of(settings)
             run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
+            memory.count_anew(processes.device)
             return _run(run, Path(kept))
     except RuntimeError as error:
         if not parallel.connection_broke(error):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from runs import losses, settings, sha
+from runs import log, losses, settings, sha
 from runs import sft as run_sft
 
 import byeori
@@ -238,6 +238,22 @@ def test_runs_and_resumed_runs_have_the_same_bits(tiny_model: Path, title_rows: 
     assert losses(whole) == losses(again)
     run_sft(tiny_model, title_rows, again, **RUN, resume_from_checkpoint=str(again / "checkpoint-5"))
     assert sha(whole / "adapter_model.safetensors") == sha(again / "adapter_model.safetensors")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a GPU's allocator takes more at once than these rows need")
+def test_what_does_not_fit_is_computed_in_halves(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    run_sft(tiny_model, title_rows, tmp_path / "whole", max_steps=3)
+    peak = log(tmp_path / "whole")[0]["peak_memory_bytes"]
+    torch.cuda.set_per_process_memory_fraction(0.7 * peak / torch.cuda.mem_get_info()[1])
+    try:
+        run_sft(tiny_model, title_rows, tmp_path / "halves", max_steps=3)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    lines = log(tmp_path / "halves")
+    assert [line["micro_batches_halved"] for line in lines] == [1, 1, 1]
+    assert max(line["peak_memory_bytes"] for line in lines) <= 0.7 * peak
+    for ours, theirs in zip(losses(tmp_path / "halves"), losses(tmp_path / "whole"), strict=True):
+        assert abs(ours - theirs) / theirs < 1e-5
 
 
 def test_float32_on_the_gpu_trains_as_on_the_cpu(

@@ -32,7 +32,7 @@ using namespace c10;
 const Device kGpu(kCUDA, 0);
 const DispatchKeySet kKeys(DispatchKey::CUDA);
 std::atomic<bool> no_waiting{false};
-std::atomic<long> allocated{0}, peak{0};
+std::atomic<long> allocated{0}, peak{0}, limit{80L << 30};
 
 void waits(const std::string& what) {
   TORCH_CHECK(!no_waiting, "called a synchronizing CUDA operation: ", what);
@@ -63,6 +63,7 @@ struct Memory final : Allocator {
   }
   DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &give_back, kGpu};
+    TORCH_CHECK_WITH(OutOfMemoryError, allocated + static_cast<long>(bytes) <= limit, "CUDA out of memory.");
     char* start = static_cast<char*>(std::aligned_alloc(kHead, kHead + (bytes + kHead - 1) / kHead * kHead));
     *reinterpret_cast<long*>(start) = static_cast<long>(bytes);
     long now = allocated += static_cast<long>(bytes), top = peak;
@@ -263,5 +264,6 @@ extern "C" {
 int gpu_no_waiting(int on) { return no_waiting.exchange(on != 0); }  // how it was
 long gpu_allocated() { return allocated; }
 long gpu_peak() { return peak; }
+void gpu_limit(long bytes) { limit = bytes; }
 void gpu_reset_peak() { peak = allocated.load(); }
 }

@@ -50,6 +50,7 @@ def load() -> ctypes.CDLL:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     library = ctypes.CDLL(str(build(home / "byeori")), mode=ctypes.RTLD_GLOBAL)
     library.gpu_allocated.restype = library.gpu_peak.restype = ctypes.c_long
+    library.gpu_limit.argtypes = [ctypes.c_long]
     return library
 
 
@@ -107,6 +108,7 @@ def pretend() -> None:
     for name, ask in held.items():
         setattr(torch.cuda, name, lambda *args, ask=ask, **kwargs: ask())
     torch.cuda.mem_get_info = lambda *args: (MEMORY - GPU.gpu_allocated(), MEMORY)
+    torch.cuda.set_per_process_memory_fraction = lambda part, *args: GPU.gpu_limit(int(part * MEMORY))
     torch.cuda.set_sync_debug_mode = set_sync_debug_mode
     stream = Stream()
     for name, what in {"Stream": Stream, "Event": Event}.items():

@@ -27,6 +27,18 @@ def test_pages_go_back_before_a_micro_batch_larger_than_any_before() -> None:
     assert memory.resident_bytes() < full - 64 * 2**20
 
 
+def test_a_peak_is_that_of_its_run() -> None:
+    cpu = torch.device("cpu")
+    large = torch.ones(64 * 2**20)
+    before = memory.peak_memory_bytes(cpu)
+    del large
+    memory.count_anew(cpu)
+    assert memory.peak_memory_bytes(cpu) < before - 200 * 2**20
+    again = torch.ones(16 * 2**20)
+    assert memory.peak_memory_bytes(cpu) > memory.resident_bytes() - 2**20
+    del again
+
+
 def holes() -> tuple[int, torch.Tensor]:
     """A heap full of holes: the bytes that were held, and the block at its end, which keeps it from shrinking."""
     kept = [torch.ones(16_000) for _ in range(2_000)]  # small blocks, which are the heap's

@@ -14,8 +14,17 @@ import torch
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
+def count_anew(device: torch.device) -> None:
+    """Let the peak be that of what comes from here on: a notebook's process has many runs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # Linux; elsewhere the peak stays that of the process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: allocated on the GPU, or resident in this process on the CPU."""
+    """Most memory used since `count_anew`: allocated on the GPU, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
