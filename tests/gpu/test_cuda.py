@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,16 +243,19 @@ def test_runs_and_resumed_runs_have_the_same_bits(tiny_model: Path, title_rows: 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a GPU's allocator takes more at once than these rows need")
 def test_what_does_not_fit_is_computed_in_halves(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    gc.collect()
+    others = torch.cuda.memory_allocated()  # what other tests hold
     run_sft(tiny_model, title_rows, tmp_path / "whole", max_steps=3)
-    peak = log(tmp_path / "whole")[0]["peak_memory_bytes"]
-    torch.cuda.set_per_process_memory_fraction(0.7 * peak / torch.cuda.mem_get_info()[1])
+    gc.collect()
+    room = others + 0.7 * (log(tmp_path / "whole")[0]["peak_memory_bytes"] - others)
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
     try:
         run_sft(tiny_model, title_rows, tmp_path / "halves", max_steps=3)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     lines = log(tmp_path / "halves")
     assert [line["micro_batches_halved"] for line in lines] == [1, 1, 1]
-    assert max(line["peak_memory_bytes"] for line in lines) <= 0.7 * peak
+    assert max(line["peak_memory_bytes"] for line in lines) <= room
     for ours, theirs in zip(losses(tmp_path / "halves"), losses(tmp_path / "whole"), strict=True):
         assert abs(ours - theirs) / theirs < 1e-5
 
