@@ -114,8 +114,7 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         remote.check_free(mirror, processes)
     if resume is not None:
         folders.check_same_run(resume, settings)
-        if Path(context.start.base).is_dir():
-            base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
+        base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
     content = cache.content(prepared.train)

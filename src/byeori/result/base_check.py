@@ -31,14 +31,14 @@ def check_name(adapter: Path, recorded: str | None, given: str | None, *, option
 
 
 def check_weights(adapter: Path, folder: Path, name: str, *, option: str) -> None:
-    """Compare the fingerprint that training left with the adapter, where it did, with that of the base in `folder`.
+    """Compare the fingerprint that training left with the adapter with that of the base, where both are here.
 
     name: the base's, as it was given. option: that names the base.
 
     Raises:
         ModelError: they differ, or the record is damaged.
     """
-    recorded = _recorded(adapter)
+    recorded = _recorded(adapter) if folder.is_dir() else None
     if recorded is None:
         return
     trained_on, wanted = recorded

@@ -91,8 +91,7 @@ def find(
     except ByeoriError as error:
         hint = "" if base else f"; {name} was trained on it: {moved}"
         raise type(error)(f"{error}{hint}") from None
-    if Path(base_name).is_dir():
-        base_check.check_weights(folder, Path(base_name), base_name, option="--base_model")
+    base_check.check_weights(folder, Path(base_name), base_name, option="--base_model")
     own = (folder / "tokenizer_config.json").exists()
     tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
     return Found(
