@@ -13,7 +13,8 @@ import hashlib
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,53 +159,39 @@ def _call(states: list[torch.Tensor], sizes: tuple[Any, ...], left: int | None, 
     return Call(cu_q=cu_q, cu_k=cu_k, max_q=max_q, max_k=max_k, **ends, **rest)
 
 
-def _flash_forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *sizes: Any,
-    scale: float,
-    window_size_left: int | None = None,
-    window_size_right: int | None = None,
-) -> tuple[torch.Tensor, ...]:
+def _flash_forward(*given: Any, scale: float, **window: int) -> tuple[torch.Tensor, ...]:
     from written_out import WRITTEN_OUT
 
-    waits = _may_wait()
-    call = _call([query, key, value], sizes, window_size_left, window_size_right)
-    out, lse = WRITTEN_OUT.forward(query.cpu().float(), key.cpu().float(), value.cpu().float(), call, scale)
-    nothing = torch.empty(0, device=query.device)
-    found = out.to(query), lse.to(query.device), nothing, nothing, nothing
-    _may_wait(waits)
-    return found
+    states, sizes = list(given[:3]), given[3:]
+    with _host_may_wait():
+        call = _call(states, sizes, window["window_size_left"], window["window_size_right"])
+        out, lse = WRITTEN_OUT.forward(*(each.cpu().float() for each in states), call, scale)
+        nothing = torch.empty(0, device=states[0].device)
+        return out.to(states[0]), lse.to(nothing.device), nothing, nothing, nothing
 
 
-def _flash_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    *sizes: Any,
-    scale: float,
-    window_size_left: int | None = None,
-    window_size_right: int | None = None,
-) -> tuple[torch.Tensor, ...]:
+def _flash_backward(*given: Any, scale: float, **window: int) -> tuple[torch.Tensor, ...]:
     from written_out import WRITTEN_OUT
 
-    waits = _may_wait()
-    call = _call([query, key, value, out, grad], sizes, window_size_left, window_size_right)
+    grad, query, key, value, out, lse, *sizes = given
     assert lse.dtype == torch.float32
     assert lse.is_contiguous()
-    wide = [each.cpu().float() for each in (grad, query, key, value, out, lse)]
-    found = tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
-    _may_wait(waits)
-    return found
+    with _host_may_wait():
+        call = _call(
+            [query, key, value, out, grad], tuple(sizes), window["window_size_left"], window["window_size_right"]
+        )
+        wide = [each.cpu().float() for each in (grad, query, key, value, out, lse)]
+        return tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
 
 
-def _may_wait(before: int = 0) -> int:
-    """What the kernel does here is not what a GPU does; returns how it was."""
-    return int(GPU.gpu_no_waiting(before))
+@contextmanager
+def _host_may_wait() -> Iterator[None]:
+    """Inside a kernel that is written out: what it does is not what a GPU's does."""
+    before = GPU.gpu_no_waiting(0)
+    try:
+        yield
+    finally:
+        GPU.gpu_no_waiting(before)
 
 
 pretend()
