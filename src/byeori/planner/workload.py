@@ -172,7 +172,8 @@ def of_rows(
         steps=plan.total_steps,
         batch_size=plan.batch_size,
         rows=len(rows),
-        assumed=f"{len(rows):,} rows of {lengths.mean():,.0f} tokens on average, the longest {lengths.max():,}",
+        assumed=f"{len(rows):,} row{'' if len(rows) == 1 else 's'} of {lengths.mean():,.0f} tokens on average, "
+        f"the longest {lengths.max():,}",
     )
 
 
