@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
-from byeori.model import cpu_attention, cuda_attention, cuda_calls, target
+from byeori.model import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, target
 
 NAME = "byeori_forest"
 
@@ -106,6 +106,9 @@ def forest_attention(
         return _on_gpu(query, key, value, forest_layout, window, scaling), None
     if ordinary and not dropout and cpu_attention.takes(query):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if cpu_tiles.takes(query, key, value):
+            q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+            return cpu_tiles.attend(q, k, v, forest_layout.nodes, window, scale)[None], None
         return cpu_attention.attend(query, key, value, forest_layout.nodes, window, scale), None
     masks = [_mask(forest_layout, index, window, query) for index in range(len(forest_layout.nodes))]
     outputs = []

@@ -51,6 +51,8 @@ static inline float gate_of(float x, float one, float three, float *slope) {
     return x * s;
 }
 
+#include "attention.c"
+
 #define STORE uint16_t
 #define WIDEN widen_bf16
 #define NARROW narrow_bf16

@@ -22,9 +22,11 @@ from byeori.model import target
 from byeori.model.embedded import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernels.c")
+_INCLUDED = [_SOURCE.with_name(name) for name in ("attention.c", "strips.c", "tiles.c")]
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 _WIDE = "-mprefer-vector-width=512"  # gcc and clang halve the vectors of processors that have the widest
 _STORED = {torch.bfloat16: "bf16", torch.float32: "f32"}
+_MAY_FAIL = ("attend", "attend_back")  # kernels that return whether they did; others return nothing
 
 
 _on = True
@@ -50,18 +52,35 @@ def runs(*tensors: torch.Tensor) -> bool:
 
 
 def call(name: str, *arguments: torch.Tensor | float | None) -> None:
-    """Run a kernel; the first tensor's type chooses which. Integers are C's long, other numbers its float."""
+    """Run a kernel; the first tensor's type chooses which. Integers are C's long, other numbers its float.
+
+    Raises:
+        MemoryError: a kernel found no memory for what it keeps meanwhile.
+    """
     if any(isinstance(argument, torch.Tensor) and argument.is_meta for argument in arguments):
         return  # a rehearsal: there are no numbers
     stored = next(_STORED[argument.dtype] for argument in arguments if isinstance(argument, torch.Tensor))
     passed = [_c(argument) for argument in arguments]
-    getattr(_library(), f"{name}_{stored}")(*passed, ctypes.c_int(torch.get_num_threads()))
+    failed = getattr(_library(), f"{name}_{stored}")(*passed, ctypes.c_int(torch.get_num_threads()))
+    if failed and name in _MAY_FAIL:
+        raise MemoryError(f"{name}: no memory for what it keeps meanwhile")
 
 
 def _c(argument: torch.Tensor | float | None) -> Any:
     if argument is None or isinstance(argument, torch.Tensor):
         return ctypes.c_void_p(None if argument is None else argument.data_ptr())
     return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+
+
+def tiles() -> int:
+    """How the kernels multiply tiles of bfloat16: 2 in matrix units (AMX), 1 in vectors, 0 without units for it."""
+    return _tiles() if _on else 0
+
+
+@functools.cache
+def _tiles() -> int:
+    library = _library()
+    return 0 if library is None else int(library.tiles())
 
 
 @functools.cache
@@ -71,7 +90,11 @@ def _library() -> ctypes.CDLL | None:
     compiler = next((path for path in map(shutil.which, filter(None, found)) if path), None)
     if compiler is None or not sys.platform.startswith("linux"):
         return None
-    key = hashlib.sha256(_SOURCE.read_bytes() + _processor().encode() + " ".join([compiler, *_FLAGS]).encode())
+    key = hashlib.sha256(
+        b"".join(path.read_bytes() for path in (_SOURCE, *_INCLUDED))
+        + _processor().encode()
+        + " ".join([compiler, *_FLAGS]).encode()
+    )
     target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     try:
         if not target.exists():

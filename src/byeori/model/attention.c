@@ -1,0 +1,429 @@
+/* Attention over a whole forest in bf16, by tiles (tiles.c); cpu_tiles.py calls it.
+
+       S = Q K^T   P = exp(scale (S - most)) part   O = P V           (FlashAttention: Dao et al., arXiv:2205.14135)
+       dV = P^T dO   dP = dO V^T   dS = scale P (dP - sum(P dP))   dQ = dS K   dK = dS^T Q
+
+   A strip is 32 rows of queries of one node: a token's heads that share a key head are neighbours. A strip meets the
+   tiles of 32 keys of which one of its rows sees one; they lie where the forest has them, so nothing is gathered along
+   a path. d and e, the sizes of heads, are filled up with zeros to multiples of 32. */
+
+#include <omp.h>
+
+#include "tiles.c"
+
+/* What a layer's attention is told. Tensors: query and its like [n, heads, d or e], key and its like
+   [tokens, groups, d or e]; nodes: for each its queries' start and end, the number of runs of its path, and the start
+   and end of each. */
+typedef struct {
+    const int64_t *nodes;
+    long count, tokens, heads, groups, d, e, window;
+    float scale;
+} Layer;
+
+/* Rows [row, row + rows) of a node, the first of which is at `position` of the path. */
+typedef struct { const int64_t *node; long row, rows, before; } Strip;
+
+/* A tile of keys that a strip meets: those from `from` to `to` are on its path, at place + shift. */
+typedef struct { long tile, from, to, shift; } Meeting;
+
+static long strips_of(const Layer *layer, Strip *out) {
+    long found = 0, each = layer->heads / layer->groups;
+    const int64_t *node = layer->nodes;
+    for (long i = 0; i < layer->count; i++, node += 3 + 2 * node[2]) {
+        long length = 0, rows = (node[1] - node[0]) * each;
+        for (long r = 0; r < node[2]; r++) length += node[4 + 2 * r] - node[3 + 2 * r];
+        for (long row = 0; row < rows; row += SIDE, found++)
+            if (out) out[found] = (Strip){node, row, smaller(SIDE, rows - row), length - (node[1] - node[0])};
+    }
+    return found;
+}
+
+/* The position of a strip's row on its path. */
+static inline long place(const Layer *layer, const Strip *strip, long row) {
+    return strip->before + (strip->row + row) / (layer->heads / layer->groups);
+}
+
+static long meet(const Layer *layer, const Strip *strip, Meeting *out) {
+    long found = 0, at = 0, first = place(layer, strip, 0), last = place(layer, strip, strip->rows - 1);
+    for (long r = 0; r < strip->node[2]; r++) {
+        long from = strip->node[3 + 2 * r], to = strip->node[4 + 2 * r], shift = at - from;
+        long start = larger(from, first - layer->window + 1 - shift), stop = smaller(to, last + 1 - shift);
+        for (long tile = start / SIDE; start < stop && tile <= (stop - 1) / SIDE; tile++, found++)
+            if (out) out[found] = (Meeting){tile, from, to, shift};
+        at += to - from;
+    }
+    return found;
+}
+
+/* The columns [*from, *to) of a tile that the query at a position sees. */
+static inline void seen(const Layer *layer, const Meeting *at, long position, int *from, int *to) {
+    long start = larger(at->from, position - layer->window + 1 - at->shift) - at->tile * SIDE;
+    long stop = smaller(at->to, position + 1 - at->shift) - at->tile * SIDE;
+    *from = smaller(larger(start, 0), SIDE), *to = smaller(larger(stop, 0), SIDE);
+}
+
+/* Where a strip's row begins in a tensor of queries. */
+static inline long address(const Layer *layer, const Strip *strip, long group, long row, long size) {
+    long each = layer->heads / layer->groups, at = strip->row + row;
+    return ((strip->node[0] + at / each) * layer->heads + group * each + at % each) * size;
+}
+
+/* A tile's row, or what is left of it. */
+static inline void some(void *to, const uint16_t *from, long left) {
+    if (left >= SIDE) memcpy(to, from, 2 * SIDE);
+    else memcpy(to, from, 2 * left);
+}
+
+/* A strip's rows as A: [2, size / 32] tiles. */
+static void rows_in(const Layer *layer, const Strip *strip, long group, const uint16_t *from, long size, uint16_t *to) {
+    long wide = up(size) / SIDE;
+    memset(to, 0, 2 * SIDE * up(size));
+    for (long i = 0; i < strip->rows; i++) {
+        const uint16_t *row = from + address(layer, strip, group, i, size);
+        for (long k = 0; k < wide; k++)
+            some(to + ((i / HALF * wide + k) * HALF + i % HALF) * SIDE, row + k * SIDE, size - k * SIDE);
+    }
+}
+
+static void rows_out(const Layer *layer, const Strip *strip, long group, const float *from, const float *factor,
+                     long size, uint16_t *to) {
+    for (long i = 0; i < strip->rows; i++) {
+        uint16_t *row = to + address(layer, strip, group, i, size);
+        const float *sums = from + i * up(size);
+        float by = factor ? factor[i] : 1.0f;
+        SIMD for (long k = 0; k < size; k++) row[k] = narrow_bf16(sums[k] * by);
+    }
+}
+
+static inline void turn_pairs(const uint32_t *from, long stride, uint32_t *to) {
+    for (long i = 0; i < HALF; i++)
+        for (long j = 0; j < HALF; j++) to[i * HALF + j] = from[j * stride + i];
+}
+
+/* The same rows the other way round, as A: [size / 16] tiles of 16 columns by the strip's 32 rows. */
+static void rows_turned(const uint16_t *rows, long size, uint16_t *to) {
+    long wide = up(size) / SIDE;
+    uint32_t pairs[HALF * HALF];
+    for (long j = 0; j < 2 * wide; j++) {
+        for (long p = 0; p < HALF; p++) {
+            const uint16_t *one = rows + ((p / 8 * wide + j / 2) * HALF + p % 8 * 2) * SIDE + j % 2 * HALF;
+            SIMD for (long k = 0; k < HALF; k++) pairs[p * HALF + k] = one[k] | (uint32_t)one[k + SIDE] << 16;
+        }
+        turn_pairs(pairs, HALF, (uint32_t *)(to + j * TILE));
+    }
+}
+
+/* Keys as B, columns by rows of 32 numbers: for each 32 keys [2, size / 32] tiles. */
+static void keys_across(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
+    long wide = up(size) / SIDE;
+    uint32_t pairs[HALF * HALF];
+#pragma omp for schedule(static)
+    for (long tile = 0; tile < up(layer->tokens) / HALF; tile++)
+        for (long k = 0; k < wide; k++) {
+            memset(pairs, 0, sizeof pairs);
+            for (long i = 0; i < smaller(HALF, layer->tokens - tile * HALF); i++) {
+                const uint16_t *row = from + ((tile * HALF + i) * layer->groups + group) * size;
+                some(pairs + i * HALF, row + k * SIDE, size - k * SIDE);
+            }
+            turn_pairs(pairs, HALF, (uint32_t *)(to + (tile * wide + k) * TILE));
+        }
+}
+
+/* Keys as B, rows by columns: for each 32 keys [size / 16] tiles. */
+static void keys_along(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
+    long wide = up(size) / HALF;
+#pragma omp for schedule(static)
+    for (long tile = 0; tile < up(layer->tokens) / SIDE; tile++) {
+        uint16_t *out = to + tile * wide * TILE;
+        memset(out, 0, 2 * wide * TILE);
+        for (long i = 0; i < smaller(SIDE, layer->tokens - tile * SIDE); i++) {
+            const uint16_t *row = from + ((tile * SIDE + i) * layer->groups + group) * size;
+            for (long k = 0; k < size; k++) out[k / HALF * TILE + i / 2 * SIDE + k % HALF * 2 + i % 2] = row[k];
+        }
+    }
+}
+
+/* A strip's products with the keys that it meets: out [count] squares of 32 rows by 32 keys. */
+static void scores(const uint16_t *rows, long size, const uint16_t *keys, const Meeting *met, long count, float *out) {
+    long wide = up(size) / SIDE;
+    for (long w = 0; w < count; w++) {
+        const uint16_t *right = keys + 2 * met[w].tile * wide * TILE;
+        Sums sums;
+        clear(&sums);
+        for (long k = 0; k < wide; k++) step(&sums, rows + k * TILE, wide * TILE, right + k * TILE, wide * TILE);
+        store(&sums, out + w * SQUARE, SIDE, HALF, HALF * SIDE);
+    }
+}
+
+/* Weights [2, count] tiles of a strip's rows by the keys that it meets, times these: out [32, size]. */
+static void gathered(const uint16_t *weights, const uint16_t *keys, long size, const Meeting *met, long count,
+                     float *out) {
+    long wide = up(size) / HALF;
+    for (long j = 0; j < wide; j += 2) {
+        Sums sums;
+        clear(&sums);
+        for (long w = 0; w < count; w++)
+            step(&sums, weights + w * TILE, count * TILE, keys + (met[w].tile * wide + j) * TILE, TILE);
+        store(&sums, out + j * HALF, wide * HALF, HALF, HALF * wide * HALF);
+    }
+}
+
+static inline uint16_t *in_row(uint16_t *weights, long count, long row, long w) {
+    return weights + ((row / HALF * count + w) * HALF + row % HALF) * SIDE;
+}
+
+/* The softmax of a strip's scores, without its denominator, as A's tiles; sums: a row's largest score and one over the
+   denominator. */
+static void soften(const Layer *layer, const Strip *strip, const Meeting *met, long count, float *scored,
+                   uint16_t *weights, float *most, float *part) {
+    float scale = layer->scale;
+    memset(weights, 0, 2 * count * SQUARE);
+    for (long i = 0; i < SIDE; i++) most[i] = part[i] = 0;
+    for (long i = 0; i < strip->rows; i++) {
+        long position = place(layer, strip, i);
+        int from, to;
+        float tops[SIDE], sums[SIDE] = {0}, top = -INFINITY, sum = 0;
+        for (int k = 0; k < SIDE; k++) tops[k] = -INFINITY;
+        for (long w = 0; w < count; w++) {
+            float *row = scored + w * SQUARE + i * SIDE;
+            seen(layer, met + w, position, &from, &to);
+            SIMD for (int k = 0; k < SIDE; k++) {
+                row[k] = (k >= from) & (k < to) ? row[k] : -INFINITY;
+                tops[k] = row[k] > tops[k] ? row[k] : tops[k];
+            }
+        }
+        for (int k = 0; k < SIDE; k++) top = tops[k] > top ? tops[k] : top;
+        for (long w = 0; w < count; w++) {
+            float *row = scored + w * SQUARE + i * SIDE;
+            uint16_t *out = in_row(weights, count, i, w);
+            SIMD for (int k = 0; k < SIDE; k++) {
+                float p = exp_of((row[k] - top) * scale);
+                p = row[k] == -INFINITY ? 0.0f : p;
+                sums[k] += p;
+                out[k] = narrow_bf16(p);
+            }
+        }
+        for (int k = 0; k < SIDE; k++) sum += sums[k];
+        most[i] = top, part[i] = 1.0f / sum;
+    }
+}
+
+/* O and a row's sums [n, heads, 2] as above; 1 where there is no memory for it. */
+int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *value, uint16_t *out, float *sums,
+                const int64_t *nodes, long count, long tokens, long heads, long groups, long d, long e, long window,
+                float scale, int threads) {
+    Layer layer = {nodes, count, tokens, heads, groups, d, e, window, scale};
+    long strips = strips_of(&layer, NULL), most = 0, all = up(tokens), each = heads / groups;
+    Strip *strip = malloc(strips * sizeof *strip + 1);
+    if (!strip) return 1;
+    strips_of(&layer, strip);
+    for (long i = 0; i < strips; i++) most = larger(most, meet(&layer, strip + i, NULL));
+    long own = line(most * (SQUARE * 6 + sizeof(Meeting)) + SIDE * (2 * up(d) + 4 * up(e)));
+    char *memory = aligned_alloc(64, line(all * 2 * (up(d) + up(e)) + threads * own)), *at = memory;
+    if (!memory) return free(strip), 1;
+    uint16_t *keys = room(&at, 2 * all * up(d)), *values = room(&at, 2 * all * up(e));
+    char *owned = at;
+#pragma omp parallel num_threads(threads)
+    {
+        char *here = owned + omp_get_thread_num() * own;
+        float *scored = room(&here, most * SQUARE * 4), *sum = room(&here, SIDE * up(e) * 4);
+        uint16_t *weights = room(&here, most * SQUARE * 2), *rows = room(&here, SIDE * up(d) * 2);
+        Meeting *met = room(&here, most * sizeof(Meeting));
+        float top[SIDE], part[SIDE];
+        begin();
+        for (long g = 0; g < groups; g++) {
+            keys_across(&layer, g, key, d, keys);
+            keys_along(&layer, g, value, e, values);
+#pragma omp for schedule(static, 1)
+            for (long i = 0; i < strips; i++) {
+                long met_count = meet(&layer, strip + i, met);
+                rows_in(&layer, strip + i, g, query, d, rows);
+                scores(rows, d, keys, met, met_count, scored);
+                soften(&layer, strip + i, met, met_count, scored, weights, top, part);
+                gathered(weights, values, e, met, met_count, sum);
+                rows_out(&layer, strip + i, g, sum, part, e, out);
+                for (long r = 0; r < strip[i].rows; r++) {
+                    float *to = sums + 2 * address(&layer, strip + i, g, r, 1);
+                    to[0] = top[r], to[1] = part[r];
+                }
+            }
+        }
+        end();
+    }
+    free(memory);
+    free(strip);
+    return 0;
+}
+
+/* What a block of strips keeps for the sums over rows: weights and slopes [STRIPS, most, 32 rows, 32 keys] as B, the
+   rows of dO and Q turned, as A. begins: where a tile's places begin among `places`; a place is strip * most + meeting. */
+typedef struct {
+    uint16_t *weights, *slopes, *grads, *queries;
+    Meeting *met;
+    long *counts, *begins, *places, most;
+} Block;
+
+/* A strip's weights and the gradients of its scores, as B for the sums over rows; the latter also as A, for dQ. On the
+   way in, scored and back are S and dP. */
+static void soften_back(const Layer *layer, const Strip *strip, const Meeting *met, long count, const float *sums,
+                        float *scored, float *back, uint16_t *weights, uint16_t *slopes, uint16_t *rows) {
+    float scale = layer->scale;
+    for (long i = 0; i < SIDE; i++) {
+        long position = place(layer, strip, smaller(i, strip->rows - 1));
+        int from, to;
+        float top = sums[2 * i], part = sums[2 * i + 1], means[SIDE] = {0}, mean = 0;
+        for (long w = 0; w < count; w++) {
+            float *row = scored + w * SQUARE + i * SIDE, *grad = back + w * SQUARE + i * SIDE;
+            seen(layer, met + w, position, &from, &to);
+            SIMD for (int k = 0; k < SIDE; k++) {
+                float p = exp_of((row[k] - top) * scale) * part;
+                row[k] = p = (k >= from) & (k < to) ? p : 0.0f;
+                means[k] += p * grad[k];
+            }
+        }
+        for (int k = 0; k < SIDE; k++) mean += means[k];
+        for (long w = 0; w < count; w++) {
+            float *row = scored + w * SQUARE + i * SIDE, *grad = back + w * SQUARE + i * SIDE;
+            uint16_t *out = in_row(rows, count, i, w);
+            SIMD for (long k = 0; k < SIDE; k++) {
+                grad[k] = row[k] * (grad[k] - mean) * scale;
+                out[k] = narrow_bf16(grad[k]);
+            }
+        }
+    }
+    for (long w = 0; w < count; w++)
+        for (long p = 0; p < HALF; p++) {
+            const float *row = scored + w * SQUARE + 2 * p * SIDE, *grad = back + w * SQUARE + 2 * p * SIDE;
+            uint32_t *weight = (uint32_t *)(weights + w * SQUARE), *slope = (uint32_t *)(slopes + w * SQUARE);
+            for (long half = 0; half < 2; half++)
+                SIMD for (long k = 0; k < HALF; k++) {
+                    long j = half * HALF + k, to = (half * HALF + p) * HALF + k;
+                    weight[to] = narrow_bf16(row[j]) | (uint32_t)narrow_bf16(row[j + SIDE]) << 16;
+                    slope[to] = narrow_bf16(grad[j]) | (uint32_t)narrow_bf16(grad[j + SIDE]) << 16;
+                }
+        }
+}
+
+/* Adds a block's rows to the sums of a tile of keys, [size / 32] squares of 32 columns by 32 keys. */
+static void sum_rows(const Block *block, long tile, const uint16_t *turned, const uint16_t *weights, long size,
+                     float *sums) {
+    long wide = up(size) / HALF;
+    for (long j = 0; j < wide; j += 2) {
+        float *own = sums + (tile * wide / 2 + j / 2) * SQUARE;
+        Sums held;
+        load(&held, own, HALF, HALF * HALF, 2 * HALF * HALF);
+        for (long n = block->begins[tile]; n < block->begins[tile + 1]; n++) {
+            long at = block->places[n];
+            step(&held, turned + (at / block->most * wide + j) * TILE, TILE, weights + at * SQUARE, TILE);
+        }
+        store(&held, own, HALF, HALF * HALF, 2 * HALF * HALF);
+    }
+}
+
+/* The sums over rows become the gradient of a tile's keys. */
+static void keys_out(const Layer *layer, long group, long tile, const float *sums, long size, uint16_t *to) {
+    const float *own = sums + tile * up(size) * SIDE;
+    for (long i = 0; i < smaller(SIDE, layer->tokens - tile * SIDE); i++) {
+        uint16_t *row = to + ((tile * SIDE + i) * layer->groups + group) * size;
+        for (long k = 0; k < size; k++) {
+            long square = k / HALF * 2 + i / HALF;
+            row[k] = narrow_bf16(own[(square * HALF + k % HALF) * HALF + i % HALF]);
+        }
+    }
+}
+
+/* For every tile of keys, the places of a block's weights for it. */
+static void index_tiles(Block *block, long strips, long tiles) {
+    memset(block->begins, 0, (tiles + 1) * sizeof *block->begins);
+    for (long i = 0; i < strips; i++)
+        for (long w = 0; w < block->counts[i]; w++) block->begins[block->met[i * block->most + w].tile]++;
+    for (long j = 0, sum = 0; j <= tiles; j++) sum = block->begins[j] += sum;
+    for (long i = strips - 1; i >= 0; i--)
+        for (long w = block->counts[i] - 1; w >= 0; w--)
+            block->places[--block->begins[block->met[i * block->most + w].tile]] = i * block->most + w;
+}
+
+/* Gradients of query, key and value from that of the output; 1 where there is no memory for it. */
+int attend_back_bf16(const uint16_t *grad, const uint16_t *query, const uint16_t *key, const uint16_t *value,
+                     const float *sums, uint16_t *to_query, uint16_t *to_key, uint16_t *to_value, const int64_t *nodes,
+                     long count, long tokens, long heads, long groups, long d, long e, long window, float scale,
+                     int threads) {
+    Layer layer = {nodes, count, tokens, heads, groups, d, e, window, scale};
+    long strips = strips_of(&layer, NULL), most = 0, all = up(tokens), wide = up(d) + up(e);
+    Strip *strip = malloc(strips * sizeof *strip + 1);
+    if (!strip) return 1;
+    strips_of(&layer, strip);
+    for (long i = 0; i < strips; i++) most = larger(most, meet(&layer, strip + i, NULL));
+    long own = line(most * SQUARE * 10 + SIDE * (2 * wide + 4 * up(d)));
+    long shared = STRIPS * (most * (4 * SQUARE + sizeof(Meeting) + sizeof(long)) + 2 * SIDE * wide + sizeof(long));
+    long packs = all * (2 * (2 * up(d) + up(e)) + 4 * wide) + (all / SIDE + 1) * sizeof(long);
+    char *memory = aligned_alloc(64, line(shared + packs + threads * own)), *at = memory;
+    if (!memory) return free(strip), 1;
+    uint16_t *across = room(&at, 2 * all * up(d)), *along = room(&at, 2 * all * up(d));
+    uint16_t *values = room(&at, 2 * all * up(e));
+    float *in_keys = room(&at, 4 * all * up(d)), *in_values = room(&at, 4 * all * up(e));
+    Block block = {.most = most};
+    block.weights = room(&at, STRIPS * most * 2 * SQUARE), block.slopes = room(&at, STRIPS * most * 2 * SQUARE);
+    block.grads = room(&at, STRIPS * 2 * SIDE * up(e)), block.queries = room(&at, STRIPS * 2 * SIDE * up(d));
+    block.met = room(&at, STRIPS * most * sizeof(Meeting)), block.places = room(&at, STRIPS * most * sizeof(long));
+    block.counts = room(&at, STRIPS * sizeof(long)), block.begins = room(&at, (all / SIDE + 1) * sizeof(long));
+    char *owned = at;
+#pragma omp parallel num_threads(threads)
+    {
+        char *here = owned + omp_get_thread_num() * own;
+        float *scored = room(&here, most * SQUARE * 4), *back = room(&here, most * SQUARE * 4);
+        uint16_t *slopes = room(&here, most * SQUARE * 2), *rows = room(&here, 2 * SIDE * up(d));
+        uint16_t *grads = room(&here, 2 * SIDE * up(e));
+        float *sum = room(&here, 4 * SIDE * up(d)), known[2 * SIDE];
+        begin();
+        for (long g = 0; g < groups; g++) {
+            keys_across(&layer, g, key, d, across);
+            keys_along(&layer, g, key, d, along);
+            keys_across(&layer, g, value, e, values);
+#pragma omp for schedule(static)
+            for (long j = 0; j < all; j++) {
+                memset(in_keys + j * up(d), 0, 4 * up(d));
+                memset(in_values + j * up(e), 0, 4 * up(e));
+            }
+            for (long first = 0; first < strips; first += STRIPS) {
+                long here_strips = smaller(STRIPS, strips - first);
+#pragma omp for schedule(static, 1)
+                for (long i = 0; i < here_strips; i++) {
+                    const Strip *mine = strip + first + i;
+                    Meeting *met = block.met + i * most;
+                    long meetings = block.counts[i] = meet(&layer, mine, met);
+                    memset(known, 0, sizeof known);
+                    for (long r = 0; r < mine->rows; r++)
+                        memcpy(known + 2 * r, sums + 2 * address(&layer, mine, g, r, 1), 8);
+                    rows_in(&layer, mine, g, query, d, rows);
+                    rows_in(&layer, mine, g, grad, e, grads);
+                    scores(rows, d, across, met, meetings, scored);
+                    scores(grads, e, values, met, meetings, back);
+                    soften_back(&layer, mine, met, meetings, known, scored, back, block.weights + i * most * SQUARE,
+                                block.slopes + i * most * SQUARE, slopes);
+                    gathered(slopes, along, d, met, meetings, sum);
+                    rows_out(&layer, mine, g, sum, NULL, d, to_query);
+                    rows_turned(rows, d, block.queries + i * SIDE * up(d));
+                    rows_turned(grads, e, block.grads + i * SIDE * up(e));
+                }
+#pragma omp single
+                index_tiles(&block, here_strips, all / SIDE);
+#pragma omp for schedule(dynamic, 1)
+                for (long j = 0; j < 2 * all / SIDE; j++) {
+                    if (block.begins[j / 2] == block.begins[j / 2 + 1]) continue;
+                    if (j % 2) sum_rows(&block, j / 2, block.queries, block.slopes, d, in_keys);
+                    else sum_rows(&block, j / 2, block.grads, block.weights, e, in_values);
+                }
+            }
+#pragma omp for schedule(static)
+            for (long j = 0; j < all / SIDE; j++) {
+                keys_out(&layer, g, j, in_keys, d, to_key);
+                keys_out(&layer, g, j, in_values, e, to_value);
+            }
+        }
+        end();
+    }
+    free(memory);
+    free(strip);
+    return 0;
+}
