@@ -3,145 +3,11 @@
        S = Q K^T   P = exp(scale (S - most)) part   O = P V           (FlashAttention: Dao et al., arXiv:2205.14135)
        dV = P^T dO   dP = dO V^T   dS = scale P (dP - sum(P dP))   dQ = dS K   dK = dS^T Q
 
-   A strip is 32 rows of queries of one node: a token's heads that share a key head are neighbours. A strip meets the
-   tiles of 32 keys of which one of its rows sees one; they lie where the forest has them, so nothing is gathered along
-   a path. d and e, the sizes of heads, are filled up with zeros to multiples of 32. */
+   A strip of 32 query rows meets the tiles of 32 keys of which one of its rows sees one (strips.c). */
 
 #include <omp.h>
 
-#include "tiles.c"
-
-/* What a layer's attention is told. Tensors: query and its like [n, heads, d or e], key and its like
-   [tokens, groups, d or e]; nodes: for each its queries' start and end, the number of runs of its path, and the start
-   and end of each. */
-typedef struct {
-    const int64_t *nodes;
-    long count, tokens, heads, groups, d, e, window;
-    float scale;
-} Layer;
-
-/* Rows [row, row + rows) of a node, the first of which is at `position` of the path. */
-typedef struct { const int64_t *node; long row, rows, before; } Strip;
-
-/* A tile of keys that a strip meets: those from `from` to `to` are on its path, at place + shift. */
-typedef struct { long tile, from, to, shift; } Meeting;
-
-static long strips_of(const Layer *layer, Strip *out) {
-    long found = 0, each = layer->heads / layer->groups;
-    const int64_t *node = layer->nodes;
-    for (long i = 0; i < layer->count; i++, node += 3 + 2 * node[2]) {
-        long length = 0, rows = (node[1] - node[0]) * each;
-        for (long r = 0; r < node[2]; r++) length += node[4 + 2 * r] - node[3 + 2 * r];
-        for (long row = 0; row < rows; row += SIDE, found++)
-            if (out) out[found] = (Strip){node, row, smaller(SIDE, rows - row), length - (node[1] - node[0])};
-    }
-    return found;
-}
-
-/* The position of a strip's row on its path. */
-static inline long place(const Layer *layer, const Strip *strip, long row) {
-    return strip->before + (strip->row + row) / (layer->heads / layer->groups);
-}
-
-static long meet(const Layer *layer, const Strip *strip, Meeting *out) {
-    long found = 0, at = 0, first = place(layer, strip, 0), last = place(layer, strip, strip->rows - 1);
-    for (long r = 0; r < strip->node[2]; r++) {
-        long from = strip->node[3 + 2 * r], to = strip->node[4 + 2 * r], shift = at - from;
-        long start = larger(from, first - layer->window + 1 - shift), stop = smaller(to, last + 1 - shift);
-        for (long tile = start / SIDE; start < stop && tile <= (stop - 1) / SIDE; tile++, found++)
-            if (out) out[found] = (Meeting){tile, from, to, shift};
-        at += to - from;
-    }
-    return found;
-}
-
-/* The columns [*from, *to) of a tile that the query at a position sees. */
-static inline void seen(const Layer *layer, const Meeting *at, long position, int *from, int *to) {
-    long start = larger(at->from, position - layer->window + 1 - at->shift) - at->tile * SIDE;
-    long stop = smaller(at->to, position + 1 - at->shift) - at->tile * SIDE;
-    *from = smaller(larger(start, 0), SIDE), *to = smaller(larger(stop, 0), SIDE);
-}
-
-/* Where a strip's row begins in a tensor of queries. */
-static inline long address(const Layer *layer, const Strip *strip, long group, long row, long size) {
-    long each = layer->heads / layer->groups, at = strip->row + row;
-    return ((strip->node[0] + at / each) * layer->heads + group * each + at % each) * size;
-}
-
-/* A tile's row, or what is left of it. */
-static inline void some(void *to, const uint16_t *from, long left) {
-    if (left >= SIDE) memcpy(to, from, 2 * SIDE);
-    else memcpy(to, from, 2 * left);
-}
-
-/* A strip's rows as A: [2, size / 32] tiles. */
-static void rows_in(const Layer *layer, const Strip *strip, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / SIDE;
-    memset(to, 0, 2 * SIDE * up(size));
-    for (long i = 0; i < strip->rows; i++) {
-        const uint16_t *row = from + address(layer, strip, group, i, size);
-        for (long k = 0; k < wide; k++)
-            some(to + ((i / HALF * wide + k) * HALF + i % HALF) * SIDE, row + k * SIDE, size - k * SIDE);
-    }
-}
-
-static void rows_out(const Layer *layer, const Strip *strip, long group, const float *from, const float *factor,
-                     long size, uint16_t *to) {
-    for (long i = 0; i < strip->rows; i++) {
-        uint16_t *row = to + address(layer, strip, group, i, size);
-        const float *sums = from + i * up(size);
-        float by = factor ? factor[i] : 1.0f;
-        SIMD for (long k = 0; k < size; k++) row[k] = narrow_bf16(sums[k] * by);
-    }
-}
-
-static inline void turn_pairs(const uint32_t *from, long stride, uint32_t *to) {
-    for (long i = 0; i < HALF; i++)
-        for (long j = 0; j < HALF; j++) to[i * HALF + j] = from[j * stride + i];
-}
-
-/* The same rows the other way round, as A: [size / 16] tiles of 16 columns by the strip's 32 rows. */
-static void rows_turned(const uint16_t *rows, long size, uint16_t *to) {
-    long wide = up(size) / SIDE;
-    uint32_t pairs[HALF * HALF];
-    for (long j = 0; j < 2 * wide; j++) {
-        for (long p = 0; p < HALF; p++) {
-            const uint16_t *one = rows + ((p / 8 * wide + j / 2) * HALF + p % 8 * 2) * SIDE + j % 2 * HALF;
-            SIMD for (long k = 0; k < HALF; k++) pairs[p * HALF + k] = one[k] | (uint32_t)one[k + SIDE] << 16;
-        }
-        turn_pairs(pairs, HALF, (uint32_t *)(to + j * TILE));
-    }
-}
-
-/* Keys as B, columns by rows of 32 numbers: for each 32 keys [2, size / 32] tiles. */
-static void keys_across(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / SIDE;
-    uint32_t pairs[HALF * HALF];
-#pragma omp for schedule(static)
-    for (long tile = 0; tile < up(layer->tokens) / HALF; tile++)
-        for (long k = 0; k < wide; k++) {
-            memset(pairs, 0, sizeof pairs);
-            for (long i = 0; i < smaller(HALF, layer->tokens - tile * HALF); i++) {
-                const uint16_t *row = from + ((tile * HALF + i) * layer->groups + group) * size;
-                some(pairs + i * HALF, row + k * SIDE, size - k * SIDE);
-            }
-            turn_pairs(pairs, HALF, (uint32_t *)(to + (tile * wide + k) * TILE));
-        }
-}
-
-/* Keys as B, rows by columns: for each 32 keys [size / 16] tiles. */
-static void keys_along(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / HALF;
-#pragma omp for schedule(static)
-    for (long tile = 0; tile < up(layer->tokens) / SIDE; tile++) {
-        uint16_t *out = to + tile * wide * TILE;
-        memset(out, 0, 2 * wide * TILE);
-        for (long i = 0; i < smaller(SIDE, layer->tokens - tile * SIDE); i++) {
-            const uint16_t *row = from + ((tile * SIDE + i) * layer->groups + group) * size;
-            for (long k = 0; k < size; k++) out[k / HALF * TILE + i / 2 * SIDE + k % HALF * 2 + i % 2] = row[k];
-        }
-    }
-}
+#include "strips.c"
 
 /* A strip's products with the keys that it meets: out [count] squares of 32 rows by 32 keys. */
 static void scores(const uint16_t *rows, long size, const uint16_t *keys, const Meeting *met, long count, float *out) {
@@ -256,7 +122,7 @@ int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *valu
 }
 
 /* What a block of strips keeps for the sums over rows: weights and slopes [STRIPS, most, 32 rows, 32 keys] as B, the
-   rows of dO and Q turned, as A. begins: where a tile's places begin among `places`; a place is strip * most + meeting. */
+   rows of dO and Q turned, as A. begins: of a tile's places, each strip * most + meeting. */
 typedef struct {
     uint16_t *weights, *slopes, *grads, *queries;
     Meeting *met;
