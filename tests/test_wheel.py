@@ -22,6 +22,7 @@ NO_CODE = [
     "data/templates/title-ko.txt",
     "model/attention.c",
     "model/kernels.c",
+    "model/linear.c",
     "model/strips.c",
     "model/tiles.c",
     "planner/machines.yaml",

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import shutil
 from typing import Any
 
 import pytest
 import torch
+from ways import WAYS, library
 
 from byeori.model import attention, cpu_attention, cpu_tiles, native
 
 Nodes = cpu_tiles.Nodes
-
-# The flags that leave each way, and what tiles() then is at most.
-WAYS = {"matrix units": ([], 2), "vectors": (["-mno-amx-bf16"], 1), "plain": (["-mno-amx-bf16", "-mno-avx512bf16"], 0)}
 
 CHAIN: Nodes = ((0, 133, ((0, 133),)),)
 # Two nodes in one tile of 32 tokens, a path that leaves a tile and comes back to it, a node of one token.
@@ -29,28 +24,10 @@ TREE: Nodes = (
 FEW: Nodes = ((0, 3, ((0, 40), (57, 60))), (3, 4, ((0, 40), (57, 100))))
 
 
-@pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The kernels for a way of multiplying."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler is not None
-
-    @functools.cache
-    def library(way: str) -> ctypes.CDLL:
-        target = tmp_path_factory.mktemp("kernels") / "kernels.so"
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(native, "_FLAGS", [*native._FLAGS, *WAYS[way][0]])
-            native._compile(compiler, target)
-        return ctypes.CDLL(str(target))
-
-    return library
-
-
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, built: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    library = built(request.param)
-    assert library.tiles() <= WAYS[request.param][1]
-    monkeypatch.setattr(native, "_library", lambda: library)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = library(request.param)
+    monkeypatch.setattr(native, "_library", lambda: found)
     return str(request.param)
 
 

@@ -52,6 +52,7 @@ static inline float gate_of(float x, float one, float three, float *slope) {
 }
 
 #include "attention.c"
+#include "linear.c"
 
 #define STORE uint16_t
 #define WIDEN widen_bf16

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from byeori.config import nearest
 from byeori.errors import ConfigError, ModelError
+from byeori.model import linear
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
 
@@ -72,16 +73,64 @@ def project(
     x: torch.Tensor, to: Projection, keep: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """x [T, in] -> y [T, out], and h = drop(x) A^T [T, r] where there is an adapter. keep: drop(x) = x * keep."""
-    y = F.linear(x, to.opened, to.bias)
+    weight = to.opened
+    in_one = to.bias is None and linear.takes(x, weight)
     if to.a is None or to.b is None:
-        return y, None
-    h = F.linear(x if keep is None else x * keep, to.a.to(x.dtype))
+        return linear.product(x, weight, turned=True) if in_one else F.linear(x, weight, to.bias), None
+    a, dropped = to.a.to(x.dtype), x if keep is None else x * keep
+    if in_one:
+        h, b = x.new_empty(len(x), len(a)), (to.b * to.scale).to(x.dtype)
+        if keep is not None:
+            linear.product(dropped, a, turned=True, into=h.zero_())
+        return linear.product(x, weight, turned=True, down=a if keep is None else None, up=b, h=h), h
+    y, h = F.linear(x, weight, to.bias), F.linear(dropped, a)
     return y.addmm_(h, to.b.to(x.dtype).t(), alpha=to.scale), h
+
+
+def input_back(
+    g: torch.Tensor,
+    to: Projection,
+    *,
+    adapted: bool,
+    wanted: bool = True,
+    into: torch.Tensor | None = None,
+    keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradient of x from g = dy, added to `into` (or not wanted), and u = s g B [T, r] if there is an adapter."""
+    weight, u = to.opened, None
+    a, b = (part.to(g.dtype) if adapted and part is not None else None for part in (to.a, to.b))
+    if wanted and keep is None and linear.takes(g, weight):
+        u = None if b is None else g.new_empty(len(g), b.shape[1])
+        return linear.product(g, weight, turned=False, down=b, up=a, h=u, scale=to.scale, into=into), u
+    if b is not None:
+        u = (g @ b).mul_(to.scale)
+    if not wanted:
+        return into, u
+    to_x = g @ weight if into is None else into.addmm_(g, weight)
+    if u is not None and a is not None:
+        to_x = to_x.addmm_(u, a) if keep is None else to_x.add_((u @ a).mul_(keep))
+    return to_x, u
+
+
+def adapter_back(
+    g: torch.Tensor,
+    x: torch.Tensor | None,
+    h: torch.Tensor | None,
+    u: torch.Tensor | None,
+    to: Projection,
+    keep: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of A and B, from g = dy and what the forward and backward passes made on the way."""
+    if x is None or h is None or u is None:
+        return None, None
+    wide = torch.promote_types(g.dtype, torch.float32)
+    to_a = u.t() @ (x if keep is None else x * keep)
+    return to_a.to(wide), (g.t() @ h).mul_(to.scale).to(wide)
 
 
 def project_back(
     g: torch.Tensor,
-    x: torch.Tensor,
+    x: torch.Tensor | None,
     h: torch.Tensor | None,
     to: Projection,
     *,
@@ -90,18 +139,8 @@ def project_back(
     keep: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Gradients of x (added to `into`; none where not wanted), A and B, from g = dy."""
-    to_x = into
-    if wanted:
-        to_x = g @ to.opened if into is None else into.addmm_(g, to.opened)
-    if h is None or to.a is None or to.b is None:
-        return to_x, None, None
-    a, wide = to.a.to(g.dtype), torch.promote_types(g.dtype, torch.float32)
-    u = (g @ to.b.to(g.dtype)).mul_(to.scale)
-    to_a = u.t() @ (x if keep is None else x * keep)
-    to_b = (g.t() @ h).mul_(to.scale)
-    if to_x is not None and wanted:
-        to_x = to_x.addmm_(u, a) if keep is None else to_x.add_((u @ a).mul_(keep))
-    return to_x, to_a.to(wide), to_b.to(wide)
+    to_x, u = input_back(g, to, adapted=h is not None, wanted=wanted, into=into, keep=keep)
+    return to_x, *adapter_back(g, x, h, u, to, keep)
 
 
 class _FusedLora(torch.autograd.Function):
@@ -117,18 +156,26 @@ class _FusedLora(torch.autograd.Function):
         to = Projection(weight=weight, bias=bias, a=a, b=b, scale=scale, unpack=unpack)
         rows = x.reshape(-1, x.shape[-1])
         y, h = project(rows, to, None if keep is None else keep.view(rows.shape))
-        ctx.save_for_backward(x, h, keep)
+        ctx.save_for_backward(None if h is None else x, h, keep)
         ctx.to = to
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, h, keep = ctx.saved_tensors
-        rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
-        keep = None if keep is None else keep.view(rows.shape)
+        g = grads[0].reshape(-1, grads[0].shape[-1])
+        rows, keep = (None if part is None else part.reshape(len(g), -1) for part in (x, keep))
         to_x, to_a, to_b = project_back(g, rows, h, ctx.to, wanted=ctx.needs_input_grad[0], keep=keep)
-        to_x = to_x.view(x.shape) if to_x is not None else None
+        to_x = to_x.view(*grads[0].shape[:-1], -1) if to_x is not None else None
         return to_x, None, None, to_a, to_b, None, None, None
+
+
+def run(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """A projection's output; that of a frozen layer without an adapter by the function above as well."""
+    part = projection(module) if type(module) is torch.nn.Linear else None
+    if part is None:
+        return module(x)
+    return _FusedLora.apply(x, part.weight, part.bias, None, None, 1.0, None, None)
 
 
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

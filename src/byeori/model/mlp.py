@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from byeori.model import native
-from byeori.model.lora import Projection, project, project_back, projection
+from byeori.model.lora import Projection, adapter_back, input_back, project, project_back, projection
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -43,11 +43,9 @@ class _Mlp(torch.autograd.Function):
         x, gate, up, from_gate, from_up, from_down = ctx.saved_tensors
         of_gate, of_up, of_down = ctx.projections
         rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
-        both = g @ of_down.opened
-        if from_down is not None:
-            both.addmm_((g @ of_down.b.to(g.dtype)).mul_(of_down.scale), of_down.a.to(g.dtype))
+        both, u = input_back(g, of_down, adapted=from_down is not None)
         to_gate, to_up = _product_back(gate, up, both, ctx.kind)  # from here on `both` is act * up
-        _, down_a, down_b = project_back(g, both, from_down, of_down, wanted=False)
+        down_a, down_b = adapter_back(g, both, from_down, u, of_down)
         del both
         wanted = ctx.needs_input_grad[0]
         to_x, gate_a, gate_b = project_back(to_gate, rows, from_gate, of_gate, wanted=wanted)

@@ -63,21 +63,11 @@ static inline long address(const Layer *layer, const Strip *strip, long group, l
     return ((strip->node[0] + at / each) * layer->heads + group * each + at % each) * size;
 }
 
-/* A tile's row, or what is left of it. */
-static inline void some(void *to, const uint16_t *from, long left) {
-    if (left >= SIDE) memcpy(to, from, 2 * SIDE);
-    else memcpy(to, from, 2 * left);
-}
-
 /* A strip's rows as A: [2, size / 32] tiles. */
 static void rows_in(const Layer *layer, const Strip *strip, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / SIDE;
     memset(to, 0, 2 * SIDE * up(size));
-    for (long i = 0; i < strip->rows; i++) {
-        const uint16_t *row = from + address(layer, strip, group, i, size);
-        for (long k = 0; k < wide; k++)
-            some(to + ((i / HALF * wide + k) * HALF + i % HALF) * SIDE, row + k * SIDE, size - k * SIDE);
-    }
+    for (long i = 0; i < strip->rows; i++)
+        row_in(from + address(layer, strip, group, i, size), size, to + i / HALF * HALF * up(size) + i % HALF * SIDE);
 }
 
 static void rows_out(const Layer *layer, const Strip *strip, long group, const float *from, const float *factor,
@@ -88,11 +78,6 @@ static void rows_out(const Layer *layer, const Strip *strip, long group, const f
         float by = factor ? factor[i] : 1.0f;
         SIMD for (long k = 0; k < size; k++) row[k] = narrow_bf16(sums[k] * by);
     }
-}
-
-static inline void turn_pairs(const uint32_t *from, long stride, uint32_t *to) {
-    for (long i = 0; i < HALF; i++)
-        for (long j = 0; j < HALF; j++) to[i * HALF + j] = from[j * stride + i];
 }
 
 /* The same rows the other way round, as A: [size / 16] tiles of 16 columns by the strip's 32 rows. */
@@ -110,30 +95,18 @@ static void rows_turned(const uint16_t *rows, long size, uint16_t *to) {
 
 /* Keys as B, columns by rows of 32 numbers: for each 32 keys [2, size / 32] tiles. */
 static void keys_across(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / SIDE;
-    uint32_t pairs[HALF * HALF];
+    long stride = layer->groups * size;
 #pragma omp for schedule(static)
     for (long tile = 0; tile < up(layer->tokens) / HALF; tile++)
-        for (long k = 0; k < wide; k++) {
-            memset(pairs, 0, sizeof pairs);
-            for (long i = 0; i < smaller(HALF, layer->tokens - tile * HALF); i++) {
-                const uint16_t *row = from + ((tile * HALF + i) * layer->groups + group) * size;
-                some(pairs + i * HALF, row + k * SIDE, size - k * SIDE);
-            }
-            turn_pairs(pairs, HALF, (uint32_t *)(to + (tile * wide + k) * TILE));
-        }
+        across(from + tile * HALF * stride + group * size, stride, layer->tokens - tile * HALF, size,
+               to + tile * HALF * up(size));
 }
 
 /* Keys as B, rows by columns: for each 32 keys [size / 16] tiles. */
 static void keys_along(const Layer *layer, long group, const uint16_t *from, long size, uint16_t *to) {
-    long wide = up(size) / HALF;
+    long stride = layer->groups * size;
 #pragma omp for schedule(static)
-    for (long tile = 0; tile < up(layer->tokens) / SIDE; tile++) {
-        uint16_t *out = to + tile * wide * TILE;
-        memset(out, 0, 2 * wide * TILE);
-        for (long i = 0; i < smaller(SIDE, layer->tokens - tile * SIDE); i++) {
-            const uint16_t *row = from + ((tile * SIDE + i) * layer->groups + group) * size;
-            for (long k = 0; k < size; k++) out[k / HALF * TILE + i / 2 * SIDE + k % HALF * 2 + i % 2] = row[k];
-        }
-    }
+    for (long tile = 0; tile < up(layer->tokens) / SIDE; tile++)
+        along(from + tile * SIDE * stride + group * size, stride, layer->tokens - tile * SIDE, size,
+              to + tile * SIDE * up(size), TILE);
 }

@@ -35,13 +35,13 @@ static inline void load(Sums *sums, const float *from, long stride, long right, 
     _tile_loadd(3, from + down + right, 4 * stride);
 }
 static inline void step(Sums *sums, const uint16_t *a, long down, const uint16_t *b, long right) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(5, a + down, 64);
     _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + right, 64);
+    _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, a + down, 64);
     _tile_dpbf16ps(2, 5, 6);
+    _tile_loadd(7, b + right, 64);
+    _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(3, 5, 7);
 }
 static inline void store(Sums *sums, float *to, long stride, long right, long down) {
@@ -118,6 +118,15 @@ static inline long up(long number) { return (number + SIDE - 1) / SIDE * SIDE; }
 static inline long larger(long a, long b) { return a > b ? a : b; }
 static inline long smaller(long a, long b) { return a < b ? a : b; }
 
+/* 32 sums, rounded. */
+static inline void narrow_32(const float *from, uint16_t *to) {
+#ifdef __AVX512BF16__
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + HALF), _mm512_loadu_ps(from)));
+#else
+    SIMD for (long k = 0; k < SIDE; k++) to[k] = narrow_bf16(from[k]);
+#endif
+}
+
 /* Bytes in whole cache lines, and one more for each part that is rounded up. */
 static inline long line(long bytes) { return (bytes / 64 + 16) * 64; }
 
@@ -125,4 +134,46 @@ static void *room(char **at, long bytes) {
     char *found = *at;
     *at += (bytes + 63) / 64 * 64;
     return found;
+}
+
+/* A tile's row, or what is left of it. */
+static inline void some(void *to, const uint16_t *from, long left) {
+    if (left >= SIDE) memcpy(to, from, 2 * SIDE);
+    else memcpy(to, from, 2 * left);
+}
+
+/* A row of A's tiles, the first of which begins at `to`. */
+static inline void row_in(const uint16_t *row, long size, uint16_t *to) {
+    for (long k = 0; k < size; k += SIDE) some(to + k * HALF, row + k, size - k);
+}
+
+static inline void turn_pairs(const uint32_t *from, long stride, uint32_t *to) {
+    for (long i = 0; i < HALF; i++)
+        for (long j = 0; j < HALF; j++) to[i * HALF + j] = from[j * stride + i];
+}
+
+/* 16 rows of `size` numbers (or what is left of 16) as B's columns: size / 32 tiles. */
+static inline void across(const uint16_t *from, long stride, long left, long size, uint16_t *to) {
+    for (long k = 0; k < size; k += SIDE) {
+        uint32_t pairs[HALF * HALF];
+        if (left < HALF || size - k < SIDE) memset(pairs, 0, sizeof pairs);
+        for (long i = 0; i < smaller(HALF, left); i++) some(pairs + i * HALF, from + i * stride + k, size - k);
+        turn_pairs(pairs, HALF, (uint32_t *)(to + k * HALF));
+    }
+}
+
+/* 32 rows of `size` numbers (or what is left of 32) as B's rows: size / 16 tiles, one every `next`. */
+static inline void along(const uint16_t *from, long stride, long left, long size, uint16_t *to, long next) {
+    static const uint16_t none[HALF];
+    for (long j = 0; j < size; j += HALF)
+        for (long p = 0; p < HALF; p++) {
+            const uint16_t *one = 2 * p < left ? from + 2 * p * stride + j : none;
+            const uint16_t *two = 2 * p + 1 < left ? from + (2 * p + 1) * stride + j : none;
+            uint32_t *out = (uint32_t *)(to + j / HALF * next) + p * HALF;
+            if (size - j >= HALF)
+                SIMD for (long k = 0; k < HALF; k++) out[k] = one[k] | (uint32_t)two[k] << 16;
+            else
+                for (long k = 0; k < HALF; k++) out[k] = k < size - j ? one[k] | (uint32_t)two[k] << 16 : 0;
+        }
+    if (up(size) - size >= HALF) memset(to + (up(size) - HALF) / HALF * next, 0, 2 * TILE);
 }

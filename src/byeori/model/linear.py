@@ -1,0 +1,42 @@
+"""Products with frozen matrices and their adapters, in one pass on a CPU with matrix units (linear.c).
+
+PyTorch's are as fast, but make new code for every new number of rows, 3 to 20 ms of it where there are matrix units,
+and an adapter is a pass of its own over the output.
+
+    x [T, k], w [k, n], or turned [n, k]
+"""
+
+from __future__ import annotations
+
+import torch
+
+from byeori.model import native, target
+
+
+def takes(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether `product` is to be used for these."""
+    return native.tiles() == 2 and x.dtype == torch.bfloat16 and target.kind(x) == "cpu" and native.runs(x, w)
+
+
+def product(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    *,
+    turned: bool,
+    down: torch.Tensor | None = None,
+    up: torch.Tensor | None = None,
+    h: torch.Tensor | None = None,
+    scale: float = 1.0,
+    into: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x w + h up [T, n], added to `into` where that is given.
+
+    down [k, r], or turned [r, k]: h becomes scale x down. up [r, n], or turned [n, r], with h [T, r].
+    """
+    n = w.shape[0] if turned else w.shape[1]
+    y = x.new_empty(len(x), n) if into is None else into
+    r = 0 if h is None else h.shape[1]
+    native.call(
+        "linear", x, w, down, up, h, y, len(x), n, x.shape[1], r, int(turned), int(into is not None), float(scale)
+    )
+    return y

@@ -1,0 +1,82 @@
+"""Products with an adapter in one pass, in each way that kernels.c can multiply, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ways import WAYS, library
+
+from byeori.model import linear, lora, native
+
+
+@pytest.fixture(params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = library(request.param)
+    monkeypatch.setattr(native, "_library", lambda: found)
+    monkeypatch.setattr(native, "tiles", lambda: 2)  # as where there are matrix units
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16)
+
+
+SIZES = [(133, 640, 2048, 16), (70, 2048, 640, 16), (5, 70, 90, 3), (1, 32, 32, 1), (257, 100, 16, 8), (40, 33, 31, 40)]
+
+
+@pytest.mark.parametrize("into", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_product_with_its_adapter(sizes: tuple[int, int, int, int], turned: bool, into: bool) -> None:
+    torch.manual_seed(0)
+    rows, k, n, r = sizes
+    turn = (lambda matrix: matrix.t().contiguous()) if turned else (lambda matrix: matrix)
+    x, w, down, up, before = random(rows, k), random(k, n), random(k, r), random(r, n), random(rows, n)
+    h = torch.empty(rows, r, dtype=torch.bfloat16)
+    how: dict[str, Any] = {"turned": turned, "into": before.clone() if into else None}
+    found = linear.product(x, turn(w), down=turn(down), up=turn(up), h=h, scale=0.5, **how)
+    assert distance(h, 0.5 * x.double() @ down.double()) < 2**-8
+    plain = before.double() if into else 0
+    assert distance(found, x.double() @ w.double() + h.double() @ up.double() + plain) < 2**-8
+    how["into"] = before.clone() if into else None
+    given = linear.product(x, turn(w), up=turn(up), h=h, **how)
+    assert torch.equal(given, found)
+    how["into"] = before.clone() if into else None
+    alone = linear.product(x, turn(w), **how)
+    assert distance(alone, x.double() @ w.double() + plain) < 2**-8
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_projection_and_its_gradients(dropout: bool) -> None:
+    torch.manual_seed(1)
+    x, g = random(70, 96), random(70, 64)
+    a, b = torch.randn(8, 96), torch.randn(64, 8)
+    part = lora.Projection(weight=random(64, 96), bias=None, a=a, b=b, scale=0.3)
+    keep = torch.empty(70, 96, dtype=torch.bfloat16).bernoulli_(0.75).div_(0.75) if dropout else None
+    y, h = lora.project(x, part, keep)
+    into = random(70, 96)
+    found = lora.project_back(g, x, h, part, into=into.clone(), keep=keep)
+    wide = x.double().requires_grad_()
+    wide_a, wide_b = a.double().requires_grad_(), b.double().requires_grad_()
+    dropped = wide if keep is None else wide * keep.double()
+    expected = wide @ part.weight.double().t() + 0.3 * (dropped @ wide_a.t()) @ wide_b.t()
+    assert distance(y, expected.detach()) < 2**-7
+    expected.backward(g.double())
+    wanted = [wide.grad + into.double(), wide_a.grad, wide_b.grad]
+    for one, other in zip(found, wanted, strict=True):
+        assert one is not None
+        assert distance(one, other) < 2**-6
+
+
+def test_it_is_taken_where_the_types_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = random(4, 32), random(32, 32)
+    assert linear.takes(x, w)
+    assert not linear.takes(x.float(), w.float())
+    assert not linear.takes(x.t(), w)
+    monkeypatch.setattr(native, "tiles", lambda: 1)
+    assert not linear.takes(x, w)
