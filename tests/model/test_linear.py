@@ -51,6 +51,16 @@ def test_a_product_with_its_adapter(sizes: tuple[int, int, int, int], turned: bo
     assert distance(alone, x.double() @ w.double() + plain) < 2**-8
 
 
+@pytest.mark.parametrize("sizes", [(133, 16, 640), (64, 8, 256), (5, 3, 31), (1, 1, 1), (70, 40, 90)], ids=str)
+def test_the_sum_over_rows(sizes: tuple[int, int, int]) -> None:
+    torch.manual_seed(2)
+    rows, r, k = sizes
+    u, x = random(rows, r), random(rows, k)
+    found = linear.outer(u, x, 0.5)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), 0.5 * u.double().t() @ x.double(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dropout", [False, True])
 def test_a_projection_and_its_gradients(dropout: bool) -> None:
     torch.manual_seed(1)

@@ -2,6 +2,7 @@
 
        h [rows, r] = scale x d          y [rows, n] = x [rows, k] w + h a
        w [k, n], d [k, r], a [r, n], or, turned, [n, k], [r, k], [n, r]
+       sums over rows [r, k] = scale u^T x, the gradient of an adapter's matrix
 
    The adapter is a longer sum, so y is rounded once. A panel of w's columns that fits the second cache is brought into
    tiles at a time, and every strip of 32 rows of x passes by it. */
@@ -10,6 +11,9 @@
 
 /* Numbers of w and a in a panel, so that it stays in the second cache; but no fewer columns, or x is read too often. */
 enum { PANEL = 327680, COLUMNS = 320 };
+
+/* An output of so many numbers has left the caches when it is read again. */
+enum { FAR = 1 << 20 };
 
 /* Columns [first, first + columns) of w as B: [columns / 16] times `wide` tiles of 32 rows, from the tile `at` on. */
 static void panel_in(const uint16_t *w, long k, long n, int turned, long first, long columns, long wide, long at,
@@ -25,13 +29,14 @@ static void panel_in(const uint16_t *w, long k, long n, int turned, long first, 
     }
 }
 
-/* A strip's sums, rounded or added, to y: whole rows at once, since lines far from each other are slow to come by. */
-static inline void rows_to(const float *sums, long stride, uint16_t *y, long n, long rows, long columns, int more) {
+/* A strip's sums, rounded or added, to y. far: past the caches, which need not read first what is overwritten. */
+static inline void rows_to(const float *sums, long stride, uint16_t *y, long n, long rows, long columns, int more,
+                           int far) {
     for (long i = 0; i < rows; i++) {
         uint16_t *to = y + i * n;
         const float *from = sums + i * stride;
         long whole = more ? 0 : columns / SIDE * SIDE;
-        for (long j = 0; j < whole; j += SIDE) narrow_32(from + j, to + j);
+        for (long j = 0; j < whole; j += SIDE) narrow_32(from + j, to + j, far);
         if (more)
             SIMD for (long j = 0; j < columns; j++) to[j] = narrow_bf16(from[j] + widen_bf16(to[j]));
         else
@@ -60,6 +65,7 @@ int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const u
                 long rows, long n, long k, long r, long turned, long more, float scale, int threads) {
     long wide = (up(k) + up(r)) / SIDE, panels = (up(n) - 1) / larger(COLUMNS, PANEL / (wide * SIDE)) + 1;
     long columns = up((n + panels - 1) / panels), own = line(2 * SIDE * SIDE * wide + 4 * SIDE * columns);
+    int far = n % SIDE == 0 && rows * n >= FAR;
     char *memory = aligned_alloc(64, line(2 * columns * wide * SIDE + 2 * up(k) * up(r) + threads * own)), *at = memory;
     if (!memory) return 1;
     uint16_t *panel = room(&at, 2 * columns * wide * SIDE), *down = room(&at, 2 * up(k) * up(r));
@@ -80,8 +86,8 @@ int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const u
                 for (long i = 0; i < smaller(SIDE, rows - row); i++)
                     row_in(x + (row + i) * k, k, strip + i / HALF * wide * TILE + i % HALF * SIDE);
                 if (h)
-                    low_rank(d && !first ? down : NULL, h + row * r, smaller(SIDE, rows - row), k, r, scale, sums, strip,
-                             wide);
+                    low_rank(d && !first ? down : NULL, h + row * r, smaller(SIDE, rows - row), k, r, scale, sums,
+                             strip, wide);
                 for (long j = 0; j < columns && first + j < n; j += SIDE) {
                     const uint16_t *right = panel + j / HALF * wide * TILE;
                     Sums held;
@@ -91,9 +97,51 @@ int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const u
                     store(&held, sums + j, columns, HALF, HALF * columns);
                 }
                 rows_to(sums, columns, y + row * n + first, n, smaller(SIDE, rows - row), smaller(columns, n - first),
-                        more);
+                        more, far);
             }
         }
+        end();
+    }
+    free(memory);
+    return 0;
+}
+
+/* u [rows, r] the other way round, as A: for each 32 rows [2 up(r) / 32] tiles. */
+static void turned_in(const uint16_t *u, long rows, long r, uint16_t *to) {
+    memset(to, 0, 2 * up(rows) * up(r));
+    for (long i = 0; i < rows; i++)
+        for (long j = 0; j < r; j++) to[(i / SIDE * up(r) + j) * SIDE + i % SIDE] = u[i * r + j];
+}
+
+/* out [r, k] = scale u^T x for u [rows, r] and x [rows, k]; 1 where there is no memory for it. */
+int outer_bf16(const uint16_t *u, const uint16_t *x, float *out, long rows, long r, long k, float scale, int threads) {
+    long bytes = line(2 * up(rows) * up(r) + 4 * up(r) * up(k) + threads * 4 * SQUARE);
+    char *memory = aligned_alloc(64, bytes), *at = memory;
+    if (!memory) return 1;
+    uint16_t *left = room(&at, 2 * up(rows) * up(r)), *pairs = room(&at, threads * 4 * SQUARE);
+    float *sums = room(&at, 4 * up(r) * up(k));
+    turned_in(u, rows, r, left);
+    memset(sums, 0, 4 * up(r) * up(k));
+#pragma omp parallel num_threads(threads)
+    {
+        long wide = up(k) / SIDE, one = omp_get_thread_num(), all = omp_get_num_threads();
+        uint16_t *right = pairs + one * 2 * SQUARE;
+        begin();
+        for (long row = 0; row < rows; row += SIDE)
+            for (long j = one * wide / all; j < (one + 1) * wide / all; j++) {
+                along(x + row * k + j * SIDE, k, rows - row, smaller(SIDE, k - j * SIDE), right, TILE);
+                for (long i = 0; i < up(r) / SIDE; i++) {
+                    float *own = sums + (j * up(r) / SIDE + i) * SQUARE;
+                    Sums held;
+                    load(&held, own, SIDE, HALF, HALF * SIDE);
+                    step(&held, left + (row / SIDE * up(r) + i * SIDE) * SIDE, TILE, right, TILE);
+                    store(&held, own, SIDE, HALF, HALF * SIDE);
+                }
+            }
+        for (long j = one * wide / all; j < (one + 1) * wide / all; j++)
+            for (long i = 0; i < r; i++)
+                for (long c = 0; c < smaller(SIDE, k - j * SIDE); c++)
+                    out[i * k + j * SIDE + c] = scale * sums[((j * up(r) + i) * SIDE) + c];
         end();
     }
     free(memory);

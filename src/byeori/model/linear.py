@@ -40,3 +40,10 @@ def product(
         "linear", x, w, down, up, h, y, len(x), n, x.shape[1], r, int(turned), int(into is not None), float(scale)
     )
     return y
+
+
+def outer(u: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """scale u^T x [r, k] in float32, for u [T, r] and x [T, k]: the gradient of one of an adapter's matrices."""
+    out = torch.empty(u.shape[1], x.shape[1], device=x.device)
+    native.call("outer", u, x, out, *u.shape, x.shape[1], float(scale))
+    return out

@@ -123,8 +123,11 @@ def adapter_back(
     """Gradients of A and B, from g = dy and what the forward and backward passes made on the way."""
     if x is None or h is None or u is None:
         return None, None
+    dropped = x if keep is None else x * keep
+    if linear.takes(g, dropped):
+        return linear.outer(u, dropped), linear.outer(h, g, to.scale).t()
     wide = torch.promote_types(g.dtype, torch.float32)
-    to_a = u.t() @ (x if keep is None else x * keep)
+    to_a = u.t() @ dropped
     return to_a.to(wide), (g.t() @ h).mul_(to.scale).to(wide)
 
 

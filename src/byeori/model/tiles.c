@@ -118,10 +118,12 @@ static inline long up(long number) { return (number + SIDE - 1) / SIDE * SIDE; }
 static inline long larger(long a, long b) { return a > b ? a : b; }
 static inline long smaller(long a, long b) { return a < b ? a : b; }
 
-/* 32 sums, rounded. */
-static inline void narrow_32(const float *from, uint16_t *to) {
+/* 32 sums, rounded. far: to a cache line, past the caches. */
+static inline void narrow_32(const float *from, uint16_t *to, int far) {
 #ifdef __AVX512BF16__
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + HALF), _mm512_loadu_ps(from)));
+    __m512i found = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + HALF), _mm512_loadu_ps(from));
+    if (far && (uintptr_t)to % 64 == 0) _mm512_stream_si512((void *)to, found);
+    else _mm512_storeu_si512(to, found);
 #else
     SIMD for (long k = 0; k < SIDE; k++) to[k] = narrow_bf16(from[k]);
 #endif
