@@ -100,6 +100,7 @@ int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const u
                         more, far);
             }
         }
+        settle();
         end();
     }
     free(memory);

@@ -12,10 +12,14 @@ import torch
 
 from byeori.model import native, target
 
+# With longer rows not even a few columns of a matrix fit the second cache.
+_LONGEST = 8192
+
 
 def takes(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Whether `product` is to be used for these."""
-    return native.tiles() == 2 and x.dtype == torch.bfloat16 and target.kind(x) == "cpu" and native.runs(x, w)
+    """Whether the functions below are to be used for these."""
+    fits = x.dtype == torch.bfloat16 and x.shape[1] <= _LONGEST
+    return native.tiles() == 2 and fits and target.kind(x) == "cpu" and native.runs(x, w)
 
 
 def product(

@@ -129,6 +129,13 @@ static inline void narrow_32(const float *from, uint16_t *to, int far) {
 #endif
 }
 
+/* Until this, other threads may not see what went past the caches. */
+static inline void settle(void) {
+#ifdef __AVX512BF16__
+    _mm_sfence();
+#endif
+}
+
 /* Bytes in whole cache lines, and one more for each part that is rounded up. */
 static inline long line(long bytes) { return (bytes / 64 + 16) * 64; }
 
