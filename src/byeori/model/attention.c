@@ -64,10 +64,10 @@ static void soften(const Layer *layer, const Strip *strip, const Meeting *met, l
             uint16_t *out = in_row(weights, count, i, w);
             SIMD for (int k = 0; k < SIDE; k++) {
                 float p = exp_of((row[k] - top) * scale);
-                p = row[k] == -INFINITY ? 0.0f : p;
+                row[k] = p = row[k] == -INFINITY ? 0.0f : p;
                 sums[k] += p;
-                out[k] = narrow_bf16(p);
             }
+            narrow_32(row, out, 0);
         }
         for (int k = 0; k < SIDE; k++) sum += sums[k];
         most[i] = top, part[i] = 1.0f / sum;
@@ -151,10 +151,8 @@ static void soften_back(const Layer *layer, const Strip *strip, const Meeting *m
         for (long w = 0; w < count; w++) {
             float *row = scored + w * SQUARE + i * SIDE, *grad = back + w * SQUARE + i * SIDE;
             uint16_t *out = in_row(rows, count, i, w);
-            SIMD for (long k = 0; k < SIDE; k++) {
-                grad[k] = row[k] * (grad[k] - mean) * scale;
-                out[k] = narrow_bf16(grad[k]);
-            }
+            SIMD for (long k = 0; k < SIDE; k++) grad[k] = row[k] * (grad[k] - mean) * scale;
+            narrow_32(grad, out, 0);
         }
     }
     for (long w = 0; w < count; w++)
@@ -162,10 +160,10 @@ static void soften_back(const Layer *layer, const Strip *strip, const Meeting *m
             const float *row = scored + w * SQUARE + 2 * p * SIDE, *grad = back + w * SQUARE + 2 * p * SIDE;
             uint32_t *weight = (uint32_t *)(weights + w * SQUARE), *slope = (uint32_t *)(slopes + w * SQUARE);
             for (long half = 0; half < 2; half++)
-                SIMD for (long k = 0; k < HALF; k++) {
-                    long j = half * HALF + k, to = (half * HALF + p) * HALF + k;
-                    weight[to] = narrow_bf16(row[j]) | (uint32_t)narrow_bf16(row[j + SIDE]) << 16;
-                    slope[to] = narrow_bf16(grad[j]) | (uint32_t)narrow_bf16(grad[j + SIDE]) << 16;
+                {
+                    long j = half * HALF, to = (half * HALF + p) * HALF;
+                    narrow_pairs(row + j, row + j + SIDE, weight + to);
+                    narrow_pairs(grad + j, grad + j + SIDE, slope + to);
                 }
         }
 }

@@ -129,6 +129,17 @@ static inline void narrow_32(const float *from, uint16_t *to, int far) {
 #endif
 }
 
+/* 16 sums of one row and of the row below it, rounded, in pairs. */
+static inline void narrow_pairs(const float *one, const float *two, uint32_t *to) {
+#ifdef __AVX512BF16__
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(one)));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(two)));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+#else
+    SIMD for (long k = 0; k < HALF; k++) to[k] = narrow_bf16(one[k]) | (uint32_t)narrow_bf16(two[k]) << 16;
+#endif
+}
+
 /* Until this, other threads may not see what went past the caches. */
 static inline void settle(void) {
 #ifdef __AVX512BF16__
