@@ -89,5 +89,6 @@ def test_it_is_taken_where_the_types_are_right(monkeypatch: pytest.MonkeyPatch) 
     assert not linear.takes(x.float(), w.float())
     assert not linear.takes(x.t(), w)
     assert not linear.takes(random(1, 8193), random(8193, 2))
+    assert not linear.takes(random(4, 0), random(0, 2))  # a block of words all of which are rare
     monkeypatch.setattr(native, "tiles", lambda: 1)
     assert not linear.takes(x, w)

@@ -98,8 +98,8 @@ def _turn_back(
     """The gradient of _turn's x; x itself is needed only where there is a norm."""
     cos, sin = turn
     if native.runs(cos, sin) and grad.dtype == cos.dtype:
-        out = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device).copy_(grad)
-        native.call("turn_back", out, x, cos, sin, norm.scale if norm else None, r, *grad.shape)
+        grad, out = grad.contiguous(), torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+        native.call("turn_back", grad, x, cos, sin, norm.scale if norm else None, r, out, *grad.shape)
         return out
     wide = grad.to(_wide(grad))
     one, two = (wide * sin[:, None]).chunk(2, dim=-1)

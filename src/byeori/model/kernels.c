@@ -255,24 +255,26 @@ void NAME(turn)(const STORE *x, const STORE *cosine, const STORE *sine, const fl
     }
 }
 
-/* grad [tokens, heads, d] becomes the gradient of x. */
-void NAME(turn_back)(STORE *grad, const STORE *x, const STORE *cosine, const STORE *sine, const float *scale,
-                     const float *inverse, long tokens, long heads, long d, int threads) {
+/* grad [tokens, heads, d] of y -> out, of x. */
+void NAME(turn_back)(const STORE *grad, const STORE *x, const STORE *cosine, const STORE *sine, const float *scale,
+                     const float *inverse, STORE *out, long tokens, long heads, long d, int threads) {
     long h = d / 2;
     ROWS for (long i = 0; i < tokens * heads; i++) {
-        const STORE *from = x + i * d, *c = cosine + i / heads * d, *s = sine + i / heads * d;
-        STORE *g = grad + i * d;
+        const STORE *from = x + i * d, *c = cosine + i / heads * d, *s = sine + i / heads * d, *g = grad + i * d;
+        STORE *to = out + i * d;
+        float kept[d], r = 1, along = 0;
         SIMD for (long j = 0; j < h; j++) {
             float a = WIDEN(g[j]), b = WIDEN(g[j + h]);
-            g[j] = NARROW((a * WIDEN(c[j]) + b * WIDEN(s[j + h])) * (scale ? scale[j] : 1));
-            g[j + h] = NARROW((b * WIDEN(c[j + h]) - a * WIDEN(s[j])) * (scale ? scale[j + h] : 1));
+            kept[j] = (a * WIDEN(c[j]) + b * WIDEN(s[j + h])) * (scale ? scale[j] : 1);
+            kept[j + h] = (b * WIDEN(c[j + h]) - a * WIDEN(s[j])) * (scale ? scale[j + h] : 1);
         }
         if (scale) {
-            float r = inverse[i], along = 0;
-            SIMD_SUM(along) for (long j = 0; j < d; j++) along += WIDEN(g[j]) * WIDEN(from[j]);
+            r = inverse[i];
+            SIMD_SUM(along) for (long j = 0; j < d; j++) along += kept[j] * WIDEN(from[j]);
             along *= r * r / d;
-            SIMD for (long j = 0; j < d; j++) g[j] = NARROW((WIDEN(g[j]) - WIDEN(from[j]) * along) * r);
-        }
+            SIMD for (long j = 0; j < d; j++) to[j] = NARROW((kept[j] - WIDEN(from[j]) * along) * r);
+        } else
+            SIMD for (long j = 0; j < d; j++) to[j] = NARROW(kept[j]);
     }
 }
 

@@ -18,7 +18,7 @@ _LONGEST = 8192
 
 def takes(x: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether the functions below are to be used for these."""
-    fits = x.dtype == torch.bfloat16 and x.shape[1] <= _LONGEST
+    fits = x.dtype == torch.bfloat16 and 0 < x.shape[1] <= _LONGEST
     return native.tiles() == 2 and fits and target.kind(x) == "cpu" and native.runs(x, w)
 
 

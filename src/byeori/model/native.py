@@ -57,19 +57,27 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> None:
     Raises:
         MemoryError: a kernel found no memory for what it keeps meanwhile.
     """
-    if any(isinstance(argument, torch.Tensor) and argument.is_meta for argument in arguments):
-        return  # a rehearsal: there are no numbers
-    stored = next(_STORED[argument.dtype] for argument in arguments if isinstance(argument, torch.Tensor))
-    passed = [_c(argument) for argument in arguments]
-    failed = getattr(_library(), f"{name}_{stored}")(*passed, ctypes.c_int(torch.get_num_threads()))
-    if failed and name in _MAY_FAIL:
+    passed: list[int | float | None] = []
+    stored = ""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            if argument.is_meta:
+                return  # a rehearsal: there are no numbers
+            stored = stored or _STORED[argument.dtype]
+            passed.append(argument.data_ptr())
+        else:
+            passed.append(argument)
+    kernel = getattr(_library(), f"{name}_{stored}")
+    if kernel.argtypes is None:
+        kernel.argtypes = [*map(_type, arguments), ctypes.c_int]
+    if kernel(*passed, torch.get_num_threads()) and name in _MAY_FAIL:
         raise MemoryError(f"{name}: no memory for what it keeps meanwhile")
 
 
-def _c(argument: torch.Tensor | float | None) -> Any:
+def _type(argument: torch.Tensor | float | None) -> Any:
     if argument is None or isinstance(argument, torch.Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+        return ctypes.c_void_p
+    return ctypes.c_long if isinstance(argument, int) else ctypes.c_float
 
 
 def tiles() -> int:
