@@ -13,7 +13,6 @@ import torch
 
 from byeori import hub, weights
 from byeori.batch.loader import Schedule
-from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
 from byeori.errors import ByeoriError, ConfigError
@@ -139,7 +138,7 @@ def _chosen(
         plan=schedule,
         world=world,
         size=settings.micro_batch_size,
-        tokens=settings.micro_batch_tokens or MICRO_BATCH_TOKENS[processes.device.type],
+        tokens=settings.micro_batch_tokens or load.micro_batch_tokens(settings.dtype, processes.device),
         share=settings.share_prefixes != "off",
         only=settings.micro_batch_size is not None or settings.micro_batch_tokens is not None,
     )

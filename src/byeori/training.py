@@ -17,11 +17,10 @@ import torch
 
 from byeori import choosing, weights
 from byeori.batch import loader
-from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
 from byeori.errors import ConfigError
-from byeori.model import embedded, forward, parallel
+from byeori.model import embedded, forward, load, parallel
 from byeori.objective.record import Objective
 from byeori.result import base_check
 from byeori.result import folder as folders
@@ -239,7 +238,7 @@ def _options(settings: TrainSettings, plan: loader.Schedule, device: torch.devic
         "epsilon": settings.adam_epsilon,
         "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
         "one_at_a_time": one_at_a_time,
-        "micro_batch_tokens": settings.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+        "micro_batch_tokens": settings.micro_batch_tokens or load.micro_batch_tokens(settings.dtype, device),
     }
     return Options(**values)
 

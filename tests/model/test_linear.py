@@ -8,7 +8,7 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.model import linear, lora, native
+from byeori.model import linear, load, lora, native
 
 
 @pytest.fixture(params=WAYS, autouse=True)
@@ -92,3 +92,11 @@ def test_it_is_taken_where_the_types_are_right(monkeypatch: pytest.MonkeyPatch) 
     assert not linear.takes(random(4, 0), random(0, 2))  # a block of words all of which are rare
     monkeypatch.setattr(native, "tiles", lambda: 1)
     assert not linear.takes(x, w)
+
+
+def test_micro_batches_are_larger_where_tiles_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert [load.micro_batch_tokens(dtype, cpu) for dtype in ("bfloat16", "float32")] == [4096, 2048]
+    monkeypatch.setattr(native, "tiles", lambda: 1)
+    assert load.micro_batch_tokens("bfloat16", cpu) == 2048
+    assert load.micro_batch_tokens("bfloat16", torch.device("cuda")) == 4096

@@ -15,8 +15,9 @@ from byeori.batch.forest import MIN_SHARED
 # A unit: the tokens of each of its examples that the model reads (forest.needed).
 Unit = Sequence[Sequence[int]]
 
-# Tokens of a micro-batch, by device: what matrix units need to be busy, and what a small machine's memory bears.
-MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 4096}
+# Tokens of a micro-batch, by device: what matrix units need to be busy, and what a small machine's memory bears. tiles:
+# a CPU whose matrix units are so fast that what else a micro-batch costs (reading the head's table) weighs more.
+MICRO_BATCH_TOKENS = {"cpu": 2048, "tiles": 4096, "cuda": 4096}
 # Attention's cost overtakes the matrices' at about so many tokens (twice the hidden size times a few, by model).
 _QUADRATIC_FROM = 16_384
 # Neighbours that share less than this part of a step are given to processes by length alone.

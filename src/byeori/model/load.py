@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from byeori import hub
+from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.model import attention, products
+from byeori.model import attention, native, products
 from byeori.model.logprobs import Head
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
@@ -25,6 +26,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if products.units() else torch.float32
+
+
+def micro_batch_tokens(dtype: str, device: torch.device) -> int:
+    """Tokens of a micro-batch where the settings, of a dtype, name none."""
+    tiled = device.type == "cpu" and native.tiles() == 2 and resolve_dtype(dtype, device) == torch.bfloat16
+    return MICRO_BATCH_TOKENS["tiles" if tiled else device.type]
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
