@@ -159,12 +159,11 @@ static void soften_back(const Layer *layer, const Strip *strip, const Meeting *m
         for (long p = 0; p < HALF; p++) {
             const float *row = scored + w * SQUARE + 2 * p * SIDE, *grad = back + w * SQUARE + 2 * p * SIDE;
             uint32_t *weight = (uint32_t *)(weights + w * SQUARE), *slope = (uint32_t *)(slopes + w * SQUARE);
-            for (long half = 0; half < 2; half++)
-                {
-                    long j = half * HALF, to = (half * HALF + p) * HALF;
-                    narrow_pairs(row + j, row + j + SIDE, weight + to);
-                    narrow_pairs(grad + j, grad + j + SIDE, slope + to);
-                }
+            for (long j = 0; j < SIDE; j += HALF) {
+                long to = j * HALF + p * HALF;
+                narrow_pairs(row + j, row + j + SIDE, weight + to);
+                narrow_pairs(grad + j, grad + j + SIDE, slope + to);
+            }
         }
 }
 
