@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from zoo import Wide
@@ -234,3 +234,19 @@ def test_sft_with_embeddings_and_head(tied: bool, title_rows: Path, tmp_path: Pa
             .replace("lora_embedding_B", "lora_embedding_B.default")
         ]
         assert torch.equal(found, tensor)
+
+
+def test_a_reference_takes_the_functions_of_training() -> None:
+    """With dropout on an adapter its layer is not fused while it trains, nor then for the reference."""
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], lora_dropout=0.5))
+    (layer,) = (module for module in model.modules() if isinstance(module, LoraLinear))
+    lora.fuse(model)
+    assert lora.projection(layer.train()) is None
+    model.eval()
+    lora.as_in_training(model)
+    with model.disable_adapter():
+        assert lora.projection(layer) is None
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(layer(x), layer.base_layer(x))
+    assert lora.projection(layer.eval()) is not None

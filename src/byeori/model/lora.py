@@ -57,10 +57,10 @@ def projection(module: torch.nn.Module) -> Projection | None:
     if not _fusable(module) or module.merged:
         return None
     base, name = module.base_layer, module.active_adapters[0]
+    if module.training and getattr(module.lora_dropout[name], "p", 0.0):
+        return None  # with the adapter off as well: a reference is rounded as what it is compared with
     if module.disable_adapters:
         return _plain(base)
-    if module.training and getattr(module.lora_dropout[name], "p", 0.0):
-        return None
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
     return replace(_plain(base), a=a, b=b, scale=module.scaling[name])
 
@@ -183,7 +183,7 @@ def run(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if self.disable_adapters or self.merged:
-        return self.base_layer(x, *args, **kwargs)
+        return run(self.base_layer, x)
     name = self.active_adapters[0]
     keep = None
     rate = self.lora_dropout[name].p if isinstance(self.lora_dropout[name], torch.nn.Dropout) else 0.0
@@ -212,6 +212,14 @@ def _fusable(module: torch.nn.Module) -> bool:
     plain = type(module.base_layer) in (torch.nn.Linear, PackedLinear) and not module.base_layer.weight.requires_grad
     variants = module.lora_variant.get(name) or module.lora_bias.get(name)
     return plain and name in module.lora_A and not variants
+
+
+def as_in_training(model: torch.nn.Module) -> None:
+    """Let a model that is evaluated without its adapter take the functions that it is trained with: with dropout on
+    adapters others are, which round otherwise."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.training = True
 
 
 def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:

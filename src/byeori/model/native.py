@@ -80,6 +80,12 @@ def _type(argument: torch.Tensor | float | None) -> Any:
     return ctypes.c_long if isinstance(argument, int) else ctypes.c_float
 
 
+@functools.cache
+def sources() -> str:
+    """A hash of the kernels' code."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in (_SOURCE, *_INCLUDED))).hexdigest()
+
+
 def tiles() -> int:
     """How the kernels multiply tiles of bfloat16: 2 in matrix units (AMX), 1 in vectors, 0 without units for it."""
     return _tiles() if _on else 0
@@ -98,11 +104,7 @@ def _library() -> ctypes.CDLL | None:
     compiler = next((path for path in map(shutil.which, filter(None, found)) if path), None)
     if compiler is None or not sys.platform.startswith("linux"):
         return None
-    key = hashlib.sha256(
-        b"".join(path.read_bytes() for path in (_SOURCE, *_INCLUDED))
-        + _processor().encode()
-        + " ".join([compiler, *_FLAGS]).encode()
-    )
+    key = hashlib.sha256((sources() + _processor() + " ".join([compiler, *_FLAGS])).encode())
     target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     try:
         if not target.exists():
