@@ -10,7 +10,7 @@ from ways import WAYS, library
 
 from byeori.model import attention, cpu_attention, cpu_tiles, native
 
-Nodes = cpu_tiles.Nodes
+Nodes = cpu_attention.Nodes
 
 CHAIN: Nodes = ((0, 133, ((0, 133),)),)
 # Two nodes in one tile of 32 tokens, a path that leaves a tile and comes back to it, a node of one token.

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 
 from byeori.model import native
-
-Runs = tuple[tuple[int, int], ...]
-Nodes = tuple[tuple[int, int, Runs], ...]
+from byeori.model.cpu_attention import Nodes
 
 
 def takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from byeori.model import native, target
+from byeori.model import native
 
 # With longer rows not even a few columns of a matrix fit the second cache; for fewer rows (a word at a time) it does
 # not pay to bring a matrix into tiles.
@@ -20,7 +20,7 @@ _LONGEST, _FEWEST = 8192, 16
 def takes(x: torch.Tensor, w: torch.Tensor) -> bool:
     """Whether the functions below are to be used for these."""
     fits = x.dtype == torch.bfloat16 and x.shape[0] >= _FEWEST and 0 < x.shape[1] <= _LONGEST
-    return native.tiles() == 2 and fits and target.kind(x) == "cpu" and native.runs(x, w)
+    return native.tiles() == 2 and fits and native.runs(x, w)
 
 
 def product(
