@@ -9,6 +9,9 @@
 
 #include "strips.c"
 
+/* Strips whose weights are kept until they are summed over rows. */
+enum { STRIPS = 16 };
+
 /* A strip's products with the keys that it meets: out [count] squares of 32 rows by 32 keys. */
 static void scores(const uint16_t *rows, long size, const uint16_t *keys, const Meeting *met, long count, float *out) {
     long wide = up(size) / SIDE;
@@ -43,8 +46,7 @@ static inline uint16_t *in_row(uint16_t *weights, long count, long row, long w) 
 static void soften(const Layer *layer, const Strip *strip, const Meeting *met, long count, float *scored,
                    uint16_t *weights, float *most, float *part) {
     float scale = layer->scale;
-    memset(weights, 0, 2 * count * SQUARE);
-    for (long i = 0; i < SIDE; i++) most[i] = part[i] = 0;
+    if (strip->rows < SIDE) memset(weights, 0, 2 * count * SQUARE);
     for (long i = 0; i < strip->rows; i++) {
         long position = place(layer, strip, i);
         int from, to;
@@ -79,7 +81,7 @@ int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *valu
                 const int64_t *nodes, long count, long tokens, long heads, long groups, long d, long e, long window,
                 float scale, int threads) {
     Layer layer = {nodes, count, tokens, heads, groups, d, e, window, scale};
-    long strips = strips_of(&layer, NULL), most = 0, all = up(tokens), each = heads / groups;
+    long strips = strips_of(&layer, NULL), most = 0, all = up(tokens);
     Strip *strip = malloc(strips * sizeof *strip + 1);
     if (!strip) return 1;
     strips_of(&layer, strip);

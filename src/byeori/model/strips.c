@@ -15,7 +15,7 @@ typedef struct {
     float scale;
 } Layer;
 
-/* Rows [row, row + rows) of a node, the first of which is at `position` of the path. */
+/* Rows [row, row + rows) of a node, before whose first query lie so many tokens of its path. */
 typedef struct { const int64_t *node; long row, rows, before; } Strip;
 
 /* A tile of keys that a strip meets: those from `from` to `to` are on its path, at place + shift. */

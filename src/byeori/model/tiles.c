@@ -1,4 +1,4 @@
-/* Products of bf16 tiles, for attention.c: in AMX's tile registers where the processor has them, elsewhere in vectors.
+/* Products of bf16 tiles, for attention.c and linear.c: in AMX's tile registers where the processor has them, elsewhere in vectors.
 
    A product adds A [32, 32] B [32, 32] to four float tiles of [16, 16] (`step`). A's tiles are 16 rows of 32 numbers;
    B's are 16 pairs of rows, of each of 16 columns a number of the first and one of the second. */
@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-enum { SIDE = 32, HALF = 16, TILE = SIDE * HALF, SQUARE = SIDE * SIDE, STRIPS = 16 };
+enum { SIDE = 32, HALF = 16, TILE = SIDE * HALF, SQUARE = SIDE * SIDE };
 
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
@@ -147,7 +147,7 @@ static inline void settle(void) {
 #endif
 }
 
-/* Bytes in whole cache lines, and one more for each part that is rounded up. */
+/* Bytes in whole cache lines, and sixteen more: `room` rounds up each of at most so many parts. */
 static inline long line(long bytes) { return (bytes / 64 + 16) * 64; }
 
 static void *room(char **at, long bytes) {
