@@ -247,6 +247,15 @@ def test_auto_keeps_the_type_and_rounds_once(tmp_path: Path) -> None:
     assert torch.equal(merged["lm_head.weight"], before["lm_head.weight"])
 
 
+def test_rounding_alone_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter merged by PEFT and rounded alike is what a merge must equal, as closely as in float32."""
+    monkeypatch.setitem(merge_module.merge_check.TOLERANCE, "bfloat16", merge_module.merge_check.TOLERANCE["float32"])
+    base = saved(llama().to(torch.bfloat16), tmp_path / "base")
+    output = run(tmp_path, base, adapted(base, tmp_path / "adapter")).output_dir
+    report = json.loads((output / "merge_report.json").read_text())
+    assert report["max_abs_difference"] > report["tolerance"] > report["beyond_rounding"]
+
+
 def test_side_files(tmp_path: Path) -> None:
     base, name = saved(llama(), tmp_path / "base"), "tokenizer_config.json"
     adapter = adapted(base, tmp_path / "adapter")

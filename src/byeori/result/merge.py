@@ -330,9 +330,9 @@ def _set_aside(temporary: Path, output_dir: Path, report: dict[str, Any]) -> str
     shutil.rmtree(failed, ignore_errors=True)
     temporary.rename(failed)
     return (
-        f"the merged model is not the adapter on {report['base']}: logits differ by up to "
-        f"{report['max_abs_difference']:.3g} and by {report['mean_abs_difference']:.3g} on average "
-        f"({report['tolerance']:.3g} and {report['tolerance'] / 16:.3g} are rounding in {report['dtype']}); "
+        f"the merged model is not the adapter on {report['base']}: beyond rounding, logits differ by up to "
+        f"{report['beyond_rounding']:.3g} and by {report['mean_beyond_rounding']:.3g} on average "
+        f"({report['tolerance']:.3g} and {report['tolerance'] / 16:.3g} are allowed in {report['dtype']}); "
         f"it is kept in {failed} for a look, do not use it"
     )
 
