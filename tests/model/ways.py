@@ -21,7 +21,8 @@ def library(way: str) -> ctypes.CDLL:
     """The kernels, compiled for a way; on a processor without its units, for the next one."""
     flags, most = WAYS[way]
     compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler is not None
+    if compiler is None:
+        pytest.skip("no C compiler: PyTorch's own operations are used")
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         patched.setattr(native, "_FLAGS", [*native._FLAGS, *flags])
         native._compile(compiler, Path(folder) / "kernels.so")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from byeori.model import attention, native, norm
-from byeori.model.lora import Projection, project, project_back, projection, run
+from byeori.model.lora import Projection, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 _PROBE = "byeori_probe"
@@ -150,7 +150,7 @@ def _forward(
     found = compute(hidden_states.squeeze(0), others, (short, turn), self.head_dim, parts, self.byeori_norms)
     states = (part.transpose(0, 1)[None] for part in found)
     out, _ = attention.forest_attention(self, *states, None, forest_layout=forest_layout, **self.byeori_attention)
-    return run(self.o_proj, out.flatten(2)), None
+    return output(self.o_proj, out.flatten(2)), None
 
 
 def compute(

@@ -173,7 +173,7 @@ class _FusedLora(torch.autograd.Function):
         return to_x, None, None, to_a, to_b, None, None, None
 
 
-def run(module: Any, x: torch.Tensor) -> torch.Tensor:
+def output(module: Any, x: torch.Tensor) -> torch.Tensor:
     """A projection's output; that of a frozen layer without an adapter by the function above as well."""
     part = projection(module) if type(module) is torch.nn.Linear else None
     if part is None:
@@ -183,7 +183,7 @@ def run(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if self.disable_adapters or self.merged:
-        return run(self.base_layer, x)
+        return output(self.base_layer, x)
     name = self.active_adapters[0]
     keep = None
     rate = self.lora_dropout[name].p if isinstance(self.lora_dropout[name], torch.nn.Dropout) else 0.0
