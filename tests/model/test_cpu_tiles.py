@@ -144,3 +144,15 @@ def test_no_memory_is_said(way: str) -> None:
     nodes = torch.tensor([0, 4, 1, 0, 4])
     with pytest.raises(MemoryError, match="attend: no memory"):
         native.call("attend", query, key, value, out, sums, nodes, 1, 2**45, 1, 1, 64, 64, 2**45, 0.125)
+
+
+def test_a_whole_number_is_a_scale_too(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configurations write 1 for 1.0, and C would read another register."""
+    monkeypatch.setattr(native, "tiles", lambda: 1)
+    turned = [states.transpose(0, 1)[None] for states in random_states(133, 133, (4, 2, 64, 64))[:3]]
+    layout = attention.Layout(nodes=TREE, rows=torch.tensor([0]), row_numbers=[0])
+    one, other = (
+        attention.forest_attention(torch.nn.Module(), *turned, None, forest_layout=layout, scaling=scaling)[0]
+        for scaling in (1, 1.0)
+    )
+    assert torch.equal(one, other)

@@ -105,7 +105,7 @@ def forest_attention(
     if ordinary and not dropout and cuda_attention.takes(query, key, value):
         return _on_gpu(query, key, value, forest_layout, window, scaling), None
     if ordinary and not dropout and cpu_attention.takes(query):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         if cpu_tiles.takes(query, key, value):
             q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
             return cpu_tiles.attend(q, k, v, forest_layout.nodes, window, scale)[None], None

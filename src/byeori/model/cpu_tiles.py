@@ -63,4 +63,4 @@ def _how(
     scale: float,
 ) -> tuple[Any, ...]:
     tokens, groups, size = key.shape
-    return nodes, count, tokens, query.shape[1], groups, size, value.shape[-1], window or tokens, float(scale)
+    return nodes, count, tokens, query.shape[1], groups, size, value.shape[-1], window or tokens, scale
