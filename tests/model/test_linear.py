@@ -61,24 +61,40 @@ def test_the_sum_over_rows(sizes: tuple[int, int, int]) -> None:
     torch.testing.assert_close(found.double(), 0.5 * u.double().t() @ x.double(), rtol=1e-4, atol=1e-4)
 
 
+def projection(width: int, out: int, *, r: int) -> lora.Projection:
+    """With an adapter of rank r, if any."""
+    a, b = (torch.randn(r, width), torch.randn(out, r)) if r else (None, None)
+    return lora.Projection(weight=random(out, width), bias=None, a=a, b=b, scale=0.3)
+
+
+@pytest.mark.parametrize("in_one_pass", [True, False])
 @pytest.mark.parametrize("dropout", [False, True])
-def test_a_projection_and_its_gradients(dropout: bool) -> None:
+def test_projections_of_one_input_and_their_gradients(
+    dropout: bool, in_one_pass: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
-    x, g = random(70, 96), random(70, 64)
-    a, b = torch.randn(8, 96), torch.randn(64, 8)
-    part = lora.Projection(weight=random(64, 96), bias=None, a=a, b=b, scale=0.3)
+    if not in_one_pass:
+        monkeypatch.setattr(linear, "takes", lambda *_: False)
+    x = random(70, 96)
+    parts = [projection(96, 64, r=8), projection(96, 32, r=0), projection(96, 16, r=5)]
+    gs = [random(70, len(part.weight)) for part in parts]
     keep = torch.empty(70, 96, dtype=torch.bfloat16).bernoulli_(0.75).div_(0.75) if dropout else None
-    y, h = lora.project(x, part, keep)
-    into = random(70, 96)
-    found = lora.project_back(g, x, h, part, into=into.clone(), keep=keep)
+    ys, hs = lora.project(x, parts, keep)
+    to_x, found = lora.project_back(gs, x, hs, parts, keep=keep)
     wide = x.double().requires_grad_()
-    wide_a, wide_b = a.double().requires_grad_(), b.double().requires_grad_()
     dropped = wide if keep is None else wide * keep.double()
-    expected = wide @ part.weight.double().t() + 0.3 * (dropped @ wide_a.t()) @ wide_b.t()
-    assert distance(y, expected.detach()) < 2**-7
-    expected.backward(g.double())
-    wanted = [wide.grad + into.double(), wide_a.grad, wide_b.grad]
-    for one, other in zip(found, wanted, strict=True):
+    matrices = [(p.a.double().requires_grad_(), p.b.double().requires_grad_()) for p in parts if p.a is not None]
+    left = iter(matrices)
+    for y, g, part in zip(ys, gs, parts, strict=True):
+        expected = wide @ part.weight.double().t()
+        if part.a is not None:
+            a, b = next(left)
+            expected = expected + 0.3 * (dropped @ a.t()) @ b.t()
+        assert distance(y, expected.detach()) < 2**-7
+        expected.backward(g.double(), retain_graph=True)
+    wanted = [wide.grad, *(m.grad for pair in matrices for m in pair)]
+    assert [grad is None for grad in found] == [False, False, True, True, False, False]
+    for one, other in zip([to_x, *(grad for grad in found if grad is not None)], wanted, strict=True):
         assert one is not None
         assert distance(one, other) < 2**-6
 

@@ -43,8 +43,12 @@ class _Heads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         x, others, turns, size, parts, norms, *_ = args
-        inputs = (x, x if others is None else others, x if others is None else others)
-        raw, hidden = zip(*[project(states, part) for states, part in zip(inputs, parts, strict=True)], strict=True)
+        if others is None:
+            raw, hidden = project(x, parts)
+        else:
+            raw, hidden = (
+                [*few, *every] for few, every in zip(project(x, parts[:1]), project(others, parts[1:]), strict=True)
+            )
         heads = [states.view(len(states), -1, size) for states in raw]
         turned = [_turn(*pair) for pair in zip(heads, turns, norms, strict=False)]
         kept = [states if norm else None for states, norm in zip(heads, norms, strict=False)]
@@ -58,14 +62,13 @@ class _Heads(torch.autograd.Function):
         x, others, h_q, h_k, h_v, q, k, r_q, r_k = ctx.saved_tensors
         to_q = _turn_back(grads[0], q, ctx.turns[0], ctx.norms[0], r_q).flatten(1)
         to_k = _turn_back(grads[1], k, ctx.turns[1], ctx.norms[1], r_k).flatten(1)
-        of_q, of_k, of_v = ctx.parts
-        rest, wanted = (x if ctx.joint else others), ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        to_x, *found_q = project_back(to_q, x, h_q, of_q, wanted=wanted)
-        into = to_x if ctx.joint else None
-        to_rest, *found_k = project_back(to_k, rest, h_k, of_k, wanted=wanted, into=into)
-        to_rest, *found_v = project_back(grads[2].flatten(1), rest, h_v, of_v, wanted=wanted, into=to_rest)
-        found = (*found_q, *found_k, *found_v)
-        return to_x, (None if ctx.joint else to_rest), None, None, None, None, *found
+        gs, wanted = [to_q, to_k, grads[2].flatten(1)], ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        if ctx.joint:
+            to_x, found = project_back(gs, x, [h_q, h_k, h_v], ctx.parts, wanted=wanted)
+            return to_x, *[None] * 5, *found
+        to_x, of_q = project_back(gs[:1], x, [h_q], ctx.parts[:1], wanted=wanted)
+        to_rest, of_rest = project_back(gs[1:], others, [h_k, h_v], ctx.parts[1:], wanted=wanted)
+        return to_x, to_rest, *[None] * 4, *of_q, *of_rest
 
 
 Turn = tuple[torch.Tensor, torch.Tensor]

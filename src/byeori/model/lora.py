@@ -11,7 +11,7 @@ and the state dict stay PEFT's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
@@ -69,81 +69,140 @@ def _plain(base: Any) -> Projection:
     return Projection(weight=base.weight, bias=base.bias, unpack=base.open if isinstance(base, PackedLinear) else None)
 
 
+Many = Sequence[torch.Tensor | None]
+# For fewer rows (a word at a time) the ways that save passes over memory cost more than they save.
+_FEWEST = 16
+
+
 def project(
-    x: torch.Tensor, to: Projection, keep: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """x [T, in] -> y [T, out], and h = drop(x) A^T [T, r] where there is an adapter. keep: drop(x) = x * keep."""
-    weight = to.opened
-    in_one = to.bias is None and linear.takes(x, weight)
+    x: torch.Tensor, parts: Sequence[Projection], keep: torch.Tensor | None = None
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """x [T, in] -> y [T, out] of every part, and h = drop(x) A^T [T, r] where it has an adapter.
+
+    keep: drop(x) = x * keep. Packed weights are opened one after the other.
+    """
+    if all(part.bias is None and _in_one_pass(x, part) for part in parts):
+        found = [_product(x, part, keep) for part in parts]
+        return [y for y, _ in found], [h for _, h in found]
+    hs = _down(x if keep is None else x * keep, parts)
+    return [_up(x, h, part) for h, part in zip(hs, parts, strict=True)], hs
+
+
+def _in_one_pass(x: torch.Tensor, part: Projection) -> bool:
+    return linear.takes(x, part.weight if part.unpack is None else x)
+
+
+def _product(x: torch.Tensor, to: Projection, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     if to.a is None or to.b is None:
-        return linear.product(x, weight, turned=True) if in_one else F.linear(x, weight, to.bias), None
-    a, dropped = to.a.to(x.dtype), x if keep is None else x * keep
-    if in_one:
-        h, b = x.new_empty(len(x), len(a)), (to.b * to.scale).to(x.dtype)
-        if keep is not None:
-            linear.product(dropped, a, turned=True, into=h.zero_())
-        return linear.product(x, weight, turned=True, down=a if keep is None else None, up=b, h=h), h
-    y, h = F.linear(x, weight, to.bias), F.linear(dropped, a)
-    return y.addmm_(h, to.b.to(x.dtype).t(), alpha=to.scale), h
+        return linear.product(x, to.opened, turned=True), None
+    a, b = to.a.to(x.dtype), (to.b * to.scale).to(x.dtype)
+    h = x.new_empty(len(x), len(a))
+    if keep is not None:
+        linear.product(x * keep, a, turned=True, into=h.zero_())
+    return linear.product(x, to.opened, turned=True, down=a if keep is None else None, up=b, h=h), h
+
+
+def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[torch.Tensor | None]:
+    """x A^T of every part with an adapter, in one product."""
+    every = [part.a for part in parts if part.a is not None]
+    if len(x) < _FEWEST:
+        return [None if part.a is None else F.linear(x, part.a.to(x.dtype)) for part in parts]
+    found = iter(F.linear(x, _stacked(every, x.dtype)).split([len(a) for a in every], dim=1) if every else ())
+    return [None if part.a is None else next(found) for part in parts]
+
+
+def _up(x: torch.Tensor, h: torch.Tensor | None, to: Projection) -> torch.Tensor:
+    """x W^T + b + s h B^T. The small product lies there first: the large one reads it while it computes."""
+    if h is None or to.b is None:
+        return F.linear(x, to.opened, to.bias)
+    b = to.b.to(x.dtype).t()
+    if len(x) < _FEWEST:
+        return F.linear(x, to.opened, to.bias).addmm_(h, b, alpha=to.scale)
+    bias, beta = (h.new_empty(1), 0) if to.bias is None else (to.bias, 1)
+    return torch.addmm(bias, h, b, beta=beta, alpha=to.scale).addmm_(x, to.opened.t())
+
+
+def _stacked(matrices: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    return (matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices))).to(dtype)
 
 
 def input_back(
-    g: torch.Tensor,
-    to: Projection,
+    gs: Sequence[torch.Tensor],
+    parts: Sequence[Projection],
     *,
-    adapted: bool,
+    adapted: Sequence[bool],
     wanted: bool = True,
-    into: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The gradient of x from g = dy, added to `into` (or not wanted), and u = s g B [T, r] if there is an adapter."""
-    weight, u = to.opened, None
-    a, b = (part.to(g.dtype) if adapted and part is not None else None for part in (to.a, to.b))
-    if wanted and keep is None and linear.takes(g, weight):
-        u = None if b is None else g.new_empty(len(g), b.shape[1])
-        return linear.product(g, weight, turned=False, down=b, up=a, h=u, scale=to.scale, into=into), u
-    if b is not None:
-        u = (g @ b).mul_(to.scale)
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+    """The gradient of x from g = dy of every part (None where not wanted), and u = s g B [T, r] of its adapter."""
+    to_x: torch.Tensor | None = None
+    us: list[torch.Tensor | None] = []
+    if wanted and keep is None and all(_in_one_pass(g, part) for g, part in zip(gs, parts, strict=True)):
+        for g, part, has in zip(gs, parts, adapted, strict=True):
+            a, b = (m.to(g.dtype) if has and m is not None else None for m in (part.a, part.b))
+            u = None if b is None else g.new_empty(len(g), b.shape[1])
+            to_x = linear.product(g, part.opened, turned=False, down=b, up=a, h=u, scale=part.scale, into=to_x)
+            us.append(u)
+        return to_x, us
+    for g, part, has in zip(gs, parts, adapted, strict=True):
+        us.append((g @ part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
     if not wanted:
-        return into, u
-    to_x = g @ weight if into is None else into.addmm_(g, weight)
-    if u is not None and a is not None:
-        to_x = to_x.addmm_(u, a) if keep is None else to_x.add_((u @ a).mul_(keep))
-    return to_x, u
+        return None, us
+    if there := [(u, part.a) for u, part in zip(us, parts, strict=True) if u is not None and part.a is not None]:
+        to_x = _joined([u for u, _ in there]) @ _stacked([a for _, a in there], gs[0].dtype)
+        if keep is not None:
+            to_x.mul_(keep)
+    for g, part in zip(gs, parts, strict=True):
+        to_x = g @ part.opened if to_x is None else to_x.addmm_(g, part.opened)
+    return to_x, us
+
+
+def _joined(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(tuple(columns), dim=1)
 
 
 def adapter_back(
-    g: torch.Tensor,
+    gs: Sequence[torch.Tensor],
     x: torch.Tensor | None,
-    h: torch.Tensor | None,
-    u: torch.Tensor | None,
-    to: Projection,
+    hs: Many,
+    us: Many,
+    parts: Sequence[Projection],
     keep: torch.Tensor | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of A and B, from g = dy and what the forward and backward passes made on the way."""
-    if x is None or h is None or u is None:
-        return None, None
+) -> list[torch.Tensor | None]:
+    """Gradients of A and B of every part, from g = dy and what the forward and backward passes made on the way."""
+    if x is None:
+        return [None] * (2 * len(parts))
     dropped = x if keep is None else x * keep
-    if linear.takes(g, dropped):
-        return linear.outer(u, dropped), linear.outer(h, g, to.scale).t()
-    wide = torch.promote_types(g.dtype, torch.float32)
-    to_a = u.t() @ dropped
-    return to_a.to(wide), (g.t() @ h).mul_(to.scale).to(wide)
+    there = [u for u, h in zip(us, hs, strict=True) if u is not None and h is not None]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    one_pass = linear.takes(x, dropped)
+    if one_pass:
+        of_a = iter(linear.outer(u, dropped) for u in there)
+    elif there:
+        of_a = iter((_joined(there).t() @ dropped).to(wide).split([u.shape[1] for u in there]))
+    out: list[torch.Tensor | None] = []
+    for g, h, u, part in zip(gs, hs, us, parts, strict=True):
+        if h is None or u is None:
+            out += [None, None]
+        elif one_pass:
+            out += [next(of_a), linear.outer(h, g, part.scale).t()]
+        else:
+            out += [next(of_a), (g.t() @ h).mul_(part.scale).to(wide)]
+    return out
 
 
 def project_back(
-    g: torch.Tensor,
+    gs: Sequence[torch.Tensor],
     x: torch.Tensor | None,
-    h: torch.Tensor | None,
-    to: Projection,
+    hs: Many,
+    parts: Sequence[Projection],
     *,
     wanted: bool = True,
-    into: torch.Tensor | None = None,
     keep: torch.Tensor | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients of x (added to `into`; none where not wanted), A and B, from g = dy."""
-    to_x, u = input_back(g, to, adapted=h is not None, wanted=wanted, into=into, keep=keep)
-    return to_x, *adapter_back(g, x, h, u, to, keep)
+) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+    """The gradient of x (None where not wanted), and those of A and B of every part, from g = dy."""
+    to_x, us = input_back(gs, parts, adapted=[h is not None for h in hs], wanted=wanted, keep=keep)
+    return to_x, adapter_back(gs, x, hs, us, parts, keep)
 
 
 class _FusedLora(torch.autograd.Function):
@@ -158,7 +217,7 @@ class _FusedLora(torch.autograd.Function):
         x, weight, bias, a, b, scale, keep, unpack = args
         to = Projection(weight=weight, bias=bias, a=a, b=b, scale=scale, unpack=unpack)
         rows = x.reshape(-1, x.shape[-1])
-        y, h = project(rows, to, None if keep is None else keep.view(rows.shape))
+        (y,), (h,) = project(rows, [to], None if keep is None else keep.view(rows.shape))
         ctx.save_for_backward(None if h is None else x, h, keep)
         ctx.to = to
         return y.view(*x.shape[:-1], -1)
@@ -168,7 +227,7 @@ class _FusedLora(torch.autograd.Function):
         x, h, keep = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
         rows, keep = (None if part is None else part.reshape(len(g), -1) for part in (x, keep))
-        to_x, to_a, to_b = project_back(g, rows, h, ctx.to, wanted=ctx.needs_input_grad[0], keep=keep)
+        to_x, (to_a, to_b) = project_back([g], rows, [h], [ctx.to], wanted=ctx.needs_input_grad[0], keep=keep)
         to_x = to_x.view(*grads[0].shape[:-1], -1) if to_x is not None else None
         return to_x, None, None, to_a, to_b, None, None, None
 

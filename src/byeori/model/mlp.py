@@ -30,10 +30,9 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, kind, projections, *_ = args
         rows = x.reshape(-1, x.shape[-1])
-        gate, from_gate = project(rows, projections[0])
-        up, from_up = project(rows, projections[1])
+        (gate, up), (from_gate, from_up) = project(rows, projections[:2])
         product = _product(gate, up, kind)
-        y, from_down = project(product, projections[2])
+        (y,), (from_down,) = project(product, projections[2:])
         ctx.save_for_backward(x, gate, up, from_gate, from_up, from_down)
         ctx.kind, ctx.projections = kind, projections
         return y.view(*x.shape[:-1], -1)
@@ -41,17 +40,16 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, up, from_gate, from_up, from_down = ctx.saved_tensors
-        of_gate, of_up, of_down = ctx.projections
+        first, last = ctx.projections[:2], ctx.projections[2:]
         rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
-        both, u = input_back(g, of_down, adapted=from_down is not None)
+        both, u = input_back([g], last, adapted=[from_down is not None])
         to_gate, to_up = _product_back(gate, up, both, ctx.kind)  # from here on `both` is act * up
-        down_a, down_b = adapter_back(g, both, from_down, u, of_down)
+        of_down = adapter_back([g], both, [from_down], u, last)
         del both
         wanted = ctx.needs_input_grad[0]
-        to_x, gate_a, gate_b = project_back(to_gate, rows, from_gate, of_gate, wanted=wanted)
-        to_x, up_a, up_b = project_back(to_up, rows, from_up, of_up, wanted=wanted, into=to_x)
+        to_x, of_first = project_back([to_gate, to_up], rows, [from_gate, from_up], first, wanted=wanted)
         to_x = to_x.view(x.shape) if to_x is not None else None
-        return to_x, None, None, gate_a, gate_b, up_a, up_b, down_a, down_b
+        return to_x, None, None, *of_first, *of_down
 
 
 def _product(gate: torch.Tensor, up: torch.Tensor, kind: tuple[float, float]) -> torch.Tensor:
