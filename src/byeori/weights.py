@@ -67,7 +67,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
 
 
 def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Processes, tell: Tell) -> None:
-    """Recompute, then compile or else fuse, as the settings say.
+    """Recompute, then fuse or else compile, as the settings say.
 
     row_tokens: tokens of the whole run, for a batch of one row.
     """
@@ -75,11 +75,11 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
     if settings.gradient_checkpointing != "none":
         parallel.recompute_layers(base, settings.gradient_checkpointing)
     tokens = row_tokens * settings.batch_size // processes.world
-    fused = {"mlp", "heads"} <= set(chosen)  # faster than compiled layers
-    pays = settings.compile == "auto" and not fused and parallel.compiling_pays(base, tokens, processes.device)
-    if settings.compile == "on" or pays:
-        tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")
+    if settings.compile == "on":
         chosen = [part for part in chosen if part in ("attention", "kernels")]
     speed.everywhere(chosen)
     with sharding.last_layer_whole(base):
-        speed.fuse(base, chosen)
+        fused = speed.fuse(base, chosen)
+    pays = settings.compile == "auto" and not fused and parallel.compiling_pays(base, tokens, processes.device)
+    if settings.compile == "on" or pays:
+        tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import kernel_cases
 import pytest
 import torch
 import zoo
@@ -13,7 +14,7 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.model import attention, cpu_attention, forward, heads, last_layer, lora, mlp, native, norm, speed
+from byeori.model import attention, cpu_attention, forward, heads, kernels, last_layer, lora, mlp, native, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -221,70 +222,21 @@ def test_large_scores_are_as_exact_as_small_ones(kernels: bool) -> None:
 needs_kernels = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 
 
-def both(function: Any, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs and gradients of a function with the kernels, and without them in float64."""
-    out = []
-    for on in (True, False):
-        native.switch(on)
-        given = [tensor if on else tensor.double() for tensor in tensors]
-        given = [tensor.detach().clone().requires_grad_() for tensor in given]
-        found = function(*given)
-        grad = torch.linspace(-1, 1, found.numel()).reshape(found.shape).to(tensors[0].dtype)
-        out.append([found, *torch.autograd.grad(found, given, grad.to(found.dtype))])
-    return out[0], out[1]
-
-
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [2, 18, 256])
 def test_kernels(dtype: torch.dtype, size: int) -> None:
-    torch.manual_seed(size)
-    x, gate = (3 * torch.randn(3, 5, size).to(dtype) for _ in range(2))
-    cos, sin = torch.randn(2, 3, size).to(dtype)
-    scale = torch.randn(size)
-    head_norm = heads.HeadNorm(scale=scale, eps=1e-3)
-
-    def of(x: torch.Tensor) -> lora.Projection:
-        return lora.Projection(weight=torch.eye(size, dtype=x.dtype), bias=None)
-
-    def as_norm(x: torch.Tensor) -> torch.Tensor:
-        return norm._RmsNorm.apply(x, scale.to(torch.promote_types(x.dtype, torch.float32)), 1e-3)
-
-    def as_turn(x: torch.Tensor, known: Any) -> torch.Tensor:
-        turn, parts = (cos.to(x.dtype), sin.to(x.dtype)), [of(x)] * 3
-        return heads.compute(x[:, 0], None, (turn, turn), size, parts, (known, None))[0]
-
-    cases = [
-        (as_norm, [x]),
-        (lambda x: as_norm(x[None].transpose(1, 2)), [x]),  # heads, in memory behind tokens
-        (lambda x: as_turn(x, head_norm), [x]),
-        (lambda x: as_turn(x, None), [x]),
-    ]
-    for kind in mlp._KINDS:
-        cases.append((lambda x, kind=kind: mlp._apply(x, kind, [of(x)] * 3), [gate]))
-    for function, given in cases:
-        ours, right = both(function, *given)
-        for one, other in zip(ours, right, strict=True):
-            limit = 1e-2 if dtype == torch.bfloat16 else 1e-5
-            assert float((one - other).detach().norm() / other.detach().norm()) < limit
+    kernel_cases.check(dtype, size, torch.device("cpu"))
 
 
 @needs_kernels
 def test_a_nan_goes_through_every_kernel() -> None:
-    bad = torch.ones(2, 4)
-    bad[0, 1] = torch.nan
-    one, r, scale = torch.ones(2, 4), torch.ones(2), torch.ones(4)
-    out = [torch.zeros(2, 4) for _ in range(4)]
-    native.call("norm", bad, scale, 1e-6, out[0], r, 2, 4)
-    native.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
-    native.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
-    out[3] = bad.clone()
-    native.call("softmax", out[3], torch.ones(2, 2), 1.0, 2, 4, 2, 2, 1, 2, 4)
-    ids, total = torch.tensor([0, 0]), torch.zeros(2)
-    native.call("words", bad.clone(), ids, torch.zeros(2), torch.zeros(2), total, torch.zeros(2), 1.0, 2, 4)
-    for found in (*out, total[:, None]):
-        assert found[0].isnan().any()
-        assert not found[1].isnan().any()
+    kernel_cases.check_nan(torch.device("cpu"))
+    scores = torch.ones(2, 4)
+    scores[0, 1] = torch.nan
+    native.call("softmax", scores, torch.ones(2, 2), 1.0, 2, 4, 2, 2, 1, 2, 4)
+    assert scores[0].isnan().any()
+    assert not scores[1].isnan().any()
 
 
 def test_nothing_that_is_kept_is_written_over() -> None:
@@ -329,9 +281,14 @@ def test_without_a_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatc
         native._library.cache_clear()
 
 
-def test_the_setting() -> None:
+def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {"base_model": "m", "data_path": "d", "output_dir": "o"}
     assert speed.parts(check(SftSettings, needed).speed, CPU) == list(SPEED)
+    on_a_gpu = ["kernels", "norms", "mlp", "heads", "last_layer"]
+    assert speed.parts(["auto"], torch.device("cuda")) == on_a_gpu
+    monkeypatch.setattr(kernels, "triton_is_here", lambda: False)
+    assert speed.parts(["auto"], torch.device("cuda")) == on_a_gpu  # of a plan, which is made elsewhere
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert speed.parts(["auto"], torch.device("cuda")) == ["norms"]
     assert speed.parts(check(SftSettings, needed | {"speed": "off"}).speed, CPU) == []
     assert speed.parts(check(SftSettings, needed | {"speed": "mlp, norms"}).speed, CPU) == ["mlp", "norms"]

@@ -3,7 +3,8 @@
     PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu
 
 Attention's kernel is the one that tests/model/written_out.py writes out, with what the real one demands of its
-arguments. Nothing can be compiled for this GPU; tests that need a real one are marked `silicon`.
+arguments. Triton's kernels run in its interpreter (where Triton is installed). Nothing can be compiled for this GPU;
+tests that need a real one are marked `silicon`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 MEMORY = 80 * 2**30
 os.environ["BYEORI_TEST_GPUS"] = "0"
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def build(folder: Path) -> Path:
@@ -184,6 +186,38 @@ def _flash_backward(*given: Any, scale: float, **window: int) -> tuple[torch.Ten
         return tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
 
 
+def _interpreted() -> None:
+    """Triton's interpreter on this GPU's tensors as they are, rounding to bfloat16 as a GPU does; it cuts off."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    from byeori.model import gpu_kernels
+
+    before, run = interpreter.InterpreterBuilder.cast_impl, interpreter.GridExecutor.__call__
+
+    def cast(self: Any, source: Any, kind: Any) -> Any:
+        way, numbers = (source.dtype.scalar, kind.scalar), np.array(source.data)
+        if way == (tl.float32, tl.bfloat16):
+            rounded = torch.from_numpy(numbers).bfloat16().view(torch.int16).numpy()
+            return interpreter.TensorHandle(rounded.view(np.uint16), tl.bfloat16)
+        if way == (tl.bfloat16, tl.float32):  # the same in a hundredth of the time
+            return interpreter.TensorHandle((numbers.astype(np.uint32) << 16).view(np.float32), tl.float32)
+        return before(self, source, kind)
+
+    def call(*given: Any, **named: Any) -> Any:
+        with _host_may_wait():
+            return run(*given, **named)
+
+    interpreter.InterpreterBuilder.cast_impl = cast
+    for name in ("create_fp_trunc", "create_fp_ext"):
+        setattr(interpreter.InterpreterBuilder, name, cast)
+    interpreter.GridExecutor.__call__ = call
+    interpreter.GridExecutor._init_args_hst = lambda self, given, named: (given, named)
+    interpreter.GridExecutor._restore_args_dev = lambda *given: None
+    gpu_kernels.TILE = 2**14  # programs run one after the other
+
+
 @contextmanager
 def _host_may_wait() -> Iterator[None]:
     """Inside a kernel that is written out: what it does is not what a GPU's does."""
@@ -195,3 +229,5 @@ def _host_may_wait() -> Iterator[None]:
 
 
 pretend()
+if find_spec("triton"):
+    _interpreted()

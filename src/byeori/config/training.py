@@ -140,11 +140,12 @@ class RunSettings(Settings):
     )
     compile: Switch = Field(
         "auto",
-        description="torch.compile each layer instead of most of speed; auto does it for long runs on a GPU.",
+        description="torch.compile each layer instead of most of speed; auto: in long runs, layers that "
+        "speed does not know.",
     )
     speed: Annotated[Names, BeforeValidator(on_off)] = Field(
         ["auto"],
-        description=f"What makes a step faster: {', '.join(SPEED)}; auto is all on a CPU, norms on a GPU; or off.",
+        description=f"What makes a step faster: {', '.join(SPEED)}; auto is all that the device has; or off.",
         min_length=1,
     )
     gradient_checkpointing: Recompute = Field(

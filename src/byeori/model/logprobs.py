@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from byeori.model import linear, native
+from byeori.model import kernels, linear, native
 
 # Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
 # 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
@@ -123,9 +123,9 @@ def _add_words(
     Returns exp(logit - top) [C, n], which may lie where the logits lay, and what sums before this block are to be
     multiplied by [C, 1]. wanted: the former are for a gradient, so their slope by the raw logits is in.
     """
-    if softcap is None and native.runs(raw):
+    if softcap is None and kernels.runs(raw):
         fade = torch.empty_like(sums.top)
-        native.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
+        kernels.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
         return raw, fade
     logits = _logits(raw, scale, softcap)
     column = ids[:, None]

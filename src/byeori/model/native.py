@@ -38,17 +38,21 @@ def switch(on: bool) -> None:
     _on = on
 
 
+def on() -> bool:
+    """Whether kernels may be used."""
+    return _on
+
+
+def alike(*tensors: torch.Tensor) -> bool:
+    """Whether tensors are plain ones, contiguous and of one type."""
+    plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_contiguous() for t in tensors)
+    return plain and all(t.dtype == tensors[0].dtype for t in tensors)
+
+
 def runs(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels take these tensors: real ones, contiguous, on the CPU, of one type that they know."""
+    """Whether the kernels take these tensors: plain ones on the CPU, of one type that they know."""
     first = tensors[0]
-    return (
-        _on
-        and target.kind(first) == "cpu"
-        and first.dtype in _STORED
-        and all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_contiguous() for t in tensors)
-        and all(t.dtype == first.dtype for t in tensors)
-        and _library() is not None
-    )
+    return _on and target.kind(first) == "cpu" and first.dtype in _STORED and alike(*tensors) and _library() is not None
 
 
 def call(name: str, *arguments: torch.Tensor | float | None) -> None:

@@ -1,8 +1,9 @@
 """What makes a training step faster without changing its result but by rounding; each part can be measured alone.
 
-attention: the CPU's own (cpu_attention.py). kernels: C code where there is a compiler (native.py). norms, mlp, heads:
-fused functions (norm.py, mlp.py, heads.py). last_layer: only the rows that predict something; needs heads.
-rare_words: in bfloat16 on a CPU, gradients leave them out (logprobs.py, which says how far that is from rounding).
+attention: the CPU's own (cpu_attention.py). kernels: C on a CPU where there is a compiler (native.py), Triton on a GPU
+(gpu_kernels.py). norms, mlp, heads: fused functions (norm.py, mlp.py, heads.py). last_layer: only the rows that predict
+something; needs heads. rare_words: in bfloat16 on a CPU, gradients leave them out (logprobs.py, which says how far that
+is from rounding).
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp, native, norm
+from byeori.model import cpu_attention, heads, kernels, last_layer, logprobs, mlp, native, norm
+
+_OF_A_CPU = ("attention", "rare_words")
+# On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
+_WITHOUT_TRITON = ["norms"]
 
 
 def parts(wanted: list[str], device: torch.device) -> list[str]:
-    """The parts that a setting means on a device; `auto` is all on a CPU, and on a GPU what was measured there."""
+    """The parts that a setting means on a device."""
     if wanted == ["off"]:
         return []
     if wanted == ["auto"]:
-        return list(SPEED) if device.type == "cpu" else ["norms"]
+        if device.type == "cuda" and torch.cuda.is_available() and not kernels.triton_is_here():
+            return list(_WITHOUT_TRITON)
+        return [part for part in SPEED if device.type == "cpu" or part not in _OF_A_CPU]
     return list(wanted)
 
 
@@ -31,17 +38,19 @@ def everywhere(chosen: list[str]) -> None:
     logprobs.switch("rare_words" in chosen)
 
 
-def fuse(model: Any, chosen: list[str]) -> None:
-    """Give the model's layers the fused functions; where dropout is on, they run their own code while they train."""
+def fuse(model: Any, chosen: list[str]) -> int:
+    """Give the model's layers the fused functions; returns how many attention and feed-forward modules took one.
+
+    Where dropout is on, they run their own code while they train.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # what a layer with dropout computes is looked at without it
     if "norms" in chosen:
         norm.fuse_norms(model)
-    if "mlp" in chosen:
-        mlp.fuse_mlps(model)
-    if "heads" in chosen:
-        heads.fuse_heads(model)
+    count = mlp.fuse_mlps(model) if "mlp" in chosen else 0
+    count += heads.fuse_heads(model) if "heads" in chosen else 0
     if "last_layer" in chosen:
         last_layer.prune(model)
     for module, training in modes:
         module.training = training
+    return count
