@@ -80,9 +80,19 @@ def attention_pairs(forest: Any) -> int:
     )
 
 
+# What --set knows beside byeori's settings: attention=gather is cuda_calls.FULL, liger=on the kernels of Liger in the
+# place of the layers' own code.
+PRIVATE = ("attention", "liger")
+
+
+def asked(args: Any) -> dict[str, str]:
+    """What --set says."""
+    return dict(setting.split("=", 1) for setting in args.set)
+
+
 def settings_of(args: Any, work: common.Workload) -> SftSettings:
-    """byeori's defaults, compiled on a GPU, and what --set says."""
-    given = dict(setting.split("=", 1) for setting in args.set if not setting.startswith("attention="))
+    """byeori's defaults, and what --set says."""
+    given = {name: value for name, value in asked(args).items() if name not in PRIVATE}
     return SftSettings(
         base_model="none",
         data_path=["none"],
@@ -90,7 +100,7 @@ def settings_of(args: Any, work: common.Workload) -> SftSettings:
         batch_size=work.rows,
         lr_scheduler="constant",
         micro_batch_tokens=work.tokens,
-        **{"compile": "on" if common.device().type == "cuda" else "off"} | given,
+        **given,
     )
 
 
@@ -171,6 +181,10 @@ def trace(step: Any) -> dict[str, Any]:
 def adapted(args: Any, work: common.Workload) -> Any:
     """The random model with a new adapter, as fast as the settings make it."""
     base = common.model_of(args.shape, args.small)
+    if asked(args).get("liger") == "on":
+        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(base, rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=False)
     if work.bits == 4:
         try:
             from byeori.model import quantize
@@ -196,11 +210,10 @@ def here() -> Processes:
 def main() -> None:
     """Measure and write."""
     args = common.arguments("byeori")
-    for setting in args.set:  # attention=gather: a private switch
-        if setting.startswith("attention="):
-            from byeori.model import cuda_calls
+    if full := asked(args).get("attention"):
+        from byeori.model import cuda_calls
 
-            cuda_calls.FULL = setting.split("=")[1]  # type: ignore[assignment]
+        cuda_calls.FULL = full  # type: ignore[assignment]
     attention.register()
 
     held: dict[int, Any] = {}  # one model for all workloads of as many bits
