@@ -203,7 +203,7 @@ def _with_reference(
     packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
     said += [str(next(model.parameters()).dtype), str(weights.bits(context.settings)), device.type, str(packed)]
     # what follows only rounds otherwise, but then the first step would not begin at a margin of zero
-    said += [str(context.settings.speed), str(bool(context.settings.lora_dropout)), native.sources()]
+    said += [str(context.settings.speed), native.sources()]
     name = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
     began = time.perf_counter()
     with folders.progress("Reference", shown=context.processes.main) as on_progress:

@@ -19,6 +19,7 @@ import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.model import attention, forward, lora, norm, offload, parallel
+from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 
@@ -165,7 +166,8 @@ def test_fused_adapter(dtype: torch.dtype, dropout: bool) -> None:
     sizes = {"x": (300, 256), "w": (384, 256), "bias": (384,), "a": (8, 256), "b": (384, 8), "g": (300, 384)}
     parts = {name: torch.randn(size, device=GPU, dtype=torch.float64) * 0.1 for name, size in sizes.items()}
     parts = {name: part.to(dtype).double() for name, part in parts.items()}
-    keep = torch.empty(300, 256, device=GPU).bernoulli_(0.9).div_(0.9).to(dtype).double() if dropout else None
+    drop = Drop(0.1, 4) if dropout else None
+    keep = drop.of(torch.ones(300, 256, device=GPU, dtype=torch.float64)) if drop else None
 
     def written(kind: torch.dtype) -> list[torch.Tensor]:
         x, w, bias, a, b, g = (parts[name].to(kind).requires_grad_(name in "xab") for name in sizes)
@@ -174,7 +176,7 @@ def test_fused_adapter(dtype: torch.dtype, dropout: bool) -> None:
         return [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
 
     x, w, bias, a, b, g = (parts[name].to(dtype).requires_grad_(name in "xab") for name in sizes)
-    y = lora._FusedLora.apply(x, w, bias, a, b, 2.0, None if keep is None else keep.to(dtype), None)
+    y = lora._FusedLora.apply(x, w, bias, a, b, 2.0, drop, None)
     found = [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
     for ours, theirs, exact in zip(found, written(dtype), written(torch.float64), strict=True):
         ours, theirs, exact = ours.detach(), theirs.detach(), exact.detach()

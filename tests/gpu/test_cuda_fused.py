@@ -12,6 +12,7 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.model import forward, gpu_kernels, kernels, last_layer, native, speed
+from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 
 pytest.importorskip("triton")
@@ -99,6 +100,15 @@ def test_a_model_takes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(loss.item() - expected.item()) / expected.item() < 1e-5
     assert zoo.worst({name: grad.cpu().double() for name, grad in found.items()}, exact) < 1e-4
     assert set(calls) == {"norm", "norm_back", "glu", "glu_back", "turn", "turn_back", "words"}
+
+
+@pytest.mark.parametrize("dtype", STORES)
+def test_dropout_leaves_out_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
+    x = torch.randn(60, 70).to(dtype)
+    for drop in (Drop(0.05, 16), Drop(0.9, 2**31 - 1)):
+        found, expected = drop.of(x.to(GPU)).cpu(), drop.of(x.double())
+        assert torch.equal(found == 0, expected == 0)
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=0)
 
 
 def test_without_them_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from byeori.model import heads, kernels, lora, mlp, native, norm
+from byeori.model.dropout import Drop
 
 Case = tuple[Any, list[torch.Tensor]]
 
@@ -42,7 +43,12 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
         turn, parts = (cos.to(x.dtype), sin.to(x.dtype)), [of(x, times=2)] * 3  # two heads
         return heads.compute(x[:, 0], None, (turn, turn), size, parts, (known, None))[0]
 
+    def as_drop(x: torch.Tensor) -> torch.Tensor:
+        w, a, b = (torch.eye(size, dtype=x.dtype, device=device) for _ in range(3))
+        return lora._FusedLora.apply(x, w, None, a, b, 1.0, Drop(0.3, 2**31 - 5), None)
+
     out: list[Case] = [
+        (as_drop, [x]),
         (as_norm, [x]),
         (lambda x: as_norm(x[None].transpose(1, 2)), [x]),  # heads, in memory behind tokens
         (lambda x: as_turn(x, head_norm), [x]),

@@ -9,6 +9,7 @@ import torch
 from ways import WAYS, library
 
 from byeori.model import linear, load, lora, native
+from byeori.model.dropout import Mask
 
 
 @pytest.fixture(params=WAYS, autouse=True)
@@ -79,8 +80,9 @@ def test_projections_of_one_input_and_their_gradients(
     parts = [projection(96, 64, r=8), projection(96, 32, r=0), projection(96, 16, r=5)]
     gs = [random(70, len(part.weight)) for part in parts]
     keep = torch.empty(70, 96, dtype=torch.bfloat16).bernoulli_(0.75).div_(0.75) if dropout else None
-    ys, hs = lora.project(x, parts, keep)
-    to_x, found = lora.project_back(gs, x, hs, parts, keep=keep)
+    drop = None if keep is None else Mask(keep)
+    ys, hs = lora.project(x, parts, drop)
+    to_x, found = lora.project_back(gs, x, hs, parts, drop=drop)
     wide = x.double().requires_grad_()
     dropped = wide if keep is None else wide * keep.double()
     matrices = [(p.a.double().requires_grad_(), p.b.double().requires_grad_()) for p in parts if p.a is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
 from zoo import Wide
@@ -19,6 +19,7 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import attention, forward, lora
+from byeori.model.dropout import Drop, Mask
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
 
@@ -83,9 +84,9 @@ def test_gradcheck_without_and_with_a_mask() -> None:
     a = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     keep = torch.empty_like(x).bernoulli_(0.6).div_(0.6)
-    for mask in (None, keep):
+    for drop in (None, Mask(keep), Drop(0.4, 3)):
         assert torch.autograd.gradcheck(
-            lambda *t, m=mask: lora._FusedLora.apply(t[0], w, bias, t[1], t[2], 1.5, m, None), (x, a, b)
+            lambda *t, m=drop: lora._FusedLora.apply(t[0], w, bias, t[1], t[2], 1.5, m, None), (x, a, b)
         )
 
 
@@ -110,7 +111,7 @@ def test_the_mask_of_the_forward_pass_is_the_backward_pass_mask() -> None:
     torch.manual_seed(11)
     layer(x).sum().backward()
     torch.manual_seed(11)
-    keep = torch.empty_like(x).bernoulli_(0.5).div_(0.5).detach()
+    keep = Drop(0.5, int(torch.randint(2**31, ()))).of(torch.ones_like(x))
     assert 0 < int((keep == 0).sum()) < 32
     a, b, s = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
     through = s * (torch.ones(1, b.shape[0], dtype=torch.float64) @ b) @ a
@@ -234,19 +235,3 @@ def test_sft_with_embeddings_and_head(tied: bool, title_rows: Path, tmp_path: Pa
             .replace("lora_embedding_B", "lora_embedding_B.default")
         ]
         assert torch.equal(found, tensor)
-
-
-def test_a_reference_takes_the_functions_of_training() -> None:
-    """With dropout on an adapter its layer is not fused while it trains, nor then for the reference."""
-    base = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], lora_dropout=0.5))
-    (layer,) = (module for module in model.modules() if isinstance(module, LoraLinear))
-    lora.fuse(model)
-    assert lora.projection(layer.train()) is None
-    model.eval()
-    lora.as_in_training(model)
-    with model.disable_adapter():
-        assert lora.projection(layer) is None
-        x = torch.randn(3, 4)
-        torch.testing.assert_close(layer(x), layer.base_layer(x))
-    assert lora.projection(layer.eval()) is not None

@@ -82,6 +82,24 @@ def _glu_back(gate, up, y, to_gate, to_up, one, three, count, BLOCK: tl.constexp
 
 
 @triton.jit
+def _mixed(v):
+    """A permutation of the numbers of 32 bits (dropout.py)."""
+    v = v ^ (v >> 16)
+    v = v * tl.full([1], 0x7FEB352D, tl.uint32)
+    v = v ^ (v >> 15)
+    v = v * tl.full([1], 0x846CA68B, tl.uint32)
+    return v ^ (v >> 16)
+
+
+@triton.jit(do_not_specialize=["seed", "threshold"])
+def _drop(x, y, scale, seed, threshold, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    drawn = _mixed(_mixed(at.to(tl.uint32)) + seed.to(tl.uint32)) >> 1
+    v = tl.load(x + at, at < count, other=0.0).to(tl.float32)
+    tl.store(y + at, tl.where(drawn >= threshold.to(tl.uint32), v * scale, 0.0), at < count)
+
+
+@triton.jit
 def _halves(start, row, column, wide, there):
     """Both halves of rows of `wide` numbers, in float32."""
     at = row[:, None] * wide + column[None, :]
@@ -206,6 +224,7 @@ _LAUNCH = {
     "norm_back": lambda *of: _rows(_norm_back, of, *of[-2:]),
     "glu": lambda *of: _flat(_glu, *of),
     "glu_back": lambda *of: _flat(_glu_back, *of),
+    "drop": lambda *of: _flat(_drop, *of),
     "turn": lambda *of: _by_head(_turn, of[3], *of),
     "turn_back": lambda *of: _by_head(_turn_back, of[4], *of),
     "words": _by_word,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from byeori.model import attention, kernels, norm
-from byeori.model.lora import Projection, output, project, project_back, projection
+from byeori.model.lora import Projection, drop_of, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 _PROBE = "byeori_probe"
@@ -42,19 +42,19 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
-        x, others, turns, size, parts, norms, *_ = args
+        x, others, turns, size, parts, norms, (drop, drop_others), *_ = args
         if others is None:
-            raw, hidden = project(x, parts)
+            raw, hidden = project(x, parts, drop)
         else:
-            raw, hidden = (
-                [*few, *every] for few, every in zip(project(x, parts[:1]), project(others, parts[1:]), strict=True)
-            )
+            few, every = project(x, parts[:1], drop), project(others, parts[1:], drop_others)
+            raw, hidden = ([*one, *other] for one, other in zip(few, every, strict=True))
         heads = [states.view(len(states), -1, size) for states in raw]
         turned = [_turn(*pair) for pair in zip(heads, turns, norms, strict=False)]
         kept = [states if norm else None for states, norm in zip(heads, norms, strict=False)]
         adapted = any(h is not None for h in hidden)
         ctx.save_for_backward(*((x, others) if adapted else (None, None)), *hidden, *kept, *(r for _, r in turned))
         ctx.parts, ctx.norms, ctx.turns, ctx.joint = parts, norms, turns, others is None
+        ctx.drops = drop, drop_others
         return turned[0][0], turned[1][0], heads[2]
 
     @staticmethod
@@ -62,13 +62,15 @@ class _Heads(torch.autograd.Function):
         x, others, h_q, h_k, h_v, q, k, r_q, r_k = ctx.saved_tensors
         to_q = _turn_back(grads[0], q, ctx.turns[0], ctx.norms[0], r_q).flatten(1)
         to_k = _turn_back(grads[1], k, ctx.turns[1], ctx.norms[1], r_k).flatten(1)
+        drop, drop_others = ctx.drops
         gs, wanted = [to_q, to_k, grads[2].flatten(1)], ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         if ctx.joint:
-            to_x, found = project_back(gs, x, [h_q, h_k, h_v], ctx.parts, wanted=wanted)
-            return to_x, *[None] * 5, *found
-        to_x, of_q = project_back(gs[:1], x, [h_q], ctx.parts[:1], wanted=wanted)
-        to_rest, of_rest = project_back(gs[1:], others, [h_k, h_v], ctx.parts[1:], wanted=wanted)
-        return to_x, to_rest, *[None] * 4, *of_q, *of_rest
+            to_x, found = project_back(gs, x, [h_q, h_k, h_v], ctx.parts, wanted=wanted, drop=drop)
+            return to_x, *[None] * 6, *found
+        to_x, of_q = project_back(gs[:1], x, [h_q], ctx.parts[:1], wanted=wanted, drop=drop)
+        rest = ctx.parts[1:]
+        to_rest, of_rest = project_back(gs[1:], others, [h_k, h_v], rest, wanted=wanted, drop=drop_others)
+        return to_x, to_rest, *[None] * 5, *of_q, *of_rest
 
 
 Turn = tuple[torch.Tensor, torch.Tensor]
@@ -150,7 +152,9 @@ def _forward(
     others, rows = forest_layout.others, forest_layout.rows
     turn = tuple(part[0].contiguous() for part in position_embeddings)
     short = turn if others is None else tuple(part[rows] for part in turn)
-    found = compute(hidden_states.squeeze(0), others, (short, turn), self.head_dim, parts, self.byeori_norms)
+    x = hidden_states.squeeze(0)
+    drops = (drop_of(parts, x), None) if others is None else (drop_of(parts[:1], x), drop_of(parts[1:], others))
+    found = compute(x, others, (short, turn), self.head_dim, parts, self.byeori_norms, drops)
     states = (part.transpose(0, 1)[None] for part in found)
     out, _ = attention.forest_attention(self, *states, None, forest_layout=forest_layout, **self.byeori_attention)
     return output(self.o_proj, out.flatten(2)), None
@@ -163,9 +167,10 @@ def compute(
     size: int,
     parts: list[Any],
     norms: tuple[HeadNorm | None, HeadNorm | None],
+    drops: tuple[Any, Any] = (None, None),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [n, d], others [T, d] or None, turns of both -> q [n, H, D], k and v [T, G, D]."""
-    return _Heads.apply(x, others, turns, size, parts, norms, *(m for part in parts for m in (part.a, part.b)))
+    return _Heads.apply(x, others, turns, size, parts, norms, drops, *(m for part in parts for m in (part.a, part.b)))
 
 
 def fuse_heads(model: torch.nn.Module) -> int:

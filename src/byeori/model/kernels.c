@@ -43,6 +43,15 @@ static inline float exp_of(float x) {
     return p * power.value;
 }
 
+/* A permutation of the numbers of 32 bits (dropout.py). */
+static inline uint32_t mixed(uint32_t v) {
+    v ^= v >> 16;
+    v *= 0x7feb352du;
+    v ^= v >> 15;
+    v *= 0x846ca68bu;
+    return v ^ v >> 16;
+}
+
 /* act(x) = x * sigmoid(x * (one + three * x * x)) and its slope: SiLU for (1, 0), GELU's tanh form for
    (2 sqrt(2/pi), 0.044715 of that). */
 static inline float gate_of(float x, float one, float three, float *slope) {
@@ -231,6 +240,19 @@ void NAME(pick)(const STORE *weights, const int64_t *columns, STORE *picked, flo
         SIMD_SUM(all) for (long j = 0; j < n; j++) all += WIDEN(row[j]);
         SIMD_SUM(taken) for (long j = 0; j < count; j++) taken += WIDEN(to[j]);
         left[i] += all - taken;
+    }
+}
+
+/* x [rows, d] -> y: scale times the numbers that stay, 0 for the others (dropout.py). */
+void NAME(drop)(const STORE *x, STORE *y, float scale, long seed, long threshold, long rows, long d, int threads) {
+    ROWS for (long i = 0; i < rows; i++) {
+        const STORE *from = x + i * d;
+        STORE *to = y + i * d;
+        uint32_t first = (uint32_t)(i * d), least = (uint32_t)threshold, start = (uint32_t)seed;
+        SIMD for (long j = 0; j < d; j++) {
+            uint32_t drawn = mixed(mixed(first + (uint32_t)j) + start) >> 1;
+            to[j] = NARROW(drawn >= least ? WIDEN(from[j]) * scale : 0.0f);
+        }
     }
 }
 

@@ -47,6 +47,13 @@ def product(
     return y
 
 
+def times(x: torch.Tensor, w: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+    """x w, added to `into` where that is given, by whatever takes them."""
+    if takes(x, w):
+        return product(x, w, turned=False, into=into)
+    return x @ w if into is None else into.addmm_(x, w)
+
+
 def outer(u: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """scale u^T x [r, k] in float32, for u [T, r] and x [T, k]: the gradient of one of an adapter's matrices."""
     out = torch.empty(u.shape[1], x.shape[1], device=x.device)

@@ -164,11 +164,6 @@ def _without_rare(
     return picked, part[columns]
 
 
-def _product(weights: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """weights [C, n] times part [n, d]; how many words are not rare is new every time."""
-    return linear.product(weights, part, turned=False) if linear.takes(weights, part) else weights @ part
-
-
 class _FrozenHead(torch.autograd.Function):
     """The same for a frozen head, a block of words at a time; its gradient is made on the way, from the logits there.
 
@@ -195,7 +190,7 @@ class _FrozenHead(torch.autograd.Function):
             weights, fade = _add_words(raw, sums, ids - start, scale, softcap, wanted=wanted)
             if mean is not None:
                 weights, part = _without_rare(weights.to(weight.dtype), part, sums.total, lost.mul_(fade))
-                mean.mul_(fade).add_(_product(weights, part))
+                mean.mul_(fade).add_(linear.times(weights, part))
         if mean is not None:
             slope = _slope(sums.own, softcap)
             mine = weight[ids] if slope is None else weight[ids] * slope

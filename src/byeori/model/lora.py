@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from byeori.config import nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import linear
+from byeori.model.dropout import Drop, Mask, drawn
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
 
@@ -32,7 +33,7 @@ with without_bitsandbytes():
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Projection:
-    """One linear layer and its adapter; a and b are None without one. scale: alpha / r.
+    """One linear layer and its adapter; a and b are None without one. scale: alpha / r. rate: of dropout at present.
 
     unpack: opens a weight that is kept in 4 or 8 bit; what it gives is never kept.
     """
@@ -42,6 +43,7 @@ class Projection:
     a: torch.Tensor | None = None
     b: torch.Tensor | None = None
     scale: float = 1.0
+    rate: float = 0.0
     unpack: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
@@ -57,12 +59,10 @@ def projection(module: torch.nn.Module) -> Projection | None:
     if not _fusable(module) or module.merged:
         return None
     base, name = module.base_layer, module.active_adapters[0]
-    if module.training and getattr(module.lora_dropout[name], "p", 0.0):
-        return None  # with the adapter off as well: a reference is rounded as what it is compared with
     if module.disable_adapters:
         return _plain(base)
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return replace(_plain(base), a=a, b=b, scale=module.scaling[name])
+    return replace(_plain(base), a=a, b=b, scale=module.scaling[name], rate=_rate(module))
 
 
 def _plain(base: Any) -> Projection:
@@ -70,21 +70,26 @@ def _plain(base: Any) -> Projection:
 
 
 Many = Sequence[torch.Tensor | None]
+Dropped = Drop | Mask
 # For fewer rows (a word at a time) the ways that save passes over memory cost more than they save.
 _FEWEST = 16
 
 
 def project(
-    x: torch.Tensor, parts: Sequence[Projection], keep: torch.Tensor | None = None
+    x: torch.Tensor, parts: Sequence[Projection], drop: Dropped | None = None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     """x [T, in] -> y [T, out] of every part, and h = drop(x) A^T [T, r] where it has an adapter.
 
-    keep: drop(x) = x * keep. Packed weights are opened one after the other.
+    All adapters see the same drop(x). Packed weights are opened one after the other.
     """
-    if all(part.bias is None and _in_one_pass(x, part) for part in parts):
-        found = [_product(x, part, keep) for part in parts]
+    one_pass = all(part.bias is None and _in_one_pass(x, part) for part in parts)
+    if one_pass and drop is None:
+        found = [_product(x, part) for part in parts]
         return [y for y, _ in found], [h for _, h in found]
-    hs = _down(x if keep is None else x * keep, parts)
+    hs = _down(x if drop is None else drop.of(x), parts)
+    if one_pass:
+        hs = [None if h is None else h.contiguous() for h in hs]
+        return [_product(x, part, h)[0] for part, h in zip(parts, hs, strict=True)], hs
     return [_up(x, h, part) for h, part in zip(hs, parts, strict=True)], hs
 
 
@@ -92,22 +97,24 @@ def _in_one_pass(x: torch.Tensor, part: Projection) -> bool:
     return linear.takes(x, part.weight if part.unpack is None else x)
 
 
-def _product(x: torch.Tensor, to: Projection, keep: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _product(
+    x: torch.Tensor, to: Projection, h: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """y and h, which is made on the way where it is not given."""
     if to.a is None or to.b is None:
         return linear.product(x, to.opened, turned=True), None
-    a, b = to.a.to(x.dtype), (to.b * to.scale).to(x.dtype)
-    h = x.new_empty(len(x), len(a))
-    if keep is not None:
-        linear.product(x * keep, a, turned=True, into=h.zero_())
-    return linear.product(x, to.opened, turned=True, down=a if keep is None else None, up=b, h=h), h
+    down, h = (to.a.to(x.dtype), x.new_empty(len(x), len(to.a))) if h is None else (None, h)
+    return linear.product(x, to.opened, turned=True, down=down, up=(to.b * to.scale).to(x.dtype), h=h), h
 
 
 def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[torch.Tensor | None]:
     """x A^T of every part with an adapter, in one product."""
     every = [part.a for part in parts if part.a is not None]
-    if len(x) < _FEWEST:
+    if len(x) < _FEWEST or not every:
         return [None if part.a is None else F.linear(x, part.a.to(x.dtype)) for part in parts]
-    found = iter(F.linear(x, _stacked(every, x.dtype)).split([len(a) for a in every], dim=1) if every else ())
+    stacked = _stacked(every, x.dtype)
+    h = linear.product(x, stacked, turned=True) if linear.takes(x, stacked) else F.linear(x, stacked)
+    found = iter(h.split([len(a) for a in every], dim=1))
     return [None if part.a is None else next(found) for part in parts]
 
 
@@ -132,12 +139,12 @@ def input_back(
     *,
     adapted: Sequence[bool],
     wanted: bool = True,
-    keep: torch.Tensor | None = None,
+    drop: Dropped | None = None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
     """The gradient of x from g = dy of every part (None where not wanted), and u = s g B [T, r] of its adapter."""
     to_x: torch.Tensor | None = None
     us: list[torch.Tensor | None] = []
-    if wanted and keep is None and all(_in_one_pass(g, part) for g, part in zip(gs, parts, strict=True)):
+    if wanted and drop is None and all(_in_one_pass(g, part) for g, part in zip(gs, parts, strict=True)):
         for g, part, has in zip(gs, parts, adapted, strict=True):
             a, b = (m.to(g.dtype) if has and m is not None else None for m in (part.a, part.b))
             u = None if b is None else g.new_empty(len(g), b.shape[1])
@@ -145,15 +152,14 @@ def input_back(
             us.append(u)
         return to_x, us
     for g, part, has in zip(gs, parts, adapted, strict=True):
-        us.append((g @ part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
+        us.append(linear.times(g, part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
     if not wanted:
         return None, us
     if there := [(u, part.a) for u, part in zip(us, parts, strict=True) if u is not None and part.a is not None]:
-        to_x = _joined([u for u, _ in there]) @ _stacked([a for _, a in there], gs[0].dtype)
-        if keep is not None:
-            to_x.mul_(keep)
+        to_x = linear.times(_joined([u for u, _ in there]), _stacked([a for _, a in there], gs[0].dtype))
+        to_x = to_x if drop is None else drop.of(to_x)
     for g, part in zip(gs, parts, strict=True):
-        to_x = g @ part.opened if to_x is None else to_x.addmm_(g, part.opened)
+        to_x = linear.times(g, part.opened, into=to_x)
     return to_x, us
 
 
@@ -167,12 +173,12 @@ def adapter_back(
     hs: Many,
     us: Many,
     parts: Sequence[Projection],
-    keep: torch.Tensor | None = None,
+    drop: Dropped | None = None,
 ) -> list[torch.Tensor | None]:
     """Gradients of A and B of every part, from g = dy and what the forward and backward passes made on the way."""
     if x is None:
         return [None] * (2 * len(parts))
-    dropped = x if keep is None else x * keep
+    dropped = x if drop is None else drop.of(x)
     there = [u for u, h in zip(us, hs, strict=True) if u is not None and h is not None]
     wide = torch.promote_types(x.dtype, torch.float32)
     one_pass = linear.takes(x, dropped)
@@ -198,11 +204,11 @@ def project_back(
     parts: Sequence[Projection],
     *,
     wanted: bool = True,
-    keep: torch.Tensor | None = None,
+    drop: Dropped | None = None,
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
     """The gradient of x (None where not wanted), and those of A and B of every part, from g = dy."""
-    to_x, us = input_back(gs, parts, adapted=[h is not None for h in hs], wanted=wanted, keep=keep)
-    return to_x, adapter_back(gs, x, hs, us, parts, keep)
+    to_x, us = input_back(gs, parts, adapted=[h is not None for h in hs], wanted=wanted, drop=drop)
+    return to_x, adapter_back(gs, x, hs, us, parts, drop)
 
 
 class _FusedLora(torch.autograd.Function):
@@ -214,20 +220,19 @@ class _FusedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        x, weight, bias, a, b, scale, keep, unpack = args
+        x, weight, bias, a, b, scale, drop, unpack = args
         to = Projection(weight=weight, bias=bias, a=a, b=b, scale=scale, unpack=unpack)
-        rows = x.reshape(-1, x.shape[-1])
-        (y,), (h,) = project(rows, [to], None if keep is None else keep.view(rows.shape))
-        ctx.save_for_backward(None if h is None else x, h, keep)
-        ctx.to = to
+        (y,), (h,) = project(x.reshape(-1, x.shape[-1]), [to], drop)
+        ctx.save_for_backward(None if h is None else x, h)
+        ctx.to, ctx.drop = to, drop
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, h, keep = ctx.saved_tensors
+        x, h = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
-        rows, keep = (None if part is None else part.reshape(len(g), -1) for part in (x, keep))
-        to_x, (to_a, to_b) = project_back([g], rows, [h], [ctx.to], wanted=ctx.needs_input_grad[0], keep=keep)
+        rows, wanted = (None if x is None else x.reshape(len(g), -1)), ctx.needs_input_grad[0]
+        to_x, (to_a, to_b) = project_back([g], rows, [h], [ctx.to], wanted=wanted, drop=ctx.drop)
         to_x = to_x.view(*grads[0].shape[:-1], -1) if to_x is not None else None
         return to_x, None, None, to_a, to_b, None, None, None
 
@@ -243,14 +248,22 @@ def output(module: Any, x: torch.Tensor) -> torch.Tensor:
 def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     if self.disable_adapters or self.merged:
         return output(self.base_layer, x)
-    name = self.active_adapters[0]
-    keep = None
-    rate = self.lora_dropout[name].p if isinstance(self.lora_dropout[name], torch.nn.Dropout) else 0.0
-    if self.training and rate:
-        keep = torch.empty_like(x).bernoulli_(1 - rate).div_(1 - rate)
-    base, a, b = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
+    name, base = self.active_adapters[0], self.base_layer
+    drop = drawn(_rate(self), x)
+    a, b = self.lora_A[name].weight, self.lora_B[name].weight
     opened = base.open if isinstance(base, PackedLinear) else None
-    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], keep, opened)
+    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, opened)
+
+
+def _rate(module: Any) -> float:
+    """Of dropout at present."""
+    dropout = module.lora_dropout[module.active_adapters[0]]
+    return float(dropout.p) if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+
+
+def drop_of(parts: Sequence[Projection], x: torch.Tensor) -> Dropped | None:
+    """What is dropped of an input of these; a model's adapters have one rate."""
+    return drawn(max((part.rate for part in parts), default=0.0), x)
 
 
 def fuse(model: torch.nn.Module) -> int:
@@ -271,14 +284,6 @@ def _fusable(module: torch.nn.Module) -> bool:
     plain = type(module.base_layer) in (torch.nn.Linear, PackedLinear) and not module.base_layer.weight.requires_grad
     variants = module.lora_variant.get(name) or module.lora_bias.get(name)
     return plain and name in module.lora_A and not variants
-
-
-def as_in_training(model: torch.nn.Module) -> None:
-    """Let a model that is evaluated without its adapter take the functions that it is trained with: with dropout on
-    adapters others are, which round otherwise."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.training = True
 
 
 def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:

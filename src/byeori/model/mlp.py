@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from byeori.model import kernels
-from byeori.model.lora import Projection, adapter_back, input_back, project, project_back, projection
+from byeori.model.lora import Projection, adapter_back, drop_of, input_back, project, project_back, projection
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -28,28 +28,29 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
-        x, kind, projections, *_ = args
+        x, kind, projections, (drop, drop_last), *_ = args
         rows = x.reshape(-1, x.shape[-1])
-        (gate, up), (from_gate, from_up) = project(rows, projections[:2])
+        (gate, up), (from_gate, from_up) = project(rows, projections[:2], drop)
         product = _product(gate, up, kind)
-        (y,), (from_down,) = project(product, projections[2:])
+        (y,), (from_down,) = project(product, projections[2:], drop_last)
         ctx.save_for_backward(x, gate, up, from_gate, from_up, from_down)
-        ctx.kind, ctx.projections = kind, projections
+        ctx.kind, ctx.projections, ctx.drops = kind, projections, (drop, drop_last)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, gate, up, from_gate, from_up, from_down = ctx.saved_tensors
-        first, last = ctx.projections[:2], ctx.projections[2:]
+        first, last, (drop, drop_last) = ctx.projections[:2], ctx.projections[2:], ctx.drops
         rows, g = x.reshape(-1, x.shape[-1]), grads[0].reshape(-1, grads[0].shape[-1])
-        both, u = input_back([g], last, adapted=[from_down is not None])
+        both, u = input_back([g], last, adapted=[from_down is not None], drop=drop_last)
         to_gate, to_up = _product_back(gate, up, both, ctx.kind)  # from here on `both` is act * up
-        of_down = adapter_back([g], both, [from_down], u, last)
+        of_down = adapter_back([g], both, [from_down], u, last, drop_last)
         del both
         wanted = ctx.needs_input_grad[0]
-        to_x, of_first = project_back([to_gate, to_up], rows, [from_gate, from_up], first, wanted=wanted)
+        hs = [from_gate, from_up]
+        to_x, of_first = project_back([to_gate, to_up], rows, hs, first, wanted=wanted, drop=drop)
         to_x = to_x.view(x.shape) if to_x is not None else None
-        return to_x, None, None, *of_first, *of_down
+        return to_x, None, None, None, *of_first, *of_down
 
 
 def _product(gate: torch.Tensor, up: torch.Tensor, kind: tuple[float, float]) -> torch.Tensor:
@@ -89,14 +90,17 @@ def _wide(states: torch.Tensor) -> torch.dtype:
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    parts = [projection(getattr(self, name)) for name in _NAMES]
-    if None in parts:
+    parts = [part for name in _NAMES if (part := projection(getattr(self, name)))]
+    if len(parts) < len(_NAMES):
         return type(self).forward(self, x)
-    return _apply(x, self.byeori_act, parts)
+    drops = drop_of(parts[:2], x), drop_of(parts[2:], x)
+    return _apply(x, self.byeori_act, parts, drops)
 
 
-def _apply(x: torch.Tensor, kind: tuple[float, float], parts: list[Any]) -> torch.Tensor:
-    return _Mlp.apply(x, kind, parts, *(matrix for part in parts for matrix in (part.a, part.b)))
+def _apply(
+    x: torch.Tensor, kind: tuple[float, float], parts: list[Any], drops: tuple[Any, Any] = (None, None)
+) -> torch.Tensor:
+    return _Mlp.apply(x, kind, parts, drops, *(matrix for part in parts for matrix in (part.a, part.b)))
 
 
 def fuse_mlps(model: torch.nn.Module) -> int:

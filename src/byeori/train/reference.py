@@ -24,7 +24,7 @@ from byeori.batch.forest import Forest
 from byeori.data import cache
 from byeori.data.cache import Rows
 from byeori.errors import CheckpointError
-from byeori.model import forward, lora, parallel
+from byeori.model import forward, parallel
 from byeori.model.parallel import Processes
 from byeori.train import room
 from byeori.train.job import Options
@@ -67,8 +67,6 @@ def with_reference(
     values = _open(file, int(offsets[-1]), processes)
     training = model.training
     model.eval()
-    if fresh and training:
-        lora.as_in_training(model)
     off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
     with off, parallel.uncompiled():
         for done, part in enumerate(parts):
