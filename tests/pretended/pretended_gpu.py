@@ -3,8 +3,9 @@
     PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu
 
 Attention's kernel is the one that tests/model/written_out.py writes out, with what the real one demands of its
-arguments. Triton's kernels run in its interpreter (where Triton is installed). Nothing can be compiled for this GPU;
-tests that need a real one are marked `silicon`.
+arguments. Where Triton is installed, its kernels run in its interpreter; in other tests than those of these kernels
+kernels.c takes their place, in a tenth of the time. Nothing can be compiled for this GPU; tests that need a real one
+are marked `silicon`.
 """
 
 from __future__ import annotations
@@ -228,6 +229,20 @@ def _host_may_wait() -> Iterator[None]:
         GPU.gpu_no_waiting(before)
 
 
+def pytest_runtest_setup(item: Any) -> None:
+    """Tests of Triton's kernels have them interpreted; what kernels.c does not know is interpreted for others too."""
+    from byeori.model import gpu_kernels, native
+
+    def call(name: str, *given: Any) -> None:
+        first = next(each for each in given if isinstance(each, torch.Tensor))
+        (TRITON if first.dtype not in native._STORED or native._library() is None else native.call)(name, *given)
+
+    gpu_kernels.call = TRITON if item.path.name == "test_cuda_fused.py" else call
+
+
 pretend()
 if find_spec("triton"):
     _interpreted()
+    from byeori.model import gpu_kernels
+
+    TRITON = gpu_kernels.call
