@@ -14,6 +14,7 @@ from written_out import WRITTEN_OUT, pieces
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.model import attention, cuda_attention, cuda_calls
+from byeori.planner.tracker import Tracker
 
 CPU = torch.device("cpu")
 
@@ -175,3 +176,34 @@ def test_deterministic_algorithms_are_switched_back() -> None:
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory is True
+
+
+def test_a_plan_counts_what_the_kernel_holds_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of 4,096 tokens, 32 heads of 128 over 8: ceil(132 / 32) = 5 sums; in two rows ceil(132 / 64) = 3."""
+    query, key = (torch.empty(4096, heads, 128, dtype=torch.bfloat16, device="meta") for heads in (32, 8))
+
+    def taken(*given: Any) -> int:
+        return sum(part.nbytes for part in cuda_attention.backward_scratch(*given))
+
+    copies = 2 * 4096 * 32 * 128 * 2
+    assert taken(query, key, 1) == 5 * 4224 * 32 * 128 * 4 + 32 * 4224 * 4 + copies
+    assert taken(query, query, 2) == 3 * 4352 * 32 * 128 * 4 + 32 * 4352 * 4
+    assert taken(query[:, :, :80], query[:, :, :80], 1) == 5 * 4224 * 32 * 96 * 4 + 32 * 4224 * 4
+    monkeypatch.setattr(cuda_attention, "REPEATABLE", False)
+    assert taken(query, key, 1) == 4224 * 32 * 128 * 4 + 32 * 4224 * 4 + copies
+
+
+def test_a_rehearsal_holds_it_while_the_kernel_runs() -> None:
+    """The peak of a backward pass on the meta device, with and without."""
+    layout = attention.layout(forests.build([Example(token_ids=range(512), targets=((1, 512),))]))
+    calls = cuda_calls.plan(layout.tree, layout.nodes, window=None, device=torch.device("meta"))
+    query, key = (
+        torch.empty(512, heads, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (8, 4)
+    )
+    out = cuda_attention.attend(query, key, key, calls, scale=1.0)
+    scratch = sum(part.nbytes for part in cuda_attention.backward_scratch(query, key, 1))
+    tracker = Tracker()
+    with tracker:
+        out.sum().backward()
+    found = max(peak.total for peak in tracker.peaks.values())
+    assert scratch < found < scratch + 8 * query.nbytes

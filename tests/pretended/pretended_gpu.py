@@ -176,15 +176,20 @@ def _flash_forward(*given: Any, scale: float, **window: int) -> tuple[torch.Tens
 def _flash_backward(*given: Any, scale: float, **window: int) -> tuple[torch.Tensor, ...]:
     from written_out import WRITTEN_OUT
 
+    from byeori.model import cuda_attention
+
     grad, query, key, value, out, lse, *sizes = given
     assert lse.dtype == torch.float32
     assert lse.is_contiguous()
+    scratch = cuda_attention.backward_scratch(query, key, len(sizes[0]) - 1)
     with _host_may_wait():
         call = _call(
             [query, key, value, out, grad], tuple(sizes), window["window_size_left"], window["window_size_right"]
         )
         wide = [each.cpu().float() for each in (grad, query, key, value, out, lse)]
-        return tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
+        found = tuple(part.to(query) for part in WRITTEN_OUT.backward(*wide, call, scale))
+    del scratch
+    return found
 
 
 def _interpreted() -> None:

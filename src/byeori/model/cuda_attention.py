@@ -195,6 +195,27 @@ def _flash_forward(
     return out, lse
 
 
+def backward_scratch(query: torch.Tensor, key: torch.Tensor, sequences: int) -> list[torch.Tensor]:
+    """What the kernel's backward pass holds for itself, as PyTorch allocates it (flash_api.cpp, mha_varlen_bwd).
+
+    For the same bits every time, groups of processors add up queries' gradients in float32 each for themselves.
+    """
+    heads, size = query.shape[1:]
+    wide = 32 if size <= 128 else 64
+    rows, splits = len(query) + 128 * sequences, -(-_processors() // (sequences * heads)) if REPEATABLE else 1
+    room = [query.new_empty(heads, rows, dtype=torch.float32)]
+    room.append(query.new_empty(splits, rows, heads, -(-size // wide) * wide, dtype=torch.float32))
+    if key.shape[1] != heads:
+        room += [key.new_empty(len(key), heads, size) for _ in range(2)]
+    return room
+
+
+@functools.cache
+def _processors() -> int:
+    """Of the GPU; where a plan is made without one, those of an H100."""
+    return torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else 132
+
+
 def _flash_backward(
     grad: torch.Tensor,
     query: torch.Tensor,
@@ -206,6 +227,7 @@ def _flash_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     unused = torch.empty(0, device=query.device)  # the random state of dropout, which there is none of
+    scratch = backward_scratch(query, key, len(call.cu_q) - 1) if query.is_meta else []
     with _repeatable():
         found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = torch.ops.aten._flash_attention_backward(
             grad,
@@ -226,6 +248,7 @@ def _flash_backward(
             window_size_left=_left(call.window),
             window_size_right=0 if call.causal else -1,
         )
+    del scratch
     return found
 
 
