@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
@@ -79,11 +80,10 @@ def compiled(kernel: Any, given: tuple[Any, ...], named: dict[str, Any], capabil
 def assembled(ptx: str, folder: Path, capability: int) -> str:
     """What the assembler says of a kernel."""
     (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    tool = tools / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    tool = get_ptxas(capability).path
     name = re.search(r"\.target (\w+)", ptx)
     assert name
-    command = [str(tool), "-v", f"--gpu-name={name[1]}", str(folder / "kernel.ptx"), "-o", str(folder / "kernel.cubin")]
+    command = [tool, "-v", f"--gpu-name={name[1]}", str(folder / "kernel.ptx"), "-o", str(folder / "kernel.cubin")]
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
