@@ -23,8 +23,8 @@ from triton.runtime.jit import JITFunction
 
 from byeori.model import gpu_kernels
 
-# A100; H100 and H200; B200
-CAPABILITIES = [80, 90, 100]
+# T4; A100; H100 and H200; B200
+CAPABILITIES = [75, 80, 90, 100]
 STORES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
 TOKENS, HEADS, SIZE = 4000, 32, 128
 
