@@ -241,3 +241,20 @@ def test_nothing_of_vocabulary_size_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         target_logprobs(head, hidden, ids)
     assert (COUNT, WORDS) not in saved
+
+
+def test_chunks_are_whole_tiles_of_rows() -> None:
+    seen: list[int] = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            seen.append(len(rows))
+            return super().forward(rows)
+
+    head = Head(module=Watched(4, 10).requires_grad_(False))
+    with torch.no_grad():
+        for targets, rows in ((300, 150), (300, 127), (3, 150)):
+            target_logprobs(
+                head, torch.randn(targets, 4), torch.zeros(targets, dtype=torch.long), chunk_bytes=40 * rows
+            )
+    assert seen == [128, 128, 44, 127, 127, 46, 3]
