@@ -80,6 +80,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="else bfloat16 where there are units for it")
     parser.add_argument("--cutoff_len", type=int, help="longest example in tokens: W1, W2 1,024, else 2,048")
+    parser.add_argument("--lora_dropout", type=float, default=0.0, help="of every contestant; the tutorial's is 0.05")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the rows")
     parser.add_argument("--model", type=Path, help="folder of the base model; else `byeori demo-model`")
     parser.add_argument("--out", type=Path, default=Path("bench-output"), help="folder for results and logs")
@@ -131,8 +132,10 @@ def job_of(args: argparse.Namespace, name: str, model: Path) -> tuple[Job, str]:
         steps=args.steps or 4,
         cutoff_len=cutoff_len,
         dtype=args.dtype,
+        lora_dropout=args.lora_dropout,
     )
-    return job, f"{note}, cutoff_len {cutoff_len}"
+    dropped = f", dropout {args.lora_dropout:g}" if args.lora_dropout else ""
+    return job, f"{note}, cutoff_len {cutoff_len}{dropped}"
 
 
 def measure_round(args: argparse.Namespace, job: Job, name: str, number: int, runs: list[Run]) -> None:

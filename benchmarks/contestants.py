@@ -21,7 +21,6 @@ ADAPTER = {
     "lora_target_modules": "gate_proj,down_proj,up_proj",
     "lora_r": "16",
     "lora_alpha": "16",
-    "lora_dropout": "0.0",
     "learning_rate": "1e-4",
     "seed": "42",
 }
@@ -109,6 +108,7 @@ class Job:
     steps: int
     cutoff_len: int
     dtype: str
+    lora_dropout: float = 0.0
     order: Path | None = None
     init: Path | None = None
 
@@ -155,6 +155,7 @@ def command_of(who: Contestant, job: Job, folder: Path) -> list[str]:
         "cutoff_len": job.cutoff_len,
         "dtype": job.dtype,
         "template": job.template,
+        "lora_dropout": job.lora_dropout,
         **ADAPTER,
         **({"beta": BETA} if job.command == "dpo" else {}),
     }

@@ -112,7 +112,7 @@ def make_adapter(model: Path, folder: Path) -> None:
     config = LoraConfig(
         r=int(ADAPTER["lora_r"]),
         lora_alpha=int(ADAPTER["lora_alpha"]),
-        lora_dropout=float(ADAPTER["lora_dropout"]),
+        lora_dropout=0.0,
         target_modules=ADAPTER["lora_target_modules"].split(","),
         bias="none",
         task_type="CAUSAL_LM",

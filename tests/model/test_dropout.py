@@ -33,22 +33,25 @@ def mixed(v: int) -> int:
 
 
 def test_the_mask_is_the_formula() -> None:
-    found = Drop(0.3, 123_456_789).of(ONES[:7, :11].contiguous().double()).flatten().tolist()
-    for index, value in enumerate(found):
-        stays = mixed((mixed(index) + 123_456_789) % 2**32) >> 1 >= round(0.3 * 2**31)
-        assert value == (1 / 0.7 if stays else 0)
+    found = Drop(0.3, 123_456_789).of(ONES[:7, :11].contiguous().double()).tolist()
+    least = round(0.3 * 2**16)
+    for row, values in enumerate(found):
+        for column, value in enumerate(values):
+            drawn = mixed((row * 6 + column % 6 + 123_456_789) % 2**32)
+            stays = (drawn >> 16 if column >= 6 else drawn % 2**16) >= least
+            assert value == (2**16 / (2**16 - least) if stays else 0)
 
 
 @pytest.mark.skipif(native._library() is None, reason="no C compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_drops_the_same(dtype: torch.dtype) -> None:
-    x = torch.randn(37, 53).to(dtype)
-    for drop in (Drop(0.05, 0), Drop(0.9, 2**31 - 1)):
-        found = drop.of(x)
-        native.switch(False)
-        torch.testing.assert_close(found, drop.of(x), rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
-        assert torch.equal(found == 0, drop.of(x) == 0)
-        native.switch(True)
+    for drop in (Drop(0.05, 0), Drop(0.9, 2**31 - 1), Drop(0.9999999, 3)):
+        for x in (torch.randn(37, 53).to(dtype), torch.randn(3, 1).to(dtype), torch.randn(9, 160).to(dtype)):
+            native.switch(True)
+            found = drop.of(x)
+            native.switch(False)
+            torch.testing.assert_close(found, drop.of(x), rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
+            assert torch.equal(found == 0, drop.of(x) == 0)
 
 
 def test_masks_are_as_random_as_they_should_be() -> None:
@@ -59,7 +62,7 @@ def test_masks_are_as_random_as_they_should_be() -> None:
         assert abs(float(mask.float().mean()) - 0.8) < 5 * one
         assert abs(float(mask.float().mean(0).std()) / (0.2 * 0.8 / len(ONES)) ** 0.5 - 1) < 0.25
         flat = mask.flatten()
-        for shift in (1, 2, 256, 300, 4096):
+        for shift in (1, 2, 150, 256, 300, 4096):
             both = float((flat[shift:] & flat[:-shift]).float().mean())
             assert abs(both - 0.64) < 8 * one
     for at, mask in enumerate(masks):

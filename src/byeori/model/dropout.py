@@ -1,6 +1,7 @@
 """Dropout on an adapter's input, whose mask is made again wherever it is needed: what is kept of it is one number.
 
-Number i of the input stays where mix(mix(i) + seed), of 31 bits, is at least rate 2^31; mix is a permutation of the
+A row of d numbers has h = ceil(d / 2) draws of 32 bits, mix(row h + column + seed): the lower 16 bits are for a number
+of the row's first half, the upper for that h columns on. It stays where they are at least rate 2^16. mix permutes the
 numbers of 32 bits (C. Wellons, "Prospecting for hash functions", lowbias32):
 
     v ^= v >> 16;  v *= 0x7feb352d;  v ^= v >> 15;  v *= 0x846ca68b;  v ^= v >> 16
@@ -21,21 +22,24 @@ _BITS = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """rate: the share that becomes 0; what stays is divided by 1 - rate. seed: below 2^31."""
+    """rate: the share that becomes 0, to 2^-16; what stays is divided by 1 less that. seed: below 2^31."""
 
     rate: float
     seed: int
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, d] with zeros; the same places of all inputs of this shape."""
-        threshold, scale = round(self.rate * 2**31), 1 / (1 - self.rate)
+        rows, wide = x.shape
+        least = min(round(self.rate * 2**16), 2**16 - 1)
+        scale = 2**16 / (2**16 - least)
         if kernels.runs(x):
             out = torch.empty_like(x)
-            kernels.call("drop", x, out, scale, self.seed, threshold, *x.shape)
+            kernels.call("drop", x, out, scale, self.seed, least, rows, wide)
             return out
-        index = torch.arange(x.numel(), device=x.device)
-        stays = _mixed(_mixed(index).add_(self.seed).bitwise_and_(_BITS)) >> 1 >= threshold
-        return x * stays.view_as(x).to(x.dtype).mul_(scale)
+        half = (wide + 1) // 2
+        drawn = _mixed((torch.arange(rows * half, device=x.device) + self.seed) & _BITS).view(rows, half)
+        stays = torch.cat([drawn & 0xFFFF, drawn >> 16], dim=1)[:, :wide] >= least
+        return x * stays.to(x.dtype).mul_(scale)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

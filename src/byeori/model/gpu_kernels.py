@@ -91,12 +91,16 @@ def _mixed(v):
     return v ^ (v >> 16)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
-def _drop(x, y, scale, seed, threshold, count, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    drawn = _mixed(_mixed(at.to(tl.uint32)) + seed.to(tl.uint32)) >> 1
-    v = tl.load(x + at, at < count, other=0.0).to(tl.float32)
-    tl.store(y + at, tl.where(drawn >= threshold.to(tl.uint32), v * scale, 0.0), at < count)
+@triton.jit(do_not_specialize=["seed", "least"])
+def _drop(x, y, scale, seed, least, rows, wide, half, R: tl.constexpr, BLOCK: tl.constexpr):
+    row, column, there = _tile(rows, half, R, BLOCK)
+    drawn = _mixed((row[:, None] * half + column[None, :] + seed).to(tl.uint32))
+    at = row[:, None] * wide + column[None, :]
+    also = there & (column + half < wide)[None, :]
+    one = tl.load(x + at, there, other=0.0).to(tl.float32) * scale
+    two = tl.load(x + at + half, also, other=0.0).to(tl.float32) * scale
+    tl.store(y + at, tl.where((drawn & 0xFFFF).to(tl.int32) >= least, one, 0.0), there)
+    tl.store(y + at + half, tl.where((drawn >> 16).to(tl.int32) >= least, two, 0.0), also)
 
 
 @triton.jit
@@ -224,7 +228,7 @@ _LAUNCH = {
     "norm_back": lambda *of: _rows(_norm_back, of, *of[-2:]),
     "glu": lambda *of: _flat(_glu, *of),
     "glu_back": lambda *of: _flat(_glu_back, *of),
-    "drop": lambda *of: _flat(_drop, *of),
+    "drop": lambda *of: _rows(_drop, (*of, half := (of[-1] + 1) // 2), of[-2], half, _PER_THREAD // 2),
     "turn": lambda *of: _by_head(_turn, of[3], *of),
     "turn_back": lambda *of: _by_head(_turn_back, of[4], *of),
     "words": _by_word,

@@ -243,16 +243,20 @@ void NAME(pick)(const STORE *weights, const int64_t *columns, STORE *picked, flo
     }
 }
 
-/* x [rows, d] -> y: scale times the numbers that stay, 0 for the others (dropout.py). */
-void NAME(drop)(const STORE *x, STORE *y, float scale, long seed, long threshold, long rows, long d, int threads) {
+/* x [rows, d] -> y: scale times the numbers that stay, 0 for the others; 16 bits for each (dropout.py). */
+void NAME(drop)(const STORE *x, STORE *y, float scale, long seed, long least, long rows, long d, int threads) {
+    long half = (d + 1) / 2;
+    uint32_t from_here_on = (uint32_t)least;
     ROWS for (long i = 0; i < rows; i++) {
-        const STORE *from = x + i * d;
-        STORE *to = y + i * d;
-        uint32_t first = (uint32_t)(i * d), least = (uint32_t)threshold, start = (uint32_t)seed;
-        SIMD for (long j = 0; j < d; j++) {
-            uint32_t drawn = mixed(mixed(first + (uint32_t)j) + start) >> 1;
-            to[j] = NARROW(drawn >= least ? WIDEN(from[j]) * scale : 0.0f);
+        const STORE *one = x + i * d, *two = one + half;
+        STORE *to = y + i * d, *to_two = to + half;
+        uint32_t start = (uint32_t)(i * half + seed), last = mixed(start + (uint32_t)half - 1);
+        SIMD for (long j = 0; j < d / 2; j++) {
+            uint32_t drawn = mixed(start + (uint32_t)j);
+            to[j] = NARROW((drawn & 0xffff) >= from_here_on ? WIDEN(one[j]) * scale : 0.0f);
+            to_two[j] = NARROW(drawn >> 16 >= from_here_on ? WIDEN(two[j]) * scale : 0.0f);
         }
+        if (d % 2) to[half - 1] = NARROW((last & 0xffff) >= from_here_on ? WIDEN(one[half - 1]) * scale : 0.0f);
     }
 }
 
