@@ -138,7 +138,7 @@ def _chosen(
         plan=schedule,
         world=world,
         size=settings.micro_batch_size,
-        tokens=settings.micro_batch_tokens or load.micro_batch_tokens(settings.dtype, processes.device),
+        tokens=rehearser.micro_batch_tokens(processes.device.type),
         share=settings.share_prefixes != "off",
         only=settings.micro_batch_size is not None or settings.micro_batch_tokens is not None,
     )

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 
 from byeori import start as starts
-from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.objective.record import Objective
 from byeori.planner import advice, calibrate, machines, show, skypilot, workload
 from byeori.planner.advice import Offer, Way
 from byeori.planner.machines import Machine
@@ -45,7 +43,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     training, notes = _cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config=config, training=training)
     found = _machines(settings, table, rehearser)
-    work, left_out = _work(settings, training, begun, rehearser.objective)
+    work, left_out = _work(settings, training, begun, rehearser)
     case = rehearser.case(work, table)
     most = {machine.device: machine.memory for machine in sorted(found, key=lambda machine: machine.memory)}
     with _rarely_collecting(), rehearser.ahead(work, most):
@@ -193,12 +191,13 @@ def _machines(settings: PlanSettings, table: machines.Table, rehearser: Rehearse
 
 
 def _work(
-    settings: PlanSettings, training: TrainSettings, begun: Start | None, objective: Objective
+    settings: PlanSettings, training: TrainSettings, begun: Start | None, rehearser: Rehearser
 ) -> tuple[Work, list[str]]:
     """The steps that are planned, and in words which rows are in none of them."""
     from byeori.rows import prepare, schedule
 
-    size, tokens = training.micro_batch_size, training.micro_batch_tokens or MICRO_BATCH_TOKENS["cuda"]
+    objective = rehearser.objective
+    size, tokens = training.micro_batch_size, rehearser.micro_batch_tokens("cuda")
     rows, left_out = None, []
     count = settings.assumed_rows
     if begun is not None:

@@ -196,6 +196,11 @@ class Rehearser:
         """Bytes that the weights take at least."""
         return self.__dict__["_stage"].numbers * (0.5 if four_bit else self.dtype("cuda").itemsize)
 
+    def micro_batch_tokens(self, kind: str) -> int:
+        """Of the settings, or what is usual on a kind of device, cpu or cuda."""
+        usual = load.micro_batch_tokens(self.training.dtype, torch.device(kind), self.__dict__["_stage"].numbers)
+        return self.training.micro_batch_tokens or usual
+
     def weights(self, micro: Micro) -> int:
         """How many numbers the model has."""
         return self.rehearse(micro, "none", False, "cuda").weight_count

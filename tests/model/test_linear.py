@@ -118,4 +118,12 @@ def test_micro_batches_are_larger_where_tiles_are_used(monkeypatch: pytest.Monke
     assert [load.micro_batch_tokens(dtype, cpu) for dtype in ("bfloat16", "float32")] == [4096, 2048]
     monkeypatch.setattr(native, "tiles", lambda: 1)
     assert load.micro_batch_tokens("bfloat16", cpu) == 2048
-    assert load.micro_batch_tokens("bfloat16", torch.device("cuda")) == 4096
+    gpu = torch.device("cuda")
+    assert load.micro_batch_tokens("bfloat16", gpu) == 4096
+
+
+def test_micro_batches_of_small_models_are_larger_on_a_gpu() -> None:
+    """4 operations a weight and token: 2e13 are 8,333 tokens of a model of 0.6 billion weights."""
+    found = {n: load.micro_batch_tokens("auto", torch.device("cuda"), int(n * 1e9)) for n in (8, 1.3, 1, 0.6, 0.1)}
+    assert found == {8: 4096, 1.3: 4096, 1: 8192, 0.6: 16_384, 0.1: 32_768}
+    assert load.micro_batch_tokens("float32", torch.device("cpu"), 10**8) == 2048

@@ -37,7 +37,7 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"shape": SHAPE, "gpu": "4090,H100", "explain": True}
     planning.plan(config.check(config.PlanSettings, settings))
     out = capsys.readouterr().out
-    assert "x 1 is enough: 4,096 tokens at once" in out
+    assert "x 1 is enough: 32,768 tokens at once" in out  # a small model
     assert "batch_size 8, 3 epochs, cutoff_len 2,048" in out
     assert "RTX 4090: 24.0 GiB, 1,008 GB/s, 165 TFLOPS, of which 40% are counted on (assumed)" in out
     assert out.count("  x8") == 2

@@ -79,7 +79,7 @@ class RunSettings(Settings):
     micro_batch_tokens: OptionalInt = Field(
         None,
         description="Most tokens computed at once when micro_batch_size is none; none is 2048 on a CPU (4096 with AMX) "
-        "and 4096 on a GPU, or less where that does not fit.",
+        "and 4096 on a GPU (more for models under 1.2 billion weights), or less where that does not fit.",
         ge=1,
         le=10_000_000,
     )
