@@ -41,10 +41,10 @@ def everywhere(chosen: list[str]) -> None:
 def fuse(model: Any, chosen: list[str]) -> int:
     """Give the model's layers the fused functions; returns how many attention and feed-forward modules took one.
 
-    Where dropout is on, they run their own code while they train.
+    Attention that drops weights runs its own code while it trains.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # what a layer with dropout computes is looked at without it
+    model.eval()  # what a layer that drops something computes is looked at without that
     if "norms" in chosen:
         norm.fuse_norms(model)
     count = mlp.fuse_mlps(model) if "mlp" in chosen else 0
