@@ -21,6 +21,7 @@ from byeori.data.tokenize import Example
 from byeori.model import forward, kernels, speed, target
 from byeori.model.placed import place
 from byeori.planner import rehearsal
+from byeori.planner.shapes import tensors
 
 AUTO = speed.parts(["auto"], torch.device("cuda"))
 WAYS = {
@@ -65,15 +66,6 @@ class Count(TorchDispatchMode):
     def _add(self, kind: str, moved: list[torch.Tensor], out: Any) -> Any:
         self.bytes[kind] += sum(t.numel() * t.element_size() for t in moved)
         return out
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Those in a tensor, or in lists and tuples of them."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors(part)
 
 
 @contextmanager
