@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from byeori.model import heads, kernels, lora, mlp, native, norm
 from byeori.model.dropout import Drop
 
+needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import kernel_cases
 import pytest
 import torch
 import zoo
@@ -42,7 +43,7 @@ def test_the_mask_is_the_formula() -> None:
             assert value == (2**16 / (2**16 - least) if stays else 0)
 
 
-@pytest.mark.skipif(native._library() is None, reason="no C compiler")
+@kernel_cases.needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_drops_the_same(dtype: torch.dtype) -> None:
     for drop in (Drop(0.05, 0), Drop(0.9, 2**31 - 1), Drop(0.9999999, 3)):

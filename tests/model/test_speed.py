@@ -218,17 +218,14 @@ def test_large_scores_are_as_exact_as_small_ones(kernels: bool) -> None:
     assert float((grad - 0.3 * to_scores).norm() / to_scores.norm()) < 1e-6
 
 
-needs_kernels = pytest.mark.skipif(native._library() is None, reason="no C compiler")
-
-
-@needs_kernels
+@kernel_cases.needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("size", [2, 18, 256])
 def test_kernels(dtype: torch.dtype, size: int) -> None:
     kernel_cases.check(dtype, size, torch.device("cpu"))
 
 
-@needs_kernels
+@kernel_cases.needs_compiler
 def test_a_nan_goes_through_every_kernel() -> None:
     kernel_cases.check_nan(torch.device("cpu"))
     scores = torch.ones(2, 4)
