@@ -80,14 +80,18 @@ def attention_pairs(forest: Any) -> int:
     )
 
 
-# What --set knows beside byeori's settings: attention=gather is cuda_calls.FULL, liger=on the kernels of Liger in the
+# What --set knows beside byeori's settings: attention is cuda_calls.FULL, liger=on puts the kernels of Liger in the
 # place of the layers' own code.
-PRIVATE = ("attention", "liger")
+PRIVATE = {"attention": ("cascade", "gather"), "liger": ("on", "off")}
 
 
 def asked(args: Any) -> dict[str, str]:
     """What --set says."""
-    return dict(setting.split("=", 1) for setting in args.set)
+    found = dict(setting.split("=", 1) for setting in args.set)
+    for name in found.keys() & PRIVATE.keys():
+        if found[name] not in PRIVATE[name]:
+            raise SystemExit(f"{name} is one of {', '.join(PRIVATE[name])}, not {found[name]}")
+    return found
 
 
 def settings_of(args: Any, work: common.Workload) -> SftSettings:
@@ -213,7 +217,7 @@ def main() -> None:
     if full := asked(args).get("attention"):
         from byeori.model import cuda_calls
 
-        cuda_calls.FULL = full  # type: ignore[assignment]
+        cuda_calls.FULL = full
     attention.register()
 
     held: dict[int, Any] = {}  # one model for all workloads of as many bits
