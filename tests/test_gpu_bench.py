@@ -26,6 +26,19 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(gpu=gpu, common=gpu_common)
 
 
+def test_a_layer_moves_least_with_the_kernels() -> None:
+    """Its table on few tokens: the models' own code, norms fused, all fused in PyTorch, all fused with kernels."""
+    command = [sys.executable, str(BENCHMARKS / "traffic.py"), "--tokens", "2048"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| llama3-8b")]
+    plain, norms, in_pytorch, kernels = (float(row[3]) for row in rows)
+    assert kernels < norms / 3 < plain / 3 < in_pytorch
+    # 2,048 numbers of 4,096 and 14,336 in 16 bit: norms 2 and 2 x 3, activation 3 and 6, sums 3 and 3 of two residuals,
+    # rotation of 32 and 8 heads 2 and 2
+    by_hand = 2048 * 2 * (4096 * (4 + 6 + 12) + 14336 * (3 + 6) + 40 * 128 * 4) / 1e9
+    assert kernels == pytest.approx(by_hand, rel=0.05)
+
+
 def test_small(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small", "--only", "byeori,plain,byeori:compile=no"]
     command += ["--workloads", "packed,dpo1024", "--out", str(tmp_path), "--budget", "300"]
