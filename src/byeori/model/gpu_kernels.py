@@ -22,17 +22,17 @@ _PER_THREAD = 16
 
 
 @triton.jit
-def _tile(rows, wide, R: tl.constexpr, BLOCK: tl.constexpr):
-    """Numbers of R rows and BLOCK columns of [rows, wide], and which of them are there."""
+def _tile(rows, columns, wide, R: tl.constexpr, BLOCK: tl.constexpr):
+    """R rows and BLOCK of the first `columns` of [rows, wide]: numbers of both, their places, and which are there."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     column = tl.arange(0, BLOCK)
-    return row, column, (row < rows)[:, None] & (column < wide)[None, :]
+    there = (row < rows)[:, None] & (column < columns)[None, :]
+    return row, column, row[:, None] * wide + column[None, :], there
 
 
 @triton.jit
 def _norm(x, scale, eps, y, inverse, rows, wide, R: tl.constexpr, BLOCK: tl.constexpr):
-    row, column, there = _tile(rows, wide, R, BLOCK)
-    at = row[:, None] * wide + column[None, :]
+    row, column, at, there = _tile(rows, wide, wide, R, BLOCK)
     v = tl.load(x + at, there, other=0.0).to(tl.float32)
     s = tl.load(scale + column, column < wide, other=0.0)
     r = 1.0 / tl.sqrt(tl.sum(v * v, 1) / wide + eps)
@@ -42,8 +42,7 @@ def _norm(x, scale, eps, y, inverse, rows, wide, R: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def _norm_back(grad, x, scale, inverse, out, rows, wide, R: tl.constexpr, BLOCK: tl.constexpr):
-    row, column, there = _tile(rows, wide, R, BLOCK)
-    at = row[:, None] * wide + column[None, :]
+    row, column, at, there = _tile(rows, wide, wide, R, BLOCK)
     v = tl.load(x + at, there, other=0.0).to(tl.float32)
     s = tl.load(scale + column, column < wide, other=0.0)
     g = tl.load(grad + at, there, other=0.0).to(tl.float32) * s[None, :]
@@ -93,9 +92,8 @@ def _mixed(v):
 
 @triton.jit(do_not_specialize=["seed", "least"])
 def _drop(x, y, scale, seed, least, rows, wide, half, R: tl.constexpr, BLOCK: tl.constexpr):
-    row, column, there = _tile(rows, half, R, BLOCK)
+    row, column, at, there = _tile(rows, half, wide, R, BLOCK)
     drawn = _mixed((row[:, None] * half + column[None, :] + seed).to(tl.uint32))
-    at = row[:, None] * wide + column[None, :]
     also = there & (column + half < wide)[None, :]
     one = tl.load(x + at, there, other=0.0).to(tl.float32) * scale
     two = tl.load(x + at + half, also, other=0.0).to(tl.float32) * scale
@@ -118,7 +116,7 @@ def _turn(
     x, cosine, sine, scale, eps, y, inverse, rows, heads, wide, NORM: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
 ):
     half = wide // 2
-    row, column, there = _tile(rows, half, R, BLOCK)
+    row, column, at, there = _tile(rows, half, wide, R, BLOCK)
     one, two = _halves(x, row, column, wide, there)
     if NORM:
         r = 1.0 / tl.sqrt(tl.sum(one * one + two * two, 1) / wide + eps)
@@ -127,7 +125,6 @@ def _turn(
         two = two * r[:, None] * tl.load(scale + half + column, column < half, other=0.0)[None, :]
     cos_one, cos_two = _halves(cosine, row // heads, column, wide, there)
     sin_one, sin_two = _halves(sine, row // heads, column, wide, there)
-    at = row[:, None] * wide + column[None, :]
     tl.store(y + at, one * cos_one - two * sin_one, there)
     tl.store(y + at + half, two * cos_two + one * sin_two, there)
 
@@ -138,7 +135,7 @@ def _turn_back(
     NORM: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     half = wide // 2
-    row, column, there = _tile(rows, half, R, BLOCK)
+    row, column, at, there = _tile(rows, half, wide, R, BLOCK)
     a, b = _halves(grad, row, column, wide, there)
     cos_one, cos_two = _halves(cosine, row // heads, column, wide, there)
     sin_one, sin_two = _halves(sine, row // heads, column, wide, there)
@@ -150,7 +147,6 @@ def _turn_back(
         r = tl.load(inverse + row, row < rows, other=0.0)
         along = (tl.sum(one * x_one + two * x_two, 1) * r * r / wide)[:, None]
         one, two = (one - x_one * along) * r[:, None], (two - x_two * along) * r[:, None]
-    at = row[:, None] * wide + column[None, :]
     tl.store(out + at, one, there)
     tl.store(out + at + half, two, there)
 
