@@ -74,9 +74,9 @@ def test_masks_are_as_random_as_they_should_be() -> None:
 def test_numbers_are_drawn_only_where_something_is_dropped() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert dropout.drawn(0.0, ONES) is None
+    assert dropout.drawn(0.0) is None
     assert torch.equal(torch.get_rng_state(), before)
-    first, second = dropout.drawn(0.1, ONES), dropout.drawn(0.1, ONES)
+    first, second = dropout.drawn(0.1), dropout.drawn(0.1)
     assert isinstance(first, Drop)
     assert isinstance(second, Drop)
     assert first.seed != second.seed
@@ -95,7 +95,7 @@ def test_a_model_with_dropout_equals_pefts_with_the_same_masks(
     kind: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (lora, dropout):
-        monkeypatch.setattr(module, "drawn", lambda rate, x: Drop(rate, 5) if rate else None)
+        monkeypatch.setattr(module, "drawn", lambda rate: Drop(rate, 5) if rate else None)
     model, plain = zoo.tiny(kind)
     row = Example(token_ids=list(range(3, 23)), targets=((8, 20),))
     for part in (model, plain):
@@ -145,3 +145,21 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
         grads = torch.autograd.grad(loss(0.0), parameters)
     along = sum(float((grad * way).sum()) for grad, way in zip(grads, ways, strict=True))
     assert abs(along - slope) / abs(slope) < 1e-6
+
+
+def test_a_mask_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In compiled layers: of the input's shape, and the one that the backward pass knows of."""
+    assert dropout.mask(0.0, ONES) is None
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    model, _ = zoo.tiny("llama")
+    layer = next(each for each in model.modules() if isinstance(each, lora.LoraLinear)).train()
+    layer.lora_dropout["default"] = torch.nn.Dropout(0.4)
+    x = torch.randn(1, 7, layer.in_features, dtype=torch.float64, requires_grad=True)
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)
+        return layer(x)
+
+    assert not torch.allclose(through(x), layer.eval()(x))
+    layer.train()
+    assert torch.autograd.gradcheck(through, (x,))

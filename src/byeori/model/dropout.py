@@ -53,16 +53,17 @@ class Mask:
         return x * self.keep.view_as(x)
 
 
-def drawn(rate: float, x: torch.Tensor) -> Drop | Mask | None:
-    """A new one for inputs of x's shape; None where nothing is dropped.
+def drawn(rate: float) -> Drop | None:
+    """A new one; None where nothing is dropped.
 
     The number comes from PyTorch's generator for the CPU, which checkpointing sets back before layers run again.
     """
-    if not rate:
-        return None
-    if torch.compiler.is_compiling():  # a new number would be a new graph
-        return Mask(torch.empty_like(x).bernoulli_(1 - rate).div_(1 - rate))
-    return Drop(rate, int(torch.randint(2**31, (), device="cpu")))
+    return Drop(rate, int(torch.randint(2**31, (), device="cpu"))) if rate else None
+
+
+def mask(rate: float, x: torch.Tensor) -> Mask | None:
+    """The same for layers that torch.compile traces, in which a new number would be a new graph; for x's shape."""
+    return Mask(torch.empty_like(x).bernoulli_(1 - rate).div_(1 - rate)) if rate else None
 
 
 def _mixed(v: torch.Tensor) -> torch.Tensor:

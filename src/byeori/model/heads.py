@@ -153,7 +153,7 @@ def _forward(
     turn = tuple(part[0].contiguous() for part in position_embeddings)
     short = turn if others is None else tuple(part[rows] for part in turn)
     x = hidden_states.squeeze(0)
-    drops = (drop_of(parts, x), None) if others is None else (drop_of(parts[:1], x), drop_of(parts[1:], others))
+    drops = (drop_of(parts), None) if others is None else (drop_of(parts[:1]), drop_of(parts[1:]))
     found = compute(x, others, (short, turn), self.head_dim, parts, self.byeori_norms, drops)
     states = (part.transpose(0, 1)[None] for part in found)
     out, _ = attention.forest_attention(self, *states, None, forest_layout=forest_layout, **self.byeori_attention)

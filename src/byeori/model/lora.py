@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from byeori.config import nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import linear
-from byeori.model.dropout import Drop, Mask, drawn
+from byeori.model.dropout import Drop, Mask, drawn, mask
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
 
@@ -249,7 +249,7 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if self.disable_adapters or self.merged:
         return output(self.base_layer, x)
     name, base = self.active_adapters[0], self.base_layer
-    drop = drawn(_rate(self), x)
+    drop = mask(_rate(self), x) if torch.compiler.is_compiling() else drawn(_rate(self))
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     opened = base.open if isinstance(base, PackedLinear) else None
     return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, opened)
@@ -261,9 +261,9 @@ def _rate(module: Any) -> float:
     return float(dropout.p) if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
 
 
-def drop_of(parts: Sequence[Projection], x: torch.Tensor) -> Dropped | None:
+def drop_of(parts: Sequence[Projection]) -> Drop | None:
     """What is dropped of an input of these; a model's adapters have one rate."""
-    return drawn(max((part.rate for part in parts), default=0.0), x)
+    return drawn(max((part.rate for part in parts), default=0.0))
 
 
 def fuse(model: torch.nn.Module) -> int:

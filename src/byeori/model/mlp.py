@@ -93,8 +93,7 @@ def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
     parts = [part for name in _NAMES if (part := projection(getattr(self, name)))]
     if len(parts) < len(_NAMES):
         return type(self).forward(self, x)
-    drops = drop_of(parts[:2], x), drop_of(parts[2:], x)
-    return _apply(x, self.byeori_act, parts, drops)
+    return _apply(x, self.byeori_act, parts, (drop_of(parts[:2]), drop_of(parts[2:])))
 
 
 def _apply(
