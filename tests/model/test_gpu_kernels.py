@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from byeori.model import gpu_kernels
+from byeori.model import gpu_kernels, kernels, native
 
 # T4; A100; H100 and H200; B200
 CAPABILITIES = [75, 80, 90, 100]
@@ -109,3 +109,13 @@ def test_kernels_fit_the_registers(
         at_once = [move for move in moves if re.search(r"v4\.b32|v2\.b64|v8\.b32|v4\.b64", move)]
         assert len(at_once) >= 3, (name, moves)
         assert len(moves) - len(at_once) <= 9, (name, moves)  # one number for a row, a few for a row of words
+
+
+def test_a_references_name_knows_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """training.py: log-probs that were computed with other kernels are not taken for those of a run's first step."""
+    before, read = kernels.sources(), Path.read_bytes
+    assert kernels.sources() == before
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b" " * (self.name == "gpu_kernels.py"))
+    changed = kernels.sources()
+    monkeypatch.setattr(native, "sources", lambda: "other")
+    assert len({before, changed, kernels.sources()}) == 3

@@ -7,7 +7,9 @@ kernel.
 from __future__ import annotations
 
 import functools
+import hashlib
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -44,6 +46,12 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> None:
         gpu_kernels.call(name, *arguments)
     else:
         native.call(name, *arguments)
+
+
+def sources() -> str:
+    """A hash of the kernels' code, of both kinds."""
+    triton = Path(__file__).with_name("gpu_kernels.py").read_bytes()
+    return hashlib.sha256(native.sources().encode() + triton).hexdigest()
 
 
 @functools.cache
