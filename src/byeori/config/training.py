@@ -192,11 +192,11 @@ class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
         known = {"tensorboard", "wandb", "trackio", "mlflow"}
         unknown = [name for name in self.report_to if name not in known and name != "none"]
         if unknown:
-            raise ValueError(f"report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
+            raise ValueError(f"--report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
         unknown = [name for name in self.speed if name not in SPEED]
         if unknown and self.speed not in (["auto"], ["off"]):
             raise ValueError(
-                f"speed does not know {', '.join(unknown)}; it is auto, off, or some of {', '.join(SPEED)}"
+                f"--speed does not know {', '.join(unknown)}; it is auto, off, or some of {', '.join(SPEED)}"
             )
         return self
 
