@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from byeori import hub, weights
+from byeori import weights
 from byeori.batch.loader import Schedule
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
@@ -23,6 +23,7 @@ from byeori.planner.advice import Case, Offer
 from byeori.planner.machines import GIB, MIB, Machine
 from byeori.rehearser import Rehearser
 from byeori.start import Start
+from byeori.support import hub
 from byeori.train import memory
 
 FILE = "plan.json"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from byeori import hub
 from byeori.config import DpoSettings, PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
 from byeori.model import load
@@ -16,6 +15,7 @@ from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.result import opening
+from byeori.support import hub
 
 S = TypeVar("S", TrainSettings, PreviewSettings)
 

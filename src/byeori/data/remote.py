@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori import hub
 from byeori.data.files import ENDINGS, load_file
 from byeori.data.records import ending
 from byeori.errors import ByeoriError, DataError, HubError
+from byeori.support import hub
 from byeori.texts import one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from byeori import hub
 from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.model import attention, native, products
 from byeori.model.logprobs import Head
+from byeori.support import hub
 
 # Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.
 _LEAST_WORK, _MOST_TOKENS = 2e13, 32_768

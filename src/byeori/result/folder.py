@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from byeori import config, hub
+from byeori import config
 from byeori.data import audit, preference, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
@@ -22,6 +22,7 @@ from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
 from byeori.model import parallel
 from byeori.model.fingerprint import base_fingerprint
 from byeori.result import card
+from byeori.support import hub
 from byeori.train import checkpoint, log, room
 
 TEMPLATE = "template.txt"

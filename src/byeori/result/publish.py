@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.hub import human_size
 from byeori.model.fingerprint import INDEX, read_header, weight_files
 from byeori.result.card import TOKENIZER_FILES, findings, is_generated, is_local_path, last_name, model_card
+from byeori.support.hub import human_size
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL = ("config.json", "generation_config.json")
