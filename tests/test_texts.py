@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from byeori.planner.workload import Work
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 from byeori.train import log
 
 _CPU = torch.device("cpu")

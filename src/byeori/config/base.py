@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
-from byeori.texts import read_text
+from byeori.support.text_files import read_text
 
 # What other trainers call a setting, where another of ours looks nearer.
 _ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_model", "dataset": "data_path"} | {

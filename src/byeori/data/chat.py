@@ -14,7 +14,7 @@ from typing import Any
 
 from byeori.data.template import Segment
 from byeori.errors import TemplateError
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 COLUMNS = ("messages", "conversations")
 """Columns of a row that are read; the first that holds something."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from byeori.data.records import TEXT_ENDINGS, check_names, ending, records
 from byeori.data.schema import schema_of
 from byeori.errors import DataError
-from byeori.texts import not_utf8, one_line
+from byeori.support.text_files import not_utf8, one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     import pyarrow as pa

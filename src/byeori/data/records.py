@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from byeori.data.schema import kind_of
 from byeori.errors import DataError
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 TEXT_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _SPACE = re.compile(r"[ \t\r\n]+")

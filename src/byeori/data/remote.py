@@ -18,7 +18,7 @@ from byeori.data.files import ENDINGS, load_file
 from byeori.data.records import ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     from datasets import Dataset, DatasetBuilder

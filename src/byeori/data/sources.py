@@ -27,7 +27,7 @@ from byeori.data.files import ENDINGS, load_file, reading
 from byeori.data.records import check_names, ending, open_text
 from byeori.data.remote import load_dataset
 from byeori.errors import DataError
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
     from datasets import Dataset, Features

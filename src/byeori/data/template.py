@@ -27,7 +27,7 @@ from pathlib import Path
 
 from byeori.config import nearest
 from byeori.errors import TemplateError
-from byeori.texts import read_text
+from byeori.support.text_files import read_text
 
 # Of three closing brackets the first is a literal: [[[{tag}]]] is a block around [{tag}].
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")

@@ -28,7 +28,7 @@ from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.planner import packed, shapes, step
 from byeori.planner.tracker import Peak, Source
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
 # The CUDA allocator hands out multiples of this (PyTorch, c10/cuda/CUDACachingAllocator, kMinBlockSize).

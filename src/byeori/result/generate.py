@@ -15,7 +15,7 @@ from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ConfigError, DataError, TemplateError
 from byeori.result import endings
-from byeori.texts import read_text
+from byeori.support.text_files import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
 from byeori.result import opening
 from byeori.result.card import TOKENIZER_FILES
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 
 TEXTS = (
     "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",

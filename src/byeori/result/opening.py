@@ -25,7 +25,7 @@ from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
 from byeori.result import base_check
 from byeori.result.folder import SETTINGS, TEMPLATE
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 from byeori.train import checkpoint
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from byeori.errors import CheckpointError, ConfigError
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_error
 
 FILE = "train_log.jsonl"

@@ -18,7 +18,7 @@ from typing import Any
 from byeori.errors import CheckpointError, ConfigError
 from byeori.model import parallel
 from byeori.model.parallel import Processes
-from byeori.texts import one_line
+from byeori.support.text_files import one_line
 from byeori.train import checkpoint, log
 
 
