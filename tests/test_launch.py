@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import byeori
-from byeori import cli, config, launch
+from byeori import cli, config
+from byeori.distributed import launch
 from byeori.errors import AGAIN, ConfigError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sft-trainer.py"

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from byeori import __version__, config, launch
+from byeori import __version__, config
+from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
 
 COMMANDS: dict[str, tuple[type[config.Settings] | None, str]] = {
