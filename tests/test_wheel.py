@@ -25,8 +25,8 @@ NO_CODE = [
     "model/linear.c",
     "model/strips.c",
     "model/tiles.c",
-    "planner/machines.yaml",
-    "planner/prices.yaml",
+    "plan/machines.yaml",
+    "plan/prices.yaml",
     "py.typed",
     "result/report.html.j2",
 ]

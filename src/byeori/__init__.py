@@ -20,6 +20,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# The folder plan/ and the function plan() have one name. Python binds a folder's name in its parent when it imports the
+# folder first: here, above the function, and never again.
+import byeori.plan  # noqa: F401
 from byeori import config
 from byeori.errors import (
     ByeoriError,

@@ -18,9 +18,10 @@ from byeori.data.cache import Rows
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load, parallel
 from byeori.model.parallel import Processes
-from byeori.planner import advice, machines, workload
+from byeori.plan import machines
+from byeori.plan.machines import GIB, MIB, Machine
+from byeori.planner import advice, workload
 from byeori.planner.advice import Case, Offer
-from byeori.planner.machines import GIB, MIB, Machine
 from byeori.rehearser import Rehearser
 from byeori.start import Start
 from byeori.support import hub

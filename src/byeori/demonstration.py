@@ -13,7 +13,7 @@ from byeori import recipes
 from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
 from byeori.model import load
 from byeori.model.embedded import TERMS
-from byeori.planner.machines import measured_peak
+from byeori.plan.machines import measured_peak
 
 # Operations a second with which three epochs, and everything after them, take less than ten minutes.
 _FAST = 250e9

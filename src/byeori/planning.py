@@ -15,9 +15,10 @@ from byeori import start as starts
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.planner import advice, calibrate, machines, show, skypilot, workload
+from byeori.plan import machines
+from byeori.plan.machines import Machine
+from byeori.planner import advice, calibrate, show, skypilot, workload
 from byeori.planner.advice import Offer, Way
-from byeori.planner.machines import Machine
 from byeori.planner.workload import Work
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders

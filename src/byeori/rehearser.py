@@ -16,7 +16,8 @@ from byeori import weights
 from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
-from byeori.planner import advice, calibrate, machines, rehearsal
+from byeori.plan import machines
+from byeori.planner import advice, calibrate, rehearsal
 from byeori.planner.advice import Case, Choice
 from byeori.planner.rehearsal import Adapter, Rehearsal
 from byeori.planner.workload import Micro, Work

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from byeori.model import products
-from byeori.planner import machines
+from byeori.plan import machines
 
 ROUNDING = 2**-8  # bfloat16 keeps eight bits: half of the last one is 2^-9 of a number
 

@@ -13,9 +13,10 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import products
-from byeori.planner import advice, machines, show, skypilot, workload
+from byeori.plan import machines
+from byeori.plan.machines import GIB, Machine
+from byeori.planner import advice, show, skypilot, workload
 from byeori.planner.advice import Case, Choice, Offer
-from byeori.planner.machines import GIB, Machine
 from byeori.planner.rehearsal import PARTS, Rehearsal
 from byeori.planner.workload import Micro, Work
 

@@ -42,8 +42,8 @@ class PlanSettings(DpoSettings):
     assumed_tokens: OptionalInt = Field(
         None, description="Tokens of an average row to assume without data_path; none is half of cutoff_len.", ge=8
     )
-    machines: OptionalText = Field(None, description="Your own table of GPUs (a copy of planner/machines.yaml).")
-    prices: OptionalText = Field(None, description="Your own prices, dollars an hour (a copy of planner/prices.yaml).")
+    machines: OptionalText = Field(None, description="Your own table of GPUs (a copy of plan/machines.yaml).")
+    prices: OptionalText = Field(None, description="Your own prices, dollars an hour (a copy of plan/prices.yaml).")
     explain: bool = Field(False, description="Show where each byte of the peak comes from.")
     calibrate: bool = Field(
         False, description="Run one real step here, with random weights, and show the plan's error."

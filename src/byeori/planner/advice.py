@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from byeori.planner.machines import GIB, Machine, Table
+from byeori.plan.machines import GIB, Machine, Table
 from byeori.planner.rehearsal import Rehearsal
 from byeori.planner.workload import Micro, Work
 

@@ -16,8 +16,8 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import forward
 from byeori.objective.record import Objective
+from byeori.plan.machines import GIB
 from byeori.planner import rehearsal, step
-from byeori.planner.machines import GIB
 from byeori.planner.rehearsal import Adapter, Rehearsal
 from byeori.train import memory
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from byeori.plan.machines import GIB, Machine
 from byeori.planner.advice import OUTSIDE, Case, Offer
-from byeori.planner.machines import GIB, Machine
 from byeori.planner.rehearsal import PARTS, Rehearsal
 
 _HEADS = {"weights": "weights", "adapters": "adapt", "gradients": "grads", "optimizer": "optim"} | {
