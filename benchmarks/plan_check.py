@@ -103,8 +103,8 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.model import forward, speed
     from byeori.objective.dpo import Preference, preference
     from byeori.objective.sft import SFT
-    from byeori.plan import machines
-    from byeori.planner import rehearsal, step, workload
+    from byeori.plan import machines, workload
+    from byeori.planner import rehearsal, step
     from byeori.train import memory
 
     config = AutoConfig.for_model(**MODELS[how.model])

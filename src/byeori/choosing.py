@@ -18,9 +18,9 @@ from byeori.data.cache import Rows
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load, parallel
 from byeori.model.parallel import Processes
-from byeori.plan import machines
+from byeori.plan import machines, workload
 from byeori.plan.machines import GIB, MIB, Machine
-from byeori.planner import advice, workload
+from byeori.planner import advice
 from byeori.planner.advice import Case, Offer
 from byeori.rehearser import Rehearser
 from byeori.start import Start

@@ -17,10 +17,10 @@ from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
 from byeori.plan import machines
+from byeori.plan.workload import Micro, Work
 from byeori.planner import advice, calibrate, rehearsal
 from byeori.planner.advice import Case, Choice
 from byeori.planner.rehearsal import Adapter, Rehearsal
-from byeori.planner.workload import Micro, Work
 from byeori.start import objective_of
 
 _CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import products
-from byeori.plan import machines
+from byeori.plan import machines, workload
 from byeori.plan.machines import GIB, Machine
-from byeori.planner import advice, show, skypilot, workload
+from byeori.plan.workload import Micro, Work
+from byeori.planner import advice, show, skypilot
 from byeori.planner.advice import Case, Choice, Offer
 from byeori.planner.rehearsal import PARTS, Rehearsal
-from byeori.planner.workload import Micro, Work
 
 TABLE = machines.read()
 
