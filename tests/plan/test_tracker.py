@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from byeori.planner.tracker import Tracker
+from byeori.plan.memory_tracker import Tracker
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

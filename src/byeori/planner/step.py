@@ -18,7 +18,7 @@ from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.model import forward, load
 from byeori.objective.record import Objective, Targets
-from byeori.planner.tracker import Peak, Tracker
+from byeori.plan.memory_tracker import Peak, Tracker
 from byeori.train import optim
 
 
