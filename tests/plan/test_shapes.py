@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.planner import rehearsal, shapes
+from byeori.plan import meta_ops
+from byeori.planner import rehearsal
 from byeori.planner.rehearsal import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
@@ -29,7 +30,7 @@ def test_a_rehearsal_is_the_same_without_memory(kind: str, device: str, monkeypa
         return rehearsal.rehearse(rehearsal.stage(config), adapter, rows, **how)
 
     first, second = run(), run()
-    monkeypatch.setattr(shapes, "call", lambda func, args, kwargs: func(*args, **kwargs))
+    monkeypatch.setattr(meta_ops, "call", lambda func, args, kwargs: func(*args, **kwargs))
     assert first == second == run()
 
 
@@ -40,14 +41,14 @@ def test_strides_types_and_aliases() -> None:
 
     expected = made(torch.ones(4, 6))
     for _ in range(2):
-        with shapes.WithoutNumbers():
+        with meta_ops.WithoutNumbers():
             found = made(torch.empty(4, 6, device="meta"))
         for one, other in zip(found, expected, strict=True):
             assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 def test_writing_gives_the_argument_back_and_views_share_it() -> None:
-    with shapes.WithoutNumbers():
+    with meta_ops.WithoutNumbers():
         x = torch.empty(3, 4, device="meta")
         assert x.add_(1) is x
         y = torch.empty(3, 4, device="meta")
@@ -59,6 +60,6 @@ def test_writing_gives_the_argument_back_and_views_share_it() -> None:
 
 
 def test_numbers_are_computed() -> None:
-    with shapes.WithoutNumbers():
+    with meta_ops.WithoutNumbers():
         x = torch.ones(3)
         assert x.add_(1).sum().item() == 6

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from byeori.planner import shapes
+from byeori.plan import meta_ops
 
 Source = tuple[str, str, str, str]  # part, module, operation, what it made
 
@@ -33,7 +33,7 @@ class Peak:
     counts: Counter[Source] | None = None
 
 
-class Tracker(shapes.Mode):
+class Tracker(meta_ops.Mode):
     """Counts storages by part and peaks by segment.
 
     block: every storage is rounded up to a multiple of this many bytes, as the device's allocator does.
@@ -72,8 +72,8 @@ class Tracker(shapes.Mode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = shapes.call(func, args, kwargs)
-        for tensor in (out,) if type(out) is torch.Tensor else shapes.tensors(out):
+        out = meta_ops.call(func, args, kwargs)
+        for tensor in (out,) if type(out) is torch.Tensor else meta_ops.tensors(out):
             if tensor.untyped_storage()._cdata not in self._alive:
                 self._add(tensor, self.part, self.where, func)
         if func.is_view:

@@ -26,8 +26,9 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.model import attention, forward, lora, parallel, quantize, speed, target
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
+from byeori.plan import meta_ops as shapes
 from byeori.plan.memory_tracker import Peak, Source
-from byeori.planner import packed, shapes, step
+from byeori.planner import packed, step
 from byeori.support.text_files import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
