@@ -182,7 +182,7 @@ def _pack(causal: Any) -> None:
     import torch
     from bitsandbytes import functional
 
-    from byeori.planner.packed import Packed, pack_layers
+    from byeori.plan.meta_quantized import Packed, pack_layers
 
     class Real(Packed):
         """Keeps bitsandbytes' own packed weight and scales."""

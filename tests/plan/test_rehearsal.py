@@ -15,7 +15,8 @@ from byeori.model import forward, speed
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
-from byeori.planner import packed, rehearsal, step
+from byeori.plan import meta_quantized
+from byeori.planner import rehearsal, step
 from byeori.planner.rehearsal import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
@@ -129,7 +130,7 @@ def test_the_parts_worked_out_by_hand() -> None:
 
 
 def test_bytes_of_a_4_bit_layer() -> None:
-    layer = packed.Packed(torch.nn.Linear(96, 1024, bias=False))
+    layer = meta_quantized.Packed(torch.nn.Linear(96, 1024, bias=False))
     numbers = 96 * 1024
     assert layer.weight.nbytes == numbers // 2
     assert layer.scales.nbytes == numbers // 64

@@ -27,8 +27,9 @@ from byeori.model import attention, forward, lora, parallel, quantize, speed, ta
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import meta_ops as shapes
+from byeori.plan import meta_quantized
 from byeori.plan.memory_tracker import Peak, Source
-from byeori.planner import packed, step
+from byeori.planner import step
 from byeori.support.text_files import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
@@ -189,7 +190,7 @@ def build(
     four_bit: bool = False,
     chosen: Sequence[str] = (),
     device: str = "meta",
-    pack: Callable[[Any], object] = packed.pack_layers,
+    pack: Callable[[Any], object] = meta_quantized.pack_layers,
 ) -> Any:
     """The adapted model as a run makes it, with the given number of layers; on the meta device its weights are empty.
 
@@ -305,7 +306,7 @@ def _sizes(model: Any) -> dict[str, int]:
         return sum(p.numel() * p.element_size() for p in values if not p.requires_grad)
 
     per_layer = [size(layer.parameters()) for layer in layers]
-    opened = sum(module.numbers for module in model.modules() if isinstance(module, packed.Packed))
+    opened = sum(module.numbers for module in model.modules() if isinstance(module, meta_quantized.Packed))
     return {
         "layer": max(per_layer, default=0),
         "outside": size(frozen.values()) - sum(per_layer),
