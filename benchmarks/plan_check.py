@@ -103,8 +103,8 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.model import forward, speed
     from byeori.objective.dpo import Preference, preference
     from byeori.objective.sft import SFT
-    from byeori.plan import machines, workload
-    from byeori.planner import rehearsal, step
+    from byeori.plan import machines, measured_step, workload
+    from byeori.planner import rehearsal
     from byeori.train import memory
 
     config = AutoConfig.for_model(**MODELS[how.model])
@@ -153,10 +153,10 @@ def measure(how: Combination) -> dict[str, int]:
     )
     memory.give_back(torch.device("cpu"))
     plain = not forward.use_forest_attention(model)
-    optimizer = step.optimizer_of(model)
+    optimizer = measured_step.optimizer_of(model)
     loaded = _peak() - before
     _forget_peak()
-    run = step.run(model, optimizer, examples, objective=objective, ends=(1, 1), several=True, plain=plain)
+    run = measured_step.run(model, optimizer, examples, objective=objective, ends=(1, 1), several=True, plain=plain)
     return {
         "tokens": found.tokens,
         "predicted": found.peak,

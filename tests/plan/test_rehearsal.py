@@ -15,8 +15,8 @@ from byeori.model import forward, speed
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
-from byeori.plan import meta_quantized
-from byeori.planner import rehearsal, step
+from byeori.plan import measured_step, meta_quantized
+from byeori.planner import rehearsal
 from byeori.planner.rehearsal import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
@@ -46,13 +46,15 @@ def _pair(length: int) -> list[Example]:
     return [Example(token_ids=each, targets=((length - 8, length),)) for each in ids]
 
 
-def _measured(config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any) -> step.Step:
+def _measured(
+    config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any
+) -> measured_step.Step:
     several = how.pop("several", False)
     chosen = speed.parts(["auto"], CPU)
     model = rehearsal.build(config, adapter, torch.float32, chosen=chosen, device="cpu", **how)
     plain = not forward.use_forest_attention(model)
-    optimizer = step.optimizer_of(model)
-    return step.run(model, optimizer, rows, objective=objective, ends=(1, 1), several=several, plain=plain)
+    optimizer = measured_step.optimizer_of(model)
+    return measured_step.run(model, optimizer, rows, objective=objective, ends=(1, 1), several=several, plain=plain)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -16,8 +16,9 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import forward
 from byeori.objective.record import Objective
+from byeori.plan import measured_step
 from byeori.plan.machines import GIB
-from byeori.planner import rehearsal, step
+from byeori.planner import rehearsal
 from byeori.planner.rehearsal import Adapter, Rehearsal
 from byeori.train import memory
 
@@ -55,15 +56,15 @@ def run(
     how: dict[str, Any] = {"objective": objective, "ends": (1, 1), "several": several, "plain": plain}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = step.optimizer_of(model)
-    found = step.run(model, optimizer, examples, **how)
+    optimizer = measured_step.optimizer_of(model)
+    found = measured_step.run(model, optimizer, examples, **how)
     if device.type == "cuda":
         measured, reserved = torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
         torch.cuda.synchronize(device)
     else:
         measured, reserved = max(peak.total for peak in found.peaks.values()), memory.peak_memory_bytes(device)
     began = time.perf_counter()
-    step.run(model, optimizer, examples, **how)
+    measured_step.run(model, optimizer, examples, **how)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - began

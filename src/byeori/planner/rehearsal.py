@@ -26,10 +26,9 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.model import attention, forward, lora, parallel, quantize, speed, target
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
+from byeori.plan import measured_step, meta_quantized
 from byeori.plan import meta_ops as shapes
-from byeori.plan import meta_quantized
 from byeori.plan.memory_tracker import Peak, Source
-from byeori.planner import step
 from byeori.support.text_files import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
@@ -135,7 +134,7 @@ def rehearse(
     heights = [on.layers] if whole or 2 * low + period >= on.layers else [low, low + period]
     periods = (on.layers - heights[0]) // period if len(heights) == 2 else 0
 
-    def run(height: int, at: str | None) -> tuple[step.Step, dict[str, int]]:
+    def run(height: int, at: str | None) -> tuple[measured_step.Step, dict[str, int]]:
         with target.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
                 model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
@@ -153,11 +152,17 @@ def rehearse(
     return _extend([run(height, found.segment) for height in heights], periods, on.layers) if explain else found
 
 
-def _run(model: Any, optimizer: Any, examples: Sequence[Example], how: dict[str, Any], at: str | None) -> step.Step:
+def _run(
+    model: Any, optimizer: Any, examples: Sequence[Example], how: dict[str, Any], at: str | None
+) -> measured_step.Step:
     """at: the segment whose peak is to be explained, which takes a second run."""
     try:
-        found = step.run(model, optimizer, examples, **how)
-        return found if at is None else step.run(model, optimizer, examples, explain=(at, found.peaks[at].total), **how)
+        found = measured_step.run(model, optimizer, examples, **how)
+        return (
+            found
+            if at is None
+            else measured_step.run(model, optimizer, examples, explain=(at, found.peaks[at].total), **how)
+        )
     except ByeoriError:
         raise
     except Exception as error:  # whatever a model's code does with numbers that are not there
@@ -225,7 +230,7 @@ def _on_meta(
     chosen: tuple[str, ...],
 ) -> tuple[Any, Any]:
     model = build(on.config, adapter, dtype, layers=layers, four_bit=four_bit, chosen=chosen)
-    return model, step.optimizer_of(model)
+    return model, measured_step.optimizer_of(model)
 
 
 def _base(config: Any, dtype: torch.dtype, device: str) -> Any:
@@ -259,7 +264,7 @@ def _fuse(model: Any, chosen: list[str]) -> None:
 def _kinds(config: Any, whole: Any) -> list[Any]:
     """For every layer what tells its kind: its parameters' names and shapes, and its kind of attention."""
     text = config.get_text_config()
-    layers = step.layers_of(whole)
+    layers = measured_step.layers_of(whole)
     named = getattr(text, "layer_types", None) or []
     if layers is None or len(layers) != text.num_hidden_layers:
         return list(range(text.num_hidden_layers))  # every layer of its own kind: rehearsed whole
@@ -299,7 +304,7 @@ def _with_layers(config: Any, count: int) -> Any:
 
 def _sizes(model: Any) -> dict[str, int]:
     """Bytes of the largest layer and of what lies in none; numbers in frozen matrices, and in those of 4 bit."""
-    layers = list(step.layers_of(model) or [])
+    layers = list(measured_step.layers_of(model) or [])
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
 
     def size(values: Any) -> int:
@@ -315,7 +320,7 @@ def _sizes(model: Any) -> dict[str, int]:
     }
 
 
-def _extend(runs: list[tuple[step.Step, dict[str, int]]], periods: int, layers: int) -> Rehearsal:
+def _extend(runs: list[tuple[measured_step.Step, dict[str, int]]], periods: int, layers: int) -> Rehearsal:
     """From two heights to the whole; `periods` of the difference on top of the first. One run stands for itself."""
     (low, low_sizes), (high, high_sizes) = runs[0], runs[-1]
 
