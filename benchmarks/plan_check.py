@@ -103,8 +103,7 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.model import forward, speed
     from byeori.objective.dpo import Preference, preference
     from byeori.objective.sft import SFT
-    from byeori.plan import machines, measured_step, workload
-    from byeori.planner import rehearsal
+    from byeori.plan import machines, measured_step, rehearsal, workload
     from byeori.train import memory
 
     config = AutoConfig.for_model(**MODELS[how.model])

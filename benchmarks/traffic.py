@@ -20,8 +20,8 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.model import forward, kernels, speed, target
 from byeori.model.placed import place
+from byeori.plan import rehearsal
 from byeori.plan.meta_ops import tensors
-from byeori.planner import rehearsal
 
 AUTO = speed.parts(["auto"], torch.device("cuda"))
 WAYS = {

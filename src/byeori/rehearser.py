@@ -16,11 +16,11 @@ from byeori import weights
 from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
-from byeori.plan import machines
+from byeori.plan import machines, rehearsal
+from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import advice, calibrate, rehearsal
+from byeori.planner import advice, calibrate
 from byeori.planner.advice import Case, Choice
-from byeori.planner.rehearsal import Adapter, Rehearsal
 from byeori.start import objective_of
 
 _CPU = torch.device("cpu")

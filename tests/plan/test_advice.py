@@ -15,10 +15,10 @@ from byeori.errors import ConfigError
 from byeori.model import products
 from byeori.plan import machines, workload
 from byeori.plan.machines import GIB, Machine
+from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.plan.workload import Micro, Work
 from byeori.planner import advice, show, skypilot
 from byeori.planner.advice import Case, Choice, Offer
-from byeori.planner.rehearsal import PARTS, Rehearsal
 
 TABLE = machines.read()
 

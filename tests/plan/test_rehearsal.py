@@ -15,9 +15,8 @@ from byeori.model import forward, speed
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
-from byeori.plan import measured_step, meta_quantized
-from byeori.planner import rehearsal
-from byeori.planner.rehearsal import Adapter
+from byeori.plan import measured_step, meta_quantized, rehearsal
+from byeori.plan.rehearsal import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import zoo

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.plan import meta_ops
-from byeori.planner import rehearsal
-from byeori.planner.rehearsal import Adapter
+from byeori.plan import meta_ops, rehearsal
+from byeori.plan.rehearsal import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import zoo

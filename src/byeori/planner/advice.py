@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from byeori.plan.machines import GIB, Machine, Table
+from byeori.plan.rehearsal import Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner.rehearsal import Rehearsal
 
 COUNTS = (1, 2, 4, 8)
 # gradient_checkpointing: in words, and the part of the layers that is computed twice

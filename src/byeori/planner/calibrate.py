@@ -16,10 +16,9 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import forward
 from byeori.objective.record import Objective
-from byeori.plan import measured_step
+from byeori.plan import measured_step, rehearsal
 from byeori.plan.machines import GIB
-from byeori.planner import rehearsal
-from byeori.planner.rehearsal import Adapter, Rehearsal
+from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.train import memory
 
 _ROOM = 0.8  # of what is free may be taken

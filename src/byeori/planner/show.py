@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from byeori.plan.machines import GIB, Machine
+from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.planner.advice import OUTSIDE, Case, Offer
-from byeori.planner.rehearsal import PARTS, Rehearsal
 
 _HEADS = {"weights": "weights", "adapters": "adapt", "gradients": "grads", "optimizer": "optim"} | {
     "activations": "activ",
