@@ -15,10 +15,10 @@ from byeori import start as starts
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.plan import machines, workload
+from byeori.plan import calibrate, machines, workload
 from byeori.plan.machines import Machine
 from byeori.plan.workload import Work
-from byeori.planner import advice, calibrate, show, skypilot
+from byeori.planner import advice, show, skypilot
 from byeori.planner.advice import Offer, Way
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders

@@ -16,10 +16,10 @@ from byeori import weights
 from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
-from byeori.plan import machines, rehearsal
+from byeori.plan import calibrate, machines, rehearsal
 from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import advice, calibrate
+from byeori.planner import advice
 from byeori.planner.advice import Case, Choice
 from byeori.start import objective_of
 
