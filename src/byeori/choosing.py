@@ -18,10 +18,9 @@ from byeori.data.cache import Rows
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load, parallel
 from byeori.model.parallel import Processes
-from byeori.plan import machines, workload
+from byeori.plan import candidates, machines, workload
+from byeori.plan.candidates import Case, Offer
 from byeori.plan.machines import GIB, MIB, Machine
-from byeori.planner import advice
-from byeori.planner.advice import Case, Offer
 from byeori.rehearser import Rehearser
 from byeori.start import Start
 from byeori.support import hub
@@ -154,11 +153,11 @@ def _chosen(
         least=rehearser.least,
     )
     here = _here(processes)
-    offer = advice.best(case, here, world)
+    offer = candidates.best(case, here, world)
     if offer.way is None or not offer.way.sharded:
         return offer, "ddp"
     found = rehearser.rehearse(offer.way.micro, offer.way.recompute, offer.way.four_bit, here.device)
-    need = sum(advice.memory(found, table, here, processes.local_world).values())
+    need = sum(candidates.memory(found, table, here, processes.local_world).values())
     return offer, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp"
 
 

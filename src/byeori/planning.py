@@ -15,11 +15,11 @@ from byeori import start as starts
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.plan import calibrate, machines, workload
+from byeori.plan import calibrate, candidates, machines, workload
+from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
 from byeori.plan.workload import Work
-from byeori.planner import advice, show, skypilot
-from byeori.planner.advice import Offer, Way
+from byeori.planner import show, skypilot
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
@@ -48,10 +48,10 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     case = rehearser.case(work, table)
     most = {machine.device: machine.memory for machine in sorted(found, key=lambda machine: machine.memory)}
     with _rarely_collecting(), rehearser.ahead(work, most):
-        offers = advice.offers(case, found)
+        offers = candidates.offers(case, found)
     if all(offer.refused for offer in offers):
         raise ConfigError(f"{offers[0].refused}; training would not start")
-    ranked = advice.ranked(offers)
+    ranked = candidates.ranked(offers)
     subject = show.Subject(
         name=settings.base_model or f"a {config.model_type} model by hand",
         objective=settings.planned,

@@ -16,11 +16,10 @@ from byeori import weights
 from byeori.config import TrainSettings
 from byeori.model import load, speed
 from byeori.objective.record import Objective
-from byeori.plan import calibrate, machines, rehearsal
+from byeori.plan import calibrate, candidates, machines, rehearsal
+from byeori.plan.candidates import Case, Choice
 from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import advice
-from byeori.planner.advice import Case, Choice
 from byeori.start import objective_of
 
 _CPU = torch.device("cpu")
@@ -156,11 +155,11 @@ class Rehearser:
 
     def _groups(self, work: Work, memory: dict[str, int]) -> list[list[_Way]]:
         """What may be asked for; a group shares its models. The most work first: a CPU's attention is written out."""
-        again = [self.choice.recompute] if self.choice.recompute else list(advice.AGAIN)
+        again = [self.choice.recompute] if self.choice.recompute else list(candidates.AGAIN)
         packed = [False, True] if self.choice.four_bit is None else [self.choice.four_bit]
         groups: list[list[_Way]] = []
         for device, most in memory.items():
-            count = max(advice.COUNTS) if device == "cuda" else 1
+            count = max(candidates.COUNTS) if device == "cuda" else 1
             fitting = [four_bit for four_bit in packed if self.least(four_bit) <= most * count]
             for four_bit in fitting:
                 for some in (

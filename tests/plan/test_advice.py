@@ -13,12 +13,12 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import products
-from byeori.plan import machines, workload
+from byeori.plan import candidates, machines, workload
+from byeori.plan.candidates import Case, Choice, Offer
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import advice, show, skypilot
-from byeori.planner.advice import Case, Choice, Offer
+from byeori.planner import show, skypilot
 
 TABLE = machines.read()
 
@@ -85,7 +85,7 @@ def _case(*, batch_size: int = 8, **choice: Any) -> Case:
 
 
 def _offers(memory: float, **changes: Any) -> list[Offer]:
-    return advice.offers(_case(**changes), [_machine(memory, bandwidth=1e13)])
+    return candidates.offers(_case(**changes), [_machine(memory, bandwidth=1e13)])
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_the_embeddings_of_shared_weights_are_there_more_than_once_while_they_ar
     found = replace(case.rehearse(case.work.micros[-1], "full", False, "cuda"), outside=6 * GIB)
     found = replace(found, resident=found.resident | {"optimizer": GIB})
     for device, times in (("cuda", 2), ("cpu", 3)):
-        parts = advice.memory(found, TABLE, _machine(24, device=device), 2)
-        del parts[advice.OUTSIDE]
+        parts = candidates.memory(found, TABLE, _machine(24, device=device), 2)
+        del parts[candidates.OUTSIDE]
         assert sum(parts.values()) == (8 + times * 6 + 1) * GIB  # its shard, the embeddings, the optimizer's state
-    working = advice.memory(replace(found, outside=GIB // 4), TABLE, _machine(24), 2)
+    working = candidates.memory(replace(found, outside=GIB // 4), TABLE, _machine(24), 2)
     assert working["workspace"] == 0 and working["weights"] == (8 + 0.25 + 1) * GIB
 
 
@@ -149,12 +149,12 @@ def test_what_is_set_is_not_changed() -> None:
 
 
 def test_time_and_cost_by_hand() -> None:
-    offer = advice.offers(_case(), [_machine(40, price=2.0)])[0]
+    offer = candidates.offers(_case(), [_machine(40, price=2.0)])[0]
     # a row of 1,000 tokens: 1e12 operations at half of 1e14 a second; reading the weights twice takes 0.034 s of 0.08
     assert offer.tokens_per_second == pytest.approx(50_000)
     assert offer.hours == pytest.approx(3.6e6 / 50_000 / 3600)
     assert offer.cost == pytest.approx(2.0 * offer.hours)
-    slow = advice.offers(_case(), [_machine(40, bandwidth=1e11)])[0]
+    slow = candidates.offers(_case(), [_machine(40, bandwidth=1e11)])[0]
     assert slow.tokens_per_second == pytest.approx(4000 / (2 * 16 * GIB / 1e11))
 
 
@@ -166,7 +166,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_as_training_refuses_it() -> N
 def test_best_value_first() -> None:
     cheap, dear = _machine(40, name="cheap", price=1.0), _machine(40, name="dear", price=9.0)
     free, cpu = _machine(20, name="unpriced"), _machine(64, name="CPU", device="cpu", link_speed=None)
-    ranked = advice.ranked(advice.offers(_case(), [cpu, free, dear, cheap]))
+    ranked = candidates.ranked(candidates.offers(_case(), [cpu, free, dear, cheap]))
     names = list(dict.fromkeys(offer.machine.name for offer in ranked))
     assert names == ["cheap", "dear", "unpriced", "CPU"]
     assert [offer.count for offer in ranked if offer.machine.name == "CPU"] == [1]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from byeori.plan.candidates import OUTSIDE, Case, Offer
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
-from byeori.planner.advice import OUTSIDE, Case, Offer
 
 _HEADS = {"weights": "weights", "adapters": "adapt", "gradients": "grads", "optimizer": "optim"} | {
     "activations": "activ",

@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 
 from byeori.data import sources, template
 from byeori.errors import ConfigError
-from byeori.planner.advice import Offer
+from byeori.plan.candidates import Offer
 
 _DISK = 64  # GB beside the weights: packages, rows, checkpoints
 _FILES = "/tmp/byeori"  # where a rented machine finds what was local, each in a folder of its own
