@@ -15,11 +15,11 @@ from byeori import start as starts
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.plan import calibrate, candidates, machines, workload
+from byeori.plan import calibrate, candidates, machines, report, workload
 from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
 from byeori.plan.workload import Work
-from byeori.planner import show, skypilot
+from byeori.planner import skypilot
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
@@ -52,7 +52,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     if all(offer.refused for offer in offers):
         raise ConfigError(f"{offers[0].refused}; training would not start")
     ranked = candidates.ranked(offers)
-    subject = show.Subject(
+    subject = report.Subject(
         name=settings.base_model or f"a {config.model_type} model by hand",
         objective=settings.planned,
         weights=rehearser.weights(work.micros[0]),
@@ -64,14 +64,14 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
             f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute",
         ),
     )
-    result = show.as_json(subject, case, offers, ranked)
-    shown = show.lines(subject, case, offers, ranked)
+    result = report.as_json(subject, case, offers, ranked)
+    shown = report.lines(subject, case, offers, ranked)
     best = ranked[0] if ranked else None
     if settings.explain:
         way, device = (best.way, best.machine.device) if best else (next(iter(offers)).way, "cuda")
         assert way is not None
         peak = rehearser.rehearse(way.micro, way.recompute, way.four_bit, device, explain=True)
-        shown += ["", *show.explained(peak, way.words)]
+        shown += ["", *report.explained(peak, way.words)]
     if settings.calibrate:
         result["calibration"] = rehearser.calibrated(work.micros[-1])
         shown += ["", calibrate.sentence(result["calibration"])]

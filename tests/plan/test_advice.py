@@ -13,12 +13,12 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import products
-from byeori.plan import candidates, machines, workload
+from byeori.plan import candidates, machines, report, workload
 from byeori.plan.candidates import Case, Choice, Offer
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import show, skypilot
+from byeori.planner import skypilot
 
 TABLE = machines.read()
 
@@ -170,7 +170,7 @@ def test_best_value_first() -> None:
     names = list(dict.fromkeys(offer.machine.name for offer in ranked))
     assert names == ["cheap", "dear", "unpriced", "CPU"]
     assert [offer.count for offer in ranked if offer.machine.name == "CPU"] == [1]
-    assert show.sentence(ranked[0]).startswith("cheap x 1 is enough: micro-batch 4, about 1 min, $0.02")
+    assert report.sentence(ranked[0]).startswith("cheap x 1 is enough: micro-batch 4, about 1 min, $0.02")
 
 
 @pytest.mark.parametrize("name", ["4090", "rtx4090", "RTX 4090", "rtx-4090"])
