@@ -15,11 +15,10 @@ from byeori import start as starts
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
-from byeori.plan import calibrate, candidates, machines, report, workload
+from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
 from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
 from byeori.plan.workload import Work
-from byeori.planner import skypilot
 from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start

@@ -13,12 +13,11 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.model import products
-from byeori.plan import candidates, machines, report, workload
+from byeori.plan import candidates, machines, report, skypilot, workload
 from byeori.plan.candidates import Case, Choice, Offer
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.planner import skypilot
 
 TABLE = machines.read()
 
@@ -298,7 +297,7 @@ def test_a_task_is_not_made_of_what_cannot_go_along(tmp_path: Path) -> None:
 
 def test_byeori_is_installed_from_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Path(skypilot.checkout()) / "src" / "byeori").is_dir()
-    monkeypatch.setattr(skypilot, "__file__", "/usr/lib/python3/site-packages/byeori/planner/skypilot.py")
+    monkeypatch.setattr(skypilot, "__file__", "/usr/lib/python3/site-packages/byeori/plan/skypilot.py")
     record = {"url": tmp_path.as_uri(), "dir_info": {}}
 
     class Installed:
