@@ -21,7 +21,7 @@ from byeori.model.parallel import Processes
 from byeori.plan import candidates, machines, workload
 from byeori.plan.candidates import Case, Offer
 from byeori.plan.machines import GIB, MIB, Machine
-from byeori.rehearser import Rehearser
+from byeori.plan.rehearser import Rehearser
 from byeori.start import Start
 from byeori.support import hub
 from byeori.train import memory

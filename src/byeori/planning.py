@@ -18,8 +18,8 @@ from byeori.model import load
 from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
 from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
+from byeori.plan.rehearser import Rehearser
 from byeori.plan.workload import Work
-from byeori.rehearser import Rehearser
 from byeori.result import folder as folders
 from byeori.start import Start
 from byeori.support.text_files import one_line
