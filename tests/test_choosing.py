@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import byeori
-from byeori import choosing, config, rows
+from byeori import config, rows
 from byeori.batch import loader
 from byeori.data import cache
 from byeori.errors import ConfigError
 from byeori.model import parallel
+from byeori.plan import autotune
 from byeori.start import begin
 from byeori.train import memory
 from conftest import tiny_llama
@@ -27,7 +28,7 @@ Runs = Callable[..., dict[str, Any]]
 @pytest.fixture
 def run(tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Train two steps on a machine of so many bytes; plan.json. A process that holds nothing but the model."""
-    monkeypatch.setattr(choosing, "_SMALL", 0)
+    monkeypatch.setattr(autotune, "_SMALL", 0)
     monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
 
     def train(has: float, **changes: Any) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def run(tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.
         how: dict[str, Any] = {"batch_size": 8, "max_steps": 2, "cutoff_len": 256, "learning_rate": 1e-3}
         how |= {"base_model": str(tiny_model), "data_path": str(title_rows), "dtype": "float32"}
         byeori.sft(**how | {"output_dir": str(tmp_path / "out"), "overwrite_output_dir": True} | changes)
-        found: dict[str, Any] = json.loads((tmp_path / "out" / choosing.FILE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((tmp_path / "out" / autotune.FILE).read_text(encoding="utf-8"))
         return found
 
     return train
@@ -118,7 +119,7 @@ def test_the_same_adapter_whatever_was_chosen(run: Runs, tmp_path: Path) -> None
 
 def test_a_small_model_is_not_asked(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     byeori.sft(base_model=str(tiny_model), data_path=str(title_rows), output_dir=str(tmp_path / "out"), max_steps=1)
-    assert not (tmp_path / "out" / choosing.FILE).exists()
+    assert not (tmp_path / "out" / autotune.FILE).exists()
 
 
 def test_weights_are_shared_where_they_do_not_fit(
@@ -131,7 +132,7 @@ def test_weights_are_shared_where_they_do_not_fit(
     tall = tiny_llama(len(tokenizer), num_hidden_layers=24, hidden_size=64, intermediate_size=256)
     tall.save_pretrained(tmp_path / "tall")
     tokenizer.save_pretrained(tmp_path / "tall")
-    monkeypatch.setattr(choosing, "_SMALL", 0)
+    monkeypatch.setattr(autotune, "_SMALL", 0)
     monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
     monkeypatch.setattr(parallel, "least", lambda value, processes: value)
     values = {"base_model": str(tmp_path / "tall"), "data_path": str(title_rows), "output_dir": str(tmp_path)}
@@ -142,10 +143,10 @@ def test_weights_are_shared_where_they_do_not_fit(
     table = cache.Rows(table=rows.prepare(settings, start, group=1, processes=alone)[0].train, group=1)
     schedule = loader.schedule(len(table), batch_size=8, num_epochs=1, max_steps=None, seed=0)
 
-    def choose(bytes_each: float, world: int, local_world: int) -> tuple[int, choosing.Forecast]:
+    def choose(bytes_each: float, world: int, local_world: int) -> tuple[int, autotune.Forecast]:
         monkeypatch.setattr(memory, "total_bytes", lambda: int(bytes_each * local_world))
         processes = replace(alone, world=world, local_world=local_world)
-        _, chosen, forecast = choosing.choose(settings, start, table, schedule, processes, lambda text: None)
+        _, chosen, forecast = autotune.choose(settings, start, table, schedule, processes, lambda text: None)
         assert forecast is not None
         return chosen.shards, forecast
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from byeori import choosing, weights
+from byeori import weights
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
 from byeori.errors import ConfigError
 from byeori.model import embedded, forward, kernels, load, parallel
 from byeori.objective.record import Objective
+from byeori.plan import autotune
 from byeori.result import base_check
 from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say, schedule
@@ -124,7 +125,7 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     plan = schedule(settings, len(rows), rows)
     if settings.max_steps is not None and plan.total_steps < settings.max_steps:
         context.tell(f"{settings.num_epochs:g} epochs are {plan.total_steps} steps, fewer than --max_steps")
-    chosen = choosing.choose(settings, context.start, rows, plan, processes, context.tell)
+    chosen = autotune.choose(settings, context.start, rows, plan, processes, context.tell)
     settings, processes, forecast = chosen
     context = replace(context, settings=settings, processes=processes)
     model, options = _model(context, rows, plan)
@@ -257,7 +258,7 @@ def _write_order(output: Path, plan: loader.Schedule, rows: cache.Rows) -> None:
 
 
 def _finish(
-    job: Job, run: Run, prepared: Prepared, context: _Context, forecast: choosing.Forecast | None
+    job: Job, run: Run, prepared: Prepared, context: _Context, forecast: autotune.Forecast | None
 ) -> TrainResult:
     """Write the finished adapter into output_dir: of the best step with early stopping, else of the last."""
     if context.settings.early_stopping_patience and run.best_step not in (None, run.step):
