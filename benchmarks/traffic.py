@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.model import forward, kernels, speed, target
+from byeori.kernels import device_kind
+from byeori.model import forward, kernels, speed
 from byeori.model.placed import place
 from byeori.plan import rehearsal
 from byeori.plan.meta_ops import tensors
@@ -93,7 +94,7 @@ def moved(shape: str, layers: int, chosen: list[str], tokens: int) -> Counter[st
     adapter = rehearsal.Adapter(r=16, alpha=16, dropout=0.0, targets=("all-linear",))
     row = Example(token_ids=tuple(range(tokens)), targets=((1, tokens),))
     speed.everywhere(chosen)
-    with target.stand_for("cuda"):
+    with device_kind.stand_for("cuda"):
         model = rehearsal.build(config, adapter, torch.bfloat16, layers=layers, chosen=chosen)
         forward.use_forest_attention(model)
         count = Count()

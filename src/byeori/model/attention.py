@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
-from byeori.model import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, target
+from byeori.kernels import device_kind
+from byeori.model import cpu_attention, cpu_tiles, cuda_attention, cuda_calls
 
 NAME = "byeori_forest"
 
@@ -160,7 +161,9 @@ def _attend(
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    if query.is_meta and target.kind(query) == "cuda":  # a rehearsal: a GPU keeps the output and a number for each row
+    if (
+        query.is_meta and device_kind.kind(query) == "cuda"
+    ):  # a rehearsal: a GPU keeps the output and a number for each row
         scaled = torch.ops.aten._scaled_dot_product_flash_attention
         found: torch.Tensor = scaled(query, key, value, dropout, mask is None, scale=scaling)[0]
         return found

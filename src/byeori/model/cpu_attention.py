@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from byeori.model import native, target
+from byeori.kernels import device_kind
+from byeori.model import native
 
 # A block ends, at the latest, where a path's length is a multiple of _QUERIES. Its rows and keys are filled up to
 # multiples of _ROWS and _KEYS with neighbours whose weights are 0: a matrix product of a new shape costs a quarter of a
@@ -41,7 +42,7 @@ def switch(on: bool) -> None:
 
 def takes(query: torch.Tensor) -> bool:
     """Whether `attend` is to be used for these queries."""
-    return _on and target.kind(query) == "cpu"
+    return _on and device_kind.kind(query) == "cpu"
 
 
 def attend(

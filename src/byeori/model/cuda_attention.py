@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from byeori.model import target
+from byeori.kernels import device_kind
 from byeori.model.cuda_calls import Call, Rows
 
 # The same bits on every run. The kernel's faster backward adds up queries' gradients in the order of arrival.
@@ -42,7 +42,7 @@ def takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether the kernel computes these: 16 bit, heads of one size (a multiple of 8 up to 256), a GPU since Ampere."""
     size = query.shape[-1]
     return (
-        target.kind(query) == "cuda"
+        device_kind.kind(query) == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.dtype == key.dtype == value.dtype
         and value.shape[-1] == size

@@ -13,7 +13,8 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.model import attention, load, sharding, target
+from byeori.kernels import device_kind
+from byeori.model import attention, load, sharding
 from byeori.model.logprobs import SIZES, target_logprobs
 from byeori.model.placed import Placed, place
 
@@ -75,7 +76,7 @@ def _forest_logprobs(model: Any, forest: Forest | Placed, plain: bool) -> torch.
         hidden = output.last_hidden_state.squeeze(0)
         if len(hidden) < batch.forest.unique_tokens:  # the last layer computed the rows that predict something, alone
             index = batch.index_of_rows
-    sizes = SIZES.get(target.kind(hidden), SIZES["cuda"])
+    sizes = SIZES.get(device_kind.kind(hidden), SIZES["cuda"])
     return target_logprobs(head, hidden[index], batch.target_ids, **sizes)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from byeori.model import native, target
+from byeori.kernels import device_kind
+from byeori.model import native
 
 _GPU_STORES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -23,7 +24,7 @@ def runs(*tensors: torch.Tensor) -> bool:
 
     Layers that torch.compile traces are fused by it.
     """
-    if target.kind(tensors[0]) != "cuda":
+    if device_kind.kind(tensors[0]) != "cuda":
         return native.runs(*tensors)
     first = tensors[0]
     return (

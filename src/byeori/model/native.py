@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from byeori.model import target
+from byeori.kernels import device_kind as target
 from byeori.model.embedded import cache_folder
 
 _SOURCE = Path(__file__).with_name("kernels.c")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from byeori.batch.forest import Forest
-from byeori.model import attention, cuda_calls, target
+from byeori.kernels import device_kind
+from byeori.model import attention, cuda_calls
 from byeori.objective.record import Targets
 
 # On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
@@ -46,7 +47,7 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
     windows: of the model's layers; a GPU's attention is then planned here, not when a layer first meets it.
     """
     whole, rows = forest, np.unique(forest.target_index)
-    if target.kind_of(device) == "cpu":
+    if device_kind.kind_of(device) == "cpu":
         whole = _with_idle_tokens(forest)
         rows = _with_idle_rows(rows, whole.unique_tokens)
     index_of_rows = np.searchsorted(rows, forest.target_index)

@@ -23,7 +23,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.model import attention, forward, lora, parallel, quantize, speed, target
+from byeori.kernels import device_kind
+from byeori.model import attention, forward, lora, parallel, quantize, speed
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
@@ -135,7 +136,7 @@ def rehearse(
     periods = (on.layers - heights[0]) // period if len(heights) == 2 else 0
 
     def run(height: int, at: str | None) -> tuple[measured_step.Step, dict[str, int]]:
-        with target.stand_for(device), _autocast_on_meta():
+        with device_kind.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
                 model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
                 parallel.recompute_layers(model.get_base_model(), recompute)
