@@ -11,7 +11,8 @@ import zoo
 
 from byeori.batch import forest as forests
 from byeori.config import SPEED
-from byeori.model import forward, gpu_kernels, kernels, last_layer, native, speed
+from byeori.kernels import native
+from byeori.model import forward, gpu_kernels, kernels, last_layer, speed
 from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 

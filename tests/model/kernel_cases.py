@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.model import heads, kernels, lora, mlp, native, norm
+from byeori.kernels import native
+from byeori.model import heads, kernels, lora, mlp, norm
 from byeori.model.dropout import Drop
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.model import attention, cpu_attention, cpu_tiles, native
+from byeori.kernels import native
+from byeori.model import attention, cpu_attention, cpu_tiles
 
 Nodes = cpu_attention.Nodes
 

@@ -13,7 +13,8 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.model import dropout, forward, last_layer, lora, native, speed
+from byeori.kernels import native
+from byeori.model import dropout, forward, last_layer, lora, speed
 from byeori.model.dropout import Drop
 
 ONES = torch.ones(200, 300)

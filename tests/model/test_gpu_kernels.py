@@ -21,7 +21,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from byeori.model import gpu_kernels, kernels, native
+from byeori.kernels import native
+from byeori.model import gpu_kernels, kernels
 
 # T4; A100; H100 and H200; B200
 CAPABILITIES = [75, 80, 90, 100]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.model import linear, load, lora, native
+from byeori.kernels import native
+from byeori.model import linear, load, lora
 from byeori.model.dropout import Mask
 
 

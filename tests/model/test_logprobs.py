@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.model import logprobs, native, speed
+from byeori.kernels import native
+from byeori.model import logprobs, speed
 from byeori.model.logprobs import Head, target_logprobs
 
 WORDS, SIZE, COUNT = 23, 6, 11

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from byeori.model import native
+from byeori.kernels import native
 
 # The flags that leave each way, and what tiles() then is at most.
 WAYS = {"matrix units": ([], 2), "vectors": (["-mno-amx-bf16"], 1), "plain": (["-mno-amx-bf16", "-mno-avx512bf16"], 0)}

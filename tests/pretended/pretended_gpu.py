@@ -236,7 +236,8 @@ def _host_may_wait() -> Iterator[None]:
 
 def pytest_runtest_setup(item: Any) -> None:
     """Tests of Triton's kernels have them interpreted; what kernels.c does not know is interpreted for others too."""
-    from byeori.model import gpu_kernels, native
+    from byeori.kernels import native
+    from byeori.model import gpu_kernels
 
     def call(name: str, *given: Any) -> None:
         first = next(each for each in given if isinstance(each, torch.Tensor))

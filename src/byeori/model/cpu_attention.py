@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import device_kind
-from byeori.model import native
+from byeori.kernels import device_kind, native
 
 # A block ends, at the latest, where a path's length is a multiple of _QUERIES. Its rows and keys are filled up to
 # multiples of _ROWS and _KEYS with neighbours whose weights are 0: a matrix product of a new shape costs a quarter of a

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from byeori.model import native
+from byeori.kernels import native
 from byeori.model.cpu_attention import Nodes
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from byeori.kernels import device_kind
-from byeori.model import native
+from byeori.kernels import device_kind, native
 
 _GPU_STORES = (torch.bfloat16, torch.float16, torch.float32)
 

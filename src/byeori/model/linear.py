@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from byeori.model import native
+from byeori.kernels import native
 
 # With longer rows not even a few columns of a matrix fit the second cache; for fewer rows (a word at a time) it does
 # not pay to bring a matrix into tiles.

@@ -12,7 +12,8 @@ import torch
 from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.model import attention, native, products
+from byeori.kernels import native
+from byeori.model import attention, products
 from byeori.model.logprobs import Head
 from byeori.support import hub
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from byeori.model import kernels, linear, native
+from byeori.kernels import native
+from byeori.model import kernels, linear
 
 # Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
 # 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.model import cpu_attention, heads, kernels, last_layer, logprobs, mlp, native, norm
+from byeori.kernels import native
+from byeori.model import cpu_attention, heads, kernels, last_layer, logprobs, mlp, norm
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.

@@ -21,7 +21,7 @@ import torch
 from byeori.kernels import device_kind as target
 from byeori.model.embedded import cache_folder
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCE = Path(__file__).with_name("csrc") / "kernels.c"
 _INCLUDED = [_SOURCE.with_name(name) for name in ("attention.c", "linear.c", "strips.c", "tiles.c")]
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 _WIDE = "-mprefer-vector-width=512"  # gcc and clang halve the vectors of processors that have the widest
