@@ -11,8 +11,8 @@ import zoo
 
 from byeori.batch import forest as forests
 from byeori.config import SPEED
-from byeori.kernels import native
-from byeori.model import forward, gpu_kernels, kernels, last_layer, speed
+from byeori.kernels import native, triton_kernels
+from byeori.model import forward, kernels, last_layer, speed
 from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 
@@ -36,7 +36,7 @@ def test_kernels(dtype: torch.dtype, size: int) -> None:
 
 
 def test_many_small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_kernels, "TILE", 8)
+    monkeypatch.setattr(triton_kernels, "TILE", 8)
     kernel_cases.check(torch.float32, 18, GPU)
 
 
@@ -44,14 +44,14 @@ def test_a_nan_goes_through_every_kernel() -> None:
     kernel_cases.check_nan(GPU)
 
 
-@pytest.mark.parametrize("tile", [8, gpu_kernels.TILE])
+@pytest.mark.parametrize("tile", [8, triton_kernels.TILE])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("dtype", STORES)
 def test_log_probs_and_their_gradient(
     dtype: torch.dtype, scale: float, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In blocks of 64 of 300 words, so that most targets lie in another block; one block has a rest of 44."""
-    monkeypatch.setattr(gpu_kernels, "TILE", tile)
+    monkeypatch.setattr(triton_kernels, "TILE", tile)
     calls = counted(monkeypatch)
     torch.manual_seed(0)
     head = torch.nn.Linear(32, 300, device=GPU, dtype=dtype).requires_grad_(False)
@@ -74,13 +74,13 @@ def test_log_probs_and_their_gradient(
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that are called from here on."""
     names: list[str] = []
-    before = gpu_kernels.call
+    before = triton_kernels.call
 
     def call(name: str, *arguments: Any) -> None:
         names.append(name)
         before(name, *arguments)
 
-    monkeypatch.setattr(gpu_kernels, "call", call)
+    monkeypatch.setattr(triton_kernels, "call", call)
     return names
 
 

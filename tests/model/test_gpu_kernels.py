@@ -21,8 +21,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from byeori.kernels import native
-from byeori.model import gpu_kernels, kernels
+from byeori.kernels import native, triton_kernels
+from byeori.model import kernels
 
 # T4; A100; H100 and H200; B200
 CAPABILITIES = [75, 80, 90, 100]
@@ -100,7 +100,7 @@ def test_kernels_fit_the_registers(
 
     monkeypatch.setattr(JITFunction, "run", run)
     for name, given in launches(dtype, 4096, 128_256).items():
-        gpu_kernels.call(name, *given)
+        triton_kernels.call(name, *given)
         ptx = found.pop().asm["ptx"]
         said = assembled(ptx, tmp_path, capability)
         spilled = [int(each) for each in re.findall(r"(\d+) bytes spill", said)]

@@ -198,7 +198,7 @@ def _interpreted() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from byeori.model import gpu_kernels
+    from byeori.kernels import triton_kernels
 
     before, run = interpreter.InterpreterBuilder.cast_impl, interpreter.GridExecutor.__call__
 
@@ -221,7 +221,7 @@ def _interpreted() -> None:
     interpreter.GridExecutor.__call__ = call
     interpreter.GridExecutor._init_args_hst = lambda self, given, named: (given, named)
     interpreter.GridExecutor._restore_args_dev = lambda *given: None
-    gpu_kernels.TILE = 2**14  # programs run one after the other
+    triton_kernels.TILE = 2**14  # programs run one after the other
 
 
 @contextmanager
@@ -236,19 +236,18 @@ def _host_may_wait() -> Iterator[None]:
 
 def pytest_runtest_setup(item: Any) -> None:
     """Tests of Triton's kernels have them interpreted; what kernels.c does not know is interpreted for others too."""
-    from byeori.kernels import native
-    from byeori.model import gpu_kernels
+    from byeori.kernels import native, triton_kernels
 
     def call(name: str, *given: Any) -> None:
         first = next(each for each in given if isinstance(each, torch.Tensor))
         (TRITON if first.dtype not in native._STORED or native._library() is None else native.call)(name, *given)
 
-    gpu_kernels.call = TRITON if item.path.name == "test_cuda_fused.py" else call
+    triton_kernels.call = TRITON if item.path.name == "test_cuda_fused.py" else call
 
 
 pretend()
 if find_spec("triton"):
     _interpreted()
-    from byeori.model import gpu_kernels
+    from byeori.kernels import triton_kernels
 
-    TRITON = gpu_kernels.call
+    TRITON = triton_kernels.call

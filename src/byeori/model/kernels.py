@@ -41,16 +41,16 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> None:
     if first.is_meta:
         return
     if first.is_cuda:
-        from byeori.model import gpu_kernels
+        from byeori.kernels import triton_kernels
 
-        gpu_kernels.call(name, *arguments)
+        triton_kernels.call(name, *arguments)
     else:
         native.call(name, *arguments)
 
 
 def sources() -> str:
     """A hash of the kernels' code, of both kinds."""
-    triton = Path(__file__).with_name("gpu_kernels.py").read_bytes()
+    triton = Path(__file__).parents[1].joinpath("kernels", "triton_kernels.py").read_bytes()
     return hashlib.sha256(native.sources().encode() + triton).hexdigest()
 
 
