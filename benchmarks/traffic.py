@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import device_kind
-from byeori.model import forward, kernels, speed
+from byeori.kernels import device_kind, dispatch
+from byeori.model import forward, speed
 from byeori.model.placed import place
 from byeori.plan import rehearsal
 from byeori.plan.meta_ops import tensors
@@ -78,11 +78,11 @@ def counted_kernels(count: Count) -> Iterator[None]:
         parts = [(t, times.get(at, 0) + 1) for at, t in enumerate(given) if isinstance(t, torch.Tensor)]
         count.bytes["between"] += sum(t.numel() * t.element_size() * n for t, n in parts)
 
-    before, kernels.call = kernels.call, call
+    before, dispatch.call = dispatch.call, call
     try:
         yield
     finally:
-        kernels.call = before
+        dispatch.call = before
 
 
 def moved(shape: str, layers: int, chosen: list[str], tokens: int) -> Counter[str]:

@@ -20,7 +20,8 @@ from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
 from byeori.errors import ConfigError
-from byeori.model import embedded, forward, kernels, load, parallel
+from byeori.kernels import dispatch
+from byeori.model import embedded, forward, load, parallel
 from byeori.objective.record import Objective
 from byeori.plan import autotune
 from byeori.result import base_check
@@ -204,7 +205,7 @@ def _with_reference(
     packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
     said += [str(next(model.parameters()).dtype), str(weights.bits(context.settings)), device.type, str(packed)]
     # what follows only rounds otherwise, but then the first step would not begin at a margin of zero
-    said += [str(context.settings.speed), kernels.sources()]
+    said += [str(context.settings.speed), dispatch.sources()]
     name = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
     began = time.perf_counter()
     with folders.progress("Reference", shown=context.processes.main) as on_progress:

@@ -11,8 +11,8 @@ import zoo
 
 from byeori.batch import forest as forests
 from byeori.config import SPEED
-from byeori.kernels import native, triton_kernels
-from byeori.model import forward, kernels, last_layer, speed
+from byeori.kernels import dispatch, native, triton_kernels
+from byeori.model import forward, last_layer, speed
 from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 
@@ -115,9 +115,9 @@ def test_dropout_leaves_out_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
 def test_without_them_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     speed.everywhere([part for part in SPEED if part != "kernels"])
-    assert not kernels.runs(torch.ones(4, device=GPU))
+    assert not dispatch.runs(torch.ones(4, device=GPU))
     speed.everywhere(list(SPEED))
-    assert kernels.runs(torch.ones(4, device=GPU))
-    assert not kernels.runs(torch.ones(4, device=GPU, dtype=torch.float64))
-    assert not kernels.runs(torch.ones(4, 4, device=GPU).t())
+    assert dispatch.runs(torch.ones(4, device=GPU))
+    assert not dispatch.runs(torch.ones(4, device=GPU, dtype=torch.float64))
+    assert not dispatch.runs(torch.ones(4, 4, device=GPU).t())
     assert calls == []

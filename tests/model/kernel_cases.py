@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.kernels import native
-from byeori.model import heads, kernels, lora, mlp, norm
+from byeori.kernels import dispatch, native
+from byeori.model import heads, lora, mlp, norm
 from byeori.model.dropout import Drop
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
@@ -77,11 +77,11 @@ def check_nan(device: torch.device) -> None:
     bad[0, 1] = torch.nan
     row = [torch.zeros(2, device=device) for _ in range(5)]
     out = [torch.zeros(2, 4, device=device) for _ in range(3)]
-    kernels.call("norm", bad, one[0], 1e-6, out[0], row[0], 2, 4)
-    kernels.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
-    kernels.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
+    dispatch.call("norm", bad, one[0], 1e-6, out[0], row[0], 2, 4)
+    dispatch.call("glu", bad, one, out[1], 1.0, 0.0, 2, 4)
+    dispatch.call("turn", bad, one, one, None, 0.0, out[2], None, 2, 1, 4)
     ids, total = torch.zeros(2, dtype=torch.long, device=device), row[1]
-    kernels.call("words", bad.clone(), ids, row[2], row[3], total, row[4], 1.0, 2, 4)
+    dispatch.call("words", bad.clone(), ids, row[2], row[3], total, row[4], 1.0, 2, 4)
     for found in (*out, total[:, None]):
         assert found[0].isnan().any()
         assert not found[1].isnan().any()

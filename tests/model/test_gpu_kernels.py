@@ -21,8 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from byeori.kernels import native, triton_kernels
-from byeori.model import kernels
+from byeori.kernels import dispatch, native, triton_kernels
 
 # T4; A100; H100 and H200; B200
 CAPABILITIES = [75, 80, 90, 100]
@@ -114,9 +113,9 @@ def test_kernels_fit_the_registers(
 
 def test_a_references_name_knows_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """training.py: log-probs that were computed with other kernels are not taken for those of a run's first step."""
-    before, read = kernels.sources(), Path.read_bytes
-    assert kernels.sources() == before
+    before, read = dispatch.sources(), Path.read_bytes
+    assert dispatch.sources() == before
     monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b" " * (self.name == "gpu_kernels.py"))
-    changed = kernels.sources()
+    changed = dispatch.sources()
     monkeypatch.setattr(native, "sources", lambda: "other")
-    assert len({before, changed, kernels.sources()}) == 3
+    assert len({before, changed, dispatch.sources()}) == 3

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from byeori.model import kernels
+from byeori.kernels import dispatch
 
 _BITS = 0xFFFFFFFF
 
@@ -32,9 +32,9 @@ class Drop:
         rows, wide = x.shape
         least = min(round(self.rate * 2**16), 2**16 - 1)
         scale = 2**16 / (2**16 - least)
-        if kernels.runs(x):
+        if dispatch.runs(x):
             out = torch.empty_like(x)
-            kernels.call("drop", x, out, scale, self.seed, least, rows, wide)
+            dispatch.call("drop", x, out, scale, self.seed, least, rows, wide)
             return out
         half = (wide + 1) // 2
         drawn = _mixed((torch.arange(rows * half, device=x.device) + self.seed) & _BITS).view(rows, half)

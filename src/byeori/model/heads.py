@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from byeori.model import attention, kernels, norm
+from byeori.kernels import dispatch
+from byeori.model import attention, norm
 from byeori.model.lora import Projection, drop_of, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
@@ -79,10 +80,10 @@ Turn = tuple[torch.Tensor, torch.Tensor]
 def _turn(x: torch.Tensor, turn: Turn, norm: HeadNorm | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """x [T, H, D], cos and sin [T, D] -> the same shape, and 1 / rms [T, H, 1] where there is a norm."""
     cos, sin = turn
-    if kernels.runs(x, cos, sin):
+    if dispatch.runs(x, cos, sin):
         out, r = torch.empty_like(x), x.new_empty(*x.shape[:2], 1, dtype=torch.float32) if norm else None
         scale, eps = (norm.scale, norm.eps) if norm else (None, 0.0)
-        kernels.call("turn", x, cos, sin, scale, eps, out, r, *x.shape)
+        dispatch.call("turn", x, cos, sin, scale, eps, out, r, *x.shape)
         return out, r
     wide, r = x.to(_wide(x)), None
     if norm:
@@ -102,9 +103,9 @@ def _turn_back(
 ) -> torch.Tensor:
     """The gradient of _turn's x; x itself is needed only where there is a norm."""
     cos, sin = turn
-    if kernels.runs(cos, sin) and grad.dtype == cos.dtype:
+    if dispatch.runs(cos, sin) and grad.dtype == cos.dtype:
         grad, out = grad.contiguous(), torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
-        kernels.call("turn_back", grad, x, cos, sin, norm.scale if norm else None, r, out, *grad.shape)
+        dispatch.call("turn_back", grad, x, cos, sin, norm.scale if norm else None, r, out, *grad.shape)
         return out
     wide = grad.to(_wide(grad))
     one, two = (wide * sin[:, None]).chunk(2, dim=-1)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from byeori.kernels import native
-from byeori.model import kernels, linear
+from byeori.kernels import dispatch, native
+from byeori.model import linear
 
 # Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
 # 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
@@ -127,9 +127,9 @@ def _add_words(
     Returns exp(logit - top) [C, n], which may lie where the logits lay, and what sums before this block are to be
     multiplied by [C, 1]. wanted: the former are for a gradient, so their slope by the raw logits is in.
     """
-    if softcap is None and kernels.runs(raw):
+    if softcap is None and dispatch.runs(raw):
         fade = torch.empty_like(sums.top)
-        kernels.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
+        dispatch.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
         return raw, fade
     logits = _logits(raw, scale, softcap)
     column = ids[:, None]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from byeori.model import kernels
+from byeori.kernels import dispatch
 from byeori.model.lora import Projection, adapter_back, drop_of, input_back, project, project_back, projection
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
@@ -55,9 +55,9 @@ class _Mlp(torch.autograd.Function):
 
 def _product(gate: torch.Tensor, up: torch.Tensor, kind: tuple[float, float]) -> torch.Tensor:
     """act(gate) * up, all [T, f]."""
-    if kernels.runs(gate, up):
+    if dispatch.runs(gate, up):
         out = torch.empty_like(gate)
-        kernels.call("glu", gate, up, out, *kind, *gate.shape)
+        dispatch.call("glu", gate, up, out, *kind, *gate.shape)
         return out
     return _act(gate.to(_wide(gate)), kind)[0].mul_(up).to(gate.dtype)
 
@@ -66,9 +66,9 @@ def _product_back(
     gate: torch.Tensor, up: torch.Tensor, both: torch.Tensor, kind: tuple[float, float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of gate and up, from that of the product in `both`, over which the product itself is written."""
-    if kernels.runs(gate, up, both):
+    if dispatch.runs(gate, up, both):
         to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
-        kernels.call("glu_back", gate, up, both, to_gate, to_up, *kind, *gate.shape)
+        dispatch.call("glu_back", gate, up, both, to_gate, to_up, *kind, *gate.shape)
         return to_gate, to_up
     act, slope = _act(gate.to(_wide(gate)), kind)
     to_up, to_gate = (act * both).to(up.dtype), slope.mul_(up).mul_(both).to(gate.dtype)

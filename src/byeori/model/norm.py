@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from byeori.model import kernels
+from byeori.kernels import dispatch
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -24,9 +24,9 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, scale, eps = args
         flat = _in_memory(x)
-        if kernels.runs(flat):
+        if dispatch.runs(flat):
             y, r = torch.empty_like(x), scale.new_empty(*flat.shape[:-1], 1)
-            kernels.call("norm", flat, scale, float(eps), y, r, r.numel(), x.shape[-1])
+            dispatch.call("norm", flat, scale, float(eps), y, r, r.numel(), x.shape[-1])
         else:
             wide = x.to(scale.dtype, copy=True)
             r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(eps).rsqrt_()
@@ -38,10 +38,10 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, r = ctx.saved_tensors
         flat = _in_memory(x)
-        if kernels.runs(flat):
+        if dispatch.runs(flat):
             out = torch.empty_like(x)
             grad = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
-            kernels.call("norm_back", grad, flat, scale, r, out, r.numel(), x.shape[-1])
+            dispatch.call("norm_back", grad, flat, scale, r, out, r.numel(), x.shape[-1])
             return out, None, None
         unit = x.to(scale.dtype, copy=True).mul_(r)
         grad = grads[0] * scale

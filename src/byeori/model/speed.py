@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import native
-from byeori.model import cpu_attention, heads, kernels, last_layer, logprobs, mlp, norm
+from byeori.kernels import dispatch, native
+from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp, norm
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
@@ -26,7 +26,7 @@ def parts(wanted: list[str], device: torch.device) -> list[str]:
     if wanted == ["off"]:
         return []
     if wanted == ["auto"]:
-        if device.type == "cuda" and torch.cuda.is_available() and not kernels.triton_is_here():
+        if device.type == "cuda" and torch.cuda.is_available() and not dispatch.triton_is_here():
             return list(_WITHOUT_TRITON)
         return [part for part in SPEED if device.type == "cpu" or part not in _OF_A_CPU]
     return list(wanted)
