@@ -8,8 +8,8 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.kernels import native
-from byeori.model import linear, load, lora
+from byeori.kernels import amx_linear, native
+from byeori.model import load, lora
 from byeori.model.dropout import Mask
 
 
@@ -41,15 +41,15 @@ def test_a_product_with_its_adapter(sizes: tuple[int, int, int, int], turned: bo
     x, w, down, up, before = random(rows, k), random(k, n), random(k, r), random(r, n), random(rows, n)
     h = torch.empty(rows, r, dtype=torch.bfloat16)
     how: dict[str, Any] = {"turned": turned, "into": before.clone() if into else None}
-    found = linear.product(x, turn(w), down=turn(down), up=turn(up), h=h, scale=0.5, **how)
+    found = amx_linear.product(x, turn(w), down=turn(down), up=turn(up), h=h, scale=0.5, **how)
     assert distance(h, 0.5 * x.double() @ down.double()) < 2**-8
     plain = before.double() if into else 0
     assert distance(found, x.double() @ w.double() + h.double() @ up.double() + plain) < 2**-8
     how["into"] = before.clone() if into else None
-    given = linear.product(x, turn(w), up=turn(up), h=h, **how)
+    given = amx_linear.product(x, turn(w), up=turn(up), h=h, **how)
     assert torch.equal(given, found)
     how["into"] = before.clone() if into else None
-    alone = linear.product(x, turn(w), **how)
+    alone = amx_linear.product(x, turn(w), **how)
     assert distance(alone, x.double() @ w.double() + plain) < 2**-8
 
 
@@ -58,7 +58,7 @@ def test_the_sum_over_rows(sizes: tuple[int, int, int]) -> None:
     torch.manual_seed(2)
     rows, r, k = sizes
     u, x = random(rows, r), random(rows, k)
-    found = linear.outer(u, x, 0.5)
+    found = amx_linear.outer(u, x, 0.5)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), 0.5 * u.double().t() @ x.double(), rtol=1e-4, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_projections_of_one_input_and_their_gradients(
 ) -> None:
     torch.manual_seed(1)
     if not in_one_pass:
-        monkeypatch.setattr(linear, "takes", lambda *_: False)
+        monkeypatch.setattr(amx_linear, "takes", lambda *_: False)
     x = random(70, 96)
     parts = [projection(96, 64, r=8), projection(96, 32, r=0), projection(96, 16, r=5)]
     gs = [random(70, len(part.weight)) for part in parts]
@@ -104,14 +104,14 @@ def test_projections_of_one_input_and_their_gradients(
 
 def test_it_is_taken_where_the_types_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = random(16, 32), random(32, 32)
-    assert linear.takes(x, w)
-    assert not linear.takes(x.float(), w.float())
-    assert not linear.takes(x.t(), w)
-    assert not linear.takes(x[:15], w)
-    assert not linear.takes(random(16, 8193), random(8193, 2))
-    assert not linear.takes(random(16, 0), random(0, 2))  # a block of words all of which are rare
+    assert amx_linear.takes(x, w)
+    assert not amx_linear.takes(x.float(), w.float())
+    assert not amx_linear.takes(x.t(), w)
+    assert not amx_linear.takes(x[:15], w)
+    assert not amx_linear.takes(random(16, 8193), random(8193, 2))
+    assert not amx_linear.takes(random(16, 0), random(0, 2))  # a block of words all of which are rare
     monkeypatch.setattr(native, "tiles", lambda: 1)
-    assert not linear.takes(x, w)
+    assert not amx_linear.takes(x, w)
 
 
 def test_micro_batches_are_larger_where_tiles_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from byeori.kernels import dispatch, native
-from byeori.model import linear
+from byeori.kernels import amx_linear, dispatch, native
 
 # Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
 # 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
@@ -194,7 +193,7 @@ class _FrozenHead(torch.autograd.Function):
             weights, fade = _add_words(raw, sums, ids - start, scale, softcap, wanted=wanted)
             if mean is not None:
                 weights, part = _without_rare(weights.to(weight.dtype), part, sums.total, lost.mul_(fade))
-                mean.mul_(fade).add_(linear.times(weights, part))
+                mean.mul_(fade).add_(amx_linear.times(weights, part))
         if mean is not None:
             slope = _slope(sums.own, softcap)
             mine = weight[ids] if slope is None else weight[ids] * slope

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from byeori.config import nearest
 from byeori.errors import ConfigError, ModelError
-from byeori.model import linear
+from byeori.kernels import amx_linear
 from byeori.model.dropout import Drop, Mask, drawn, mask
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
@@ -94,7 +94,7 @@ def project(
 
 
 def _in_one_pass(x: torch.Tensor, part: Projection) -> bool:
-    return linear.takes(x, part.weight if part.unpack is None else x)
+    return amx_linear.takes(x, part.weight if part.unpack is None else x)
 
 
 def _product(
@@ -102,9 +102,9 @@ def _product(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y and h, which is made on the way where it is not given."""
     if to.a is None or to.b is None:
-        return linear.product(x, to.opened, turned=True), None
+        return amx_linear.product(x, to.opened, turned=True), None
     down, h = (to.a.to(x.dtype), x.new_empty(len(x), len(to.a))) if h is None else (None, h)
-    return linear.product(x, to.opened, turned=True, down=down, up=(to.b * to.scale).to(x.dtype), h=h), h
+    return amx_linear.product(x, to.opened, turned=True, down=down, up=(to.b * to.scale).to(x.dtype), h=h), h
 
 
 def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[torch.Tensor | None]:
@@ -113,7 +113,7 @@ def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[torch.Tensor | N
     if len(x) < _FEWEST or not every:
         return [None if part.a is None else F.linear(x, part.a.to(x.dtype)) for part in parts]
     stacked = _stacked(every, x.dtype)
-    h = linear.product(x, stacked, turned=True) if linear.takes(x, stacked) else F.linear(x, stacked)
+    h = amx_linear.product(x, stacked, turned=True) if amx_linear.takes(x, stacked) else F.linear(x, stacked)
     found = iter(h.split([len(a) for a in every], dim=1))
     return [None if part.a is None else next(found) for part in parts]
 
@@ -148,18 +148,18 @@ def input_back(
         for g, part, has in zip(gs, parts, adapted, strict=True):
             a, b = (m.to(g.dtype) if has and m is not None else None for m in (part.a, part.b))
             u = None if b is None else g.new_empty(len(g), b.shape[1])
-            to_x = linear.product(g, part.opened, turned=False, down=b, up=a, h=u, scale=part.scale, into=to_x)
+            to_x = amx_linear.product(g, part.opened, turned=False, down=b, up=a, h=u, scale=part.scale, into=to_x)
             us.append(u)
         return to_x, us
     for g, part, has in zip(gs, parts, adapted, strict=True):
-        us.append(linear.times(g, part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
+        us.append(amx_linear.times(g, part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
     if not wanted:
         return None, us
     if there := [(u, part.a) for u, part in zip(us, parts, strict=True) if u is not None and part.a is not None]:
-        to_x = linear.times(_joined([u for u, _ in there]), _stacked([a for _, a in there], gs[0].dtype))
+        to_x = amx_linear.times(_joined([u for u, _ in there]), _stacked([a for _, a in there], gs[0].dtype))
         to_x = to_x if drop is None else drop.of(to_x)
     for g, part in zip(gs, parts, strict=True):
-        to_x = linear.times(g, part.opened, into=to_x)
+        to_x = amx_linear.times(g, part.opened, into=to_x)
     return to_x, us
 
 
@@ -181,9 +181,9 @@ def adapter_back(
     dropped = x if drop is None else drop.of(x)
     there = [u for u, h in zip(us, hs, strict=True) if u is not None and h is not None]
     wide = torch.promote_types(x.dtype, torch.float32)
-    one_pass = linear.takes(x, dropped)
+    one_pass = amx_linear.takes(x, dropped)
     if one_pass:
-        of_a = iter(linear.outer(u, dropped) for u in there)
+        of_a = iter(amx_linear.outer(u, dropped) for u in there)
     elif there:
         of_a = iter((_joined(there).t() @ dropped).to(wide).split([u.shape[1] for u in there]))
     out: list[torch.Tensor | None] = []
@@ -191,7 +191,7 @@ def adapter_back(
         if h is None or u is None:
             out += [None, None]
         elif one_pass:
-            out += [next(of_a), linear.outer(h, g, part.scale).t()]
+            out += [next(of_a), amx_linear.outer(h, g, part.scale).t()]
         else:
             out += [next(of_a), (g.t() @ h).mul_(part.scale).to(wide)]
     return out
