@@ -18,8 +18,8 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
+from byeori.kernels.dropout import Drop
 from byeori.model import attention, forward, lora, norm, offload, parallel
-from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 

@@ -12,8 +12,8 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.kernels import dispatch, native, triton_kernels
+from byeori.kernels.dropout import Drop
 from byeori.model import forward, last_layer, speed
-from byeori.model.dropout import Drop
 from byeori.model.logprobs import Head, target_logprobs
 
 pytest.importorskip("triton")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from byeori.kernels import dispatch, native
+from byeori.kernels.dropout import Drop
 from byeori.model import heads, lora, mlp, norm
-from byeori.model.dropout import Drop
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]

@@ -13,9 +13,9 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.kernels import native
-from byeori.model import dropout, forward, last_layer, lora, speed
-from byeori.model.dropout import Drop
+from byeori.kernels import dropout, native
+from byeori.kernels.dropout import Drop
+from byeori.model import forward, last_layer, lora, speed
 
 ONES = torch.ones(200, 300)
 

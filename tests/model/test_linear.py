@@ -9,8 +9,8 @@ import torch
 from ways import WAYS, library
 
 from byeori.kernels import amx_linear, native
+from byeori.kernels.dropout import Mask
 from byeori.model import load, lora
-from byeori.model.dropout import Mask
 
 
 @pytest.fixture(params=WAYS, autouse=True)

@@ -18,8 +18,8 @@ import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
+from byeori.kernels.dropout import Drop, Mask
 from byeori.model import attention, forward, lora
-from byeori.model.dropout import Drop, Mask
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
 

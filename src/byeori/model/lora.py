@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from byeori.config import nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.kernels import amx_linear
-from byeori.model.dropout import Drop, Mask, drawn, mask
+from byeori.kernels.dropout import Drop, Mask, drawn, mask
 from byeori.model.light import without_bitsandbytes
 from byeori.model.quantize import PackedLinear
 
