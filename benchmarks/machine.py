@@ -150,10 +150,10 @@ def matrix_peak(dtype: str, size: int = 2048, times: int = 30) -> float:
     """FLOP/s of the fastest of several products of two square matrices."""
     import torch
 
-    from byeori.model import products
+    from byeori.kernels import bf16_matmul
 
     torch.set_num_threads(2)
-    products.prepare(getattr(torch, dtype), torch.device("cpu"))
+    bf16_matmul.prepare(getattr(torch, dtype), torch.device("cpu"))
     left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     best = math.inf
     for _ in range(times):

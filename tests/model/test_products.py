@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from byeori.model import products
+from byeori.kernels import bf16_matmul
 from byeori.plan import machines
 
 ROUNDING = 2**-8  # bfloat16 keeps eight bits: half of the last one is 2^-9 of a number
@@ -27,9 +27,9 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_SIDE", 4)
-    monkeypatch.setattr(products, "_STRIP", 2)
-    monkeypatch.setattr(products, "_THIN", 6)
+    monkeypatch.setattr(bf16_matmul, "_SIDE", 4)
+    monkeypatch.setattr(bf16_matmul, "_STRIP", 2)
+    monkeypatch.setattr(bf16_matmul, "_THIN", 6)
 
 
 @pytest.mark.parametrize(("rows", "summed", "columns"), [(1, 3, 2), (9, 4, 5), (4, 11, 9), (3, 0, 2), (0, 2, 3)])
@@ -38,9 +38,9 @@ def test_plain(rows: int, summed: int, columns: int, turned: bool) -> None:
     left = matrices(rows, summed)
     right = matrices(columns, summed).T if turned else matrices(summed, columns)
     expected = left.double() @ right.double()
-    near(products._PRODUCTS["mm"](left, right), expected)
+    near(bf16_matmul._PRODUCTS["mm"](left, right), expected)
     out = torch.empty(columns, rows, dtype=torch.bfloat16).T
-    assert products._PRODUCTS["mm.out"](left, right, out=out) is out
+    assert bf16_matmul._PRODUCTS["mm.out"](left, right, out=out) is out
     near(out, expected)
 
 
@@ -51,26 +51,26 @@ def test_added(kept: tuple[int, ...], alpha: float, beta: float) -> None:
     if beta == 0:
         start.fill_(torch.nan)  # is not looked at, as in PyTorch
     expected = alpha * (left.double() @ right.double()) + (beta * start.double() if beta else 0)
-    near(products._PRODUCTS["addmm"](start, left, right, alpha=alpha, beta=beta), expected)
+    near(bf16_matmul._PRODUCTS["addmm"](start, left, right, alpha=alpha, beta=beta), expected)
     here = start.expand(5, 7).clone()
-    assert products._PRODUCTS["addmm_"](here, left, right, alpha=alpha, beta=beta) is here
+    assert bf16_matmul._PRODUCTS["addmm_"](here, left, right, alpha=alpha, beta=beta) is here
     near(here, expected)
     out = torch.empty(5, 7, dtype=torch.bfloat16)
-    near(products._PRODUCTS["addmm.out"](start, left, right, alpha=alpha, beta=beta, out=out), expected)
+    near(bf16_matmul._PRODUCTS["addmm.out"](start, left, right, alpha=alpha, beta=beta, out=out), expected)
 
 
 def test_several() -> None:
     left, right, start = matrices(3, 5, 6), matrices(3, 6, 7), matrices(7)
     expected = left.double() @ right.double()
-    near(products._PRODUCTS["bmm"](left, right), expected)
+    near(bf16_matmul._PRODUCTS["bmm"](left, right), expected)
     wide = torch.empty(3, 5, 9, dtype=torch.bfloat16)
-    near(products._PRODUCTS["bmm.out"](left, right, out=wide[:, :, 1:8]), expected)
-    near(products._PRODUCTS["baddbmm"](start, left, right, alpha=3), 3 * expected + start.double())
+    near(bf16_matmul._PRODUCTS["bmm.out"](left, right, out=wide[:, :, 1:8]), expected)
+    near(bf16_matmul._PRODUCTS["baddbmm"](start, left, right, alpha=3), 3 * expected + start.double())
     here = start.expand(3, 5, 7).clone()
-    near(products._PRODUCTS["baddbmm_"](here, left, right, beta=2), expected + 2 * start.double())
+    near(bf16_matmul._PRODUCTS["baddbmm_"](here, left, right, beta=2), expected + 2 * start.double())
     for name, pair in {"mm": (left[0], left[0]), "bmm": (left[:2], right)}.items():
         with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            products._PRODUCTS[name](*pair)
+            bf16_matmul._PRODUCTS[name](*pair)
 
 
 _INSTALLED = """
@@ -124,9 +124,9 @@ def test_only_where_they_are_slow(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, units: bool, takes: bool
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(products, "units", lambda: units)
-    monkeypatch.setattr(products, "install", lambda: asked.append(True))
-    extra = products.prepare(dtype, torch.device(device))
+    monkeypatch.setattr(bf16_matmul, "units", lambda: units)
+    monkeypatch.setattr(bf16_matmul, "install", lambda: asked.append(True))
+    extra = bf16_matmul.prepare(dtype, torch.device(device))
     assert (extra > 0, bool(asked)) == (takes, takes)
 
 
@@ -169,18 +169,18 @@ print(mallinfo().used - before)
 
 
 def test_measuring_the_processor_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in products._CACHE_SIZES:
+    for name in bf16_matmul._CACHE_SIZES:
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     machines.measured_peak(torch.float32, 8)
-    assert [os.environ[name] for name in products._CACHE_SIZES] == ["128", "128"]
+    assert [os.environ[name] for name in bf16_matmul._CACHE_SIZES] == ["128", "128"]
 
 
-@pytest.mark.skipif(not products.units(), reason="these products go through oneDNN only where it has units for them")
+@pytest.mark.skipif(not bf16_matmul.units(), reason="these products go through oneDNN only where it has units for them")
 def test_products_of_ever_new_shapes_take_no_more_than_is_counted() -> None:
-    around = {name: value for name, value in os.environ.items() if name not in products._CACHE_SIZES}
+    around = {name: value for name, value in os.environ.items() if name not in bf16_matmul._CACHE_SIZES}
     out = subprocess.run([sys.executable, "-c", _HOLD], env=around, capture_output=True, text=True, check=True).stdout
-    assert 0 < int(out) < products.code_bytes(torch.bfloat16)
+    assert 0 < int(out) < bf16_matmul.code_bytes(torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -188,5 +188,5 @@ def test_products_of_ever_new_shapes_take_no_more_than_is_counted() -> None:
     [(torch.float32, True, 0), (torch.bfloat16, False, 0), (torch.bfloat16, True, 79_360_000)],
 )
 def test_kept_code_is_counted(dtype: torch.dtype, units: bool, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "units", lambda: units)
-    assert products.code_bytes(dtype) == taken
+    monkeypatch.setattr(bf16_matmul, "units", lambda: units)
+    assert bf16_matmul.code_bytes(dtype) == taken

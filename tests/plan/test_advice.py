@@ -12,7 +12,7 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.model import products
+from byeori.kernels import bf16_matmul
 from byeori.plan import candidates, machines, report, skypilot, workload
 from byeori.plan.candidates import Case, Choice, Offer
 from byeori.plan.machines import GIB, Machine
@@ -312,14 +312,14 @@ def test_byeori_is_installed_from_where_it_came_from(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize(
     ("dtype", "units", "besides"),
-    [(torch.float32, True, 0), (torch.bfloat16, False, products._WORKSPACE), (torch.bfloat16, True, 79_360_000)],
+    [(torch.float32, True, 0), (torch.bfloat16, False, bf16_matmul._WORKSPACE), (torch.bfloat16, True, 79_360_000)],
 )
 def test_a_processor_needs_room_for_its_products(
     dtype: torch.dtype, units: bool, besides: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks in float32 where there are no units for bf16; where there are, the code that oneDNN keeps."""
-    monkeypatch.setattr(products, "units", lambda: units)
-    monkeypatch.setattr(products, "install", lambda: None)
+    monkeypatch.setattr(bf16_matmul, "units", lambda: units)
+    monkeypatch.setattr(bf16_matmul, "install", lambda: None)
     monkeypatch.setattr(machines.memory, "resident_bytes", lambda: 1000)
     monkeypatch.setattr(machines, "measured_peak", lambda dtype: 1e11)
     assert machines.this_cpu(TABLE, dtype).workspace == 1000 + besides

@@ -12,8 +12,8 @@ import torch
 from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.kernels import native
-from byeori.model import attention, products
+from byeori.kernels import bf16_matmul, native
+from byeori.model import attention
 from byeori.model.logprobs import Head
 from byeori.support import hub
 
@@ -29,7 +29,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if products.units() else torch.float32
+    return torch.bfloat16 if bf16_matmul.units() else torch.float32
 
 
 def micro_batch_tokens(dtype: str, device: torch.device, weights: int | None = None) -> int:
@@ -133,7 +133,7 @@ def load_model(
             + "; copy or download them again"
         )
     attention.register()
-    products.prepare(dtype, device)
+    bf16_matmul.prepare(dtype, device)
     return model.to(device).eval()
 
 

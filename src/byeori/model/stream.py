@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from byeori.errors import ConfigError
-from byeori.model import attention, fingerprint, load, products, quantize, sharding
+from byeori.kernels import bf16_matmul
+from byeori.model import attention, fingerprint, load, quantize, sharding
 from byeori.model.parallel import Processes, one_at_a_time
 from byeori.model.quantize import PackedLinear
 
@@ -61,7 +62,7 @@ def load_streamed(
             places = _places(causal, {key: tuple(tensor.shape) for key, tensor in whole.items()})
             place(places, lambda key, start, end: whole[key] if end is None else whole[key][start:end])
     attention.register()
-    products.prepare(dtype, processes.device)
+    bf16_matmul.prepare(dtype, processes.device)
     return causal.eval()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from byeori.config import nearest, yaml_mapping
 from byeori.errors import ConfigError
-from byeori.model import products
+from byeori.kernels import bf16_matmul
 from byeori.train import memory
 
 _HERE = Path(__file__).parent
@@ -186,7 +186,7 @@ def _beginnings(name: str) -> list[str]:
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     """This machine's processor, with the peak that it shows now in a matrix product of this type."""
-    extra = products.prepare(dtype, torch.device("cpu")) + products.code_bytes(dtype)
+    extra = bf16_matmul.prepare(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
     return Machine(
         name="CPU",
         device="cpu",
@@ -204,7 +204,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
     """Operations a second of a matrix product, the best of four."""
-    products.prepare(dtype, torch.device("cpu"))  # this may be the first one, which reads how many are kept
+    bf16_matmul.prepare(dtype, torch.device("cpu"))  # this may be the first one, which reads how many are kept
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
     for _ in range(4):
