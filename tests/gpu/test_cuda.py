@@ -18,8 +18,9 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
+from byeori.kernels import rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import attention, forward, lora, norm, offload, parallel
+from byeori.model import attention, forward, lora, offload, parallel
 from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 
@@ -149,7 +150,7 @@ def test_nobody_waits_between_forward_and_backward(wide_model: Any, compiled: bo
     if compiled:
         parallel.compile_layers(model.get_base_model())
     else:
-        norm.fuse_norms(model.get_base_model())
+        rms_norm.fuse_norms(model.get_base_model())
     forest = forests.build(long_rows())
     for _ in range(2):  # the first pass compiles and fills caches
         (-forward.forest_logprobs(model, place(forest, GPU, windows(model.config)))).sum().backward()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.kernels import dispatch, native
+from byeori.kernels import dispatch, native, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import heads, lora, mlp, norm
+from byeori.model import heads, lora, mlp
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]
@@ -40,7 +40,7 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
         return lora.Projection(weight=torch.eye(size, dtype=x.dtype, device=device).repeat(times, 1), bias=None)
 
     def as_norm(x: torch.Tensor) -> torch.Tensor:
-        return norm._RmsNorm.apply(x, scale.to(torch.promote_types(x.dtype, torch.float32)), 1e-3)
+        return rms_norm._RmsNorm.apply(x, scale.to(torch.promote_types(x.dtype, torch.float32)), 1e-3)
 
     def as_turn(x: torch.Tensor, known: Any) -> torch.Tensor:
         turn, parts = (cos.to(x.dtype), sin.to(x.dtype)), [of(x, times=2)] * 3  # two heads

@@ -7,7 +7,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from byeori.model.norm import fuse_norms
+from byeori.kernels.rms_norm import fuse_norms
 
 
 def _norm(kind: type[torch.nn.Module], size: int, eps: float) -> torch.nn.Module:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from byeori.kernels import dispatch
-from byeori.model import attention, norm
+from byeori.kernels import rms_norm as norm
+from byeori.model import attention
 from byeori.model.lora import Projection, drop_of, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import dispatch, native
-from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp, norm
+from byeori.kernels import dispatch, native, rms_norm
+from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
@@ -47,7 +47,7 @@ def fuse(model: Any, chosen: list[str]) -> int:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # what a layer that drops something computes is looked at without that
     if "norms" in chosen:
-        norm.fuse_norms(model)
+        rms_norm.fuse_norms(model)
     count = mlp.fuse_mlps(model) if "mlp" in chosen else 0
     count += heads.fuse_heads(model) if "heads" in chosen else 0
     if "last_layer" in chosen:
