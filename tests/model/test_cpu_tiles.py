@@ -8,8 +8,8 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.kernels import cpu_tiles, native
-from byeori.model import attention, cpu_attention
+from byeori.kernels import cpu_attention, cpu_tiles, native
+from byeori.model import attention
 
 Nodes = cpu_attention.Nodes
 

@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
+from byeori.kernels import cpu_attention, native
 from byeori.kernels import dispatch as kernels
-from byeori.kernels import native
-from byeori.model import attention, cpu_attention, forward, heads, last_layer, lora, mlp, speed
+from byeori.model import attention, forward, heads, last_layer, lora, mlp, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers

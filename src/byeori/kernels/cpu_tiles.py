@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from byeori.kernels import native
-from byeori.model.cpu_attention import Nodes
+from byeori.kernels.cpu_attention import Nodes
 
 
 def takes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import dispatch, native, rms_norm
-from byeori.model import cpu_attention, heads, last_layer, logprobs, mlp
+from byeori.kernels import cpu_attention, dispatch, native, rms_norm
+from byeori.model import heads, last_layer, logprobs, mlp
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
