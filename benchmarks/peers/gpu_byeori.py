@@ -215,7 +215,7 @@ def main() -> None:
     """Measure and write."""
     args = common.arguments("byeori")
     if full := asked(args).get("attention"):
-        from byeori.model import cuda_calls
+        from byeori.kernels import cuda_calls
 
         cuda_calls.FULL = full
     attention.register()

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import torch
 
-from byeori.model import cuda_attention, cuda_calls
+from byeori.kernels import cuda_calls
+from byeori.model import cuda_attention
 
 
 def pieces(call: cuda_calls.Call) -> list[tuple[slice, slice]]:

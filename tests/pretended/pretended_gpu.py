@@ -146,7 +146,7 @@ KERNELS = torch.library.Library("aten", "IMPL")
 
 def _call(states: list[torch.Tensor], sizes: tuple[Any, ...], left: int | None, right: int | None) -> Any:
     """What the kernel demands, and cuda_calls.Call of its arguments."""
-    from byeori.model.cuda_calls import Call
+    from byeori.kernels.cuda_calls import Call
 
     cu_q, cu_k, max_q, max_k, dropout, causal, *_ = sizes
     assert dropout == 0.0

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from byeori.kernels import device_kind
-from byeori.model.cuda_calls import Call, Rows
+from byeori.kernels.cuda_calls import Call, Rows
 
 # The same bits on every run. The kernel's faster backward adds up queries' gradients in the order of arrival.
 REPEATABLE = True

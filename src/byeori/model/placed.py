@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from byeori.batch.forest import Forest
-from byeori.kernels import device_kind
-from byeori.model import attention, cuda_calls
+from byeori.kernels import cuda_calls, device_kind
+from byeori.model import attention
 from byeori.objective.record import Targets
 
 # On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
