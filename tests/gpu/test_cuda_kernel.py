@@ -13,8 +13,8 @@ from written_out import WRITTEN_OUT
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import cuda_calls
-from byeori.model import attention, cuda_attention
+from byeori.kernels import cuda_attention, cuda_calls
+from byeori.model import attention
 
 Parts = list[torch.Tensor]
 GPU = torch.device("cuda")

@@ -13,8 +13,8 @@ from written_out import WRITTEN_OUT, pieces
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import cuda_calls
-from byeori.model import attention, cuda_attention
+from byeori.kernels import cuda_attention, cuda_calls
+from byeori.model import attention
 from byeori.plan.memory_tracker import Tracker
 
 CPU = torch.device("cpu")

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from byeori.kernels import cuda_calls
-from byeori.model import cuda_attention
+from byeori.kernels import cuda_attention, cuda_calls
 
 
 def pieces(call: cuda_calls.Call) -> list[tuple[slice, slice]]:

@@ -176,7 +176,7 @@ def _flash_forward(*given: Any, scale: float, **window: int) -> tuple[torch.Tens
 def _flash_backward(*given: Any, scale: float, **window: int) -> tuple[torch.Tensor, ...]:
     from written_out import WRITTEN_OUT
 
-    from byeori.model import cuda_attention
+    from byeori.kernels import cuda_attention
 
     grad, query, key, value, out, lse, *sizes = given
     assert lse.dtype == torch.float32

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
-from byeori.kernels import cpu_attention, cpu_tiles, cuda_calls, device_kind
-from byeori.model import cuda_attention
+from byeori.kernels import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, device_kind
 
 NAME = "byeori_forest"
 
