@@ -14,7 +14,8 @@ from byeori import training, weights
 from byeori.batch import loader
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
-from byeori.model import attention, forward, lora
+from byeori.kernels import forest_attention
+from byeori.model import forward, lora
 from byeori.model.parallel import Processes
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.sft import SFT
@@ -76,7 +77,7 @@ def attention_pairs(forest: Any) -> int:
     """Queries times keys of a forest."""
     return sum(
         sum(stop - start for start, stop in keys) * (end - begin) - (end - begin) * (end - begin - 1) // 2
-        for begin, end, keys in attention.layout(forest).nodes
+        for begin, end, keys in forest_attention.layout(forest).nodes
     )
 
 
@@ -218,7 +219,7 @@ def main() -> None:
         from byeori.kernels import cuda_calls
 
         cuda_calls.FULL = full
-    attention.register()
+    forest_attention.register()
 
     held: dict[int, Any] = {}  # one model for all workloads of as many bits
 

@@ -18,9 +18,9 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import rms_norm
+from byeori.kernels import forest_attention, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import attention, forward, lora, offload, parallel
+from byeori.model import forward, lora, offload, parallel
 from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 
@@ -79,7 +79,7 @@ def wide_model() -> Any:
         num_key_value_heads=2,
         initializer_range=0.06,
     )
-    attention.register()
+    forest_attention.register()
     base = LlamaForCausalLM(config).eval().to(GPU)
     model = lora.attach(base, r=8, alpha=8, dropout=0.0, targets=["all-linear"], seed=1)
     for name, parameter in model.named_parameters():

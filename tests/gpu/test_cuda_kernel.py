@@ -13,8 +13,7 @@ from written_out import WRITTEN_OUT
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import cuda_attention, cuda_calls
-from byeori.model import attention
+from byeori.kernels import cuda_attention, cuda_calls, forest_attention
 
 Parts = list[torch.Tensor]
 GPU = torch.device("cuda")
@@ -49,8 +48,8 @@ def run(
 ) -> list[torch.Tensor]:
     """Output and gradients of query, key and value, in float64."""
     query, key, value = (part.to(dtype).requires_grad_() for part in parts[:3])
-    layout = attention.layout(forest)
-    out, _ = attention.forest_attention(
+    layout = forest_attention.layout(forest)
+    out, _ = forest_attention.forest_attention(
         torch.nn.Module(), query, key, value, None, forest_layout=layout, scaling=None, sliding_window=window
     )
     return [part.double() for part in (out, *torch.autograd.grad(out, (query, key, value), parts[3].to(dtype)))]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.model import attention, forward, load
+from byeori.kernels import forest_attention
+from byeori.model import forward, load
 
 pair = functools.cache(zoo.tiny)
 
@@ -107,7 +108,7 @@ def test_the_window_matters() -> None:
 def test_one_call_a_layer() -> None:
     model, _ = pair("llama", torch.float64)
     forward.use_forest_attention(model)
-    layout = attention.layout(forests.build(zoo.tree()))
+    layout = forest_attention.layout(forests.build(zoo.tree()))
     model.get_base_model().model(
         input_ids=torch.from_numpy(forests.build(zoo.tree()).token_ids)[None], use_cache=False, forest_layout=layout
     )
@@ -119,7 +120,7 @@ def test_a_first_child_needs_no_gather() -> None:
         [Example(token_ids=[1, 2, 3, 0], targets=((3, 4),)), Example(token_ids=[1, 2, 4, 0], targets=((3, 4),))],
         min_shared=1,
     )
-    assert attention.layout(forest).nodes == ((0, 2, ((0, 2),)), (2, 3, ((0, 3),)), (3, 4, ((0, 2), (3, 4))))
+    assert forest_attention.layout(forest).nodes == ((0, 2, ((0, 2),)), (2, 3, ((0, 3),)), (3, 4, ((0, 2), (3, 4))))
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -135,13 +136,13 @@ def test_a_node_against_a_written_out_softmax(softcap: float | None, window: int
     )
     query = torch.randn(1, 4, 7, 8, dtype=torch.float64)
     key, value = torch.randn(2, 1, 2, 7, 8, dtype=torch.float64)
-    found, _ = attention.forest_attention(
+    found, _ = forest_attention.forest_attention(
         torch.nn.Module(),
         query,
         key,
         value,
         None,
-        forest_layout=attention.layout(forest),
+        forest_layout=forest_attention.layout(forest),
         scaling=0.5,
         softcap=softcap,
         sliding_window=window,
@@ -160,13 +161,13 @@ def test_attention_dropout_is_right_on_average() -> None:
     torch.manual_seed(0)
     forest = forests.build([Example(token_ids=[1, 2, 3, 9], targets=((3, 4),))])
     query, key, value = torch.randn(3, 1, 2, 3, 4, dtype=torch.float64)
-    how: dict[str, Any] = {"forest_layout": attention.layout(forest)}
-    exact, _ = attention.forest_attention(torch.nn.Module(), query, key, value, None, **how)
+    how: dict[str, Any] = {"forest_layout": forest_attention.layout(forest)}
+    exact, _ = forest_attention.forest_attention(torch.nn.Module(), query, key, value, None, **how)
     for softcap in (None, 1e9):
         draws = [
-            attention.forest_attention(torch.nn.Module(), query, key, value, None, dropout=0.3, softcap=softcap, **how)[
-                0
-            ]
+            forest_attention.forest_attention(
+                torch.nn.Module(), query, key, value, None, dropout=0.3, softcap=softcap, **how
+            )[0]
             for _ in range(800)
         ]
         assert not torch.equal(draws[0], draws[1])
@@ -176,7 +177,7 @@ def test_attention_dropout_is_right_on_average() -> None:
 def test_without_a_layout_it_refuses() -> None:
     states = torch.zeros(1, 1, 2, 4)
     with pytest.raises(RuntimeError, match="without a layout"):
-        attention.forest_attention(torch.nn.Module(), states, states, states, None)
+        forest_attention.forest_attention(torch.nn.Module(), states, states, states, None)
 
 
 @pytest.mark.parametrize("kind", zoo.STATEFUL)
@@ -198,7 +199,7 @@ def test_self_check_passes(kind: str) -> None:
     assert forward.use_forest_attention(model)
     with zoo.Wide():
         assert forward.self_check(model, zoo.tree()[:4]) < 1e-10
-    assert model.get_base_model().config._attn_implementation == attention.NAME
+    assert model.get_base_model().config._attn_implementation == forest_attention.NAME
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mamba", "llama"])

@@ -8,8 +8,7 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.kernels import cpu_attention, cpu_tiles, native
-from byeori.model import attention
+from byeori.kernels import cpu_attention, cpu_tiles, forest_attention, native
 
 Nodes = cpu_attention.Nodes
 
@@ -129,11 +128,11 @@ def test_other_branches_change_nothing(way: str) -> None:
 def test_attention_goes_through_tiles_where_there_are_units(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value, _ = random_states(133, 133, (4, 2, 64, 64))
     turned = [states.transpose(0, 1)[None] for states in (query, key, value)]
-    layout = attention.Layout(nodes=TREE, rows=torch.tensor([0]), row_numbers=[0])
+    layout = forest_attention.Layout(nodes=TREE, rows=torch.tensor([0]), row_numbers=[0])
     ours = cpu_tiles.attend(query, key, value, TREE, None, 0.125)
     for units in (1, 0):
         monkeypatch.setattr(native, "tiles", lambda units=units: units)
-        found = attention.forest_attention(torch.nn.Module(), *turned, None, forest_layout=layout)[0][0]
+        found = forest_attention.forest_attention(torch.nn.Module(), *turned, None, forest_layout=layout)[0][0]
         assert torch.equal(found, ours) is bool(units)
         assert distance(found, ours.double()) < 2e-2
 
@@ -151,9 +150,9 @@ def test_a_whole_number_is_a_scale_too(way: str, monkeypatch: pytest.MonkeyPatch
     """Configurations write 1 for 1.0, and C would read another register."""
     monkeypatch.setattr(native, "tiles", lambda: 1)
     turned = [states.transpose(0, 1)[None] for states in random_states(133, 133, (4, 2, 64, 64))[:3]]
-    layout = attention.Layout(nodes=TREE, rows=torch.tensor([0]), row_numbers=[0])
+    layout = forest_attention.Layout(nodes=TREE, rows=torch.tensor([0]), row_numbers=[0])
     one, other = (
-        attention.forest_attention(torch.nn.Module(), *turned, None, forest_layout=layout, scaling=scaling)[0]
+        forest_attention.forest_attention(torch.nn.Module(), *turned, None, forest_layout=layout, scaling=scaling)[0]
         for scaling in (1, 1.0)
     )
     assert torch.equal(one, other)

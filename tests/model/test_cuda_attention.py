@@ -13,8 +13,7 @@ from written_out import WRITTEN_OUT, pieces
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import cuda_attention, cuda_calls
-from byeori.model import attention
+from byeori.kernels import cuda_attention, cuda_calls, forest_attention
 from byeori.plan.memory_tracker import Tracker
 
 CPU = torch.device("cpu")
@@ -28,8 +27,8 @@ def compare(forest: forests.Forest, *, heads: int, groups: int, window: int | No
     grad = torch.randn(1, tokens, heads, 8, dtype=torch.float64)
     for state in states:
         state.requires_grad_()
-    layout = attention.layout(forest)
-    expected, _ = attention.forest_attention(
+    layout = forest_attention.layout(forest)
+    expected, _ = forest_attention.forest_attention(
         torch.nn.Module(), *states, None, forest_layout=layout, scaling=0.4, sliding_window=window
     )
     expected_grads = torch.autograd.grad(expected, states, grad)
@@ -196,7 +195,7 @@ def test_a_plan_counts_what_the_kernel_holds_for_itself(monkeypatch: pytest.Monk
 
 def test_a_rehearsal_holds_it_while_the_kernel_runs() -> None:
     """The peak of a backward pass on the meta device, with and without."""
-    layout = attention.layout(forests.build([Example(token_ids=range(512), targets=((1, 512),))]))
+    layout = forest_attention.layout(forests.build([Example(token_ids=range(512), targets=((1, 512),))]))
     calls = cuda_calls.plan(layout.tree, layout.nodes, window=None, device=torch.device("meta"))
     query, key = (
         torch.empty(512, heads, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (8, 4)

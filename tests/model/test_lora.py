@@ -18,8 +18,9 @@ import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
+from byeori.kernels import forest_attention
 from byeori.kernels.dropout import Drop, Mask
-from byeori.model import attention, forward, lora
+from byeori.model import forward, lora
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
 
@@ -28,7 +29,7 @@ WORDS = 50
 
 def adapted(targets: list[str], *, dropout: float = 0.0, dtype: torch.dtype = torch.float64, **model: Any) -> Any:
     base = tiny_llama(WORDS, **model).to(dtype)
-    attention.register()
+    forest_attention.register()
     found = lora.attach(base, r=3, alpha=7, dropout=dropout, targets=targets, seed=2)
     torch.manual_seed(3)
     for name, parameter in found.named_parameters():

@@ -12,7 +12,8 @@ from zoo import WORDS, tiny, tree
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.model import attention, forward
+from byeori.kernels import forest_attention
+from byeori.model import forward
 from byeori.model.placed import place, windows
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def test_a_placed_forest_holds_the_forest() -> None:
     assert batch.ids.dtype == torch.int64
     assert batch.targets.weights.dtype == torch.float32
     assert (batch.targets.reference, batch.targets.examples) == (None, len(forest.rows))
-    layout = attention.layout(forest)
+    layout = forest_attention.layout(forest)
     assert (batch.layout.nodes, batch.layout.tree) == (layout.nodes, forest.nodes)
     assert batch.layout.rows.tolist() == batch.layout.row_numbers == sorted(set(forest.target_index.tolist()))
     assert batch.layout.rows[batch.index_of_rows].tolist() == forest.target_index.tolist()

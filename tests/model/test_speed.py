@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, native
+from byeori.kernels import cpu_attention, forest_attention, native
 from byeori.kernels import dispatch as kernels
-from byeori.model import attention, forward, heads, last_layer, lora, mlp, speed
+from byeori.model import forward, heads, last_layer, lora, mlp, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -111,7 +111,7 @@ def test_the_last_layer_computes_few_rows() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_with_dropout_the_last_layer_computes_few_rows_too(training: bool) -> None:
-    attention.register()
+    forest_attention.register()
     base = zoo.KINDS["llama"]().double()
     model = lora.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
     lora.fuse(model)
@@ -128,8 +128,8 @@ def test_with_dropout_the_last_layer_computes_few_rows_too(training: bool) -> No
 def test_rows_of_a_forest() -> None:
     """Two branches behind 0..3; rows 2 (in the trunk), 4, 5 (first branch) and 8 (second) predict something."""
     nodes = ((0, 4, ((0, 4),)), (4, 7, ((0, 7),)), (7, 9, ((0, 4), (7, 9))))
-    whole = attention.Layout(nodes=nodes, rows=torch.tensor([2, 4, 5, 8]), row_numbers=[2, 4, 5, 8])
-    found = attention.of_rows(whole, torch.zeros(9, 2))
+    whole = forest_attention.Layout(nodes=nodes, rows=torch.tensor([2, 4, 5, 8]), row_numbers=[2, 4, 5, 8])
+    found = forest_attention.of_rows(whole, torch.zeros(9, 2))
     assert found.nodes == ((0, 1, ((0, 3),)), (1, 3, ((0, 6),)), (3, 4, ((0, 4), (7, 9))))
 
 

@@ -42,7 +42,8 @@ from transformers import (
 )
 
 from byeori.data.tokenize import Example
-from byeori.model import attention, lora
+from byeori.kernels import forest_attention
+from byeori.model import lora
 
 WORDS = 40
 WINDOW = 4  # of sliding layers; shorter than the sequences
@@ -151,7 +152,7 @@ def tiny(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
     """(with byeori's fused adapter, the same with PEFT's own and eager attention); every adapter weight is random."""
     torch.manual_seed(0)
     base = (KINDS | STATEFUL)[kind]().to(dtype).eval()
-    attention.register()
+    forest_attention.register()
     model = lora.attach(base, r=3, alpha=5, dropout=0.0, targets=TARGETS.get(kind, ["all-linear"]), seed=1)
     model.to(dtype)
     for name, parameter in model.named_parameters():

@@ -13,8 +13,8 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.kernels import device_kind
-from byeori.model import attention, load, sharding
+from byeori.kernels import device_kind, forest_attention
+from byeori.model import load, sharding
 from byeori.model.logprobs import SIZES, target_logprobs
 from byeori.model.placed import Placed, place
 
@@ -31,7 +31,7 @@ def use_forest_attention(model: Any) -> bool:
     if getattr(causal, "_is_stateful", False) or kinds - _KINDS:  # states or convolutions run on along the forest
         return False
     try:
-        causal.set_attn_implementation(attention.NAME)
+        causal.set_attn_implementation(forest_attention.NAME)
     except (ValueError, ImportError):
         return False
     return True

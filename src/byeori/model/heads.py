@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import dispatch
+from byeori.kernels import dispatch, forest_attention
 from byeori.kernels import rms_norm as norm
-from byeori.model import attention
 from byeori.model.lora import Projection, drop_of, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
@@ -136,7 +135,7 @@ def _forward(
     position_embeddings: Any = None,
     attention_mask: torch.Tensor | None = None,
     past_key_values: Any = None,
-    forest_layout: attention.Layout | None = None,
+    forest_layout: forest_attention.Layout | None = None,
     **rest: Any,
 ) -> Any:
     parts = ready(self)
@@ -158,7 +157,9 @@ def _forward(
     drops = (drop_of(parts), None) if others is None else (drop_of(parts[:1]), drop_of(parts[1:]))
     found = compute(x, others, (short, turn), self.head_dim, parts, self.byeori_norms, drops)
     states = (part.transpose(0, 1)[None] for part in found)
-    out, _ = attention.forest_attention(self, *states, None, forest_layout=forest_layout, **self.byeori_attention)
+    out, _ = forest_attention.forest_attention(
+        self, *states, None, forest_layout=forest_layout, **self.byeori_attention
+    )
     return output(self.o_proj, out.flatten(2)), None
 
 

@@ -10,20 +10,25 @@ from typing import Any
 
 import torch
 
-from byeori.model import attention, heads
+from byeori.kernels import forest_attention
+from byeori.model import heads
 
 # Picking rows costs a few copies; it pays where at most one row in this many is wanted.
 _AT_MOST_ONE_IN = 2
 
 
 def _forward(
-    self: Any, hidden_states: torch.Tensor, *args: Any, forest_layout: attention.Layout | None = None, **rest: Any
+    self: Any,
+    hidden_states: torch.Tensor,
+    *args: Any,
+    forest_layout: forest_attention.Layout | None = None,
+    **rest: Any,
 ) -> Any:
     if forest_layout is None:
         return type(self).forward(self, hidden_states, *args, **rest)
     few = len(forest_layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
     if few and heads.ready(self.self_attn) is not None:
-        forest_layout = attention.of_rows(forest_layout, self.input_layernorm(hidden_states).squeeze(0))
+        forest_layout = forest_attention.of_rows(forest_layout, self.input_layernorm(hidden_states).squeeze(0))
         hidden_states = hidden_states[:, forest_layout.rows]
     return type(self).forward(self, hidden_states, *args, forest_layout=forest_layout, **rest)
 
@@ -50,7 +55,7 @@ def prune(model: Any) -> bool:
         for d in (causal.config.get_text_config().hidden_size, size, size)
     )
     rows = [3, 4, 17]
-    layout = attention.Layout(
+    layout = forest_attention.Layout(
         nodes=((0, 24, ((0, 24),)),), rows=torch.tensor(rows, device=weight.device), row_numbers=rows
     )
     training = last.training

@@ -12,8 +12,7 @@ import torch
 from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
-from byeori.kernels import bf16_matmul, native
-from byeori.model import attention
+from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.model.logprobs import Head
 from byeori.support import hub
 
@@ -132,7 +131,7 @@ def load_model(
             + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
             + "; copy or download them again"
         )
-    attention.register()
+    forest_attention.register()
     bf16_matmul.prepare(dtype, device)
     return model.to(device).eval()
 

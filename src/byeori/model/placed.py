@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from byeori.batch.forest import Forest
-from byeori.kernels import cuda_calls, device_kind
-from byeori.model import attention
+from byeori.kernels import cuda_calls, device_kind, forest_attention
 from byeori.objective.record import Targets
 
 # On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
@@ -38,7 +37,7 @@ class Placed:
     index_of_rows: torch.Tensor
     target_ids: torch.Tensor
     targets: Targets
-    layout: attention.Layout
+    layout: forest_attention.Layout
 
 
 def place(forest: Forest, device: torch.device, windows: Collection[int | None] = ()) -> Placed:
@@ -55,7 +54,7 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
     ids, positions, index, target_ids, owner, short, at = _move([*columns, index_of_rows, rows], np.int64, device)
     reference = [] if forest.reference is None else [forest.reference]
     weights, *references = _move([forest.target_weight, *reference], np.float32, device)
-    layout = attention.layout(whole, rows.tolist(), at)
+    layout = forest_attention.layout(whole, rows.tolist(), at)
     if device.type == "cuda":
         for window in windows:
             layout.plans[window] = cuda_calls.plan(layout.tree, layout.nodes, window=window, device=device)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.errors import ConfigError
-from byeori.kernels import bf16_matmul
-from byeori.model import attention, fingerprint, load, quantize, sharding
+from byeori.kernels import bf16_matmul, forest_attention
+from byeori.model import fingerprint, load, quantize, sharding
 from byeori.model.parallel import Processes, one_at_a_time
 from byeori.model.quantize import PackedLinear
 
@@ -61,7 +61,7 @@ def load_streamed(
             ).state_dict()
             places = _places(causal, {key: tuple(tensor.shape) for key, tensor in whole.items()})
             place(places, lambda key, start, end: whole[key] if end is None else whole[key][start:end])
-    attention.register()
+    forest_attention.register()
     bf16_matmul.prepare(dtype, processes.device)
     return causal.eval()
 

@@ -23,8 +23,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind
-from byeori.model import attention, forward, lora, parallel, quantize, speed
+from byeori.kernels import device_kind, forest_attention
+from byeori.model import forward, lora, parallel, quantize, speed
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
@@ -237,7 +237,7 @@ def _on_meta(
 def _base(config: Any, dtype: torch.dtype, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    attention.register()
+    forest_attention.register()
     try:
         with torch.device(device):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
