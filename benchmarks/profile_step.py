@@ -86,7 +86,8 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from byeori.batch import forest, loader, packing
     from byeori.config import SftSettings, check
     from byeori.data import cache
-    from byeori.model import embedded, forward, load, lora, parallel
+    from byeori.kernels import lora_linear
+    from byeori.model import embedded, forward, load, parallel
     from byeori.rows import prepare
     from byeori.start import begin
 
@@ -110,8 +111,8 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     groups = packing.micro_batches(tokens, size=None, tokens=args.tokens, share=True)
     device = torch.device("cpu")
     base = load.load_model(name, dtype=load.resolve_dtype(args.dtype, device), device=device)
-    model = lora.attach(base, r=16, alpha=16, dropout=0.0, targets=args.targets.split(","), seed=42)
-    lora.fuse(model)
+    model = lora_linear.attach(base, r=16, alpha=16, dropout=0.0, targets=args.targets.split(","), seed=42)
+    lora_linear.fuse(model)
     forward.use_forest_attention(model)
     return model.train(), [forest.build([examples[index] for index in group]) for group in groups]
 

@@ -14,8 +14,8 @@ from byeori import training, weights
 from byeori.batch import loader
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
-from byeori.kernels import forest_attention
-from byeori.model import forward, lora
+from byeori.kernels import forest_attention, lora_linear
+from byeori.model import forward
 from byeori.model.parallel import Processes
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.sft import SFT
@@ -200,8 +200,8 @@ def adapted(args: Any, work: common.Workload) -> Any:
         for name, module in base.named_modules():
             if name in whole and hasattr(module, "pack"):
                 module.weight = torch.nn.Parameter(module.pack(whole.pop(name)), requires_grad=False)
-    model = lora.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
-    lora.fuse(model)
+    model = lora_linear.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
+    lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     weights.speed_up(model, settings_of(args, work), 0, here(), lambda text: None)
     return model

@@ -7,7 +7,8 @@ from typing import Any
 
 from byeori.config import TrainSettings
 from byeori.errors import ConfigError
-from byeori.model import load, lora, parallel, sharding, speed, stream
+from byeori.kernels import lora_linear
+from byeori.model import load, parallel, sharding, speed, stream
 from byeori.model.parallel import Processes
 from byeori.result import opening
 from byeori.start import Start
@@ -53,7 +54,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
     with sharding.shown_whole(base, processes.device):
         if start.adapter is not None:
             return opening.with_adapter(base, start.adapter, trainable=True)
-        model = lora.attach(
+        model = lora_linear.attach(
             base,
             r=settings.lora_r,
             alpha=settings.lora_alpha,
@@ -62,7 +63,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
             seed=settings.seed,
             revision=start.revision,
         )
-    lora.fuse(model)
+    lora_linear.fuse(model)
     return model
 
 

@@ -18,9 +18,9 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import forest_attention, rms_norm
+from byeori.kernels import forest_attention, lora_linear, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import forward, lora, offload, parallel
+from byeori.model import forward, offload, parallel
 from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 
@@ -81,11 +81,11 @@ def wide_model() -> Any:
     )
     forest_attention.register()
     base = LlamaForCausalLM(config).eval().to(GPU)
-    model = lora.attach(base, r=8, alpha=8, dropout=0.0, targets=["all-linear"], seed=1)
+    model = lora_linear.attach(base, r=8, alpha=8, dropout=0.0, targets=["all-linear"], seed=1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    lora.fuse(model)
+    lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     return model
 
@@ -121,7 +121,7 @@ def test_shared_against_separate(wide_model: Any) -> None:
     for name, parameter in half.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    lora.fuse(half)
+    lora_linear.fuse(half)
     separate, shared = (distance(result(half, share=share), exact) for share in (False, True))
     assert shared[0] <= 1.1 * separate[0]
     assert shared[1] <= separate[1] + 2e-3
@@ -146,7 +146,7 @@ def test_what_is_kept_in_the_cpus_memory(wide_model: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.silicon)])
 def test_nobody_waits_between_forward_and_backward(wide_model: Any, compiled: bool) -> None:
     model = copy.deepcopy(wide_model).to(torch.bfloat16)
-    lora.fuse(model)
+    lora_linear.fuse(model)
     if compiled:
         parallel.compile_layers(model.get_base_model())
     else:
@@ -177,7 +177,7 @@ def test_fused_adapter(dtype: torch.dtype, dropout: bool) -> None:
         return [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
 
     x, w, bias, a, b, g = (parts[name].to(dtype).requires_grad_(name in "xab") for name in sizes)
-    y = lora._FusedLora.apply(x, w, bias, a, b, 2.0, drop, None)
+    y = lora_linear._FusedLora.apply(x, w, bias, a, b, 2.0, drop, None)
     found = [part.double() for part in (y, *torch.autograd.grad(y, (x, a, b), g))]
     for ours, theirs, exact in zip(found, written(dtype), written(torch.float64), strict=True):
         ours, theirs, exact = ours.detach(), theirs.detach(), exact.detach()

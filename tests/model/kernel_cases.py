@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.kernels import dispatch, native, rms_norm
+from byeori.kernels import dispatch, lora_linear, native, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import heads, lora, mlp
+from byeori.model import heads, mlp
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]
@@ -36,8 +36,8 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
     scale = torch.randn(size).to(device)
     head_norm = heads.HeadNorm(scale=scale, eps=1e-3)
 
-    def of(x: torch.Tensor, times: int = 1) -> lora.Projection:
-        return lora.Projection(weight=torch.eye(size, dtype=x.dtype, device=device).repeat(times, 1), bias=None)
+    def of(x: torch.Tensor, times: int = 1) -> lora_linear.Projection:
+        return lora_linear.Projection(weight=torch.eye(size, dtype=x.dtype, device=device).repeat(times, 1), bias=None)
 
     def as_norm(x: torch.Tensor) -> torch.Tensor:
         return rms_norm._RmsNorm.apply(x, scale.to(torch.promote_types(x.dtype, torch.float32)), 1e-3)
@@ -48,7 +48,7 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
 
     def as_drop(x: torch.Tensor) -> torch.Tensor:
         w, a, b = (torch.eye(size, dtype=x.dtype, device=device) for _ in range(3))
-        return lora._FusedLora.apply(x, w, None, a, b, 1.0, Drop(0.3, 2**31 - 5), None)
+        return lora_linear._FusedLora.apply(x, w, None, a, b, 1.0, Drop(0.3, 2**31 - 5), None)
 
     out: list[Case] = [
         (as_drop, [x]),

@@ -13,9 +13,9 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.kernels import dropout, native
+from byeori.kernels import dropout, lora_linear, native
 from byeori.kernels.dropout import Drop
-from byeori.model import forward, last_layer, lora, speed
+from byeori.model import forward, last_layer, speed
 
 ONES = torch.ones(200, 300)
 
@@ -95,13 +95,13 @@ class Masked(torch.nn.Module):
 def test_a_model_with_dropout_equals_pefts_with_the_same_masks(
     kind: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (lora, dropout):
+    for module in (lora_linear, dropout):
         monkeypatch.setattr(module, "drawn", lambda rate: Drop(rate, 5) if rate else None)
     model, plain = zoo.tiny(kind)
     row = Example(token_ids=list(range(3, 23)), targets=((8, 20),))
     for part in (model, plain):
         for layer in part.modules():
-            if isinstance(layer, lora.LoraLinear):
+            if isinstance(layer, lora_linear.LoraLinear):
                 layer.lora_dropout["default"] = Masked() if part is plain else torch.nn.Dropout(0.4)
     assert forward.use_forest_attention(model)
     speed.everywhere(parts)
@@ -121,7 +121,7 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(last_layer, "_AT_MOST_ONE_IN", 1)
     model, _ = zoo.tiny("qwen3")
     for layer in model.modules():
-        if isinstance(layer, lora.LoraLinear):
+        if isinstance(layer, lora_linear.LoraLinear):
             layer.lora_dropout["default"] = torch.nn.Dropout(0.3)
     assert forward.use_forest_attention(model)
     speed.fuse(model, list(SPEED))
@@ -153,7 +153,7 @@ def test_a_mask_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dropout.mask(0.0, ONES) is None
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     model, _ = zoo.tiny("llama")
-    layer = next(each for each in model.modules() if isinstance(each, lora.LoraLinear)).train()
+    layer = next(each for each in model.modules() if isinstance(each, lora_linear.LoraLinear)).train()
     layer.lora_dropout["default"] = torch.nn.Dropout(0.4)
     x = torch.randn(1, 7, layer.in_features, dtype=torch.float64, requires_grad=True)
 

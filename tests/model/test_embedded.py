@@ -20,8 +20,9 @@ from byeori.batch import forest as forests
 from byeori.data import template, tokenize
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
+from byeori.kernels import lora_linear
 from byeori.model import embedded as embedding
-from byeori.model import forward, load, lora
+from byeori.model import forward, load
 from conftest import sample_rows
 
 pytestmark = pytest.mark.real
@@ -40,7 +41,7 @@ def examples(folder: Path) -> list[Example]:
 
 def adapted(folder: Path, dtype: torch.dtype) -> Any:
     base = load.load_model(str(folder), dtype=dtype, device=CPU)
-    model = lora.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=1)
+    model = lora_linear.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=1)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start: A would have no gradient
@@ -69,7 +70,7 @@ def test_float32_equals_the_plain_computation(embedded: Path) -> None:
         plain += loss.detach()
     expected = gradients(model)
 
-    lora.fuse(model)
+    lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     forest = forests.build(rows)
     assert forest.unique_tokens < forest.separate_tokens
@@ -88,7 +89,7 @@ def test_float32_equals_the_plain_computation(embedded: Path) -> None:
 
 def test_bf16_passes_the_self_check(embedded: Path) -> None:
     rows, model = examples(embedded)[:2], adapted(embedded, torch.bfloat16)
-    lora.fuse(model)
+    lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     difference = forward.self_check(model, rows)
     print(f"mean relative difference {difference:.2g}")

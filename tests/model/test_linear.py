@@ -8,9 +8,9 @@ import pytest
 import torch
 from ways import WAYS, library
 
-from byeori.kernels import amx_linear, native
+from byeori.kernels import amx_linear, lora_linear, native
 from byeori.kernels.dropout import Mask
-from byeori.model import load, lora
+from byeori.model import load
 
 
 @pytest.fixture(params=WAYS, autouse=True)
@@ -63,10 +63,10 @@ def test_the_sum_over_rows(sizes: tuple[int, int, int]) -> None:
     torch.testing.assert_close(found.double(), 0.5 * u.double().t() @ x.double(), rtol=1e-4, atol=1e-4)
 
 
-def projection(width: int, out: int, *, r: int) -> lora.Projection:
+def projection(width: int, out: int, *, r: int) -> lora_linear.Projection:
     """With an adapter of rank r, if any."""
     a, b = (torch.randn(r, width), torch.randn(out, r)) if r else (None, None)
-    return lora.Projection(weight=random(out, width), bias=None, a=a, b=b, scale=0.3)
+    return lora_linear.Projection(weight=random(out, width), bias=None, a=a, b=b, scale=0.3)
 
 
 @pytest.mark.parametrize("in_one_pass", [True, False])
@@ -82,8 +82,8 @@ def test_projections_of_one_input_and_their_gradients(
     gs = [random(70, len(part.weight)) for part in parts]
     keep = torch.empty(70, 96, dtype=torch.bfloat16).bernoulli_(0.75).div_(0.75) if dropout else None
     drop = None if keep is None else Mask(keep)
-    ys, hs = lora.project(x, parts, drop)
-    to_x, found = lora.project_back(gs, x, hs, parts, drop=drop)
+    ys, hs = lora_linear.project(x, parts, drop)
+    to_x, found = lora_linear.project_back(gs, x, hs, parts, drop=drop)
     wide = x.double().requires_grad_()
     dropped = wide if keep is None else wide * keep.double()
     matrices = [(p.a.double().requires_grad_(), p.b.double().requires_grad_()) for p in parts if p.a is not None]

@@ -13,7 +13,8 @@ from zoo import KINDS, gradients, tree, worst
 
 from byeori.batch import forest as forests
 from byeori.errors import ConfigError
-from byeori.model import forward, load, lora, parallel, quantize, stream
+from byeori.kernels import lora_linear
+from byeori.model import forward, load, parallel, quantize, stream
 from byeori.model.quantize import PackedLinear
 
 ALONE = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
@@ -107,13 +108,13 @@ def test_training_over_packed_layers(kind: str, bits: int, tmp_path: Path) -> No
     assert count >= 8
     models = []
     for one in (base, plain):
-        model = lora.attach(one, r=3, alpha=5, dropout=0.0, targets=["q_proj", "v_proj"], seed=1)
+        model = lora_linear.attach(one, r=3, alpha=5, dropout=0.0, targets=["q_proj", "v_proj"], seed=1)
         torch.manual_seed(2)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
         models.append(model)
-    assert lora.fuse(models[0]) == 4
+    assert lora_linear.fuse(models[0]) == 4
     for model in models:
         assert forward.use_forest_attention(model)
     batch = forests.build(tree())

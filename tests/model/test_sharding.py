@@ -15,7 +15,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 from zoo import KINDS
 
-from byeori.model import lora, parallel, sharding, stream
+from byeori.kernels import lora_linear
+from byeori.model import parallel, sharding, stream
 from byeori.model.quantize import PackedLinear
 
 WORLD, RANK = 4, 3
@@ -110,10 +111,10 @@ def test_machines_of_two(models: Path, mine: parallel.Processes) -> None:
 def test_adapters_stay_whole(mine: parallel.Processes, models: Path) -> None:
     """They are those that one process would draw."""
     how: dict[str, Any] = {"r": 3, "alpha": 5, "dropout": 0.0, "targets": ["all-linear"], "seed": 1}
-    plain = lora.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
+    plain = lora_linear.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
     base = stream.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine)
     with sharding.shown_whole(base, mine.device):
-        model = lora.attach(base, **how)
+        model = lora_linear.attach(base, **how)
     expected = {name: p for name, p in plain.named_parameters() if p.requires_grad}
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys()

@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, native
+from byeori.kernels import cpu_attention, forest_attention, lora_linear, native
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward, heads, last_layer, lora, mlp, speed
+from byeori.model import forward, heads, last_layer, mlp, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -113,8 +113,8 @@ def test_the_last_layer_computes_few_rows() -> None:
 def test_with_dropout_the_last_layer_computes_few_rows_too(training: bool) -> None:
     forest_attention.register()
     base = zoo.KINDS["llama"]().double()
-    model = lora.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
-    lora.fuse(model)
+    model = lora_linear.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
+    lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     speed.fuse(model.get_base_model(), list(SPEED))
     assert model.get_base_model().training

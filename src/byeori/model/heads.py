@@ -20,7 +20,7 @@ import torch
 
 from byeori.kernels import dispatch, forest_attention
 from byeori.kernels import rms_norm as norm
-from byeori.model.lora import Projection, drop_of, output, project, project_back, projection
+from byeori.kernels.lora_linear import Projection, drop_of, output, project, project_back, projection
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 _PROBE = "byeori_probe"

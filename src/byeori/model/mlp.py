@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from byeori.kernels import dispatch
-from byeori.model.lora import Projection, adapter_back, drop_of, input_back, project, project_back, projection
+from byeori.kernels.lora_linear import Projection, adapter_back, drop_of, input_back, project, project_back, projection
 
 _NAMES = ("gate_proj", "up_proj", "down_proj")
 _GELU = 2 * math.sqrt(2 / math.pi)

@@ -23,8 +23,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind, forest_attention
-from byeori.model import forward, lora, parallel, quantize, speed
+from byeori.kernels import device_kind, forest_attention, lora_linear
+from byeori.model import forward, parallel, quantize, speed
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
@@ -212,10 +212,10 @@ def build(
     if four_bit:
         pack(base)
     with no_init_weights() if device == "meta" else nullcontext():  # there are no first values to draw
-        model = lora.attach(
+        model = lora_linear.attach(
             base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
         )
-    lora.fuse(model)
+    lora_linear.fuse(model)
     parallel.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(chosen))
     return model.train()

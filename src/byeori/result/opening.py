@@ -20,7 +20,8 @@ from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
-from byeori.model import load, lora
+from byeori.kernels import lora_linear
+from byeori.model import load
 from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
 from byeori.result import base_check
@@ -165,7 +166,7 @@ def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
     for words, names in (("the base has layers without it", missing), ("layers are left over", keys.unexpected_keys)):
         if names:
             raise ModelError(f"{misfit}: {words} ({names[0]} and {len(names) - 1} more); {remedy}")
-    lora.fuse(tuned)
+    lora_linear.fuse(tuned)
     return tuned.eval()
 
 
