@@ -20,8 +20,8 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention, lora_linear, rms_norm
 from byeori.kernels.dropout import Drop
+from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import forward, offload, parallel
-from byeori.model.logprobs import Head, target_logprobs
 from byeori.model.placed import place, windows
 
 GPU = torch.device("cuda")

@@ -13,8 +13,8 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.kernels import dispatch, native, triton_kernels
 from byeori.kernels.dropout import Drop
+from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import forward, last_layer, speed
-from byeori.model.logprobs import Head, target_logprobs
 
 pytest.importorskip("triton")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.kernels import native
-from byeori.model import logprobs, speed
-from byeori.model.logprobs import Head, target_logprobs
+from byeori.kernels import lm_head, native
+from byeori.kernels.lm_head import Head, target_logprobs
+from byeori.model import speed
 
 WORDS, SIZE, COUNT = 23, 6, 11
 CHUNKS = [4 * WORDS, 4 * WORDS * 3, 4 * WORDS * COUNT, 2**26, 1]  # 1, 3, all, all, and never less than one target
@@ -175,15 +175,15 @@ def test_no_target_loses_more_than_its_share(
     module.bias.zero_()
     module.weight.zero_()
     module.weight[:, 0] = torch.linspace(0, 1, 8192)  # their mean is what is lost
-    monkeypatch.setattr(logprobs, "RARE", 2.0**-10)
+    monkeypatch.setattr(lm_head, "RARE", 2.0**-10)
     (_, one), (_, other) = (gradient(module, hidden, ids, rare_words=on) for on in (True, False))
-    assert float((one - other).double().norm(dim=1).max()) <= logprobs.LOST + 2**-8  # no word's vector is longer than 1
+    assert float((one - other).double().norm(dim=1).max()) <= lm_head.LOST + 2**-8  # no word's vector is longer than 1
 
 
 def test_the_setting_switches_it() -> None:
     for chosen in ([], ["rare_words"]):
         speed.everywhere(chosen)
-        assert logprobs._on is bool(chosen)
+        assert lm_head._on is bool(chosen)
     speed.everywhere(speed.parts(["auto"], torch.device("cpu")))
 
 
@@ -214,12 +214,12 @@ def gradient(
     module: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor, *, rare_words: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and the gradient of their sum."""
-    logprobs.switch(rare_words)
+    lm_head.switch(rare_words)
     try:
         found = target_logprobs(Head(module=module), hidden, ids, **BLOCKS)
         return found.detach(), torch.autograd.grad(found.sum(), hidden)[0]
     finally:
-        logprobs.switch(True)
+        lm_head.switch(True)
 
 
 def test_large_logits_stay_finite() -> None:

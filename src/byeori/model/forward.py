@@ -14,8 +14,8 @@ from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import device_kind, forest_attention
+from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
-from byeori.model.logprobs import SIZES, target_logprobs
 from byeori.model.placed import Placed, place
 
 # Layers in which a token meets others through the attention interface alone.

@@ -13,7 +13,7 @@ from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
-from byeori.model.logprobs import Head
+from byeori.kernels.lm_head import Head
 from byeori.support import hub
 
 # Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.

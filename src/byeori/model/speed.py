@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import cpu_attention, dispatch, native, rms_norm
-from byeori.model import heads, last_layer, logprobs, mlp
+from byeori.kernels import cpu_attention, dispatch, lm_head, native, rms_norm
+from byeori.model import heads, last_layer, mlp
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
@@ -36,7 +36,7 @@ def everywhere(chosen: list[str]) -> None:
     """Switch what every model of this process uses."""
     cpu_attention.switch("attention" in chosen)
     native.switch("kernels" in chosen)
-    logprobs.switch("rare_words" in chosen)
+    lm_head.switch("rare_words" in chosen)
 
 
 def fuse(model: Any, chosen: list[str]) -> int:
