@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.kernels import dispatch, lora_linear, native, rms_norm
+from byeori.kernels import dispatch, gated_mlp, lora_linear, native, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import heads, mlp
+from byeori.model import heads
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]
@@ -57,8 +57,8 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
         (lambda x: as_turn(x, head_norm), [x]),
         (lambda x: as_turn(x, None), [x]),
     ]
-    for kind in mlp._KINDS:
-        out.append((lambda x, kind=kind: mlp._apply(x, kind, [of(x)] * 3), [gate]))
+    for kind in gated_mlp._KINDS:
+        out.append((lambda x, kind=kind: gated_mlp._apply(x, kind, [of(x)] * 3), [gate]))
     return out
 
 

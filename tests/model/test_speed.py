@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, lora_linear, native
+from byeori.kernels import cpu_attention, forest_attention, gated_mlp, lora_linear, native
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward, heads, last_layer, mlp, speed
+from byeori.model import forward, heads, last_layer, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -91,7 +91,7 @@ def test_float32(kind: str, parts: list[str]) -> None:
 def test_what_is_found_and_what_is_left_alone(kind: str) -> None:
     model, _ = zoo.tiny(kind)
     names = model.state_dict().keys()
-    assert (mlp.fuse_mlps(model), heads.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
+    assert (gated_mlp.fuse_mlps(model), heads.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
     assert model.state_dict().keys() == names
 
 
