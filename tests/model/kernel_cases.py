@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from byeori.kernels import dispatch, gated_mlp, lora_linear, native, rms_norm
+from byeori.kernels import dispatch, gated_mlp, lora_linear, native, qkv_rope, rms_norm
 from byeori.kernels.dropout import Drop
-from byeori.model import heads
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
 Case = tuple[Any, list[torch.Tensor]]
@@ -34,7 +33,7 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
     x, gate = ((3 * torch.randn(3, 5, size)).to(device, dtype) for _ in range(2))
     cos, sin = torch.randn(2, 3, size).to(device, dtype)
     scale = torch.randn(size).to(device)
-    head_norm = heads.HeadNorm(scale=scale, eps=1e-3)
+    head_norm = qkv_rope.HeadNorm(scale=scale, eps=1e-3)
 
     def of(x: torch.Tensor, times: int = 1) -> lora_linear.Projection:
         return lora_linear.Projection(weight=torch.eye(size, dtype=x.dtype, device=device).repeat(times, 1), bias=None)
@@ -44,7 +43,7 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
 
     def as_turn(x: torch.Tensor, known: Any) -> torch.Tensor:
         turn, parts = (cos.to(x.dtype), sin.to(x.dtype)), [of(x, times=2)] * 3  # two heads
-        return heads.compute(x[:, 0], None, (turn, turn), size, parts, (known, None))[0]
+        return qkv_rope.compute(x[:, 0], None, (turn, turn), size, parts, (known, None))[0]
 
     def as_drop(x: torch.Tensor) -> torch.Tensor:
         w, a, b = (torch.eye(size, dtype=x.dtype, device=device) for _ in range(3))

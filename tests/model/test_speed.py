@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, gated_mlp, lora_linear, native
+from byeori.kernels import cpu_attention, forest_attention, gated_mlp, lora_linear, native, qkv_rope
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward, heads, last_layer, speed
+from byeori.model import forward, last_layer, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -91,14 +91,14 @@ def test_float32(kind: str, parts: list[str]) -> None:
 def test_what_is_found_and_what_is_left_alone(kind: str) -> None:
     model, _ = zoo.tiny(kind)
     names = model.state_dict().keys()
-    assert (gated_mlp.fuse_mlps(model), heads.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
+    assert (gated_mlp.fuse_mlps(model), qkv_rope.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
     assert model.state_dict().keys() == names
 
 
 def test_the_last_layer_computes_few_rows() -> None:
     model, _ = zoo.tiny("llama")
     forward.use_forest_attention(model)
-    assert heads.fuse_heads(model) == 2
+    assert qkv_rope.fuse_heads(model) == 2
     assert last_layer.prune(model)
     seen: list[int] = []
     base = model.get_base_model().model

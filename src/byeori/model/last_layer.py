@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import forest_attention
-from byeori.model import heads
+from byeori.kernels import forest_attention, qkv_rope
 
 # Picking rows costs a few copies; it pays where at most one row in this many is wanted.
 _AT_MOST_ONE_IN = 2
@@ -27,7 +26,7 @@ def _forward(
     if forest_layout is None:
         return type(self).forward(self, hidden_states, *args, **rest)
     few = len(forest_layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
-    if few and heads.ready(self.self_attn) is not None:
+    if few and qkv_rope.ready(self.self_attn) is not None:
         forest_layout = forest_attention.of_rows(forest_layout, self.input_layernorm(hidden_states).squeeze(0))
         hidden_states = hidden_states[:, forest_layout.rows]
     return type(self).forward(self, hidden_states, *args, forest_layout=forest_layout, **rest)

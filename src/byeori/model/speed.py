@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import cpu_attention, dispatch, gated_mlp, lm_head, native, rms_norm
-from byeori.model import heads, last_layer
+from byeori.kernels import cpu_attention, dispatch, gated_mlp, lm_head, native, qkv_rope, rms_norm
+from byeori.model import last_layer
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
@@ -49,7 +49,7 @@ def fuse(model: Any, chosen: list[str]) -> int:
     if "norms" in chosen:
         rms_norm.fuse_norms(model)
     count = gated_mlp.fuse_mlps(model) if "mlp" in chosen else 0
-    count += heads.fuse_heads(model) if "heads" in chosen else 0
+    count += qkv_rope.fuse_heads(model) if "heads" in chosen else 0
     if "last_layer" in chosen:
         last_layer.prune(model)
     for module, training in modes:
