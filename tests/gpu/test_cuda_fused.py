@@ -11,10 +11,10 @@ import zoo
 
 from byeori.batch import forest as forests
 from byeori.config import SPEED
-from byeori.kernels import dispatch, native, triton_kernels
+from byeori.kernels import dispatch, last_layer, native, triton_kernels
 from byeori.kernels.dropout import Drop
 from byeori.kernels.lm_head import Head, target_logprobs
-from byeori.model import forward, last_layer, speed
+from byeori.model import forward, speed
 
 pytest.importorskip("triton")
 

@@ -13,9 +13,9 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.kernels import dropout, lora_linear, native
+from byeori.kernels import dropout, last_layer, lora_linear, native
 from byeori.kernels.dropout import Drop
-from byeori.model import forward, last_layer, speed
+from byeori.model import forward, speed
 
 ONES = torch.ones(200, 300)
 

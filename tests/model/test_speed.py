@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, gated_mlp, lora_linear, native, qkv_rope
+from byeori.kernels import cpu_attention, forest_attention, gated_mlp, last_layer, lora_linear, native, qkv_rope
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward, last_layer, speed
+from byeori.model import forward, speed
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from byeori.config import SPEED
-from byeori.kernels import cpu_attention, dispatch, gated_mlp, lm_head, native, qkv_rope, rms_norm
-from byeori.model import last_layer
+from byeori.kernels import cpu_attention, dispatch, gated_mlp, last_layer, lm_head, native, qkv_rope, rms_norm
 
 _OF_A_CPU = ("attention", "rare_words")
 # On a GPU the other functions move three times what the models' own code does where PyTorch's operations make them up.
