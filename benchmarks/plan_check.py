@@ -100,7 +100,8 @@ def measure(how: Combination) -> dict[str, int]:
     from transformers import AutoConfig
 
     from byeori.batch import loader
-    from byeori.model import forward, speed
+    from byeori.kernels import patch
+    from byeori.model import forward
     from byeori.objective.dpo import Preference, preference
     from byeori.objective.sft import SFT
     from byeori.plan import machines, measured_step, rehearsal, workload
@@ -139,7 +140,7 @@ def measure(how: Combination) -> dict[str, int]:
         functional.dequantize_4bit(packed, state)  # loads its kernels with the first weight
         memory.keep_large_blocks_apart()
     before = memory.resident_bytes()
-    parts = speed.parts(["auto"], torch.device("cpu"))
+    parts = patch.parts(["auto"], torch.device("cpu"))
     model = rehearsal.build(
         config,
         adapter,

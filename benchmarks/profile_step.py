@@ -121,8 +121,8 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     """Take every fused function off, and put those of a setting on."""
     import torch
 
+    from byeori.kernels import patch as speeds
     from byeori.model import parallel
-    from byeori.model import speed as speeds
 
     for module, forward in plain.items():
         module.__dict__.pop("forward", None)

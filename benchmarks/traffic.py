@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import device_kind, dispatch
-from byeori.model import forward, speed
+from byeori.kernels import device_kind, dispatch, patch
+from byeori.model import forward
 from byeori.model.placed import place
 from byeori.plan import rehearsal
 from byeori.plan.meta_ops import tensors
 
-AUTO = speed.parts(["auto"], torch.device("cuda"))
+AUTO = patch.parts(["auto"], torch.device("cuda"))
 WAYS = {
     "layers as transformers has them": [],
     "norms fused, in PyTorch": ["norms"],
@@ -93,7 +93,7 @@ def moved(shape: str, layers: int, chosen: list[str], tokens: int) -> Counter[st
     config = kind(**SHAPES[shape], head_dim=128, vocab_size=32000, num_hidden_layers=layers)
     adapter = rehearsal.Adapter(r=16, alpha=16, dropout=0.0, targets=("all-linear",))
     row = Example(token_ids=tuple(range(tokens)), targets=((1, tokens),))
-    speed.everywhere(chosen)
+    patch.everywhere(chosen)
     with device_kind.stand_for("cuda"):
         model = rehearsal.build(config, adapter, torch.bfloat16, layers=layers, chosen=chosen)
         forward.use_forest_attention(model)

@@ -7,8 +7,8 @@ from typing import Any
 
 from byeori.config import TrainSettings
 from byeori.errors import ConfigError
-from byeori.kernels import lora_linear
-from byeori.model import load, parallel, sharding, speed, stream
+from byeori.kernels import lora_linear, patch
+from byeori.model import load, parallel, sharding, stream
 from byeori.model.parallel import Processes
 from byeori.result import opening
 from byeori.start import Start
@@ -72,15 +72,15 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
 
     row_tokens: tokens of the whole run, for a batch of one row.
     """
-    base, chosen = model.get_base_model(), speed.parts(settings.speed, processes.device)
+    base, chosen = model.get_base_model(), patch.parts(settings.speed, processes.device)
     if settings.gradient_checkpointing != "none":
         parallel.recompute_layers(base, settings.gradient_checkpointing)
     tokens = row_tokens * settings.batch_size // processes.world
     if settings.compile == "on":
         chosen = [part for part in chosen if part in ("attention", "kernels")]
-    speed.everywhere(chosen)
+    patch.everywhere(chosen)
     with sharding.last_layer_whole(base):
-        fused = speed.fuse(base, chosen)
+        fused = patch.fuse(base, chosen)
     pays = settings.compile == "auto" and not fused and parallel.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
         tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")

@@ -11,10 +11,10 @@ import zoo
 
 from byeori.batch import forest as forests
 from byeori.config import SPEED
-from byeori.kernels import dispatch, last_layer, native, triton_kernels
+from byeori.kernels import dispatch, last_layer, native, patch, triton_kernels
 from byeori.kernels.dropout import Drop
 from byeori.kernels.lm_head import Head, target_logprobs
-from byeori.model import forward, speed
+from byeori.model import forward
 
 pytest.importorskip("triton")
 
@@ -92,7 +92,7 @@ def test_a_model_takes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, plain = zoo.tiny(kind, torch.float32)
     model, plain = model.to(GPU), plain.double()
     assert forward.use_forest_attention(model)
-    speed.fuse(model, speed.parts(["auto"], GPU))
+    patch.fuse(model, patch.parts(["auto"], GPU))
     loss = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
     found = zoo.gradients(model, loss)
     with zoo.Wide():
@@ -114,9 +114,9 @@ def test_dropout_leaves_out_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
 
 def test_without_them_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
-    speed.everywhere([part for part in SPEED if part != "kernels"])
+    patch.everywhere([part for part in SPEED if part != "kernels"])
     assert not dispatch.runs(torch.ones(4, device=GPU))
-    speed.everywhere(list(SPEED))
+    patch.everywhere(list(SPEED))
     assert dispatch.runs(torch.ones(4, device=GPU))
     assert not dispatch.runs(torch.ones(4, device=GPU, dtype=torch.float64))
     assert not dispatch.runs(torch.ones(4, 4, device=GPU).t())

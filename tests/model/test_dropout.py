@@ -13,9 +13,9 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.kernels import dropout, last_layer, lora_linear, native
+from byeori.kernels import dropout, last_layer, lora_linear, native, patch
 from byeori.kernels.dropout import Drop
-from byeori.model import forward, speed
+from byeori.model import forward
 
 ONES = torch.ones(200, 300)
 
@@ -23,7 +23,7 @@ ONES = torch.ones(200, 300)
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Any:
     yield
-    speed.everywhere(list(SPEED))
+    patch.everywhere(list(SPEED))
 
 
 def mixed(v: int) -> int:
@@ -104,8 +104,8 @@ def test_a_model_with_dropout_equals_pefts_with_the_same_masks(
             if isinstance(layer, lora_linear.LoraLinear):
                 layer.lora_dropout["default"] = Masked() if part is plain else torch.nn.Dropout(0.4)
     assert forward.use_forest_attention(model)
-    speed.everywhere(parts)
-    speed.fuse(model, parts)
+    patch.everywhere(parts)
+    patch.fuse(model, parts)
     model.train()
     plain.train()
     with zoo.Wide():
@@ -124,7 +124,7 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
         if isinstance(layer, lora_linear.LoraLinear):
             layer.lora_dropout["default"] = torch.nn.Dropout(0.3)
     assert forward.use_forest_attention(model)
-    speed.fuse(model, list(SPEED))
+    patch.fuse(model, list(SPEED))
     model.train()
     if recompute:
         model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

@@ -9,9 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.kernels import lm_head, native
+from byeori.kernels import lm_head, native, patch
 from byeori.kernels.lm_head import Head, target_logprobs
-from byeori.model import speed
 
 WORDS, SIZE, COUNT = 23, 6, 11
 CHUNKS = [4 * WORDS, 4 * WORDS * 3, 4 * WORDS * COUNT, 2**26, 1]  # 1, 3, all, all, and never less than one target
@@ -182,9 +181,9 @@ def test_no_target_loses_more_than_its_share(
 
 def test_the_setting_switches_it() -> None:
     for chosen in ([], ["rare_words"]):
-        speed.everywhere(chosen)
+        patch.everywhere(chosen)
         assert lm_head._on is bool(chosen)
-    speed.everywhere(speed.parts(["auto"], torch.device("cpu")))
+    patch.everywhere(patch.parts(["auto"], torch.device("cpu")))
 
 
 def test_float32_leaves_no_word_out(

@@ -14,9 +14,9 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, gated_mlp, last_layer, lora_linear, native, qkv_rope
+from byeori.kernels import cpu_attention, forest_attention, gated_mlp, last_layer, lora_linear, native, patch, qkv_rope
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward, speed
+from byeori.model import forward
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -42,7 +42,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Prune the last layer of short examples too; switches are set back."""
     monkeypatch.setattr(last_layer, "_AT_MOST_ONE_IN", 1)
     yield
-    speed.everywhere(list(SPEED))
+    patch.everywhere(list(SPEED))
 
 
 @functools.cache
@@ -57,8 +57,8 @@ def difference(kind: str, dtype: torch.dtype, parts: list[str]) -> tuple[float, 
     """Relative differences of the loss and of the worst gradient from the plain computation."""
     model, _ = zoo.tiny(kind, dtype)
     forward.use_forest_attention(model)
-    speed.everywhere(parts)
-    speed.fuse(model, parts)
+    patch.everywhere(parts)
+    patch.fuse(model, parts)
     loss, gradients = expected(kind, dtype)
     with zoo.Wide():
         found = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
@@ -116,7 +116,7 @@ def test_with_dropout_the_last_layer_computes_few_rows_too(training: bool) -> No
     model = lora_linear.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
     lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
-    speed.fuse(model.get_base_model(), list(SPEED))
+    patch.fuse(model.get_base_model(), list(SPEED))
     assert model.get_base_model().training
     seen: list[int] = []
     model.get_base_model().model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
@@ -241,7 +241,7 @@ def test_nothing_that_is_kept_is_written_over() -> None:
     """A second backward pass over the same graph gives the same."""
     model, _ = zoo.tiny("gemma3", torch.float32)
     forward.use_forest_attention(model)
-    speed.fuse(model, list(SPEED))
+    patch.fuse(model, list(SPEED))
     loss = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
     first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -253,7 +253,7 @@ def test_nothing_that_is_kept_is_written_over() -> None:
 def test_dropout_and_a_switched_off_adapter() -> None:
     model, plain = zoo.tiny("llama")
     forward.use_forest_attention(model)
-    speed.fuse(model, list(SPEED))
+    patch.fuse(model, list(SPEED))
     forest = forests.build(zoo.tree(), min_shared=1)
     with zoo.Wide(), torch.no_grad():
         adapted = forward.forest_logprobs(model, forest)
@@ -281,14 +281,14 @@ def test_without_a_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatc
 
 def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {"base_model": "m", "data_path": "d", "output_dir": "o"}
-    assert speed.parts(check(SftSettings, needed).speed, CPU) == list(SPEED)
+    assert patch.parts(check(SftSettings, needed).speed, CPU) == list(SPEED)
     on_a_gpu = ["kernels", "norms", "mlp", "heads", "last_layer"]
-    assert speed.parts(["auto"], torch.device("cuda")) == on_a_gpu
+    assert patch.parts(["auto"], torch.device("cuda")) == on_a_gpu
     monkeypatch.setattr(kernels, "triton_is_here", lambda: False)
-    assert speed.parts(["auto"], torch.device("cuda")) == on_a_gpu  # of a plan, which is made elsewhere
+    assert patch.parts(["auto"], torch.device("cuda")) == on_a_gpu  # of a plan, which is made elsewhere
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert speed.parts(["auto"], torch.device("cuda")) == ["norms"]
-    assert speed.parts(check(SftSettings, needed | {"speed": "off"}).speed, CPU) == []
-    assert speed.parts(check(SftSettings, needed | {"speed": "mlp, norms"}).speed, CPU) == ["mlp", "norms"]
+    assert patch.parts(["auto"], torch.device("cuda")) == ["norms"]
+    assert patch.parts(check(SftSettings, needed | {"speed": "off"}).speed, CPU) == []
+    assert patch.parts(check(SftSettings, needed | {"speed": "mlp, norms"}).speed, CPU) == ["mlp", "norms"]
     with pytest.raises(ConfigError, match="speed does not know flash; it is auto, off, or some of attention, "):
         check(SftSettings, needed | {"speed": "mlp,flash"})

@@ -11,7 +11,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.model import forward, speed
+from byeori.kernels import patch
+from byeori.model import forward
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
@@ -49,7 +50,7 @@ def _measured(
     config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any
 ) -> measured_step.Step:
     several = how.pop("several", False)
-    chosen = speed.parts(["auto"], CPU)
+    chosen = patch.parts(["auto"], CPU)
     model = rehearsal.build(config, adapter, torch.float32, chosen=chosen, device="cpu", **how)
     plain = not forward.use_forest_attention(model)
     optimizer = measured_step.optimizer_of(model)

@@ -23,8 +23,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind, forest_attention, lora_linear
-from byeori.model import forward, parallel, quantize, speed
+from byeori.kernels import device_kind, forest_attention, lora_linear, patch
+from byeori.model import forward, parallel, quantize
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
@@ -128,7 +128,7 @@ def rehearse(
     Raises:
         ModelError: no model can be made of this config, or its code cannot run without numbers.
     """
-    chosen = tuple(speed.parts(list(wanted), torch.device(device)))
+    chosen = tuple(patch.parts(list(wanted), torch.device(device)))
     period = math.lcm(on.period, 2) if recompute == "selective" else on.period
     tail = period + ("last_layer" in chosen)  # the last layer may be a kind of its own
     low = _same_end(on.layers, period, on.first + period + tail)
@@ -254,7 +254,7 @@ def _fuse(model: Any, chosen: list[str]) -> None:
         module.to_empty(device="cpu", recurse=False)
         for parameter in module.parameters(recurse=False):
             torch.nn.init.normal_(parameter)
-    speed.fuse(model, chosen)
+    patch.fuse(model, chosen)
     for module in lent:
         module.to_empty(device="meta", recurse=False)
         for name, value in list(vars(module).items()):

@@ -14,7 +14,8 @@ import torch
 
 from byeori import weights
 from byeori.config import TrainSettings
-from byeori.model import load, speed
+from byeori.kernels import patch
+from byeori.model import load
 from byeori.objective.record import Objective
 from byeori.plan import calibrate, candidates, machines, rehearsal
 from byeori.plan.candidates import Case, Choice
@@ -219,5 +220,5 @@ class Rehearser:
             objective=self.objective,
             several=micro.several,
             device=device,
-            chosen=speed.parts(self.training.speed, device),
+            chosen=patch.parts(self.training.speed, device),
         )
