@@ -8,7 +8,7 @@ from typing import Any
 from byeori.config import TrainSettings
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
-from byeori.model import load, parallel, sharding, stream
+from byeori.model import load, load_streamed, parallel, sharding
 from byeori.model.parallel import Processes
 from byeori.result import opening
 from byeori.start import Start
@@ -48,7 +48,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
         memory.keep_large_blocks_apart()
     if packed or processes.sharded:
         offload = settings.cpu_offload and processes.sharded
-        base = stream.load_streamed(start.base, processes=processes, bits=packed, offload=offload, **where)
+        base = load_streamed.load_streamed(start.base, processes=processes, bits=packed, offload=offload, **where)
     else:
         base = load.load_model(start.base, device=processes.device, **where)
     with sharding.shown_whole(base, processes.device):

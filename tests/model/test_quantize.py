@@ -14,7 +14,7 @@ from zoo import KINDS, gradients, tree, worst
 from byeori.batch import forest as forests
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear
-from byeori.model import forward, load, parallel, quantize, stream
+from byeori.model import forward, load, load_streamed, parallel, quantize
 from byeori.model.quantize import PackedLinear
 
 ALONE = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
@@ -82,7 +82,7 @@ def saved(kind: str, folder: Path) -> Any:
 def test_streamed_weights_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     saved(kind, tmp_path)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    found = stream.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE)
+    found = load_streamed.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE)
     assert {name for name, _ in found.named_parameters()} == {name for name, _ in expected.named_parameters()}
     for (name, mine), (_, theirs) in zip(found.state_dict().items(), expected.state_dict().items(), strict=True):
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), name
@@ -98,7 +98,7 @@ def test_streamed_weights_are_those_of_transformers(kind: str, tmp_path: Path) -
 def test_training_over_packed_layers(kind: str, bits: int, tmp_path: Path) -> None:
     """Loss and gradients equal those of the same model with its opened weights written out, by PEFT's own layers."""
     saved(kind, tmp_path)
-    base = stream.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=bits)
+    base = load_streamed.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=bits)
     plain = load.load_model(str(tmp_path), dtype=torch.float32, device=ALONE.device)
     count = 0
     for name, layer in base.named_modules():
@@ -141,7 +141,7 @@ def test_equals_bitsandbytes_in_transformers(tmp_path: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
-    mine = stream.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=4)
+    mine = load_streamed.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=4)
     for name, layer in mine.named_modules():
         if isinstance(layer, PackedLinear):
             assert torch.equal(theirs.get_submodule(name).weight.data, layer.weight), name
@@ -158,7 +158,7 @@ def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     model.config.save_pretrained(tmp_path / "llama")
     with pytest.raises(ConfigError, match="are quantised already; leave --load_in_4bit"):
-        stream.load_streamed(str(tmp_path / "llama"), dtype=torch.float32, processes=ALONE, bits=4)
+        load_streamed.load_streamed(str(tmp_path / "llama"), dtype=torch.float32, processes=ALONE, bits=4)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"--load_in_4bit needs bitsandbytes; pip install '.\[quant\]' in byeori's"):
         quantize.pack_layers(model, 4)

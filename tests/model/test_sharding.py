@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from zoo import KINDS
 
 from byeori.kernels import lora_linear
-from byeori.model import parallel, sharding, stream
+from byeori.model import load_streamed, parallel, sharding
 from byeori.model.quantize import PackedLinear
 
 WORLD, RANK = 4, 3
@@ -58,9 +58,9 @@ def test_a_process_holds_its_rows_only(
     kind: str, mine: parallel.Processes, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = loaded(models / kind)
-    reader, read = stream._reader, [0]
+    reader, read = load_streamed._reader, [0]
 
-    def counting(stored: Any) -> stream.Read:
+    def counting(stored: Any) -> load_streamed.Read:
         inner = reader(stored)
 
         def count(name: str, start: int, end: int | None) -> torch.Tensor:
@@ -70,8 +70,8 @@ def test_a_process_holds_its_rows_only(
 
         return count
 
-    monkeypatch.setattr(stream, "_reader", counting)
-    causal = stream.load_streamed(str(models / kind), dtype=torch.float32, processes=mine)
+    monkeypatch.setattr(load_streamed, "_reader", counting)
+    causal = load_streamed.load_streamed(str(models / kind), dtype=torch.float32, processes=mine)
     held = 0
     for name, parameter in causal.named_parameters():
         if parameter.dim() < 2:
@@ -89,8 +89,8 @@ def test_a_process_holds_its_rows_only(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_rows(bits: int, mine: parallel.Processes, models: Path) -> None:
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
-    whole = stream.load_streamed(str(models / "llama"), dtype=torch.float32, processes=alone, bits=bits)
-    causal = stream.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine, bits=bits)
+    whole = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=alone, bits=bits)
+    causal = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine, bits=bits)
     for name, layer in causal.named_modules():
         if isinstance(layer, PackedLinear):
             expected = whole.get_submodule(name)
@@ -102,7 +102,7 @@ def test_machines_of_two(models: Path, mine: parallel.Processes) -> None:
     """hsdp: the rows are those of a machine's two processes."""
     whole = loaded(models / "llama")
     pair = parallel.Processes(rank=mine.rank, world=WORLD, device=mine.device, local_world=2, shards=2)
-    causal = stream.load_streamed(str(models / "llama"), dtype=torch.float32, processes=pair)
+    causal = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=pair)
     for name, parameter in causal.named_parameters():
         if parameter.dim() > 1:
             assert torch.equal(parameter.to_local(), part(whole[name], pair)), name
@@ -112,7 +112,7 @@ def test_adapters_stay_whole(mine: parallel.Processes, models: Path) -> None:
     """They are those that one process would draw."""
     how: dict[str, Any] = {"r": 3, "alpha": 5, "dropout": 0.0, "targets": ["all-linear"], "seed": 1}
     plain = lora_linear.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
-    base = stream.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine)
+    base = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine)
     with sharding.shown_whole(base, mine.device):
         model = lora_linear.attach(base, **how)
     expected = {name: p for name, p in plain.named_parameters() if p.requires_grad}
