@@ -20,7 +20,7 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import device_kind, dispatch, patch
 from byeori.model import forward
-from byeori.model.placed import place
+from byeori.model.device_batch import place
 from byeori.plan import rehearsal
 from byeori.plan.meta_ops import tensors
 

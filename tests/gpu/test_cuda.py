@@ -22,7 +22,7 @@ from byeori.kernels import forest_attention, lora_linear, rms_norm
 from byeori.kernels.dropout import Drop
 from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import forward, offload, parallel
-from byeori.model.placed import place, windows
+from byeori.model.device_batch import place, windows
 
 GPU = torch.device("cuda")
 

@@ -14,7 +14,7 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention
 from byeori.model import forward
-from byeori.model.placed import place, windows
+from byeori.model.device_batch import place, windows
 
 CPU = torch.device("cpu")
 

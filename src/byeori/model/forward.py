@@ -16,7 +16,7 @@ from byeori.errors import ModelError
 from byeori.kernels import device_kind, forest_attention
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
-from byeori.model.placed import Placed, place
+from byeori.model.device_batch import Placed, place
 
 # Layers in which a token meets others through the attention interface alone.
 _KINDS = {"full_attention", "sliding_attention"}

@@ -23,8 +23,8 @@ import torch
 
 from byeori.batch import forest as forests
 from byeori.errors import TrainingError
-from byeori.model import forward, parallel, placed
-from byeori.model.placed import Placed
+from byeori.model import device_batch, forward, parallel
+from byeori.model.device_batch import Placed
 from byeori.objective.record import Sums
 from byeori.train import checkpoint, hooks, log, memory, optim, room
 from byeori.train.job import Abandoned, Again, Interrupted, Job, Options, Run
@@ -187,7 +187,7 @@ def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, t
             found[name] += value
         found["unique_tokens"] += forest.unique_tokens
     for forest in idle(step.units, job.options, job.processes, halvings):
-        (_sums(job, placed.place(forest, job.processes.device)).total * 0).backward()
+        (_sums(job, device_batch.place(forest, job.processes.device)).total * 0).backward()
 
 
 def _there_and_back(job: Job, batch: Placed, weight: float) -> dict[str, torch.Tensor]:
@@ -379,7 +379,7 @@ def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
                     found[name] += value
             for forest in idle(units, job.options, job.processes, halvings):
                 with parallel.uncompiled():
-                    _sums(job, placed.place(forest, job.processes.device))
+                    _sums(job, device_batch.place(forest, job.processes.device))
 
     totals = _summed(job, run, live, ["loss", *job.objective.logged], compute)
     job.model.train()
