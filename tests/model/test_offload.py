@@ -17,10 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from zoo import gradients, tiny, tree, worst
 
 from byeori.batch import forest as forests
-from byeori.model import forward, offload, parallel
+from byeori.model import activation_offload, forward, parallel
 
 
-class Late(offload.Link):
+class Late(activation_offload.Link):
     """A stream that lags as far behind as it may. started: every copy; done: how many of them are made."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def there_and_back(layers: Layers) -> list[torch.Tensor]:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_what_is_used_has_arrived_and_what_is_freed_has_left(count: int) -> None:
     expected, layers, link = there_and_back(Layers(count)), Layers(count), Late()
-    offload.keep_away(layers, link)
+    activation_offload.keep_away(layers, link)
     for _ in range(2):
         assert all(torch.equal(*pair) for pair in zip(there_and_back(layers), expected, strict=True))
     assert len(link.started) == 2 * (count + max(0, count - 2))  # all go, the last two need not come back
@@ -90,7 +90,7 @@ def test_what_is_used_has_arrived_and_what_is_freed_has_left(count: int) -> None
 def test_copies_are_under_way_while_layers_work() -> None:
     link, seen = Late(), list[tuple[int, int]]()
     layers = Layers(6, lambda index: seen.append((index, link.under_way)))
-    offload.keep_away(layers, link)
+    activation_offload.keep_away(layers, link)
     there_and_back(layers)
     out, back = seen[:6], seen[6:]
     assert out == [(0, 1), (1, 2), (2, 2), (3, 2), (4, 2), (5, 2)]  # a layer's own input and the one before
@@ -105,7 +105,7 @@ def test_a_pass_that_fails_leaves_no_copy_under_way() -> None:
             raise RuntimeError("out of memory")
 
     layers = Layers(6, look)
-    offload.keep_away(layers, link)
+    activation_offload.keep_away(layers, link)
     with pytest.raises(RuntimeError, match="out of memory"):
         there_and_back(layers)
     gc.collect()
@@ -130,13 +130,13 @@ def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             moved.append(tuple(source.shape))
             return super().copy(source, target)
 
-    monkeypatch.setattr(offload, "Link", Noted)
+    monkeypatch.setattr(activation_offload, "Link", Noted)
     assert worst(found("offload"), found("none")) < 1e-12
     assert moved.count((1, forests.build(tree()).unique_tokens, 16)) >= 2  # one for each layer
 
 
 def test_small_tensors_weights_and_those_of_the_cpu_stay() -> None:
-    shelf = offload._Shelf(offload.Link())
+    shelf = activation_offload._Shelf(activation_offload.Link())
     for tensor in (torch.zeros(2**20), torch.nn.Parameter(torch.zeros(3))):
         assert shelf.put(tensor) is tensor
         assert shelf.take(tensor) is tensor

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from byeori.errors import may_speak
-from byeori.model import offload
+from byeori.model import activation_offload
 
 # Seconds. Compiling takes about half a minute and saves about a fifth; a shorter run does not earn it back.
 _COMPILE_PAYS_AFTER = 300.0
@@ -73,7 +73,7 @@ def recompute_layers(causal: Any, kind: str) -> None:
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False
     if kind == "offload":
-        offload.keep_away(causal.base_model)
+        activation_offload.keep_away(causal.base_model)
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:
