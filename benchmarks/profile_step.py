@@ -87,11 +87,11 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from byeori.config import SftSettings, check
     from byeori.data import cache
     from byeori.kernels import lora_linear
-    from byeori.model import embedded, forward, load, parallel
+    from byeori.model import demo_model, forward, load, parallel
     from byeori.rows import prepare
     from byeori.start import begin
 
-    name = args.model or str(embedded.embedded_model(print))
+    name = args.model or str(demo_model.embedded_model(print))
     settings = check(
         SftSettings,
         {

@@ -133,6 +133,6 @@ def merged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     """The embedded model's folder; tests that use it are marked `real`."""
-    from byeori.model.embedded import embedded_model
+    from byeori.model.demo_model import embedded_model
 
     return embedded_model(print)

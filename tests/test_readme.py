@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from byeori import cli, config
-from byeori.model import embedded
+from byeori.model import demo_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,7 +61,7 @@ def test_the_functions_named_are_those_of_the_commands(name: str) -> None:
 def test_the_terms_of_the_embedded_model_are_named_first_and_last(name: str) -> None:
     """Where the demo is offered and under the licence; `byeori demo` says the same on the screen (test_demo.py)."""
     link = "](https://ai.google.dev/gemma/terms)"
-    assert link.strip("]()") in embedded.TERMS
+    assert link.strip("]()") in demo_model.TERMS
     parts = _text(name).split("\n## ")
     assert link in parts[1] and "make demo" in parts[1]
     assert link in parts[-1] and "Apache-2.0" in parts[-1]

@@ -12,7 +12,7 @@ import torch
 from byeori import recipes
 from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
 from byeori.model import load
-from byeori.model.embedded import TERMS
+from byeori.model.demo_model import TERMS
 from byeori.plan.machines import measured_peak
 
 # Operations a second with which three epochs, and everything after them, take less than ten minutes.

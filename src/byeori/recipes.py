@@ -7,7 +7,7 @@ from typing import Any
 
 from byeori.answers import CompareResult, compare, generate
 from byeori.config import MergeSettings, PublishSettings
-from byeori.model import embedded
+from byeori.model import demo_model as embedded
 from byeori.result import merge as merging
 from byeori.result import publish as publishing
 from byeori.rows import preview, say

@@ -21,7 +21,7 @@ from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
-from byeori.model import embedded, forward, load, parallel
+from byeori.model import demo_model, forward, load, parallel
 from byeori.objective.record import Objective
 from byeori.plan import autotune
 from byeori.result import base_check
@@ -213,7 +213,7 @@ def _with_reference(
             model,
             rows,
             parts,
-            file=embedded.cache_folder() / "reference" / f"{name}.f32",
+            file=demo_model.cache_folder() / "reference" / f"{name}.f32",
             fresh=start.adapter is None,
             options=options,
             processes=context.processes,

@@ -21,7 +21,7 @@ from byeori.data import template, tokenize
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import lora_linear
-from byeori.model import embedded as embedding
+from byeori.model import demo_model as embedding
 from byeori.model import forward, load
 from conftest import sample_rows
 
