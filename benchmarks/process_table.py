@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 import byeori
-from byeori.model import parallel
+from byeori.distributed import processes
 
 ROWS = Path(byeori.__file__).parent / "data" / "samples" / "titles-ko-train.jsonl"
 STEPS = 20
@@ -58,7 +58,7 @@ def small_model(folder: Path, rows: Path) -> Path:
 
 def work(plan: Path) -> None:
     """The runs of one number of processes, one after the other in one group."""
-    leave, parallel.finish = parallel.finish, lambda: None
+    leave, processes.finish = processes.finish, lambda: None
     for settings in json.loads(plan.read_text(encoding="utf-8")):
         byeori.sft(**settings)
     leave()

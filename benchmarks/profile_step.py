@@ -86,8 +86,9 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from byeori.batch import forest, loader, packing
     from byeori.config import SftSettings, check
     from byeori.data import cache
+    from byeori.distributed import processes
     from byeori.kernels import lora_linear
-    from byeori.model import demo_model, forward, load, parallel
+    from byeori.model import demo_model, forward, load
     from byeori.rows import prepare
     from byeori.start import begin
 
@@ -104,7 +105,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         },
     )
     settings, start = begin(settings)
-    rows = cache.Rows(table=prepare(settings, start, group=1, processes=parallel.start())[0].train)
+    rows = cache.Rows(table=prepare(settings, start, group=1, processes=processes.start())[0].train)
     plan = loader.schedule(len(rows), batch_size=args.rows, num_epochs=1, max_steps=None, seed=42)
     examples = [rows.unit(int(index))[0] for index in loader.step_rows(plan, 0, {})]
     tokens = [[forest.needed(example)] for example in examples]
@@ -121,8 +122,8 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     """Take every fused function off, and put those of a setting on."""
     import torch
 
+    from byeori.distributed import processes
     from byeori.kernels import patch as speeds
-    from byeori.model import parallel
 
     for module, forward in plain.items():
         module.__dict__.pop("forward", None)
@@ -135,7 +136,7 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     speeds.everywhere(parts)
     speeds.fuse(model.get_base_model(), parts)
     if speed.endswith("+compile"):
-        parallel.compile_layers(model.get_base_model())
+        processes.compile_layers(model.get_base_model())
 
 
 def step(model: Any, forests: list[Any]) -> None:

@@ -15,8 +15,8 @@ import byeori
 from byeori import config, rows
 from byeori.batch import loader
 from byeori.data import cache
+from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
-from byeori.model import parallel
 from byeori.plan import autotune
 from byeori.start import begin
 from byeori.train import memory

@@ -14,9 +14,9 @@ from byeori import training, weights
 from byeori.batch import loader
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
+from byeori.distributed.processes import Processes
 from byeori.kernels import forest_attention, lora_linear
 from byeori.model import forward
-from byeori.model.parallel import Processes
 from byeori.objective.dpo import Preference, preference
 from byeori.objective.sft import SFT
 from byeori.train import checkpoint, pipeline, trainer

@@ -12,8 +12,8 @@ from byeori.config import CompareSettings, GenerateSettings, GenerationSettings,
 from byeori.data import template, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
+from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, ModelError
-from byeori.model import parallel
 from byeori.result import compare as comparison
 from byeori.result import folder as folders
 from byeori.result import generate as generation
@@ -46,7 +46,7 @@ def generate(settings: GenerateSettings) -> list[str]:
     if settings.data_path:
         return _generate_table(settings, found, sampling, output)
     how, prompt = _one_prompt(settings, found)
-    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    model = opening.load_weights(found, settings.dtype, processes.start().device)
     suffix = how.template.suffix if how.template and settings.raw is None else ""
     streamed = output is None and not suffix.strip()
     answer = generation.answer(
@@ -78,7 +78,7 @@ def _generate_table(
     column = generation.answer_column(table.rows.column_names)
     if column != "output":
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
-    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    model = opening.load_weights(found, settings.dtype, processes.start().device)
     if output:
         folders.write(output, "")
 
@@ -170,7 +170,7 @@ def compare(settings: CompareSettings) -> CompareResult:
         chosen.check_columns(table.rows.column_names, with_answer=group == 1)
     how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
     rows = folders.comparable(table, how, settings.on_bad_rows, say)
-    model = opening.load_weights(found, settings.dtype, parallel.start().device)
+    model = opening.load_weights(found, settings.dtype, processes.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
     with folders.progress("Answering") as on_progress:

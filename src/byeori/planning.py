@@ -202,9 +202,9 @@ def _work(
     count = settings.assumed_rows
     if begun is not None:
         from byeori.data import audit, cache
-        from byeori.model import parallel
+        from byeori.distributed import processes
 
-        alone = parallel.Processes(rank=0, world=1, device=_CPU)
+        alone = processes.Processes(rank=0, world=1, device=_CPU)
         prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
         audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
         left_out = audit.left_out(prepared.found, training.on_bad_rows)

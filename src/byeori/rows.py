@@ -16,8 +16,8 @@ from byeori.data import audit, cache, chat, preference, sources, template, token
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
+from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
-from byeori.model import parallel
 from byeori.result import folder as folders
 from byeori.result import opening
 from byeori.result import preview as previews

@@ -19,9 +19,10 @@ from byeori import weights
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, cache
+from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
-from byeori.model import demo_model, forward, load, parallel
+from byeori.model import demo_model, forward, load
 from byeori.objective.record import Objective
 from byeori.plan import autotune
 from byeori.result import base_check

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from byeori.config import TrainSettings
+from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
-from byeori.model import load, load_streamed, parallel, sharding
-from byeori.model.parallel import Processes
+from byeori.model import load, load_streamed, sharding
 from byeori.result import opening
 from byeori.start import Start
 from byeori.train import memory, optim

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from zoo import gradients, tiny, tree, worst
 
 from byeori.batch import forest as forests
-from byeori.model import activation_offload, forward, parallel
+from byeori.distributed import processes
+from byeori.model import activation_offload, forward
 
 
 class Late(activation_offload.Link):
@@ -119,7 +120,7 @@ def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def found(kind: str) -> dict[str, torch.Tensor]:
         model, _ = tiny("llama")
-        parallel.recompute_layers(model.get_base_model(), kind)
+        processes.recompute_layers(model.get_base_model(), kind)
         forward.use_forest_attention(model)
         return gradients(model, forward.forest_logprobs(model.train(), forests.build(tree())).sum())
 

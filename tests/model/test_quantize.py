@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM
 from zoo import KINDS, gradients, tree, worst
 
 from byeori.batch import forest as forests
+from byeori.distributed import processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear
-from byeori.model import forward, load, load_streamed, parallel, quantize
+from byeori.model import forward, load, load_streamed, quantize
 from byeori.model.quantize import PackedLinear
 
-ALONE = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
+ALONE = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
 # QLoRA, appendix E (arXiv:2305.14314): the 16 values of NF4
 NF4 = torch.tensor(
     [

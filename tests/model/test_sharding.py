@@ -15,8 +15,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 from zoo import KINDS
 
+from byeori.distributed import processes as parallel
 from byeori.kernels import lora_linear
-from byeori.model import load_streamed, parallel, sharding
+from byeori.model import load_streamed, sharding
 from byeori.model.quantize import PackedLinear
 
 WORLD, RANK = 4, 3

@@ -15,7 +15,7 @@ import torch
 
 import byeori
 from byeori import recipes  # noqa: F401  imported once, before the forks
-from byeori.model import parallel
+from byeori.distributed import processes
 
 
 def be(rank: int, world: int, port: int, runs: list) -> None:
@@ -23,7 +23,7 @@ def be(rank: int, world: int, port: int, runs: list) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    leave, parallel.finish = parallel.finish, lambda: None
+    leave, processes.finish = processes.finish, lambda: None
     for command, settings in runs:
         getattr(byeori, command)(**settings)
     leave()

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 import byeori
 from byeori import config, rows
 from byeori.data import cache
+from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
-from byeori.model import parallel
 from byeori.start import begin
 from byeori.train import reference as references
 from conftest import sample_rows
@@ -56,7 +56,7 @@ def dpo(model: Path, data: Path, output: Path, **changes: Any) -> Any:
 def pairs(values: dict[str, Any]) -> dict[int, Pair]:
     """Tokenized pairs by their place in the source."""
     checked, begun = begin(config.check(config.DpoSettings, values))
-    alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
+    alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     table = rows.prepare(checked, begun, group=2, processes=alone)[0].train
     found = [cache.Rows(table=table, group=2).unit(index) for index in range(len(table) // 2)]
     return {pair[0].row: pair for pair in found}

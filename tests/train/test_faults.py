@@ -20,8 +20,8 @@ from runs import checkpoints, environment, leftovers, log, losses, settings, sft
 from safetensors.torch import load_file
 from test_resume import same
 
+from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, TrainingError
-from byeori.model import parallel
 from byeori.train import checkpoint, room, trainer
 from byeori.train.job import Abandoned
 

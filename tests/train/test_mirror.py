@@ -10,8 +10,8 @@ import fsspec
 import pytest
 from runs import checkpoints, log, losses, sft, sha
 
+from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
-from byeori.model import parallel
 from byeori.train import checkpoint, remote
 
 
@@ -79,8 +79,8 @@ def test_machines_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines, one of which has another newest checkpoint (the sum over processes is made up)."""
     import torch
 
-    two = parallel.Processes(rank=0, world=2, device=torch.device("cpu"))
-    monkeypatch.setattr(parallel, "add_up", lambda values, _: [values[0] + 10, values[1] + 100])
+    two = processes.Processes(rank=0, world=2, device=torch.device("cpu"))
+    monkeypatch.setattr(processes, "add_up", lambda values, _: [values[0] + 10, values[1] + 100])
     remote.check_agreement(Path("out/checkpoint-10"), two)
     with pytest.raises(CheckpointError, match="would go on from different checkpoints"):
         remote.check_agreement(Path("out/checkpoint-20"), two)

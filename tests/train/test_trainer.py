@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, ge
 from byeori import config, rows, training
 from byeori.data import cache
 from byeori.data.tokenize import Example
+from byeori.distributed import processes
 from byeori.errors import TrainingError
-from byeori.model import parallel
 from byeori.objective.record import Sums, Targets
 from byeori.objective.sft import SFT, sft_sum
 from byeori.start import begin
@@ -31,7 +31,7 @@ from conftest import byte_level_tokenizer
 
 def prepared(values: dict[str, Any]) -> rows.Prepared:
     checked, begun = begin(config.check(config.SftSettings, values))
-    alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
+    alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     return rows.prepare(checked, begun, group=1, processes=alone)[0]
 
 

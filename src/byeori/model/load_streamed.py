@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from byeori.distributed.processes import Processes, one_at_a_time
 from byeori.errors import ConfigError
 from byeori.kernels import bf16_matmul, forest_attention
 from byeori.model import fingerprint, load, quantize, sharding
-from byeori.model.parallel import Processes, one_at_a_time
 from byeori.model.quantize import PackedLinear
 
 # read(name, start, end): rows [start, end) of a tensor; end None is the whole tensor

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from byeori.model.parallel import Processes, layers
+from byeori.distributed.processes import Processes, layers
 
 T = TypeVar("T")
 

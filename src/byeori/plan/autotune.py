@@ -15,9 +15,10 @@ from byeori import weights
 from byeori.batch.loader import Schedule
 from byeori.config import TrainSettings
 from byeori.data.cache import Rows
+from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes
 from byeori.errors import ByeoriError, ConfigError
-from byeori.model import fingerprint, load, parallel
-from byeori.model.parallel import Processes
+from byeori.model import fingerprint, load
 from byeori.plan import candidates, machines, workload
 from byeori.plan.candidates import Case, Offer
 from byeori.plan.machines import GIB, MIB, Machine

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from byeori.data.tokenize import Example
+from byeori.distributed import processes
 from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, forest_attention, lora_linear, patch
-from byeori.model import forward, parallel, quantize
+from byeori.model import forward, quantize
 from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
@@ -139,7 +140,7 @@ def rehearse(
         with device_kind.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
                 model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
-                parallel.recompute_layers(model.get_base_model(), recompute)
+                processes.recompute_layers(model.get_base_model(), recompute)
             how = {
                 "objective": objective,
                 "ends": (on.first + period, tail),
@@ -216,7 +217,7 @@ def build(
             base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
         )
     lora_linear.fuse(model)
-    parallel.recompute_layers(model.get_base_model(), recompute)
+    processes.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(chosen))
     return model.train()
 

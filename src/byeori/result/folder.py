@@ -18,8 +18,8 @@ from byeori import config
 from byeori.data import audit, preference, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
+from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
-from byeori.model import parallel
 from byeori.model.fingerprint import base_fingerprint
 from byeori.result import card
 from byeori.support import hub

@@ -10,8 +10,8 @@ from typing import Any
 
 from byeori.batch import loader
 from byeori.data.cache import Rows
+from byeori.distributed.processes import Processes
 from byeori.errors import TrainingError
-from byeori.model.parallel import Processes
 from byeori.objective.record import Objective
 from byeori.train.remote import Mirror
 

@@ -15,9 +15,9 @@ from byeori.batch import forest as forests
 from byeori.batch import loader, packing
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
+from byeori.distributed.processes import Processes
 from byeori.model import device_batch as placed
 from byeori.model.device_batch import Placed
-from byeori.model.parallel import Processes
 from byeori.train import memory
 from byeori.train.job import Job, Options, Run
 

@@ -23,9 +23,10 @@ from byeori.batch import loader
 from byeori.batch.forest import Forest
 from byeori.data import cache
 from byeori.data.cache import Rows
+from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
-from byeori.model import forward, parallel
-from byeori.model.parallel import Processes
+from byeori.model import forward
 from byeori.train import room
 from byeori.train.job import Options
 from byeori.train.pipeline import idle, pack

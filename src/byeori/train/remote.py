@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError, ConfigError
-from byeori.model import parallel
-from byeori.model.parallel import Processes
 from byeori.support.text_files import one_line
 from byeori.train import checkpoint, log
 

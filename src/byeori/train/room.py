@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import torch
 
+from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes
 from byeori.errors import TrainingError
-from byeori.model import parallel
-from byeori.model.parallel import Processes
 from byeori.train import memory
 
 T = TypeVar("T")

@@ -22,8 +22,9 @@ from typing import Any, NoReturn
 import torch
 
 from byeori.batch import forest as forests
+from byeori.distributed import processes
 from byeori.errors import TrainingError
-from byeori.model import device_batch, forward, parallel
+from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
 from byeori.objective.record import Sums
 from byeori.train import checkpoint, hooks, log, memory, optim, room
@@ -52,7 +53,7 @@ def train(job: Job) -> Run:
     run.restore(resumed or {})
     shown = job.processes.main
     noted = room.remembered(job.output_dir) if shown else 0
-    run.halvings = max(run.halvings, int(parallel.add_up([noted], job.processes)[0]))
+    run.halvings = max(run.halvings, int(processes.add_up([noted], job.processes)[0]))
     job.model.train()
     if shown:
         checkpoint.sweep(job.output_dir)
@@ -90,7 +91,7 @@ def train(job: Job) -> Run:
                 # a step fails before it changes weights; where it is done, its evaluation may not be
                 _keep(job, run, optimizer, writer, error, whole=run.step == done or not _evaluates(job, run.step))
                 raise
-    parallel.wait(job.processes)  # every process may read the checkpoints now
+    processes.wait(job.processes)  # every process may read the checkpoints now
     job.model.eval()
     return run
 
@@ -115,7 +116,7 @@ def train_step(
 
     totals = _summed(job, run, live, ["loss", "unique_tokens", *job.objective.logged], compute)
     loss, unique_tokens = totals.pop("loss"), int(totals.pop("unique_tokens"))
-    parallel.add_gradients(parameters, job.processes)
+    processes.add_gradients(parameters, job.processes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
     rate = optim.learning_rate(
         run.step,
@@ -242,7 +243,7 @@ def _after_step(
     """
     options, last = job.options, run.step == job.plan.total_steps
     writer.check()
-    stopping = parallel.add_up([float(stop.is_set())], job.processes)[0] > 0
+    stopping = processes.add_up([float(stop.is_set())], job.processes)[0] > 0
     finished, improved = last, False
     if _evaluates(job, run.step):
         means = evaluate(job, run, live)
@@ -280,7 +281,7 @@ def _keep(
 
     whole: its last step is done, with all that follows it.
     """
-    broke = isinstance(error, RuntimeError) and parallel.connection_broke(error)
+    broke = isinstance(error, RuntimeError) and processes.connection_broke(error)
     if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
         _go_on_smaller(job, run, optimizer, writer, error, whole)
     if whole and (isinstance(error, NoRoom) or (broke and not checkpoint.is_there(job.output_dir, run.step))):
@@ -293,7 +294,7 @@ def _go_on_smaller(
     job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: NoRoom, save: bool
 ) -> NoReturn:
     """The others cannot leave the failed pass: this process alone keeps the run, for the next attempt."""
-    if parallel.first_to("go on smaller"):
+    if processes.first_to("go on smaller"):
         room.remember(job.output_dir, run.halvings + 1)
         run.halvings += 1
         if save and run.step:
@@ -308,7 +309,7 @@ def _go_on_smaller(
 def _abandon(job: Job, run: Run, writer: Writer) -> NoReturn:
     """Another process is gone: finish what is being written, and let one of those that are left say so."""
     writer.wait()
-    if parallel.first_to_speak():
+    if processes.first_to_speak():
         whole = checkpoint.newest(job.output_dir)
         remedy = f"everything up to {whole.name} is in {job.output_dir}" if whole else "no checkpoint was written yet"
         print(
@@ -373,12 +374,12 @@ def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
             units = [rows.unit(index) for index in part]
             weights[number] = job.objective.weight([example.target_count for unit in units for example in unit])
             for batch in place(job, units, halvings):
-                with parallel.uncompiled():
+                with processes.uncompiled():
                     sums = room.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
                 for name, value in _logged(sums, 1.0).items():
                     found[name] += value
             for forest in idle(units, job.options, job.processes, halvings):
-                with parallel.uncompiled():
+                with processes.uncompiled():
                     _sums(job, device_batch.place(forest, job.processes.device))
 
     totals = _summed(job, run, live, ["loss", *job.objective.logged], compute)
