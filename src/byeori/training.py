@@ -22,8 +22,8 @@ from byeori.data import audit, cache
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
+from byeori.losses.base import Objective
 from byeori.model import demo_model, forward, load
-from byeori.objective.record import Objective
 from byeori.plan import autotune
 from byeori.result import base_check
 from byeori.result import folder as folders

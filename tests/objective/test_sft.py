@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from byeori.objective.record import Targets
+from byeori.losses.base import Targets
 from byeori.objective.sft import SFT, sft_sum
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from byeori import cli, training
 from byeori.errors import CheckpointError
-from byeori.objective.record import Sums
+from byeori.losses.base import Sums
 from byeori.objective.sft import SFT, sft_sum
 from byeori.train import checkpoint, job, trainer
 from byeori.train import log as log_module

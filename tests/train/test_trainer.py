@@ -22,7 +22,7 @@ from byeori.data import cache
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import TrainingError
-from byeori.objective.record import Sums, Targets
+from byeori.losses.base import Sums, Targets
 from byeori.objective.sft import SFT, sft_sum
 from byeori.start import begin
 from byeori.train import trainer

@@ -14,7 +14,7 @@ import torch
 
 from byeori.batch.forest import Forest
 from byeori.kernels import cuda_calls, device_kind, forest_attention
-from byeori.objective.record import Targets
+from byeori.losses.base import Targets
 
 # On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
 # one token in _AT_MOST is idle. Products of bfloat16 take up to a tenth longer over 2,047 rows than over 2,048, and

@@ -28,7 +28,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from byeori.objective.record import Objective, Sums, Targets
+from byeori.losses.base import Objective, Sums, Targets
 
 REFERENCE_FREE = ("simpo", "orpo")
 _LOGGED = ("rewards_chosen", "rewards_rejected", "margin", "accuracy", "logps_chosen", "logps_rejected")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from byeori.objective.record import Objective, Sums, Targets
+from byeori.losses.base import Objective, Sums, Targets
 
 
 def sft_sum(logprobs: torch.Tensor, targets: Targets) -> Sums:

@@ -14,8 +14,8 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
+from byeori.losses.base import Objective
 from byeori.model import forward
-from byeori.objective.record import Objective
 from byeori.plan import measured_step, rehearsal
 from byeori.plan.machines import GIB
 from byeori.plan.rehearsal import Adapter, Rehearsal

@@ -16,8 +16,8 @@ import torch
 from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
+from byeori.losses.base import Objective, Targets
 from byeori.model import forward, load
-from byeori.objective.record import Objective, Targets
 from byeori.plan.memory_tracker import Peak, Tracker
 from byeori.train import optim
 

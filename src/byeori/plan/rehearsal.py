@@ -25,8 +25,8 @@ from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, forest_attention, lora_linear, patch
+from byeori.losses.base import Objective
 from byeori.model import forward, quantize
-from byeori.objective.record import Objective
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
 from byeori.plan import meta_ops as shapes

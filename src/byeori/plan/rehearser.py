@@ -15,8 +15,8 @@ import torch
 from byeori import weights
 from byeori.config import TrainSettings
 from byeori.kernels import patch
+from byeori.losses.base import Objective
 from byeori.model import load
-from byeori.objective.record import Objective
 from byeori.plan import calibrate, candidates, machines, rehearsal
 from byeori.plan.candidates import Case, Choice
 from byeori.plan.rehearsal import Adapter, Rehearsal

@@ -12,7 +12,7 @@ from byeori.batch import loader
 from byeori.data.cache import Rows
 from byeori.distributed.processes import Processes
 from byeori.errors import TrainingError
-from byeori.objective.record import Objective
+from byeori.losses.base import Objective
 from byeori.train.remote import Mirror
 
 

@@ -24,9 +24,9 @@ import torch
 from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import TrainingError
+from byeori.losses.base import Sums
 from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
-from byeori.objective.record import Sums
 from byeori.train import checkpoint, hooks, log, memory, optim, room
 from byeori.train.job import Abandoned, Again, Interrupted, Job, Options, Run
 from byeori.train.pipeline import Step, idle, place, steps_from
