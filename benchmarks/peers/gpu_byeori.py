@@ -16,8 +16,8 @@ from byeori.config import SftSettings
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
 from byeori.kernels import forest_attention, lora_linear
+from byeori.losses.preference import Preference, preference
 from byeori.model import forward
-from byeori.objective.dpo import Preference, preference
 from byeori.objective.sft import SFT
 from byeori.train import checkpoint, pipeline, trainer
 from byeori.train.job import Job, Run

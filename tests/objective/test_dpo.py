@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from byeori.losses.base import Sums, Targets
-from byeori.objective.dpo import Preference, answers, preference
+from byeori.losses.preference import Preference, answers, preference
 
 # Two pairs. Pair 0: chosen of 2 tokens, p = -3, q = -4; rejected of 3 tokens, p = -6, q = -4.5.
 # Pair 1: chosen of 1 token, p = -2, q = -1; rejected of 1 token, p = -1, q = -0.5.

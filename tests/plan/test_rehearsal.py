@@ -13,8 +13,8 @@ from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import patch
 from byeori.losses.base import Objective
+from byeori.losses.preference import Preference, preference
 from byeori.model import forward
-from byeori.objective.dpo import Preference, preference
 from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
