@@ -102,8 +102,8 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.batch import loader
     from byeori.kernels import patch
     from byeori.losses.preference import Preference, preference
+    from byeori.losses.sft import SFT
     from byeori.model import forward
-    from byeori.objective.sft import SFT
     from byeori.plan import machines, measured_step, rehearsal, workload
     from byeori.train import memory
 

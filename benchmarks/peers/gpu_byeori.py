@@ -17,8 +17,8 @@ from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
 from byeori.kernels import forest_attention, lora_linear
 from byeori.losses.preference import Preference, preference
+from byeori.losses.sft import SFT
 from byeori.model import forward
-from byeori.objective.sft import SFT
 from byeori.train import checkpoint, pipeline, trainer
 from byeori.train.job import Job, Run
 

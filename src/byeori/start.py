@@ -11,9 +11,9 @@ from byeori.config import DpoSettings, PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
+from byeori.losses.sft import SFT
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
-from byeori.objective.sft import SFT
 from byeori.result import opening
 from byeori.support import hub
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from byeori.losses.base import Targets
-from byeori.objective.sft import SFT, sft_sum
+from byeori.losses.sft import SFT, sft_sum
 
 
 def test_sum_by_hand() -> None:

@@ -14,8 +14,8 @@ from byeori.errors import ModelError
 from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
+from byeori.losses.sft import SFT
 from byeori.model import forward
-from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
 

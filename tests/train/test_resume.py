@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from byeori import cli, training
 from byeori.errors import CheckpointError
 from byeori.losses.base import Sums
-from byeori.objective.sft import SFT, sft_sum
+from byeori.losses.sft import SFT, sft_sum
 from byeori.train import checkpoint, job, trainer
 from byeori.train import log as log_module
 

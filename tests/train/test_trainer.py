@@ -23,7 +23,7 @@ from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Sums, Targets
-from byeori.objective.sft import SFT, sft_sum
+from byeori.losses.sft import SFT, sft_sum
 from byeori.start import begin
 from byeori.train import trainer
 from conftest import byte_level_tokenizer

@@ -26,8 +26,8 @@ from byeori.distributed import processes
 from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, forest_attention, lora_linear, patch
 from byeori.losses.base import Objective
+from byeori.losses.sft import SFT
 from byeori.model import forward, quantize
-from byeori.objective.sft import SFT
 from byeori.plan import measured_step, meta_quantized
 from byeori.plan import meta_ops as shapes
 from byeori.plan.memory_tracker import Peak, Source

@@ -1,1 +1,0 @@
-"""What is minimised: log-probs at targets, SFT."""
