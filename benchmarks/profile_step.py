@@ -85,7 +85,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 
     from byeori.batch import forest, loader, packing
     from byeori.config import SftSettings, check
-    from byeori.data import cache
+    from byeori.data import tokenized
     from byeori.distributed import processes
     from byeori.kernels import lora_linear
     from byeori.model import demo_model, forward, load
@@ -105,7 +105,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         },
     )
     settings, start = begin(settings)
-    rows = cache.Rows(table=prepare(settings, start, group=1, processes=processes.start())[0].train)
+    rows = tokenized.Rows(table=prepare(settings, start, group=1, processes=processes.start())[0].train)
     plan = loader.schedule(len(rows), batch_size=args.rows, num_epochs=1, max_steps=None, seed=42)
     examples = [rows.unit(int(index))[0] for index in loader.step_rows(plan, 0, {})]
     tokens = [[forest.needed(example)] for example in examples]

@@ -201,14 +201,14 @@ def _work(
     rows, left_out = None, []
     count = settings.assumed_rows
     if begun is not None:
-        from byeori.data import audit, cache
+        from byeori.data import audit, tokenized
         from byeori.distributed import processes
 
         alone = processes.Processes(rank=0, world=1, device=_CPU)
         prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
         audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
         left_out = audit.left_out(prepared.found, training.on_bad_rows)
-        rows = cache.Rows(table=prepared.train, group=objective.group)
+        rows = tokenized.Rows(table=prepared.train, group=objective.group)
         count = len(rows)
     steps = schedule(training, count, rows)
     if rows is not None:

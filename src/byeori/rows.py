@@ -12,7 +12,7 @@ import numpy as np
 
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, cache, chat, preference, sources, template, tokenize
+from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
@@ -119,13 +119,13 @@ def prepare(
     bar = processes.main and log.moving()
     if processes.main and not bar and len(rows) > LONG_ROWS:
         say(f"Tokenizing {len(rows):,} rows")
-    train = cache.encode_table(train_rows, how, progress=bar)
-    held_out = cache.encode_table(held_out_rows, how, progress=bar) if held_out_rows else None
+    train = tokenized.encode_table(train_rows, how, progress=bar)
+    held_out = tokenized.encode_table(held_out_rows, how, progress=bar) if held_out_rows else None
     found = audit.audit(train, held_out, table.name, group=group)
-    train, held_out = cache.usable(train), cache.usable(held_out) if held_out is not None else None
+    train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
     if len(train):
         met = min(len(train) // group, MET_ROWS)
-        sample = [cache.example(train, index) for index in range(met * group)]
+        sample = [tokenized.example(train, index) for index in range(met * group)]
         found |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": met}
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
@@ -200,7 +200,9 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     chosen = template.resolve(settings.template) if settings.template else None
     group = group_of(load_table(settings).rows.column_names, chosen)
     prepared, how = prepare(settings, start, group=group, processes=parallel.start())
-    shown = [cache.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))]
+    shown = [
+        tokenized.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))
+    ]
     names = [prepared.table.name(example.row) for example in shown]
     if group == 2:
         names = [f"{name}, {preference.SIDES[place % 2]}" for place, name in enumerate(names)]
@@ -218,7 +220,7 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     return prepared.found
 
 
-def schedule(settings: TrainSettings, count: int, rows: cache.Rows | None = None) -> loader.Schedule:
+def schedule(settings: TrainSettings, count: int, rows: tokenized.Rows | None = None) -> loader.Schedule:
     """The steps of a run over `count` units. rows: for their lengths, where there are any."""
     return loader.schedule(
         count,

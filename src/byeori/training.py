@@ -18,7 +18,7 @@ import torch
 from byeori import weights
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
-from byeori.data import audit, cache
+from byeori.data import audit, tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
@@ -119,11 +119,11 @@ def _run(context: _Context, kept: Path) -> TrainResult:
         base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
-    content = cache.content(prepared.train)
+    content = tokenized.content(prepared.train)
     if resume is not None:
         folders.check_same_rows(resume, content)
-    rows = cache.Rows(table=prepared.train, group=context.objective.group)
-    held_out = prepared.held_out and cache.Rows(table=prepared.held_out, group=context.objective.group)
+    rows = tokenized.Rows(table=prepared.train, group=context.objective.group)
+    held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out, group=context.objective.group)
     plan = schedule(settings, len(rows), rows)
     if settings.max_steps is not None and plan.total_steps < settings.max_steps:
         context.tell(f"{settings.num_epochs:g} epochs are {plan.total_steps} steps, fewer than --max_steps")
@@ -178,7 +178,7 @@ def _prepared(context: _Context, kept: Path) -> Prepared:
     return prepared
 
 
-def _model(context: _Context, rows: cache.Rows, plan: loader.Schedule) -> tuple[Any, Options]:
+def _model(context: _Context, rows: tokenized.Rows, plan: loader.Schedule) -> tuple[Any, Options]:
     """The model with its adapter, checked against its own forward pass and sped up."""
     settings, processes = context.settings, context.processes
     model = weights.adapted_model(settings, context.start, processes, context.tell)
@@ -196,11 +196,11 @@ def _model(context: _Context, rows: cache.Rows, plan: loader.Schedule) -> tuple[
 
 
 def _with_reference(
-    context: _Context, model: Any, rows: cache.Rows, parts: list[np.ndarray], options: Options
-) -> cache.Rows:
+    context: _Context, model: Any, rows: tokenized.Rows, parts: list[np.ndarray], options: Options
+) -> tokenized.Rows:
     """The rows with the reference's log-probs, from the file where an earlier run of the same content left them."""
     start, device = context.start, context.processes.device
-    said = [folders.fingerprint(start.base, start.revision), cache.content(rows.table)]
+    said = [folders.fingerprint(start.base, start.revision), tokenized.content(rows.table)]
     if start.adapter is not None:
         said.append(hashlib.sha256((start.adapter.folder / checkpoint.ADAPTER).read_bytes()).hexdigest())
     packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
@@ -248,11 +248,11 @@ def _options(settings: TrainSettings, plan: loader.Schedule, device: torch.devic
     return Options(**values)
 
 
-def _write_order(output: Path, plan: loader.Schedule, rows: cache.Rows) -> None:
+def _write_order(output: Path, plan: loader.Schedule, rows: tokenized.Rows) -> None:
     """order.json: the source rows in the order in which the run consumes them."""
     if plan.total_steps * plan.batch_size > ORDER_ROWS:
         return
-    source = cache.column(rows.table, "row").to_numpy()  # one by one they take milliseconds each
+    source = tokenized.column(rows.table, "row").to_numpy()  # one by one they take milliseconds each
     orders: dict[int, np.ndarray] = {}
     steps = (loader.step_rows(plan, step, orders) for step in range(plan.total_steps))
     order = [int(source[rows.group * int(index)]) for step in steps for index in step]

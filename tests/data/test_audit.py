@@ -14,7 +14,7 @@ import datasets
 import kinds
 import pytest
 
-from byeori.data import cache
+from byeori.data import tokenized
 from byeori.data.audit import audit, refuse_bad_rows, sentences
 from byeori.data.sources import load_rows
 from byeori.data.template import parse
@@ -47,7 +47,7 @@ def how_of(template: str = SHAPE, cutoff: int = 40) -> Encoding:
 
 
 def table_of(rows: datasets.Dataset, how: Encoding | None = None) -> datasets.Dataset:
-    return cache.encode_table(rows, how or how_of(), progress=False)
+    return tokenized.encode_table(rows, how or how_of(), progress=False)
 
 
 def name(row: int) -> str:
@@ -61,18 +61,18 @@ def test_a_table_holds_the_examples(rows_of: Callable[..., datasets.Dataset]) ->
     rows = rows_of([GOOD, GOOD | {"note": "메모"}, GOOD | {"q": "왜 " * 40}])
     table = table_of(rows)
     expected = [encode_row(row, how_of()) for row in rows]
-    assert [cache.example(table, index) for index in range(3)] == expected
+    assert [tokenized.example(table, index) for index in range(3)] == expected
     assert [example.row for example in expected] == [0, 1, 2]
-    assert cache.lengths(table).tolist() == [len(example.token_ids) for example in expected]
-    assert cache.target_tokens(table) == sum(example.target_count for example in expected)
-    assert cache.usable(table) is table
+    assert tokenized.lengths(table).tolist() == [len(example.token_ids) for example in expected]
+    assert tokenized.target_tokens(table) == sum(example.target_count for example in expected)
+    assert tokenized.usable(table) is table
 
 
 def test_lengths_follow_a_selection(rows_of: Callable[..., datasets.Dataset]) -> None:
     table = table_of(rows_of([GOOD | {"q": "why " * count} for count in range(1, 6)]))
-    whole = cache.lengths(table).tolist()
-    assert cache.lengths(table.select([3, 0])).tolist() == [whole[3], whole[0]]
-    assert cache.lengths(table.select([])).tolist() == []
+    whole = tokenized.lengths(table).tolist()
+    assert tokenized.lengths(table.select([3, 0])).tolist() == [whole[3], whole[0]]
+    assert tokenized.lengths(table.select([])).tolist() == []
 
 
 def test_the_content_is_one_hash_however_it_is_read(
@@ -83,11 +83,11 @@ def test_the_content_is_one_hash_however_it_is_read(
     halves = datasets.concatenate_datasets([table.select(range(3)), table.select(range(3, 7))])
     mixed = table.select([6, 5, 4, 3, 2, 1, 0])
     for size in (1, 2, 3, 7, 100):
-        monkeypatch.setattr(cache, "_ROWS_AT_ONCE", size)
+        monkeypatch.setattr(tokenized, "_ROWS_AT_ONCE", size)
         same = [table, halves, mixed.select([6, 5, 4, 3, 2, 1, 0])]
-        assert [cache.content(each) for each in same] == [by_hand] * 3
-        assert cache.content(mixed) != by_hand
-        assert cache.lengths(mixed).tolist() == cache.lengths(table).tolist()[::-1]
+        assert [tokenized.content(each) for each in same] == [by_hand] * 3
+        assert tokenized.content(mixed) != by_hand
+        assert tokenized.lengths(mixed).tolist() == tokenized.lengths(table).tolist()[::-1]
 
 
 def test_hashing_the_content_holds_few_rows_at_once() -> None:
@@ -96,7 +96,7 @@ def test_hashing_the_content_holds_few_rows_at_once() -> None:
     table = datasets.Dataset.from_dict({"digest": digests})
     tracemalloc.start()
     try:
-        found = cache.content(table)
+        found = tokenized.content(table)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -113,7 +113,7 @@ def test_the_second_time_nothing_is_tokenized(
         calls.append(row)
         return encode_row(row, how)
 
-    monkeypatch.setattr(cache, "encode_row", counted)
+    monkeypatch.setattr(tokenized, "encode_row", counted)
     rows = rows_of([GOOD, GOOD | {"q": "when"}])
     first = table_of(rows)
     assert len(calls) == 2
@@ -140,7 +140,7 @@ def test_a_changed_chat_template_or_tokenizer_is_another_table(rows_of: Callable
         tokenizer = kinds.byte_level(chat=chat)
         tokenizer.add_special_tokens(special)
         how = encoding(tokenizer, None, cutoff_len=40, add_eos_token=True, train_on_inputs=False)
-        return cache.fingerprint(rows, how)
+        return tokenized.fingerprint(rows, how)
 
     names = [name_of("x"), name_of("y"), name_of("x", eos_token="<|im_end|>")]
     assert len(set(names)) == 3
@@ -158,13 +158,13 @@ def test_bad_rows_keep_their_line_and_reason(rows_of: Callable[..., datasets.Dat
     assert "are more than cutoff_len 40" in table["problem"][3]
     assert table["too_long"][:] == [False, False, False, True]
     assert table["token_ids"][0] == table["targets"][0] == []
-    assert cache.usable(table)["row"][:] == [1]
+    assert tokenized.usable(table)["row"][:] == [1]
 
 
 def test_batches_without_a_usable_row_leave_no_type_open(rows_of: Callable[..., datasets.Dataset]) -> None:
     table = table_of(rows_of([GOOD | {"a": ""}] * 300 + [GOOD]))
-    assert cache.usable(table)["row"][:] == [300]
-    assert table.features == cache.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), progress=False).features
+    assert tokenized.usable(table)["row"][:] == [300]
+    assert table.features == tokenized.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), progress=False).features
 
 
 def test_an_empty_table_has_the_same_columns(rows_of: Callable[..., datasets.Dataset]) -> None:
@@ -179,9 +179,9 @@ def test_several_processes_make_the_same_table(
 ) -> None:
     rows = rows_of([GOOD | {"q": f"why {index}", "a": "" if index < 6 else f" {index}"} for index in range(12)])
     one = table_of(rows)[:]
-    monkeypatch.setattr(cache, "_ROWS_PER_PROCESS", 4)
-    monkeypatch.setattr(cache.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(cache, "_FORMAT", "another")
+    monkeypatch.setattr(tokenized, "_ROWS_PER_PROCESS", 4)
+    monkeypatch.setattr(tokenized.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(tokenized, "_FORMAT", "another")
     two = table_of(rows)
     assert two[:] == one
     assert len(two.cache_files) == 2

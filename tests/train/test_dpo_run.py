@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 
 import byeori
 from byeori import config, rows
-from byeori.data import cache
+from byeori.data import tokenized
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
 from byeori.start import begin
 from byeori.train import reference as references
 from conftest import sample_rows
 
-Pair = list[cache.Example]
+Pair = list[tokenized.Example]
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +58,11 @@ def pairs(values: dict[str, Any]) -> dict[int, Pair]:
     checked, begun = begin(config.check(config.DpoSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     table = rows.prepare(checked, begun, group=2, processes=alone)[0].train
-    found = [cache.Rows(table=table, group=2).unit(index) for index in range(len(table) // 2)]
+    found = [tokenized.Rows(table=table, group=2).unit(index) for index in range(len(table) // 2)]
     return {pair[0].row: pair for pair in found}
 
 
-def answer_logprob(model: Any, example: cache.Example) -> torch.Tensor:
+def answer_logprob(model: Any, example: tokenized.Example) -> torch.Tensor:
     """Sum of log p over the trained tokens of one sequence."""
     ids = torch.tensor([list(example.token_ids)])
     logprobs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
 from byeori import config, rows, training
-from byeori.data import cache
+from byeori.data import tokenized
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import TrainingError
@@ -40,7 +40,7 @@ def examples(values: dict[str, Any], *, held_out: bool = False) -> dict[int, Exa
     found = prepared(values)
     table = found.held_out if held_out else found.train
     assert table is not None
-    rows = [cache.example(table, index) for index in range(len(table))]
+    rows = [tokenized.example(table, index) for index in range(len(table))]
     return {example.row: example for example in rows}
 
 

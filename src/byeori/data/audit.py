@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from byeori.data import cache
+from byeori.data import tokenized
 from byeori.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, group: int = 1) -> dict[str, Any]:
-    """Counts over two tokenized tables (data/cache.py), as plain JSON.
+    """Counts over two tokenized tables (data/tokenized.py), as plain JSON.
 
     name: how the user finds a row, from its position ("news.jsonl line 12"). group: lines of a row.
     """
@@ -27,19 +27,19 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         for table in tables
         for line in _problems(_rows(table, group))
     ]
-    good = [cache.usable(table) for table in tables]
-    tokens = [cache.lengths(table) for table in good]
+    good = [tokenized.usable(table) for table in tables]
+    tokens = [tokenized.lengths(table) for table in good]
     counts = np.concatenate(tokens)
     rows = [_rows(table, group) for table in good]
-    shortened = np.concatenate([cache.column(table, "shortened").to_numpy() for table in rows])
+    shortened = np.concatenate([tokenized.column(table, "shortened").to_numpy() for table in rows])
     unasked = [number for table in rows for number in _without_prompt(table)]
-    digests = [cache.column(table, "digest") for table in rows]
+    digests = [tokenized.column(table, "digest") for table in rows]
     return {
         "rows": sum(len(table) // group for table in tables),
         "train_rows": len(rows[0]),
         "validation_rows": len(rows[1]) if len(rows) > 1 else 0,
         "tokens": int(counts.sum(dtype=np.int64)),
-        "target_tokens": sum(map(cache.target_tokens, good)),
+        "target_tokens": sum(map(tokenized.target_tokens, good)),
         "longest": _longest(rows, [count.reshape(-1, group).max(axis=1) for count in tokens], name),
         "mean_tokens": round(float(counts.mean()), 1) if len(counts) else 0.0,
         "shortened_rows": int(np.count_nonzero(shortened)),
@@ -53,7 +53,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         "empty_answers": sum(problem["reason"].startswith("the answer, ") for problem in problems),
         "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
         "rows_in_both_parts": _in_both(*digests),
-        "straddling_tokens": sum(int(cache.column(table, "straddles").to_numpy().sum()) for table in good),
+        "straddling_tokens": sum(int(tokenized.column(table, "straddles").to_numpy().sum()) for table in good),
     }
 
 
@@ -63,13 +63,13 @@ def _rows(table: Dataset, group: int) -> Dataset:
 
 
 def _problems(table: Dataset) -> list[dict[str, Any]]:
-    bad = np.flatnonzero(pc.not_equal(cache.column(table, "problem"), ""))
+    bad = np.flatnonzero(pc.not_equal(tokenized.column(table, "problem"), ""))
     return list(table.select(bad).select_columns(["row", "problem", "too_long"]))
 
 
 def _without_prompt(table: Dataset) -> list[int]:
     """Positions of the rows whose prompt is empty."""
-    found: list[int] = cache.column(table, "row").filter(cache.column(table, "no_prompt")).to_pylist()
+    found: list[int] = tokenized.column(table, "row").filter(tokenized.column(table, "no_prompt")).to_pylist()
     return found
 
 
@@ -83,7 +83,7 @@ def _in_both(train: pa.ChunkedArray, held_out: pa.ChunkedArray | None = None) ->
 def _longest(tables: list[Dataset], tokens: list[np.ndarray], name: Callable[[int], str]) -> list[dict[str, Any]]:
     every = []
     for table, counts in zip(tables, tokens, strict=True):
-        rows = cache.column(table, "row").to_numpy()
+        rows = tokenized.column(table, "row").to_numpy()
         every += [(int(counts[i]), int(rows[i])) for i in np.lexsort((rows, counts))[-3:]]
     return [{"row": name(row), "tokens": count} for count, row in sorted(every, reverse=True)[:3]]
 

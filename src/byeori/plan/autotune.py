@@ -14,7 +14,7 @@ import torch
 from byeori import weights
 from byeori.batch.loader import Schedule
 from byeori.config import TrainSettings
-from byeori.data.cache import Rows
+from byeori.data.tokenized import Rows
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import ByeoriError, ConfigError

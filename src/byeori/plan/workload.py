@@ -17,8 +17,8 @@ import numpy as np
 from byeori.batch import forest as forests
 from byeori.batch import loader, packing
 from byeori.batch.loader import Schedule
-from byeori.data.cache import Rows
 from byeori.data.tokenize import Example
+from byeori.data.tokenized import Rows
 
 Examples = tuple[Example, ...]
 _LOOKED_AT, _SAMPLED = 6, 8  # steps whose micro-batches are made: those with the longest rows, and some of all

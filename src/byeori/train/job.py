@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori.batch import loader
-from byeori.data.cache import Rows
+from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Objective

@@ -21,8 +21,8 @@ import torch
 
 from byeori.batch import loader
 from byeori.batch.forest import Forest
-from byeori.data import cache
-from byeori.data.cache import Rows
+from byeori.data import tokenized
+from byeori.data.tokenized import Rows
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
@@ -64,7 +64,7 @@ def with_reference(
     Raises:
         CheckpointError: the disk is full or read-only.
     """
-    offsets = cache.target_offsets(rows.table)
+    offsets = tokenized.target_offsets(rows.table)
     values = _open(file, int(offsets[-1]), processes)
     training = model.training
     model.eval()
