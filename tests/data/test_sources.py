@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from byeori.data import files, sources
+from byeori.data.arrow_schema import schema_of
 from byeori.data.remote import load_dataset
-from byeori.data.schema import schema_of
 from byeori.data.sources import ROW, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from byeori.data.schema import kind_of
+from byeori.data.arrow_schema import kind_of
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
 
