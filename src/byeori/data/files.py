@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byeori.data.arrow_schema import schema_of
-from byeori.data.records import TEXT_ENDINGS, check_names, ending, records
+from byeori.data.text_records import TEXT_ENDINGS, check_names, ending, records
 from byeori.errors import DataError
 from byeori.support.text_files import not_utf8, one_line
 

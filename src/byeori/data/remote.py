@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byeori.data.files import ENDINGS, load_file
-from byeori.data.records import ending
+from byeori.data.text_records import ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
 from byeori.support.text_files import one_line

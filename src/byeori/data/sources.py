@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byeori.data.files import ENDINGS, load_file, reading
-from byeori.data.records import check_names, ending, open_text
 from byeori.data.remote import load_dataset
+from byeori.data.text_records import check_names, ending, open_text
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
 
