@@ -22,7 +22,7 @@ import pytest
 
 from byeori.data import files, sources
 from byeori.data.arrow_schema import schema_of
-from byeori.data.remote import load_dataset
+from byeori.data.hub_dataset import load_dataset
 from byeori.data.sources import ROW, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 

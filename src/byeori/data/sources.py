@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from byeori.data.files import ENDINGS, load_file, reading
-from byeori.data.remote import load_dataset
+from byeori.data.hub_dataset import load_dataset
 from byeori.data.text_records import check_names, ending, open_text
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
