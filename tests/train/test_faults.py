@@ -22,7 +22,7 @@ from test_resume import same
 
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, TrainingError
-from byeori.train import checkpoint, room, trainer
+from byeori.train import checkpoint, oom, trainer
 from byeori.train.job import Abandoned
 
 COUNT = 20
@@ -182,7 +182,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes cannot"):
-        room.attempt(fail, [1, 2], 10)
+        oom.attempt(fail, [1, 2], 10)
 
 
 TWO = """

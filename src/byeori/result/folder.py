@@ -23,7 +23,7 @@ from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
 from byeori.model.fingerprint import base_fingerprint
 from byeori.result import card
 from byeori.support import hub
-from byeori.train import checkpoint, log, room
+from byeori.train import checkpoint, log, oom
 
 TEMPLATE = "template.txt"
 SETTINGS = "byeori.yaml"
@@ -171,7 +171,7 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Ca
                 checkpoint.remove(folder)
         output.mkdir(parents=True, exist_ok=True)
         if anew and not _restarted(output):
-            (output / room.NOTE).unlink(missing_ok=True)
+            (output / oom.NOTE).unlink(missing_ok=True)
         if resume is not None:
             _only_those_behind(resume, output, tell)
         (output / LAUNCH).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
 from byeori.model import forward
-from byeori.train import room
+from byeori.train import oom
 from byeori.train.job import Options
 from byeori.train.pipeline import idle, pack
 
@@ -117,7 +117,7 @@ def _compute(
         def computed(batch: Forest = batch) -> np.ndarray:
             return forward.forest_logprobs(model, batch, plain=options.one_at_a_time).double().cpu().numpy()
 
-        logprobs = room.attempt(computed, batch.rows, batch.unique_tokens)
+        logprobs = oom.attempt(computed, batch.rows, batch.unique_tokens)
         done = 0
         for row in dict.fromkeys(batch.rows):
             place = numbers[row]

@@ -27,10 +27,10 @@ from byeori.errors import TrainingError
 from byeori.losses.base import Sums
 from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
-from byeori.train import checkpoint, hooks, log, memory, optim, room
+from byeori.train import checkpoint, hooks, log, memory, oom, optim
 from byeori.train.job import Abandoned, Again, Interrupted, Job, Options, Run
+from byeori.train.oom import NoRoom
 from byeori.train.pipeline import Step, idle, place, steps_from
-from byeori.train.room import NoRoom
 from byeori.train.writer import Writer
 
 _BAD_STEPS = 3
@@ -52,7 +52,7 @@ def train(job: Job) -> Run:
     resumed = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
     run.restore(resumed or {})
     shown = job.processes.main
-    noted = room.remembered(job.output_dir) if shown else 0
+    noted = oom.remembered(job.output_dir) if shown else 0
     run.halvings = max(run.halvings, int(processes.add_up([noted], job.processes)[0]))
     job.model.train()
     if shown:
@@ -174,7 +174,7 @@ def _summed(
             f"{2**halvings}, and the step is computed again with the same result"
         )
 
-    return room.summed(compute, names, job.processes, halvings=run.halvings, on_split=on_split)
+    return oom.summed(compute, names, job.processes, halvings=run.halvings, on_split=on_split)
 
 
 def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, torch.Tensor], halvings: int) -> None:
@@ -184,7 +184,7 @@ def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, t
         forest = batch.forest
         noise["length"] = forest.separate_tokens / len(forest.rows)
         there_and_back = partial(_there_and_back, job, batch, weight)
-        for name, value in room.attempt(there_and_back, forest.rows, forest.unique_tokens).items():
+        for name, value in oom.attempt(there_and_back, forest.rows, forest.unique_tokens).items():
             found[name] += value
         found["unique_tokens"] += forest.unique_tokens
     for forest in idle(step.units, job.options, job.processes, halvings):
@@ -295,7 +295,7 @@ def _go_on_smaller(
 ) -> NoReturn:
     """The others cannot leave the failed pass: this process alone keeps the run, for the next attempt."""
     if processes.first_to("go on smaller"):
-        room.remember(job.output_dir, run.halvings + 1)
+        oom.remember(job.output_dir, run.halvings + 1)
         run.halvings += 1
         if save and run.step:
             _write(job, run, optimizer, writer)
@@ -375,7 +375,7 @@ def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
             weights[number] = job.objective.weight([example.target_count for unit in units for example in unit])
             for batch in place(job, units, halvings):
                 with processes.uncompiled():
-                    sums = room.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
+                    sums = oom.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
                 for name, value in _logged(sums, 1.0).items():
                     found[name] += value
             for forest in idle(units, job.options, job.processes, halvings):
