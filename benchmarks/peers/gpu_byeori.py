@@ -20,7 +20,7 @@ from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import forward
 from byeori.train import checkpoint, pipeline, trainer
-from byeori.train.job import Job, Run
+from byeori.train.state import Job, Run
 
 
 class Rows:

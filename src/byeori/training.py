@@ -30,8 +30,8 @@ from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, remote, trainer
-from byeori.train.job import Abandoned, Job, Options, Run
 from byeori.train.reference import in_order, met, with_reference
+from byeori.train.state import Abandoned, Job, Options, Run
 
 ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
 

@@ -17,7 +17,7 @@ from test_resume import stop_after
 import byeori
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train import checkpoint, trainer
-from byeori.train.job import Interrupted
+from byeori.train.state import Interrupted
 
 ADAPTER = checkpoint.ADAPTER
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "val_set_size": 4, "lr_scheduler": "constant"}

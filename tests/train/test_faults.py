@@ -23,7 +23,7 @@ from test_resume import same
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, oom, trainer
-from byeori.train.job import Abandoned
+from byeori.train.state import Abandoned
 
 COUNT = 20
 CASES = pytest.mark.parametrize("case", range(COUNT))

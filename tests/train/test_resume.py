@@ -19,8 +19,9 @@ from byeori import cli, training
 from byeori.errors import CheckpointError
 from byeori.losses.base import Sums
 from byeori.losses.sft import SFT, sft_sum
-from byeori.train import checkpoint, job, trainer
+from byeori.train import checkpoint, trainer
 from byeori.train import log as log_module
+from byeori.train import state as job
 
 NOISY: dict[str, Any] = {"lora_dropout": 0.2, "neftune_noise_alpha": 5.0, "val_set_size": 4, "eval_steps": 4}
 

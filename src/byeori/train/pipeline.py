@@ -19,7 +19,7 @@ from byeori.distributed.processes import Processes
 from byeori.model import device_batch as placed
 from byeori.model.device_batch import Placed
 from byeori.train import memory
-from byeori.train.job import Job, Options, Run
+from byeori.train.state import Job, Options, Run
 
 Unit = Sequence[Example]
 T = TypeVar("T")

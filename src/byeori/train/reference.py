@@ -28,8 +28,8 @@ from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
 from byeori.model import forward
 from byeori.train import oom
-from byeori.train.job import Options
 from byeori.train.pipeline import idle, pack
+from byeori.train.state import Options
 
 
 def met(plan: loader.Schedule) -> list[np.ndarray]:

@@ -28,9 +28,9 @@ from byeori.losses.base import Sums
 from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
-from byeori.train.job import Abandoned, Again, Interrupted, Job, Options, Run
 from byeori.train.oom import NoRoom
 from byeori.train.pipeline import Step, idle, place, steps_from
+from byeori.train.state import Abandoned, Again, Interrupted, Job, Options, Run
 from byeori.train.writer import Writer
 
 _BAD_STEPS = 3
