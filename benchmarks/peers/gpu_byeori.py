@@ -19,7 +19,7 @@ from byeori.kernels import forest_attention, lora_linear
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import forward
-from byeori.train import checkpoint, pipeline, trainer
+from byeori.train import checkpoint, prefetch, trainer
 from byeori.train.state import Job, Run
 
 
@@ -61,7 +61,7 @@ def find_reference(job: Job, rows: Rows, wanted: list[int]) -> None:
     with job.model.disable_adapter():
         parts = [
             (forest, forward.forest_logprobs(job.model, forest))
-            for forest in pipeline.pack(units, job.options, job.processes)
+            for forest in prefetch.pack(units, job.options, job.processes)
         ]
     for forest, logprobs in parts:
         for row, value in zip(forest.target_owner.tolist(), logprobs.tolist(), strict=True):
@@ -154,7 +154,7 @@ def measure(args: Any, work: common.Workload, model: Any) -> common.Record:
     references = []
     if job.objective.reference:
         references = [common.timed(lambda part=part: find_reference(job, rows, part))[0] for part in wanted]
-    with pipeline.steps_from(job, run) as ready:
+    with prefetch.steps_from(job, run) as ready:
         for number in range(args.steps):
             step = next(ready)
             forests = [batch.forest for batch in step.placed]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from runs import log, sft, sha
 
-from byeori.train import pipeline
-from byeori.train.pipeline import ahead
+from byeori.train import prefetch
+from byeori.train.prefetch import ahead
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,7 @@ def test_a_run_is_the_same_without_it(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft(tiny_model, title_rows, tmp_path / "ahead", val_set_size=4)
-    monkeypatch.setattr(pipeline, "_taken", lambda pool, make, steps: map(make, steps))
+    monkeypatch.setattr(prefetch, "_taken", lambda pool, make, steps: map(make, steps))
     sft(tiny_model, title_rows, tmp_path / "plain", val_set_size=4)
     assert log(tmp_path / "ahead", timeless=True) == log(tmp_path / "plain", timeless=True)
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("ahead", "plain")]

@@ -28,7 +28,7 @@ from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
 from byeori.model import forward
 from byeori.train import oom
-from byeori.train.pipeline import idle, pack
+from byeori.train.prefetch import idle, pack
 from byeori.train.state import Options
 
 

@@ -29,7 +29,7 @@ from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
 from byeori.train.oom import NoRoom
-from byeori.train.pipeline import Step, idle, place, steps_from
+from byeori.train.prefetch import Step, idle, place, steps_from
 from byeori.train.state import Abandoned, Again, Interrupted, Job, Options, Run
 from byeori.train.writer import Writer
 
