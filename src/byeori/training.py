@@ -29,7 +29,8 @@ from byeori.result import base_check
 from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of
-from byeori.train import checkpoint, log, memory, remote, trainer
+from byeori.train import checkpoint, log, memory, trainer
+from byeori.train import mirror as remote
 from byeori.train.reference import in_order, met, with_reference
 from byeori.train.state import Abandoned, Job, Options, Run
 

@@ -12,7 +12,8 @@ from runs import checkpoints, log, losses, sft, sha
 
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
-from byeori.train import checkpoint, remote
+from byeori.train import checkpoint
+from byeori.train import mirror as remote
 
 
 @pytest.fixture(params=["memory", "folder"])

@@ -13,7 +13,7 @@ from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Objective
-from byeori.train.remote import Mirror
+from byeori.train.mirror import Mirror
 
 
 class Interrupted(TrainingError):
