@@ -15,7 +15,7 @@ from runs import checkpoints, log, sft, sha
 
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, trainer
-from byeori.train.writer import Writer
+from byeori.train.async_save import Writer
 
 
 def fail() -> None:

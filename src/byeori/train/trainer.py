@@ -28,10 +28,10 @@ from byeori.losses.base import Sums
 from byeori.model import device_batch, forward
 from byeori.model.device_batch import Placed
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
+from byeori.train.async_save import Writer
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
 from byeori.train.state import Abandoned, Again, Interrupted, Job, Options, Run
-from byeori.train.writer import Writer
 
 _BAD_STEPS = 3
 
