@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import byeori
 from byeori.data import template
-from byeori.result import merge_check
+from byeori.export import merge_check
 from conftest import sample_rows
 
 TITLE_KO = template.parse(template.shipped()["title-ko"])
