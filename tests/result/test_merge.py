@@ -26,11 +26,11 @@ from transformers import (
 )
 
 from byeori.errors import ByeoriError, CheckpointError, ModelError
+from byeori.export import merge as merge_module
+from byeori.export.merge import MergeResult, merge
 from byeori.model.fingerprint import base_fingerprint, read_header
-from byeori.result import merge as merge_module
 from byeori.result import opening
 from byeori.result.base_check import check_name
-from byeori.result.merge import MergeResult, merge
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {
@@ -284,7 +284,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import byeori.model.load, peft, transformers.models.llama.modeling_llama
-from byeori.result.merge import merge
+from byeori.export.merge import merge
 base, adapter, out = sys.argv[1:]
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 merge(adapter=Path(adapter), base=base, output_dir=Path(out), verify=False, max_shard_bytes=8 << 20)
