@@ -38,8 +38,8 @@ from byeori.errors import (
 
 if TYPE_CHECKING:
     from byeori.export.merge import MergeResult
+    from byeori.export.publish import PublishResult
     from byeori.recipes import CompareResult, TrainResult
-    from byeori.result.publish import PublishResult
 
 __version__ = "0.1.0"
 

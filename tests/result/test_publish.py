@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 
 import byeori
 from byeori.errors import HubError, ModelError
+from byeori.export.publish import collect, publish
 from byeori.result.card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
-from byeori.result.publish import collect, publish
 from hub_server import TOKEN, Hub, serve
 
 HOME = "/home/minji/secret"
@@ -118,7 +118,7 @@ RUN = """
 import json, sys
 from pathlib import Path
 from byeori.errors import ByeoriError
-from byeori.result.publish import publish
+from byeori.export.publish import publish
 options = json.loads(sys.argv[1])
 try:
     result = publish(folder=Path(options.pop("folder")), commit_message="First", **options)
