@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byeori.result.chart import loss_chart
+from byeori.evaluate.chart import loss_chart
 from byeori.result.report import (
     card,
     matching,

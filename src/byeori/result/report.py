@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
-from byeori.result.chart import finite, loss_chart
+from byeori.evaluate.chart import finite, loss_chart
 from byeori.result.scores import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
 
 # name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
