@@ -16,7 +16,8 @@ import transformers
 import byeori
 from byeori.data import template
 from byeori.errors import CheckpointError
-from byeori.result import compare, folder, generate, scores
+from byeori.evaluate import metrics
+from byeori.result import compare, folder, generate
 from conftest import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
@@ -112,7 +113,7 @@ def test_metrics_are_the_means_of_the_rows(compared: Any) -> None:
             mean = sum(row[side][name] for row in written) / len(written)
             assert compared.metrics[side][name] == pytest.approx(mean)
         texts = [(row[f"{side}_output"], row["title"]) for row in written]
-        assert [row[side]["chrf"] for row in written] == pytest.approx([scores.chrf(*pair) for pair in texts])
+        assert [row[side]["chrf"] for row in written] == pytest.approx([metrics.chrf(*pair) for pair in texts])
 
 
 def test_the_folder_holds_three_files_and_the_adapter_its_metrics(compared: Any, trained: Path) -> None:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import byeori
-from byeori.result import scores
+from byeori.evaluate import metrics
 from conftest import sample_rows
 
 
@@ -80,12 +80,12 @@ def test_the_words_do_not_claim_more_than_the_interval() -> None:
     sides: dict[str, dict[str, list[float | None]]] = {}
     for side, shift in (("base", 0.0), ("tuned", 0.1)):
         margins = [(-1.0) ** index * 5 + shift * (-1) ** (index // 2) for index in range(24)]
-        sides[side] = {name: [1.0] * 24 for name in scores.ROW_METRICS}
+        sides[side] = {name: [1.0] * 24 for name in metrics.ROW_METRICS}
         sides[side] |= {"preference_margin": [*margins], "preference_accuracy": [100.0 * (m > 0) for m in margins]}
-    words = scores.verdict(scores.summarise(sides["base"], sides["tuned"], resamples=200, seed=0))
+    words = metrics.verdict(metrics.summarise(sides["base"], sides["tuned"], resamples=200, seed=0))
     assert "likelier in 50% of the pairs (the base in 50%); the margin between chosen and rejected did not" in words
 
 
 def test_pairs_by_hand() -> None:
-    assert scores.score_pair(-3.0, -4.5) == {"preference_accuracy": 100.0, "preference_margin": 1.5}
-    assert scores.score_pair(-4.5, -4.5) == {"preference_accuracy": 0.0, "preference_margin": 0.0}
+    assert metrics.score_pair(-3.0, -4.5) == {"preference_accuracy": 100.0, "preference_margin": 1.5}
+    assert metrics.score_pair(-4.5, -4.5) == {"preference_accuracy": 0.0, "preference_margin": 0.0}

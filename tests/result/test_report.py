@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byeori.evaluate.chart import loss_chart
+from byeori.evaluate.metrics import ROW_METRICS, score_row, summarise, verdict
 from byeori.result.report import (
     card,
     matching,
@@ -24,7 +25,6 @@ from byeori.result.report import (
     tally,
     template_columns,
 )
-from byeori.result.scores import ROW_METRICS, score_row, summarise, verdict
 
 PROMPT = "제목을 만드세요.\n\n### 본문:\n{document}\n\n### 제목:\n{title}\n"
 ATTACKS = [

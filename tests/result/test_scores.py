@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byeori.result.scores import (
+from byeori.evaluate.metrics import (
     ROW_METRICS,
     Interval,
     chrf,
@@ -147,7 +147,7 @@ def test_bootstrap_leaves_out_missing_rows() -> None:
 def test_bootstrap_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(50.0)
     whole = paired_bootstrap(values, resamples=3000, seed=3)
-    monkeypatch.setattr("byeori.result.scores._INDICES_AT_ONCE", 70)  # one resample at a time
+    monkeypatch.setattr("byeori.evaluate.metrics._INDICES_AT_ONCE", 70)  # one resample at a time
     assert paired_bootstrap(values, resamples=3000, seed=3) == pytest.approx(whole, abs=0.6)
 
 
@@ -259,5 +259,5 @@ def test_verdict_says_better_or_worse_only_where_the_interval_excludes_zero(mean
 
 
 def test_scores_do_not_import_torch() -> None:
-    code = "import sys, byeori.result.scores, byeori.result.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, byeori.evaluate.metrics, byeori.result.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

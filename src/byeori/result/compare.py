@@ -14,8 +14,9 @@ from byeori.batch import forest as forests
 from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
+from byeori.evaluate import metrics as scores
 from byeori.model import forward
-from byeori.result import folder, generate, preview, scores
+from byeori.result import folder, generate, preview
 
 ROWS = "rows.jsonl"
 

@@ -23,7 +23,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from byeori.evaluate.chart import finite, loss_chart
-from byeori.result.scores import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
+from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
 
 # name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
 _METRICS: dict[str, tuple[str, str, int, int]] = {
