@@ -28,7 +28,7 @@ NO_CODE = [
     "plan/machines.yaml",
     "plan/prices.yaml",
     "py.typed",
-    "result/report.html.j2",
+    "evaluate/report.html.j2",
 ]
 
 

@@ -16,15 +16,7 @@ from hypothesis import strategies as st
 
 from byeori.evaluate.chart import loss_chart
 from byeori.evaluate.metrics import ROW_METRICS, score_row, summarise, verdict
-from byeori.result.report import (
-    card,
-    matching,
-    metric_rows,
-    prompt_pieces,
-    render_report,
-    tally,
-    template_columns,
-)
+from byeori.evaluate.report import card, matching, metric_rows, prompt_pieces, render_report, tally, template_columns
 
 PROMPT = "제목을 만드세요.\n\n### 본문:\n{document}\n\n### 제목:\n{title}\n"
 ATTACKS = [

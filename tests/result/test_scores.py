@@ -259,5 +259,5 @@ def test_verdict_says_better_or_worse_only_where_the_interval_excludes_zero(mean
 
 
 def test_scores_do_not_import_torch() -> None:
-    code = "import sys, byeori.evaluate.metrics, byeori.result.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, byeori.evaluate.metrics, byeori.evaluate.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -291,5 +291,5 @@ def _template() -> Template:
     environment.filters["csp_hash"] = lambda script: (
         "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
     )
-    source = files("byeori.result").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = files("byeori.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
