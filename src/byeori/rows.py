@@ -18,9 +18,9 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
+from byeori.evaluate import preview as previews
 from byeori.result import folder as folders
 from byeori.result import opening
-from byeori.result import preview as previews
 from byeori.start import Start, begin
 from byeori.train import log
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from byeori.data.template import parse
 from byeori.data.tokenize import Example, encode_row, encoding
-from byeori.result.preview import page, pieces, shared_prefix, show
+from byeori.evaluate.preview import page, pieces, shared_prefix, show
 
 FOUND: dict[str, Any] = {
     "longest": [{"row": "a<b>.jsonl line 3", "tokens": 1234}],

@@ -15,8 +15,9 @@ from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.evaluate import metrics as scores
+from byeori.evaluate import preview
 from byeori.model import forward
-from byeori.result import folder, generate, preview
+from byeori.result import folder, generate
 
 ROWS = "rows.jsonl"
 
