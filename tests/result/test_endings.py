@@ -12,7 +12,7 @@ import torch
 import byeori
 from byeori import rows
 from byeori.data.chat import turn_end
-from byeori.result import endings
+from byeori.evaluate import stop_tokens
 from conftest import byte_level_tokenizer, tiny_llama
 
 TURNS = (
@@ -48,9 +48,9 @@ def test_the_token_behind_a_turn(chat: str | None, expected: str | None) -> None
 def test_all_that_is_configured_counts() -> None:
     tokenizer = turning()
     own = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    assert set(endings.stop_ids(tokenizer, [1, 7])) == own | {1, 7}
-    assert set(endings.stop_ids(tokenizer, 7)) == own | {7}
-    assert set(endings.stop_ids(tokenizer, None)) == own
+    assert set(stop_tokens.stop_ids(tokenizer, [1, 7])) == own | {1, 7}
+    assert set(stop_tokens.stop_ids(tokenizer, 7)) == own | {7}
+    assert set(stop_tokens.stop_ids(tokenizer, None)) == own
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
         out = model.generate(**asked, max_new_tokens=60, do_sample=False)[0, asked["input_ids"].shape[1] :]
     assert tokenizer.decode(out) == "네, 봄이에요.<|im_end|>"
     before, after = (json.loads((talking / name / "generation_config.json").read_text()) for name in ("base", "merged"))
-    assert after == {**before, "eos_token_id": endings.stop_ids(tokenizer, None)}
+    assert after == {**before, "eos_token_id": stop_tokens.stop_ids(tokenizer, None)}
 
 
 def test_what_is_said_of_the_end() -> None:

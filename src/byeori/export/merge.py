@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from byeori.errors import CheckpointError, ModelError
+from byeori.evaluate import stop_tokens
 from byeori.export import merge_check
 from byeori.export.merge_plan import FLOATS, WEIGHTS, Change, Output, adapter_config, plan, trained_over
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
-from byeori.result import base_check, endings
+from byeori.result import base_check
 from byeori.result.card import TOKENIZER_FILES
 from byeori.train import checkpoint
 
@@ -98,7 +99,7 @@ def merge(
     def fill(target: Path) -> dict[str, Any]:
         write_weights(target, outputs, max_shard_bytes=max_shard_bytes, on_progress=on_progress)
         _write_side_files(target, folder, tuned, dtype=dtype, untied=untied)
-        endings.record(target)
+        stop_tokens.record(target)
         compared = merge_check.compare(folder, tuned, target, facts) if verify else {}
         return {**facts, "verdict": "not checked", **compared}
 

@@ -14,7 +14,7 @@ import torch
 from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ConfigError, DataError, TemplateError
-from byeori.result import endings
+from byeori.evaluate import stop_tokens
 from byeori.support.text_files import read_text
 
 
@@ -78,7 +78,7 @@ def answer(
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    ends = endings.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    ends = stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     torch.manual_seed(how.seed * 1_000_003 + number)
     sampled = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k} if how.temperature else {}
     output = model.generate(
