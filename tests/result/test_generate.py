@@ -15,9 +15,10 @@ import torch
 import byeori
 from byeori.data import template
 from byeori.errors import ByeoriError
+from byeori.evaluate import generate
+from byeori.evaluate.generate import Sampling
 from byeori.model import forward
-from byeori.result import generate, opening
-from byeori.result.generate import Sampling
+from byeori.result import opening
 
 GREEDY = Sampling(max_new_tokens=12)
 TITLE_KO = template.shipped()["title-ko"]

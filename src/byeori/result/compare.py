@@ -14,10 +14,10 @@ from byeori.batch import forest as forests
 from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
+from byeori.evaluate import generate, preview
 from byeori.evaluate import metrics as scores
-from byeori.evaluate import preview
 from byeori.model import forward
-from byeori.result import folder, generate
+from byeori.result import folder
 
 ROWS = "rows.jsonl"
 
