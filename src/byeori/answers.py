@@ -14,10 +14,10 @@ from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, ModelError
+from byeori.evaluate import compare as comparison
 from byeori.evaluate import generate as generation
 from byeori.evaluate import metrics as scores
 from byeori.evaluate import report
-from byeori.result import compare as comparison
 from byeori.result import folder as folders
 from byeori.result import opening
 from byeori.rows import group_of, load_table, say, trained_on

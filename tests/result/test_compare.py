@@ -16,8 +16,8 @@ import transformers
 import byeori
 from byeori.data import template
 from byeori.errors import CheckpointError
-from byeori.evaluate import generate, metrics
-from byeori.result import compare, folder
+from byeori.evaluate import compare, generate, metrics
+from byeori.result import folder
 from conftest import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
