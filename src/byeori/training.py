@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from byeori import weights
+from byeori.artifacts import base_check
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
@@ -25,7 +26,6 @@ from byeori.kernels import dispatch
 from byeori.losses.base import Objective
 from byeori.model import demo_model, forward, load
 from byeori.plan import autotune
-from byeori.result import base_check
 from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of

@@ -25,12 +25,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from byeori.artifacts.base_check import check_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.export import merge as merge_module
 from byeori.export.merge import MergeResult, merge
 from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.result import opening
-from byeori.result.base_check import check_name
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {

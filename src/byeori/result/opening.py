@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from byeori import config
+from byeori.artifacts import base_check
 from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
@@ -24,7 +25,6 @@ from byeori.kernels import lora_linear
 from byeori.model import load
 from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
-from byeori.result import base_check
 from byeori.result.folder import SETTINGS, TEMPLATE
 from byeori.support.text_files import one_line
 from byeori.train import checkpoint
