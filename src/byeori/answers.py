@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.artifacts import saved_model
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import template, tokenize
 from byeori.data.sources import ROW, Table
@@ -19,7 +20,6 @@ from byeori.evaluate import generate as generation
 from byeori.evaluate import metrics as scores
 from byeori.evaluate import report
 from byeori.result import folder as folders
-from byeori.result import opening
 from byeori.rows import group_of, load_table, say, trained_on
 from byeori.start import check_cutoff
 from byeori.train import log
@@ -44,11 +44,11 @@ def generate(settings: GenerateSettings) -> list[str]:
     sampling, output = _sampling(settings), Path(settings.output) if settings.output else None
     if output:
         folders.check_output_file(output, list(settings.data_path or []))
-    found = opening.find(settings.model, settings.base_model)
+    found = saved_model.find(settings.model, settings.base_model)
     if settings.data_path:
         return _generate_table(settings, found, sampling, output)
     how, prompt = _one_prompt(settings, found)
-    model = opening.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     suffix = how.template.suffix if how.template and settings.raw is None else ""
     streamed = output is None and not suffix.strip()
     answer = generation.answer(
@@ -68,19 +68,19 @@ def generate(settings: GenerateSettings) -> list[str]:
 
 
 def _generate_table(
-    settings: GenerateSettings, found: opening.Found, sampling: generation.Sampling, output: Path | None
+    settings: GenerateSettings, found: saved_model.Found, sampling: generation.Sampling, output: Path | None
 ) -> list[str]:
     table = _table(settings)
-    chosen = opening.template_of(found, settings.template)
+    chosen = saved_model.template_of(found, settings.template)
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=False)
-    how = opening.encoding(found, chosen, cutoff_len=_room(found, sampling))
+    how = saved_model.encoding(found, chosen, cutoff_len=_room(found, sampling))
     rows = [dict(row) for row in table.rows]
     prompts = generation.encode_prompts(rows, how, table.name)
     column = generation.answer_column(table.rows.column_names)
     if column != "output":
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
-    model = opening.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     if output:
         folders.write(output, "")
 
@@ -117,19 +117,19 @@ def _table(settings: GenerateSettings | CompareSettings) -> Table:
     return table
 
 
-def _room(found: opening.Found, sampling: generation.Sampling) -> int:
+def _room(found: saved_model.Found, sampling: generation.Sampling) -> int:
     """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
     if found.positions is None:
         return sys.maxsize
     return found.positions - min(sampling.max_new_tokens, found.positions // 2)
 
 
-def _one_prompt(settings: GenerateSettings, found: opening.Found) -> tuple[Encoding, list[int]]:
+def _one_prompt(settings: GenerateSettings, found: saved_model.Found) -> tuple[Encoding, list[int]]:
     if settings.raw is not None:
-        how = opening.raw_encoding(found)
+        how = saved_model.raw_encoding(found)
         text = generation.text_or_file(settings.raw)
         return how, list(tokenize.encode_segments((template.Segment(text=text, trained=False),), how).token_ids)
-    chosen = opening.template_of(found, settings.template)
+    chosen = saved_model.template_of(found, settings.template)
     names = chosen.prompt_columns if chosen else ["prompt"]
     optional = chosen.optional_columns if chosen else set()
     given = {name.replace("-", "_"): value for name, value in settings.columns.items()}
@@ -148,7 +148,7 @@ def _one_prompt(settings: GenerateSettings, found: opening.Found) -> tuple[Encod
     elif missing:
         raise ConfigError("give " + ", ".join(f"--{name} TEXT" for name in missing) + " (or @file)")
     row: Any = values if chosen else {"messages": [{"role": "user", "content": values["prompt"]}]}
-    how = opening.encoding(found, chosen)
+    how = saved_model.encoding(found, chosen)
     return how, tokenize.encode_prompt(row, how)
 
 
@@ -163,16 +163,16 @@ def compare(settings: CompareSettings) -> CompareResult:
     output = Path(settings.output_dir)
     folders.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
     table = _table(settings)
-    found = opening.find(settings.adapter, settings.base_model)
+    found = saved_model.find(settings.adapter, settings.base_model)
     if not found.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
-    chosen = opening.template_of(found, settings.template)
+    chosen = saved_model.template_of(found, settings.template)
     group = group_of(table.rows.column_names, chosen)
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=group == 1)
-    how = opening.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
+    how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
     rows = folders.comparable(table, how, settings.on_bad_rows, say)
-    model = opening.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
     with folders.progress("Answering") as on_progress:
@@ -191,7 +191,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     return _write_comparison(settings, found, how, items, known)
 
 
-def _compare_cutoff(settings: CompareSettings, found: opening.Found) -> int:
+def _compare_cutoff(settings: CompareSettings, found: saved_model.Found) -> int:
     """cutoff_len as given, else the one of the run, within the model's positions."""
     if "cutoff_len" in settings.model_fields_set:
         check_cutoff(settings.cutoff_len, found.positions, found.base)
@@ -200,7 +200,7 @@ def _compare_cutoff(settings: CompareSettings, found: opening.Found) -> int:
 
 
 def _write_comparison(
-    settings: CompareSettings, found: opening.Found, how: Encoding, items: list[dict[str, Any]], known: int
+    settings: CompareSettings, found: saved_model.Found, how: Encoding, items: list[dict[str, Any]], known: int
 ) -> CompareResult:
     """known: how many of the rows the adapter was trained on."""
     output = Path(settings.output_dir)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from byeori.artifacts import saved_model
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
@@ -20,7 +21,6 @@ from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
 from byeori.evaluate import preview as previews
 from byeori.result import folder as folders
-from byeori.result import opening
 from byeori.start import Start, begin
 from byeori.train import log
 
@@ -57,7 +57,7 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
     )
 
 
-def trained_on(found: opening.Found, table: Table) -> np.ndarray | None:
+def trained_on(found: saved_model.Found, table: Table) -> np.ndarray | None:
     """Which rows of a table an adapter's run has trained [rows], by what they hold in the columns that it read.
 
     None where its tables are not here (any more), or cannot be split as they were then.
@@ -68,7 +68,7 @@ def trained_on(found: opening.Found, table: Table) -> np.ndarray | None:
         return None
     group = 2 if "loss" in run else 1
     try:
-        chosen = opening.template_of(found, None)
+        chosen = saved_model.template_of(found, None)
         there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
         read = columns_read(there.rows.column_names, chosen, group)
         seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"], read)
@@ -172,9 +172,9 @@ def _choose(
     if settings.template is not None:
         return template.resolve(settings.template), None
     if start.adapter is not None:
-        return opening.template_of(start.adapter, None), None
+        return saved_model.template_of(start.adapter, None), None
     beside = Path(start.base) / folders.TEMPLATE
-    if beside.is_file() and not (saved := opening.saved(beside)).lacking(rows.column_names, with_answer=group == 1):
+    if beside.is_file() and not (saved := saved_model.saved(beside)).lacking(rows.column_names, with_answer=group == 1):
         return saved, None
     name = preference.choose(rows.features) if group == 2 else template.choose(rows.column_names)
     return template.resolve(name), beside if beside.is_file() else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from byeori.artifacts import saved_model
 from byeori.config import DpoSettings, PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
 from byeori.losses.base import Objective
@@ -14,7 +15,6 @@ from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
-from byeori.result import opening
 from byeori.support import hub
 
 S = TypeVar("S", TrainSettings, PreviewSettings)
@@ -37,7 +37,7 @@ class Start:
 
     base: str
     revision: str | None
-    adapter: opening.Found | None
+    adapter: saved_model.Found | None
     tokenizer: Any
     notes: list[str]
 
@@ -56,7 +56,7 @@ def begin(settings: S) -> tuple[S, Start]:
     name = settings.base_model
     if is_adapter(name, settings.revision):
         moved = f"give --base_model where it lies now, with --resume_from_checkpoint {name}"
-        found = opening.find(name, revision=settings.revision, moved=moved)
+        found = saved_model.find(name, revision=settings.revision, moved=moved)
         settings = settings.model_copy(update=_shape(settings, found.folder))
         start = Start(base=found.base, revision=found.revision, adapter=found, tokenizer=found.tokenizer, notes=[])
         positions = found.positions

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from byeori.artifacts import saved_model
 from byeori.config import TrainSettings
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
 from byeori.model import load, load_streamed, sharding
-from byeori.result import opening
 from byeori.start import Start
 from byeori.train import memory, optim
 
@@ -54,7 +54,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
         base = load.load_model(start.base, device=processes.device, **where)
     with sharding.shown_whole(base, processes.device):
         if start.adapter is not None:
-            return opening.with_adapter(base, start.adapter, trainable=True)
+            return saved_model.with_adapter(base, start.adapter, trainable=True)
         model = lora_linear.attach(
             base,
             r=settings.lora_r,

@@ -13,20 +13,20 @@ import pytest
 import torch
 
 import byeori
+from byeori.artifacts import saved_model
 from byeori.data import template
 from byeori.errors import ByeoriError
 from byeori.evaluate import generate
 from byeori.evaluate.generate import Sampling
 from byeori.model import forward
-from byeori.result import opening
 
 GREEDY = Sampling(max_new_tokens=12)
 TITLE_KO = template.shipped()["title-ko"]
 
 
 def opened(folder: Path) -> tuple[Any, Any]:
-    found = opening.find(str(folder))
-    return opening.load_weights(found, "float32", torch.device("cpu")), found.tokenizer
+    found = saved_model.find(str(folder))
+    return saved_model.load_weights(found, "float32", torch.device("cpu")), found.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -356,9 +356,9 @@ def test_rows_with_dates_can_be_written(trained: Path, tmp_path: Path) -> None:
 def test_long_prompts_are_shortened_and_not_their_headings(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"document": "봄 " * 2000}, ensure_ascii=False) + "\n", encoding="utf-8")
-    found = opening.find(str(trained))
+    found = saved_model.find(str(trained))
     assert ask(trained, data_path=path, max_new_tokens=12)
-    how = opening.encoding(found, opening.template_of(found, None), cutoff_len=500)
+    how = saved_model.encoding(found, saved_model.template_of(found, None), cutoff_len=500)
     ids = generate.encode_prompts([{"document": "봄 " * 2000, "__row__": 0}], how, str)[0]
     assert len(ids) <= 500
     assert found.tokenizer.decode(ids).endswith("### 제목:\n")

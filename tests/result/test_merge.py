@@ -25,12 +25,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from byeori.artifacts import saved_model
 from byeori.artifacts.base_check import check_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.export import merge as merge_module
 from byeori.export.merge import MergeResult, merge
 from byeori.model.fingerprint import base_fingerprint, read_header
-from byeori.result import opening
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {
@@ -428,7 +428,7 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
     for name in ("google/gemma-3-270m-it", "somebody/gemma-3-270m", "270m"):
         given(name, f"{name} is another", *words)
         with pytest.raises(ModelError, match=f"{name} is another model on the Hub; leave --base_model out"):
-            opening.find(str(adapter), name)  # before generate or compare asks the Hub
+            saved_model.find(str(adapter), name)  # before generate or compare asks the Hub
     for name in ("google/gemma-3-270m", "Google/Gemma-3-270M", "gemma-3-270m"):  # on to the Hub, which is out of reach
         given(name, f"{name} is neither a folder here nor in the cache")
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"

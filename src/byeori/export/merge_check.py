@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts import saved_model
 from byeori.data import chat, preference, sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
-from byeori.result import opening
 from byeori.result.card import TOKENIZER_FILES
 from byeori.support.text_files import one_line
 
@@ -124,11 +124,11 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
     if not any((merged / name).is_file() for name in TOKENIZER_FILES):
         return [[byte % config.vocab_size for byte in text.encode()][:longest] for text in TEXTS], "bytes of texts"
-    found = opening.find(str(merged))
+    found = saved_model.find(str(merged))
     plain = [found.tokenizer(text)["input_ids"][:longest] for text in TEXTS]
     try:
-        chosen = opening.template_of(found, None)
-        how = opening.encoding(found, chosen)
+        chosen = saved_model.template_of(found, None)
+        how = saved_model.encoding(found, chosen)
     except TemplateError:  # neither a template nor a chat template
         return plain, "fixed texts without a template"
     where = "the saved template" if chosen else "the tokenizer's chat template"

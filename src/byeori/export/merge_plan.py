@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, read_header, stored_tensors
-from byeori.result.opening import run_settings
 
 WEIGHTS = "adapter_model.safetensors"
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
