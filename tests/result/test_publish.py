@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import save_file
 
 import byeori
+from byeori.artifacts.model_card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from byeori.errors import HubError, ModelError
 from byeori.export.publish import collect, publish
-from byeori.result.card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from hub_server import TOKEN, Hub, serve
 
 HOME = "/home/minji/secret"

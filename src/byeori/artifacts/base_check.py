@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from byeori.artifacts.model_card import is_hub_id
 from byeori.errors import ModelError
 from byeori.model.fingerprint import base_fingerprint
-from byeori.result.card import is_hub_id
 from byeori.result.folder import BASE
 
 

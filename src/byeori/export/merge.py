@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from byeori.artifacts import base_check
+from byeori.artifacts.model_card import TOKENIZER_FILES
 from byeori.errors import CheckpointError, ModelError
 from byeori.evaluate import stop_tokens
 from byeori.export import merge_check
 from byeori.export.merge_plan import FLOATS, WEIGHTS, Change, Output, adapter_config, plan, trained_over
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
-from byeori.result.card import TOKENIZER_FILES
 from byeori.train import checkpoint
 
 REPORT = "merge_report.json"

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from byeori.artifacts import saved_model
+from byeori.artifacts.model_card import TOKENIZER_FILES
 from byeori.data import chat, preference, sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
-from byeori.result.card import TOKENIZER_FILES
 from byeori.support.text_files import one_line
 
 TEXTS = (

@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
+from byeori.artifacts.model_card import TOKENIZER_FILES, findings, is_generated, is_local_path, last_name, model_card
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.model.fingerprint import INDEX, read_header, weight_files
-from byeori.result.card import TOKENIZER_FILES, findings, is_generated, is_local_path, last_name, model_card
 from byeori.support.hub import human_size
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from byeori import config
+from byeori.artifacts import model_card
 from byeori.data import audit, preference, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, ConfigError, DataError, TemplateError
 from byeori.model.fingerprint import base_fingerprint
-from byeori.result import card
 from byeori.support import hub
 from byeori.train import checkpoint, log, oom
 
@@ -298,8 +298,8 @@ def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
     (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.copy(output / log.FILE, folder / log.FILE)
     own = output / CARD
-    if not own.is_file() or card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
-        (folder / CARD).write_text(card.model_card(folder, name=output.resolve().name), encoding="utf-8")
+    if not own.is_file() or model_card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
+        (folder / CARD).write_text(model_card.model_card(folder, name=output.resolve().name), encoding="utf-8")
 
 
 def fingerprint(base: str, revision: str | None) -> str:
