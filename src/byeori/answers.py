@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import template, tokenize
@@ -19,7 +20,6 @@ from byeori.evaluate import compare as comparison
 from byeori.evaluate import generate as generation
 from byeori.evaluate import metrics as scores
 from byeori.evaluate import report
-from byeori.result import folder as folders
 from byeori.rows import group_of, load_table, say, trained_on
 from byeori.start import check_cutoff
 from byeori.train import log

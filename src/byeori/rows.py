@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
@@ -20,7 +21,6 @@ from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
 from byeori.evaluate import preview as previews
-from byeori.result import folder as folders
 from byeori.start import Start, begin
 from byeori.train import log
 

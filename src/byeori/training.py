@@ -17,6 +17,7 @@ import torch
 
 from byeori import weights
 from byeori.artifacts import base_check
+from byeori.artifacts import layout as folders
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
@@ -26,7 +27,6 @@ from byeori.kernels import dispatch
 from byeori.losses.base import Objective
 from byeori.model import demo_model, forward, load
 from byeori.plan import autotune
-from byeori.result import folder as folders
 from byeori.rows import Prepared, prepare, say, schedule
 from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, trainer

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from byeori.artifacts.layout import BASE
 from byeori.artifacts.model_card import is_hub_id
 from byeori.errors import ModelError
 from byeori.model.fingerprint import base_fingerprint
-from byeori.result.folder import BASE
 
 
 def check_name(adapter: Path, recorded: str | None, given: str | None, *, option: str) -> None:

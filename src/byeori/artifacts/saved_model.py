@@ -17,6 +17,7 @@ import torch
 
 from byeori import config
 from byeori.artifacts import base_check
+from byeori.artifacts.layout import SETTINGS, TEMPLATE
 from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
@@ -25,7 +26,6 @@ from byeori.kernels import lora_linear
 from byeori.model import load
 from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
-from byeori.result.folder import SETTINGS, TEMPLATE
 from byeori.support.text_files import one_line
 from byeori.train import checkpoint
 

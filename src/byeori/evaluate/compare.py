@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts import layout
 from byeori.batch import forest as forests
 from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
@@ -17,7 +18,6 @@ from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
 from byeori.evaluate import generate, preview
 from byeori.evaluate import metrics as scores
 from byeori.model import forward
-from byeori.result import folder
 
 ROWS = "rows.jsonl"
 
@@ -44,14 +44,14 @@ def compare_rows(
     answered = [side_row(row, "chosen", how.template) if how.group == 2 else until_last_answer(row) for row in rows]
     prompts = [encode_prompt(row, how) for row in answered]
     done: dict[int, dict[str, Any]] = {}
-    folder.write(rows_file, "")
+    layout.write(rows_file, "")
     for number, batch in enumerate(generate.batches(prompts, batch_size)):
         sides = {}
         for side, off in (("base", True), ("tuned", False)):
             with model.disable_adapter() if off else nullcontext():
                 asked = [prompts[i] for i in batch], [examples[i] for i in batch]
                 sides[side] = _side(model, *asked, how, sampling, positions, number)
-        with folder.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
+        with layout.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
                 found = {side: found[place] for side, found in sides.items()}
                 done[index] = _item(rows[index], answered[index], how, found)
@@ -59,7 +59,7 @@ def compare_rows(
         on_progress(len(done), len(rows))
     items = [done[index] for index in range(len(rows))]
     items[0]["given"] = preview.with_special(prompts[0], how.tokenizer)
-    folder.write(rows_file, "".join(map(_line, items)))
+    layout.write(rows_file, "".join(map(_line, items)))
     return items
 
 

@@ -1,1 +1,0 @@
-"""What comes out of a run: merge, generate, compare, report, publish."""
