@@ -83,6 +83,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The model with a new adapter, and the forests of the first rows."""
     import torch
 
+    from byeori.artifacts.starting_model import begin
     from byeori.batch import forest, loader, packing
     from byeori.config import SftSettings, check
     from byeori.data import tokenized
@@ -90,7 +91,6 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from byeori.kernels import lora_linear
     from byeori.model import demo_model, forward, load
     from byeori.rows import prepare
-    from byeori.start import begin
 
     name = args.model or str(demo_model.embedded_model(print))
     settings = check(

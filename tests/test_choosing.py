@@ -13,12 +13,12 @@ import torch
 
 import byeori
 from byeori import config, rows
+from byeori.artifacts.starting_model import begin
 from byeori.batch import loader
 from byeori.data import tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.plan import autotune
-from byeori.start import begin
 from byeori.train import memory
 from conftest import tiny_llama
 

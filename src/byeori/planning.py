@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from byeori import start as starts
 from byeori.artifacts import layout as folders
+from byeori.artifacts import starting_model as starts
+from byeori.artifacts.starting_model import Start
 from byeori.config import PlanSettings, TrainSettings, nearest
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
@@ -21,7 +22,6 @@ from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
 from byeori.plan.rehearser import Rehearser
 from byeori.plan.workload import Work
-from byeori.start import Start
 from byeori.support.text_files import one_line
 from byeori.train import log
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
+from byeori.artifacts.starting_model import Start, begin
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
@@ -21,7 +22,6 @@ from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
 from byeori.evaluate import preview as previews
-from byeori.start import Start, begin
 from byeori.train import log
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ import torch
 from byeori import weights
 from byeori.artifacts import base_check
 from byeori.artifacts import layout as folders
+from byeori.artifacts.starting_model import Start, begin, objective_of
 from byeori.batch import loader
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
@@ -28,7 +29,6 @@ from byeori.losses.base import Objective
 from byeori.model import demo_model, forward, load
 from byeori.plan import autotune
 from byeori.rows import Prepared, prepare, say, schedule
-from byeori.start import Start, begin, objective_of
 from byeori.train import checkpoint, log, memory, trainer
 from byeori.train import mirror as remote
 from byeori.train.reference import in_order, met, with_reference

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from byeori.artifacts import saved_model
+from byeori.artifacts.starting_model import Start
 from byeori.config import TrainSettings
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
 from byeori.model import load, load_streamed, sharding
-from byeori.start import Start
 from byeori.train import memory, optim
 
 Tell = Callable[[str], None]

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 import byeori
 from byeori import config, rows
+from byeori.artifacts.starting_model import begin
 from byeori.data import tokenized
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
-from byeori.start import begin
 from byeori.train import reference as references
 from conftest import sample_rows
 

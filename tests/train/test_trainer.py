@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
 from byeori import config, rows, training
+from byeori.artifacts.starting_model import begin
 from byeori.data import tokenized
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Sums, Targets
 from byeori.losses.sft import SFT, sft_sum
-from byeori.start import begin
 from byeori.train import trainer
 from conftest import byte_level_tokenizer
 

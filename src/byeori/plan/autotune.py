@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from byeori import weights
+from byeori.artifacts.starting_model import Start
 from byeori.batch.loader import Schedule
 from byeori.config import TrainSettings
 from byeori.data.tokenized import Rows
@@ -23,7 +24,6 @@ from byeori.plan import candidates, machines, workload
 from byeori.plan.candidates import Case, Offer
 from byeori.plan.machines import GIB, MIB, Machine
 from byeori.plan.rehearser import Rehearser
-from byeori.start import Start
 from byeori.support import hub
 from byeori.train import memory
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from byeori import weights
+from byeori.artifacts.starting_model import objective_of
 from byeori.config import TrainSettings
 from byeori.kernels import patch
 from byeori.losses.base import Objective
@@ -21,7 +22,6 @@ from byeori.plan import calibrate, candidates, machines, rehearsal
 from byeori.plan.candidates import Case, Choice
 from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.plan.workload import Micro, Work
-from byeori.start import objective_of
 
 _CPU = torch.device("cpu")
 
