@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 
-from byeori import weights
+from byeori.commands import _model
 from byeori.config import SPEED, SftSettings, check
 from byeori.distributed import processes
 from byeori.distributed.processes import Processes
@@ -38,7 +38,7 @@ def test_layers_are_compiled_where_none_is_fused(
     model, _ = zoo.tiny(kind)
     forward.use_forest_attention(model)
     alone = Processes(rank=0, world=1, device=torch.device("cpu"))
-    weights.speed_up(model, check(SftSettings, NEEDED | settings), 100, alone, told.append)
+    _model.speed_up(model, check(SftSettings, NEEDED | settings), 100, alone, told.append)
     patch.everywhere(list(SPEED))
     assert bool(told) == compiled
     fused = [module for module in model.modules() if getattr(module.forward, "__func__", None) is rms_norm._forward]

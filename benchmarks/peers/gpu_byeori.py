@@ -10,8 +10,9 @@ from typing import Any
 import gpu_common as common
 import torch
 
-from byeori import training, weights
+from byeori import training
 from byeori.batch import loader
+from byeori.commands import _model
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
@@ -203,7 +204,7 @@ def adapted(args: Any, work: common.Workload) -> Any:
     model = lora_linear.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
     lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
-    weights.speed_up(model, settings_of(args, work), 0, here(), lambda text: None)
+    _model.speed_up(model, settings_of(args, work), 0, here(), lambda text: None)
     return model
 
 

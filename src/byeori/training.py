@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from byeori import weights
 from byeori.artifacts import base_check
 from byeori.artifacts import layout as folders
 from byeori.artifacts.starting_model import Start, begin, objective_of
 from byeori.batch import loader
+from byeori.commands import _model as weights
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
 from byeori.distributed import processes as parallel

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from byeori import weights
 from byeori.artifacts.starting_model import Start
 from byeori.batch.loader import Schedule
+from byeori.commands import _model
 from byeori.config import TrainSettings
 from byeori.data.tokenized import Rows
 from byeori.distributed import processes as parallel
@@ -106,7 +106,7 @@ def choose(
 
 def _weights(settings: TrainSettings, start: Start, processes: Processes) -> int:
     """Bytes of all weights as they would be held; only the headers of the files are read."""
-    bits = weights.bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize
+    bits = _model.bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize
     stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision, hub.WEIGHTS))
     return sum(item.count for item in stored.values()) * bits // 8
 

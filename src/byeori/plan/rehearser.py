@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from byeori import weights
 from byeori.artifacts.starting_model import objective_of
+from byeori.commands import _model as weights
 from byeori.config import TrainSettings
 from byeori.kernels import patch
 from byeori.losses.base import Objective
