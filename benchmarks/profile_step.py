@@ -85,12 +85,12 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 
     from byeori.artifacts.starting_model import begin
     from byeori.batch import forest, loader, packing
+    from byeori.commands._rows import prepare
     from byeori.config import SftSettings, check
     from byeori.data import tokenized
     from byeori.distributed import processes
     from byeori.kernels import lora_linear
     from byeori.model import demo_model, forward, load
-    from byeori.rows import prepare
 
     name = args.model or str(demo_model.embedded_model(print))
     settings = check(

@@ -11,6 +11,7 @@ from typing import Any
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import check_cutoff
+from byeori.commands._rows import group_of, load_table, say, trained_on
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
 from byeori.data import template, tokenize
 from byeori.data.sources import ROW, Table
@@ -21,7 +22,6 @@ from byeori.evaluate import compare as comparison
 from byeori.evaluate import generate as generation
 from byeori.evaluate import metrics as scores
 from byeori.evaluate import report
-from byeori.rows import group_of, load_table, say, trained_on
 from byeori.train import log
 
 

@@ -194,7 +194,7 @@ def _work(
     settings: PlanSettings, training: TrainSettings, begun: Start | None, rehearser: Rehearser
 ) -> tuple[Work, list[str]]:
     """The steps that are planned, and in words which rows are in none of them."""
-    from byeori.rows import prepare, schedule
+    from byeori.commands._rows import prepare, schedule
 
     objective = rehearser.objective
     size, tokens = training.micro_batch_size, rehearser.micro_batch_tokens("cuda")
@@ -233,7 +233,7 @@ def _work(
 
 
 def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> None:
-    from byeori.rows import say
+    from byeori.commands._rows import say
 
     if not settings.write and not settings.skypilot:
         return

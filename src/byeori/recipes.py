@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from byeori.answers import CompareResult, compare, generate
+from byeori.commands._rows import preview, say
 from byeori.config import MergeSettings, PublishSettings
 from byeori.export import merge as merging
 from byeori.export import publish as publishing
 from byeori.model import demo_model as embedded
-from byeori.rows import preview, say
 from byeori.train import log
 from byeori.training import TrainResult, dpo, sft
 

@@ -20,6 +20,7 @@ from byeori.artifacts import layout as folders
 from byeori.artifacts.starting_model import Start, begin, objective_of
 from byeori.batch import loader
 from byeori.commands import _model as weights
+from byeori.commands._rows import Prepared, prepare, say, schedule
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
 from byeori.distributed import processes as parallel
@@ -28,7 +29,6 @@ from byeori.kernels import dispatch
 from byeori.losses.base import Objective
 from byeori.model import demo_model, forward, load
 from byeori.plan import autotune
-from byeori.rows import Prepared, prepare, say, schedule
 from byeori.train import checkpoint, log, memory, trainer
 from byeori.train import mirror as remote
 from byeori.train.reference import in_order, met, with_reference

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import byeori
-from byeori import rows
+from byeori.commands import _rows as rows
 from byeori.data.chat import turn_end
 from byeori.evaluate import stop_tokens
 from conftest import byte_level_tokenizer, tiny_llama

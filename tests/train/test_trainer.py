@@ -17,8 +17,9 @@ from runs import checkpoints, command, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
-from byeori import config, rows, training
+from byeori import config, training
 from byeori.artifacts.starting_model import begin
+from byeori.commands import _rows as rows
 from byeori.data import tokenized
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
