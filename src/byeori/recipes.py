@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from byeori.answers import CompareResult, compare, generate
 from byeori.commands._rows import preview, say
+from byeori.commands.generate import CompareResult, compare, generate
 from byeori.config import MergeSettings, PublishSettings
 from byeori.export import merge as merging
 from byeori.export import publish as publishing
