@@ -10,9 +10,8 @@ from typing import Any
 import gpu_common as common
 import torch
 
-from byeori import training
 from byeori.batch import loader
-from byeori.commands import _model
+from byeori.commands import _model, train
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
@@ -127,7 +126,7 @@ def job_of(args: Any, work: common.Workload, model: Any, rows: Rows, plan: loade
         eval_rows=None,
         objective=preference(Preference(loss="sigmoid", beta=0.1)) if work.pairs else SFT,
         plan=plan,
-        options=training._options(settings, plan, processes.device, one_at_a_time=False),
+        options=train._options(settings, plan, processes.device, one_at_a_time=False),
         processes=processes,
         output_dir=Path(),
         beside=lambda folder: None,

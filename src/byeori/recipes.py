@@ -7,12 +7,12 @@ from typing import Any
 
 from byeori.commands._rows import preview, say
 from byeori.commands.generate import CompareResult, compare, generate
+from byeori.commands.train import TrainResult, dpo, sft
 from byeori.config import MergeSettings, PublishSettings
 from byeori.export import merge as merging
 from byeori.export import publish as publishing
 from byeori.model import demo_model as embedded
 from byeori.train import log
-from byeori.training import TrainResult, dpo, sft
 
 
 def merge(settings: MergeSettings) -> Any:

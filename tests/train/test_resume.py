@@ -15,7 +15,8 @@ import pytest
 from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 
-from byeori import cli, training
+from byeori import cli
+from byeori.commands import train
 from byeori.errors import CheckpointError
 from byeori.losses.base import Sums
 from byeori.losses.sft import SFT, sft_sum
@@ -223,7 +224,7 @@ def test_a_skipped_first_step_is_kept_over_a_resume(
         calls[0] += 1
         return Sums(total=sft_sum(*arguments).total * (math.nan if calls[0] == 1 else 1.0), logged={})
 
-    monkeypatch.setattr(training, "objective_of", lambda _: replace(SFT, sums=sums))
+    monkeypatch.setattr(train, "objective_of", lambda _: replace(SFT, sums=sums))
     sft(tiny_model, title_rows, tmp_path / "out", micro_batch_size=4, max_steps=2, save_steps=1)
     monkeypatch.undo()
     state = json.loads((tmp_path / "out" / "checkpoint-1" / "trainer_state.json").read_text())

@@ -17,9 +17,10 @@ from runs import checkpoints, command, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
-from byeori import config, training
+from byeori import config
 from byeori.artifacts.starting_model import begin
 from byeori.commands import _rows as rows
+from byeori.commands import train
 from byeori.data import tokenized
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
@@ -352,7 +353,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = m
         calls[0] += 1
         return Sums(total=sft_sum(logprobs, targets).total * (value if calls[0] in bad else 1.0), logged={})
 
-    monkeypatch.setattr(training, "objective_of", lambda _: replace(SFT, sums=sums))
+    monkeypatch.setattr(train, "objective_of", lambda _: replace(SFT, sums=sums))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
