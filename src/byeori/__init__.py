@@ -82,7 +82,7 @@ def dpo(**settings: Any) -> TrainResult:
 
 def plan(**settings: Any) -> dict[str, Any]:
     """What a run needs, on which machine; keywords are config.PlanSettings. Returns the plan. Raises ByeoriError."""
-    from byeori import planning
+    from byeori.commands import plan as planning
 
     return planning.plan(config.check(config.PlanSettings, settings))
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from byeori import cli, config, planning
+from byeori import cli, config
+from byeori.commands import plan
 from byeori.errors import ByeoriError, ConfigError, ModelError
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plan"
@@ -19,7 +20,7 @@ GPT2 = "model_type=gpt2 n_embd=64 n_layer=2 n_head=2 vocab_size=1000"
 
 
 def _plan(capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:
-    found = planning.plan(config.check(config.PlanSettings, {"json": True} | settings))
+    found = plan.plan(config.check(config.PlanSettings, {"json": True} | settings))
     assert json.loads(capsys.readouterr().out) == found
     return found
 
@@ -35,7 +36,7 @@ def test_a_shape_by_hand_on_every_machine(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"shape": SHAPE, "gpu": "4090,H100", "explain": True}
-    planning.plan(config.check(config.PlanSettings, settings))
+    plan.plan(config.check(config.PlanSettings, settings))
     out = capsys.readouterr().out
     assert "x 1 is enough: 32,768 tokens at once" in out  # a small model
     assert "batch_size 8, 3 epochs, cutoff_len 2,048" in out
@@ -97,16 +98,16 @@ def test_rows_that_are_not_trained_are_named(
     lines = [json.dumps(first | {"title": ""}, ensure_ascii=False), title_rows.read_text(encoding="utf-8")]
     rows.write_text("\n".join(lines), encoding="utf-8")
     how = {"base_model": str(tiny_model), "data_path": str(rows), "cutoff_len": 256, "gpu": "T4"}
-    planning.plan(config.check(config.PlanSettings, how | {"on_bad_rows": "drop"}))
+    plan.plan(config.check(config.PlanSettings, how | {"on_bad_rows": "drop"}))
     out = capsys.readouterr().out
     assert "1 row (1 with an empty answer) dropped: rows.jsonl line 1: the answer, column 'title', is empty" in out
     with pytest.raises(ByeoriError, match="or drop such rows with --on_bad_rows drop"):
-        planning.plan(config.check(config.PlanSettings, how))
+        plan.plan(config.check(config.PlanSettings, how))
 
 
 def _written(path: Path, **settings: Any) -> config.SftSettings:
     """What --write writes, as `byeori sft --config` reads it."""
-    planning.plan(config.check(config.PlanSettings, {"write": str(path)} | settings))
+    plan.plan(config.check(config.PlanSettings, {"write": str(path)} | settings))
     read = config.read_yaml(str(path), config.SftSettings)
     return config.check(config.SftSettings, {"base_model": "m", "data_path": "rows"} | read)
 
@@ -131,7 +132,7 @@ def test_a_task_takes_along_whatever_is_only_here(
     form.write_text("{document}\n{title}")
     rows = [str(tables[0]), str(tables[1]), str(tmp_path / "c" / "*.jsonl")]
     how = {"base_model": str(tiny_model), "data_path": rows, "template": str(form), "cutoff_len": 256, "gpu": "T4"}
-    planning.plan(config.check(config.PlanSettings, how | {"skypilot": str(task), "optim": "adamw_8bit"}))
+    plan.plan(config.check(config.PlanSettings, how | {"skypilot": str(task), "optim": "adamw_8bit"}))
     launched = yaml.safe_load(task.read_text())
     mounts, written = launched["file_mounts"], launched["run"].split("END_OF_SETTINGS")[1].removeprefix("'")
     settings = config.check(config.SftSettings, yaml.safe_load(written))
@@ -182,14 +183,14 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
 )
 def test_bad_input(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ByeoriError) as error:
-        planning.plan(config.check(config.PlanSettings, settings))
+        plan.plan(config.check(config.PlanSettings, settings))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is not a model: it has no config\.json"):
-        planning.plan(config.check(config.PlanSettings, {"base_model": str(tmp_path)}))
+        plan.plan(config.check(config.PlanSettings, {"base_model": str(tmp_path)}))
 
 
 def test_a_model_that_4_bit_cannot_hold_is_planned_in_16(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +203,7 @@ def test_a_model_that_4_bit_cannot_hold_is_planned_in_16(capsys: pytest.CaptureF
 def test_nothing_is_enough(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     settings = {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "gpu": "T4", "batch_size": 1, "cutoff_len": 64}
     with pytest.raises(ConfigError, match="no machine is enough"):
-        planning.plan(config.check(config.PlanSettings, settings | {"write": str(tmp_path / "run.yaml")}))
+        plan.plan(config.check(config.PlanSettings, settings | {"write": str(tmp_path / "run.yaml")}))
     assert "Nothing here is enough: T4 x 1 lacks" in capsys.readouterr().out
 
 
