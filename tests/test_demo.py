@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 import byeori
-from byeori import cli, demonstration
+from byeori import cli
+from byeori.commands import demo
 
 
 @pytest.mark.parametrize(("speed", "epochs"), [(419e9, 3), (127e9, 1)])
 def test_a_slow_processor_trains_one_epoch_and_says_so(
     speed: float, epochs: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demonstration.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(demonstration, "measured_peak", lambda dtype: speed)
-    assert demonstration._epochs() == epochs
+    monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(demo, "measured_peak", lambda dtype: speed)
+    assert demo._epochs() == epochs
     assert ("One epoch instead of three: this processor multiplies at 127 GFLOP/s" in capsys.readouterr().err) == (
         epochs == 1
     )

@@ -126,7 +126,7 @@ def publish(**settings: Any) -> PublishResult:
 
 def demo(**settings: Any) -> CompareResult:
     """The whole job on the embedded model; keywords are config.DemoSettings. Raises ByeoriError."""
-    from byeori import demonstration
+    from byeori.commands import demo as demonstration
 
     return demonstration.demo(config.check(config.DemoSettings, settings))
 
