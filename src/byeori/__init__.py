@@ -37,9 +37,9 @@ from byeori.errors import (
 )
 
 if TYPE_CHECKING:
+    from byeori.commands.recipes import CompareResult, TrainResult
     from byeori.export.merge import MergeResult
     from byeori.export.publish import PublishResult
-    from byeori.recipes import CompareResult, TrainResult
 
 __version__ = "0.1.0"
 
@@ -68,14 +68,14 @@ __all__ = [
 
 def sft(**settings: Any) -> TrainResult:
     """Fine-tune a LoRA adapter; keywords are config.SftSettings. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.sft(config.check(config.SftSettings, settings))
 
 
 def dpo(**settings: Any) -> TrainResult:
     """Prefer chosen answers to rejected ones; keywords are config.DpoSettings. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.dpo(config.check(config.DpoSettings, settings))
 
@@ -89,14 +89,14 @@ def plan(**settings: Any) -> dict[str, Any]:
 
 def preview(**settings: Any) -> dict[str, Any]:
     """Show what the model will see; keywords are config.PreviewSettings. Returns the audit. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.preview(config.check(config.PreviewSettings, settings))
 
 
 def merge(**settings: Any) -> MergeResult:
     """Write an adapter into its base; keywords are config.MergeSettings. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     result: MergeResult = recipes.merge(config.check(config.MergeSettings, settings))
     return result
@@ -104,21 +104,21 @@ def merge(**settings: Any) -> MergeResult:
 
 def generate(**settings: Any) -> list[str]:
     """Answer a prompt or a table; keywords are config.GenerateSettings. Returns the answers. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.generate(config.check(config.GenerateSettings, settings))
 
 
 def compare(**settings: Any) -> CompareResult:
     """Base and tuned side by side; keywords are config.CompareSettings. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.compare(config.check(config.CompareSettings, settings))
 
 
 def publish(**settings: Any) -> PublishResult:
     """Upload to the Hub; keywords are config.PublishSettings. Raises ByeoriError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     result: PublishResult = recipes.publish(config.check(config.PublishSettings, settings))
     return result
@@ -133,6 +133,6 @@ def demo(**settings: Any) -> CompareResult:
 
 def demo_model() -> Path:
     """The folder of the embedded model, made the first time. Raises ModelError."""
-    from byeori import recipes
+    from byeori.commands import recipes
 
     return recipes.demo_model()

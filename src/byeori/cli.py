@@ -191,7 +191,7 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:
             return code
-    home = {"plan": "commands.plan", "demo": "commands.demo"}.get(name, "recipes")
+    home = {"plan": "commands.plan", "demo": "commands.demo"}.get(name, "commands.recipes")
     with _uncollected():
         module = importlib.import_module(f"byeori.{home}")
     if name == "demo-model":

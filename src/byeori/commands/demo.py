@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from byeori import recipes
+from byeori.commands import recipes
 from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
 from byeori.model import load
 from byeori.model.demo_model import TERMS
