@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from byeori.model import adapter, wrap
+
 PARTS = ["off", "attention", "attention,kernels", "attention,kernels,norms", "attention,kernels,norms,mlp"]
 PARTS += ["attention,kernels,norms,mlp,heads", "attention,kernels,norms,mlp,heads,last_layer", "auto"]
 
@@ -112,7 +114,7 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     groups = packing.micro_batches(tokens, size=None, tokens=args.tokens, share=True)
     device = torch.device("cpu")
     base = load.load_model(name, dtype=load.resolve_dtype(args.dtype, device), device=device)
-    model = lora_linear.attach(base, r=16, alpha=16, dropout=0.0, targets=args.targets.split(","), seed=42)
+    model = adapter.attach(base, r=16, alpha=16, dropout=0.0, targets=args.targets.split(","), seed=42)
     lora_linear.fuse(model)
     forward.use_forest_attention(model)
     return model.train(), [forest.build([examples[index] for index in group]) for group in groups]
@@ -122,7 +124,6 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     """Take every fused function off, and put those of a setting on."""
     import torch
 
-    from byeori.distributed import processes
     from byeori.kernels import patch as speeds
 
     for module, forward in plain.items():
@@ -136,7 +137,7 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     speeds.everywhere(parts)
     speeds.fuse(model.get_base_model(), parts)
     if speed.endswith("+compile"):
-        processes.compile_layers(model.get_base_model())
+        wrap.compile_layers(model.get_base_model())
 
 
 def step(model: Any, forests: list[Any]) -> None:

@@ -19,6 +19,7 @@ from byeori.config import (
     check,
 )
 from byeori.errors import ConfigError
+from byeori.support.suggestions import nearest
 
 KINDS = [
     SftSettings,
@@ -108,8 +109,8 @@ def test_missing_settings_are_one_sentence() -> None:
 def test_what_others_call_a_setting_is_known(name: str, meant: str) -> None:
     dashes = meant.startswith("-") * "--"
     known = [dashes + setting for setting in SftSettings.model_fields]
-    assert config.nearest(name, known) == f" (did you mean {meant}?)"
-    assert "learning_rate" not in config.nearest("lr", ["lora_r"])
+    assert nearest(name, known) == f" (did you mean {meant}?)"
+    assert "learning_rate" not in nearest("lr", ["lora_r"])
 
 
 def test_a_repository_has_a_user_and_a_name() -> None:

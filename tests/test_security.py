@@ -18,6 +18,7 @@ import pytest
 import byeori
 from byeori.cli import main
 from byeori.errors import ByeoriError
+from byeori.support import atomic_files
 from byeori.train import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ def test_a_pickled_optimizer_is_refused(
     if listed:
         manifest = json.loads((folder / "manifest.json").read_text())["sha256"]
         del manifest["optimizer.safetensors"]
-        manifest["optimizer.pt"] = checkpoint.sha256(folder / "optimizer.pt")
+        manifest["optimizer.pt"] = atomic_files.sha256(folder / "optimizer.pt")
         (folder / "manifest.json").write_text(json.dumps({"sha256": manifest}))
     said = refusal(lambda: train(tiny_model, title_rows, adapter, resume_from_checkpoint=str(folder)))
     assert "is not whole" in said and "optimizer.safetensors" in said

@@ -10,10 +10,9 @@ import zoo
 
 from byeori.commands import _model
 from byeori.config import SPEED, SftSettings, check
-from byeori.distributed import processes
 from byeori.distributed.processes import Processes
 from byeori.kernels import patch, rms_norm
-from byeori.model import forward
+from byeori.model import forward, wrap
 
 NEEDED = {"base_model": "m", "data_path": "d", "output_dir": "o"}
 
@@ -33,8 +32,8 @@ def test_layers_are_compiled_where_none_is_fused(
     kind: str, settings: dict[str, Any], pays: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(processes, "compiling_pays", lambda *_: pays)
-    monkeypatch.setattr(processes, "compile_layers", lambda base: 2)
+    monkeypatch.setattr(wrap, "compiling_pays", lambda *_: pays)
+    monkeypatch.setattr(wrap, "compile_layers", lambda base: 2)
     model, _ = zoo.tiny(kind)
     forward.use_forest_attention(model)
     alone = Processes(rank=0, world=1, device=torch.device("cpu"))

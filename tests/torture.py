@@ -42,8 +42,8 @@ from runs import DEFAULTS, checkpoints, flags, leftovers, log, sha  # noqa: E402
 
 from byeori import cli  # noqa: E402
 from byeori.commands import recipes  # noqa: E402, F401  (recipes: imported once, before the forks)
+from byeori.support.console import quiet_libraries  # noqa: E402
 from byeori.train import checkpoint  # noqa: E402
-from byeori.train.log import quiet_libraries  # noqa: E402
 from conftest import byte_level_tokenizer, sample_rows, tiny_llama  # noqa: E402
 
 # 23 rows make 6 steps an epoch, the last one smaller

@@ -18,7 +18,7 @@ from byeori.distributed.processes import Processes
 from byeori.kernels import forest_attention, lora_linear
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import forward
+from byeori.model import adapter, forward
 from byeori.train import checkpoint, prefetch, trainer
 from byeori.train.state import Job, Run
 
@@ -200,7 +200,7 @@ def adapted(args: Any, work: common.Workload) -> Any:
         for name, module in base.named_modules():
             if name in whole and hasattr(module, "pack"):
                 module.weight = torch.nn.Parameter(module.pack(whole.pop(name)), requires_grad=False)
-    model = lora_linear.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
+    model = adapter.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
     lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     _model.speed_up(model, settings_of(args, work), 0, here(), lambda text: None)

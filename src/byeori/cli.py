@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from byeori import __version__, config
 from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
+from byeori.support.suggestions import nearest
 
 COMMANDS: dict[str, tuple[type[config.Settings] | None, str]] = {
     "sft": (config.SftSettings, "fine-tune a LoRA adapter on prompts and answers"),
@@ -166,7 +167,7 @@ def _unknown(kind: type[config.Settings], rest: list[str], arguments: Sequence[s
     wrong = [item.partition("=")[0] for item in rest if item.startswith("-")]
     if wrong:
         known = [f"--{name}" for name in there]
-        return "there is no flag " + ", ".join(f"{flag}{config.nearest(flag, known)}" for flag in wrong)
+        return "there is no flag " + ", ".join(f"{flag}{nearest(flag, known)}" for flag in wrong)
     flag = dict(zip(arguments[1:], arguments, strict=False)).get(rest[0], "")  # the one that stands before it
     name = flag[2:].replace("-", "_")
     if flag.startswith("--") and name in there:
@@ -217,7 +218,7 @@ def _main(arguments: Sequence[str]) -> int:
     if first in COMMANDS:
         return run(first, arguments[1:])
     if not first.startswith("-"):
-        raise ConfigError(f"there is no command {first!r}{config.nearest(first, list(COMMANDS))}; see byeori --help")
+        raise ConfigError(f"there is no command {first!r}{nearest(first, list(COMMANDS))}; see byeori --help")
     parser = build_parser()
     found = parser.parse_args(arguments or ["--help"])
     if found.print_completion:

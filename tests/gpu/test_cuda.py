@@ -18,11 +18,10 @@ from runs import sft as run_sft
 import byeori
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.distributed import processes
 from byeori.kernels import forest_attention, lora_linear, rms_norm
 from byeori.kernels.dropout import Drop
 from byeori.kernels.lm_head import Head, target_logprobs
-from byeori.model import activation_offload, forward
+from byeori.model import activation_offload, adapter, forward, wrap
 from byeori.model.device_batch import place, windows
 
 GPU = torch.device("cuda")
@@ -82,7 +81,7 @@ def wide_model() -> Any:
     )
     forest_attention.register()
     base = LlamaForCausalLM(config).eval().to(GPU)
-    model = lora_linear.attach(base, r=8, alpha=8, dropout=0.0, targets=["all-linear"], seed=1)
+    model = adapter.attach(base, r=8, alpha=8, dropout=0.0, targets=["all-linear"], seed=1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -134,7 +133,7 @@ def test_what_is_kept_in_the_cpus_memory(wide_model: Any, monkeypatch: pytest.Mo
     found = []
     for kind in ("full", "offload"):
         model = copy.deepcopy(wide_model).to(torch.bfloat16)
-        processes.recompute_layers(model.get_base_model(), kind)
+        wrap.recompute_layers(model.get_base_model(), kind)
         for _ in range(2):  # the first pass asks the system for pinned memory
             found.append(result(model.train(), share=True))
     for name, exact in found[0].items():
@@ -149,7 +148,7 @@ def test_nobody_waits_between_forward_and_backward(wide_model: Any, compiled: bo
     model = copy.deepcopy(wide_model).to(torch.bfloat16)
     lora_linear.fuse(model)
     if compiled:
-        processes.compile_layers(model.get_base_model())
+        wrap.compile_layers(model.get_base_model())
     else:
         rms_norm.fuse_norms(model.get_base_model())
     forest = forests.build(long_rows())

@@ -21,8 +21,8 @@ from byeori.data import template, tokenize
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import lora_linear
+from byeori.model import adapter, forward, load
 from byeori.model import demo_model as embedding
-from byeori.model import forward, load
 from conftest import sample_rows
 
 pytestmark = pytest.mark.real
@@ -41,7 +41,7 @@ def examples(folder: Path) -> list[Example]:
 
 def adapted(folder: Path, dtype: torch.dtype) -> Any:
     base = load.load_model(str(folder), dtype=dtype, device=CPU)
-    model = lora_linear.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=1)
+    model = adapter.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=1)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start: A would have no gradient

@@ -20,7 +20,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import forest_attention, lora_linear
 from byeori.kernels.dropout import Drop, Mask
-from byeori.model import forward
+from byeori.model import adapter, forward
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
 
@@ -30,7 +30,7 @@ WORDS = 50
 def adapted(targets: list[str], *, dropout: float = 0.0, dtype: torch.dtype = torch.float64, **model: Any) -> Any:
     base = tiny_llama(WORDS, **model).to(dtype)
     forest_attention.register()
-    found = lora_linear.attach(base, r=3, alpha=7, dropout=dropout, targets=targets, seed=2)
+    found = adapter.attach(base, r=3, alpha=7, dropout=dropout, targets=targets, seed=2)
     torch.manual_seed(3)
     for name, parameter in found.named_parameters():
         if "lora_" in name:
@@ -150,7 +150,7 @@ def test_the_state_dict_is_pefts(tmp_path: Path) -> None:
 
 def test_the_same_seed_draws_the_same_adapter() -> None:
     one, two = (
-        lora_linear.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_proj"], seed=5) for _ in range(2)
+        adapter.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_proj"], seed=5) for _ in range(2)
     )
     for left, right in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(left, right)
@@ -161,7 +161,7 @@ def test_the_same_seed_draws_the_same_adapter() -> None:
 
 def test_an_unknown_target_lists_the_layers() -> None:
     with pytest.raises(ConfigError) as error:
-        lora_linear.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_porj"], seed=0)
+        adapter.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_porj"], seed=0)
     assert str(error.value) == (
         "--lora_target_modules names 'q_porj', which ends no layer's name (did you mean q_proj?); the layers are "
         "embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head"

@@ -17,8 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo import gradients, tiny, tree, worst
 
 from byeori.batch import forest as forests
-from byeori.distributed import processes
-from byeori.model import activation_offload, forward
+from byeori.model import activation_offload, forward, wrap
 
 
 class Late(activation_offload.Link):
@@ -120,7 +119,7 @@ def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def found(kind: str) -> dict[str, torch.Tensor]:
         model, _ = tiny("llama")
-        processes.recompute_layers(model.get_base_model(), kind)
+        wrap.recompute_layers(model.get_base_model(), kind)
         forward.use_forest_attention(model)
         return gradients(model, forward.forest_logprobs(model.train(), forests.build(tree())).sum())
 

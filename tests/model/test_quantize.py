@@ -15,8 +15,8 @@ from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear
-from byeori.model import forward, load, load_streamed, quantize
-from byeori.model.quantize import PackedLinear
+from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.model import adapter, forward, load, load_streamed, quantize
 
 ALONE = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
 # QLoRA, appendix E (arXiv:2305.14314): the 16 values of NF4
@@ -29,10 +29,12 @@ NF4 = torch.tensor(
 )
 
 
-def packed(rows: int, columns: int, bits: int, dtype: torch.dtype = torch.float32) -> tuple[PackedLinear, torch.Tensor]:
+def packed(
+    rows: int, columns: int, bits: int, dtype: torch.dtype = torch.float32
+) -> tuple[QuantizedLinear, torch.Tensor]:
     torch.manual_seed(0)
     linear = torch.nn.Linear(columns, rows, dtype=dtype)
-    layer = PackedLinear(linear, bits)
+    layer = QuantizedLinear(linear, bits)
     layer.weight = torch.nn.Parameter(layer.pack(linear.weight.detach()), requires_grad=False)
     return layer, linear.weight.detach()
 
@@ -103,13 +105,13 @@ def test_training_over_packed_layers(kind: str, bits: int, tmp_path: Path) -> No
     plain = load.load_model(str(tmp_path), dtype=torch.float32, device=ALONE.device)
     count = 0
     for name, layer in base.named_modules():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, QuantizedLinear):
             plain.get_submodule(name).weight.data = layer.open(layer.weight)
             count += 1
     assert count >= 8
     models = []
     for one in (base, plain):
-        model = lora_linear.attach(one, r=3, alpha=5, dropout=0.0, targets=["q_proj", "v_proj"], seed=1)
+        model = adapter.attach(one, r=3, alpha=5, dropout=0.0, targets=["q_proj", "v_proj"], seed=1)
         torch.manual_seed(2)
         for name, parameter in model.named_parameters():
             if "lora_" in name:
@@ -144,7 +146,7 @@ def test_equals_bitsandbytes_in_transformers(tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
     mine = load_streamed.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=4)
     for name, layer in mine.named_modules():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, QuantizedLinear):
             assert torch.equal(theirs.get_submodule(name).weight.data, layer.weight), name
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():

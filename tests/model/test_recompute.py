@@ -10,15 +10,14 @@ from zoo import gradients, tiny, tree, worst
 
 from byeori import cli, config
 from byeori.batch import forest as forests
-from byeori.distributed import processes
-from byeori.model import forward
+from byeori.model import forward, wrap
 
 
 def kept_bytes(kind: str) -> tuple[int, dict[str, torch.Tensor]]:
     """Bytes that the forward pass leaves for the backward pass, weights left out; and the gradients."""
     model, _ = tiny("llama")
     if kind != "none":
-        processes.recompute_layers(model.get_base_model(), kind)
+        wrap.recompute_layers(model.get_base_model(), kind)
     forward.use_forest_attention(model)
     model.train()
     kept: dict[int, int] = {}
@@ -51,7 +50,7 @@ def test_nothing_runs_back_below_the_lowest_adapter(kind: str) -> None:
     seen = []
     causal = model.get_base_model()
     for each in ("full", kind):
-        processes.recompute_layers(causal, each)
+        wrap.recompute_layers(causal, each)
     causal.get_input_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.requires_grad))
     forward.use_forest_attention(model)
     forward.forest_logprobs(model.train(), forests.build(tree())).sum().backward()

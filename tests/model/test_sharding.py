@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM
 from zoo import KINDS
 
 from byeori.distributed import processes as parallel
-from byeori.kernels import lora_linear
-from byeori.model import load_streamed, sharding
-from byeori.model.quantize import PackedLinear
+from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.model import adapter, load_streamed, sharding
 
 WORLD, RANK = 4, 3
 
@@ -93,7 +92,7 @@ def test_packed_rows(bits: int, mine: parallel.Processes, models: Path) -> None:
     whole = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=alone, bits=bits)
     causal = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine, bits=bits)
     for name, layer in causal.named_modules():
-        if isinstance(layer, PackedLinear):
+        if isinstance(layer, QuantizedLinear):
             expected = whole.get_submodule(name)
             assert torch.equal(layer.weight.to_local(), part(expected.weight, mine)), name
             assert torch.equal(layer.scales, expected.scales)
@@ -112,10 +111,10 @@ def test_machines_of_two(models: Path, mine: parallel.Processes) -> None:
 def test_adapters_stay_whole(mine: parallel.Processes, models: Path) -> None:
     """They are those that one process would draw."""
     how: dict[str, Any] = {"r": 3, "alpha": 5, "dropout": 0.0, "targets": ["all-linear"], "seed": 1}
-    plain = lora_linear.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
+    plain = adapter.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
     base = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine)
     with sharding.shown_whole(base, mine.device):
-        model = lora_linear.attach(base, **how)
+        model = adapter.attach(base, **how)
     expected = {name: p for name, p in plain.named_parameters() if p.requires_grad}
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert found.keys() == expected.keys()

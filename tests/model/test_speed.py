@@ -16,7 +16,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import cpu_attention, forest_attention, gated_mlp, last_layer, lora_linear, native, patch, qkv_rope
 from byeori.kernels import dispatch as kernels
-from byeori.model import forward
+from byeori.model import adapter, forward
 
 CPU = torch.device("cpu")
 # what is found in each kind: (gated layers, attention modules, the last layer), of two layers
@@ -113,7 +113,7 @@ def test_the_last_layer_computes_few_rows() -> None:
 def test_with_dropout_the_last_layer_computes_few_rows_too(training: bool) -> None:
     forest_attention.register()
     base = zoo.KINDS["llama"]().double()
-    model = lora_linear.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
+    model = adapter.attach(base, r=3, alpha=5, dropout=0.5, targets=["all-linear"], seed=1).train()
     lora_linear.fuse(model)
     assert forward.use_forest_attention(model)
     patch.fuse(model.get_base_model(), list(SPEED))

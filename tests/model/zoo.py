@@ -43,6 +43,7 @@ from transformers import (
 
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention, lora_linear
+from byeori.model import adapter
 
 WORDS = 40
 WINDOW = 4  # of sliding layers; shorter than the sequences
@@ -152,7 +153,7 @@ def tiny(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
     torch.manual_seed(0)
     base = (KINDS | STATEFUL)[kind]().to(dtype).eval()
     forest_attention.register()
-    model = lora_linear.attach(base, r=3, alpha=5, dropout=0.0, targets=TARGETS.get(kind, ["all-linear"]), seed=1)
+    model = adapter.attach(base, r=3, alpha=5, dropout=0.0, targets=TARGETS.get(kind, ["all-linear"]), seed=1)
     model.to(dtype)
     for name, parameter in model.named_parameters():
         if "sinks" in name:

@@ -14,10 +14,10 @@ import torch
 import transformers
 
 import byeori
-from byeori.artifacts import layout
 from byeori.data import template
 from byeori.errors import CheckpointError
 from byeori.evaluate import compare, generate, metrics
+from byeori.support import atomic_files
 from conftest import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
@@ -257,14 +257,14 @@ def test_an_adapter_that_cannot_be_written_costs_no_verdict(
     trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its folder may be another user's, or a read-only disk: the report is whole, and that is said."""
-    real = layout.write
+    real = atomic_files.write
 
     def write(path: Path, text: str) -> None:
         if path.parent == trained:
             raise CheckpointError(f"{path} could not be written (Permission denied)")
         real(path, text)
 
-    monkeypatch.setattr(layout, "write", write)
+    monkeypatch.setattr(atomic_files, "write", write)
     found = run(trained, title_rows, tmp_path / "report", max_rows=2)
     assert found.report.is_file() and found.verdict
     said = " ".join(capfd.readouterr().err.split())

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from byeori.train.checkpoint import sha256
+from byeori.support.atomic_files import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -8,11 +8,10 @@ from typing import Any
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import Start
 from byeori.config import TrainSettings
-from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
-from byeori.model import load, load_streamed, sharding
+from byeori.model import adapter, load, load_streamed, sharding, wrap
 from byeori.train import memory, optim
 
 Tell = Callable[[str], None]
@@ -55,7 +54,7 @@ def adapted_model(settings: TrainSettings, start: Start, processes: Processes, t
     with sharding.shown_whole(base, processes.device):
         if start.adapter is not None:
             return saved_model.with_adapter(base, start.adapter, trainable=True)
-        model = lora_linear.attach(
+        model = adapter.attach(
             base,
             r=settings.lora_r,
             alpha=settings.lora_alpha,
@@ -75,13 +74,13 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
     """
     base, chosen = model.get_base_model(), patch.parts(settings.speed, processes.device)
     if settings.gradient_checkpointing != "none":
-        parallel.recompute_layers(base, settings.gradient_checkpointing)
+        wrap.recompute_layers(base, settings.gradient_checkpointing)
     tokens = row_tokens * settings.batch_size // processes.world
     if settings.compile == "on":
         chosen = [part for part in chosen if part in ("attention", "kernels")]
     patch.everywhere(chosen)
     with sharding.last_layer_whole(base):
         fused = patch.fuse(base, chosen)
-    pays = settings.compile == "auto" and not fused and parallel.compiling_pays(base, tokens, processes.device)
+    pays = settings.compile == "auto" and not fused and wrap.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
-        tell(f"Compiling {parallel.compile_layers(base)} layers: the first steps take about half a minute longer")
+        tell(f"Compiling {wrap.compile_layers(base)} layers: the first steps take about half a minute longer")

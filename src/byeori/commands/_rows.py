@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
 from byeori.errors import ByeoriError
 from byeori.evaluate import preview as previews
-from byeori.train import log
+from byeori.support import atomic_files, console
+from byeori.support.console import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,11 +40,6 @@ class Prepared:
     held_out: Dataset | None
     found: dict[str, Any]
     notes: list[str]
-
-
-def say(text: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def load_table(settings: DataSettings | GenerateSettings) -> Table:
@@ -116,7 +111,7 @@ def prepare(
     read = columns_read(rows.column_names, chosen, group)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
     fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
-    bar = processes.main and log.moving()
+    bar = processes.main and console.moving()
     if processes.main and not bar and len(rows) > LONG_ROWS:
         say(f"Tokenizing {len(rows):,} rows")
     train = tokenized.encode_table(train_rows, how, progress=bar)
@@ -195,7 +190,7 @@ def _ends(tokenizer: Any, add_eos_token: bool) -> list[str]:
 
 def preview(settings: PreviewSettings) -> dict[str, Any]:
     """Show what the model will see, before any weights are loaded; returns the audit."""
-    log.quiet_libraries()
+    console.quiet_libraries()
     settings, start = begin(settings)
     chosen = template.resolve(settings.template) if settings.template else None
     group = group_of(load_table(settings).rows.column_names, chosen)
@@ -211,7 +206,7 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     words = [*prepared.notes, *findings]
     if settings.html:
         page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.found)
-        folders.write(Path(settings.html), page)
+        atomic_files.write(Path(settings.html), page)
         say(f"Preview in {settings.html}")
     if settings.json_output:
         print(json.dumps(prepared.found, ensure_ascii=False, indent=1))

@@ -11,8 +11,8 @@ from typing import Any
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands._rows import group_of, load_table, say, trained_on
-from byeori.config import CompareSettings, GenerateSettings, GenerationSettings, nearest
+from byeori.commands._rows import group_of, load_table, trained_on
+from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
 from byeori.data import template, tokenize
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
@@ -22,6 +22,9 @@ from byeori.evaluate import compare as comparison
 from byeori.evaluate import generate as generation
 from byeori.evaluate import metrics as scores
 from byeori.evaluate import report
+from byeori.support import atomic_files, console, output_paths
+from byeori.support.console import say
+from byeori.support.suggestions import nearest
 from byeori.train import log
 
 
@@ -40,10 +43,10 @@ class CompareResult:
 
 def generate(settings: GenerateSettings) -> list[str]:
     """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
-    log.quiet_libraries()
+    console.quiet_libraries()
     sampling, output = _sampling(settings), Path(settings.output) if settings.output else None
     if output:
-        folders.check_output_file(output, list(settings.data_path or []))
+        output_paths.check_output_file(output, list(settings.data_path or []))
     found = saved_model.find(settings.model, settings.base_model)
     if settings.data_path:
         return _generate_table(settings, found, sampling, output)
@@ -61,7 +64,7 @@ def generate(settings: GenerateSettings) -> list[str]:
         stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
     )[0].text
     if output:
-        folders.write(output, answer + "\n")
+        atomic_files.write(output, answer + "\n")
     elif not streamed:
         print(answer)
     return [answer]
@@ -82,14 +85,14 @@ def _generate_table(
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
     model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     if output:
-        folders.write(output, "")
+        atomic_files.write(output, "")
 
     def keep(lines: str) -> None:
         if output:
-            with folders.writing(output), output.open("a", encoding="utf-8") as file:
+            with atomic_files.writing(output), output.open("a", encoding="utf-8") as file:
                 file.write(lines)
 
-    with folders.progress("Answering") as on_progress:
+    with console.progress("Answering") as on_progress:
         answers, text = generation.answer_rows(
             model,
             how,
@@ -103,7 +106,7 @@ def _generate_table(
             on_progress=on_progress,
         )
     if output:
-        folders.write(output, text)
+        atomic_files.write(output, text)
         say(f"Answers in {output}")
     else:
         sys.stdout.write(text)
@@ -159,9 +162,9 @@ def _sampling(settings: GenerationSettings) -> generation.Sampling:
 
 def compare(settings: CompareSettings) -> CompareResult:
     """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
-    log.quiet_libraries()
+    console.quiet_libraries()
     output = Path(settings.output_dir)
-    folders.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
+    output_paths.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
     table = _table(settings)
     found = saved_model.find(settings.adapter, settings.base_model)
     if not found.is_adapter:
@@ -171,11 +174,11 @@ def compare(settings: CompareSettings) -> CompareResult:
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=group == 1)
     how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = folders.comparable(table, how, settings.on_bad_rows, say)
+    rows = comparison.comparable(table, how, settings.on_bad_rows, say)
     model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
-    folders.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
-    with folders.progress("Answering") as on_progress:
+    output_paths.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
+    with console.progress("Answering") as on_progress:
         items = comparison.compare_rows(
             model,
             rows,
@@ -217,12 +220,12 @@ def _write_comparison(
         log=log.read(found.folder),
         models={"Base": found.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
     )
-    folders.write(output / "report.html", page)
+    atomic_files.write(output / "report.html", page)
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    folders.write(output / folders.METRICS, text)
+    atomic_files.write(output / folders.METRICS, text)
     if Path(settings.adapter).is_dir():  # for the model card
         try:
-            folders.write(Path(settings.adapter) / folders.METRICS, text)
+            atomic_files.write(Path(settings.adapter) / folders.METRICS, text)
         except CheckpointError as error:
             say(f"The adapter's model card will not have these numbers: {error}")
     say(words)

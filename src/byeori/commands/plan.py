@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout as folders
 from byeori.artifacts import starting_model as starts
 from byeori.artifacts.starting_model import Start
-from byeori.config import PlanSettings, TrainSettings, nearest
+from byeori.config import PlanSettings, TrainSettings
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
 from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
@@ -22,8 +21,9 @@ from byeori.plan.candidates import Offer, Way
 from byeori.plan.machines import Machine
 from byeori.plan.rehearser import Rehearser
 from byeori.plan.workload import Work
+from byeori.support import atomic_files, console
+from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
-from byeori.train import log
 
 _CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     Raises:
         ByeoriError: anything that a person can put right, in one sentence.
     """
-    log.quiet_libraries()
+    console.quiet_libraries()
     table = machines.read(settings.machines, settings.prices)
     machines.refuse_unknown(table.machines, settings.gpu)
     given: TrainSettings = settings.training()
@@ -233,7 +233,7 @@ def _work(
 
 
 def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> None:
-    from byeori.commands._rows import say
+    from byeori.support.console import say
 
     if not settings.write and not settings.skypilot:
         return
@@ -241,7 +241,7 @@ def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> 
         raise ConfigError("no machine is enough, so there are no settings to save; plan for others with --gpu")
     chosen = _chosen(settings, best.way)
     if settings.write:
-        folders.write(Path(settings.write), _yaml(chosen))
+        atomic_files.write(Path(settings.write), _yaml(chosen))
         missing = [f"--{name}" for name in ("base_model", "data_path") if name not in chosen]
         add = f"; add {' and '.join(missing)}" if missing else ""
         say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{add}")
@@ -253,7 +253,7 @@ def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> 
         task = skypilot.task(
             best, objective=settings.planned, settings=there, text=_yaml(there), weight_bytes=size, mounts=mounts
         )
-        folders.write(Path(settings.skypilot), _yaml(task))
+        atomic_files.write(Path(settings.skypilot), _yaml(task))
         inside = " (inside a checkout of byeori)" if task["workdir"] == "." else ""
         say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}{inside}")
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from byeori.commands._rows import preview, say
+from byeori.commands._rows import preview
 from byeori.commands.generate import CompareResult, compare, generate
 from byeori.commands.train import TrainResult, dpo, sft
 from byeori.config import MergeSettings, PublishSettings
 from byeori.export import merge as merging
 from byeori.export import publish as publishing
 from byeori.model import demo_model as embedded
-from byeori.train import log
+from byeori.support import console
+from byeori.support.console import say
 
 
 def merge(settings: MergeSettings) -> Any:
     """Write an adapter into its base; returns what merge_report.json holds."""
-    log.quiet_libraries()
+    console.quiet_libraries()
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not log.moving()) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not console.moving()) as progress:
         task = progress.add_task("Merging", total=None)
 
         def on_progress(done: int, total: int, name: str) -> None:
@@ -55,7 +56,7 @@ def publish(settings: PublishSettings) -> Any:
 
 def demo_model() -> Path:
     """The folder of the embedded model."""
-    log.quiet_libraries()
+    console.quiet_libraries()
     return embedded.embedded_model(say)
 
 

@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from byeori.artifacts import base_check
+from byeori.artifacts import base_check, sidecar
 from byeori.artifacts import layout as folders
 from byeori.artifacts.starting_model import Start, begin, objective_of
 from byeori.batch import loader
 from byeori.commands import _model as weights
-from byeori.commands._rows import Prepared, prepare, say, schedule
+from byeori.commands._rows import Prepared, prepare, schedule
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
 from byeori.losses.base import Objective
-from byeori.model import demo_model, forward, load
+from byeori.model import forward, load, wrap
 from byeori.plan import autotune
-from byeori.train import checkpoint, log, memory, trainer
+from byeori.support import atomic_files, cache_folder, console
+from byeori.support.console import say
+from byeori.train import checkpoint, log, memory, run_dir, trainer
 from byeori.train import mirror as remote
 from byeori.train.reference import in_order, met, with_reference
 from byeori.train.state import Abandoned, Job, Options, Run
@@ -82,14 +84,14 @@ class _Context:
 
 
 def _train(settings: TrainSettings) -> TrainResult:
-    log.quiet_libraries()
+    console.quiet_libraries()
     processes = parallel.start()
     tell = say if processes.main else (lambda text: None)
     try:
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
             log.check_trackers(settings.report_to)
-            folders.check_not_the_start(Path(settings.output_dir), settings.base_model)
+            run_dir.check_not_the_start(Path(settings.output_dir), settings.base_model)
             weights.check(settings, processes, tell)
             objective = objective_of(settings)
             run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
@@ -109,20 +111,20 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     settings, processes, output = context.settings, context.processes, Path(context.settings.output_dir)
     mirror = remote.Mirror(settings.mirror_to) if settings.mirror_to else None
     remote.before_resuming(mirror, settings.resume_from_checkpoint, output, context.tell, processes)
-    resume = folders.claim(
+    resume = run_dir.claim(
         output, settings.resume_from_checkpoint, settings.overwrite_output_dir, context.tell, processes
     )
     remote.check_agreement(resume, processes)
     if resume is None and settings.resume_from_checkpoint is None and not settings.overwrite_output_dir:
         remote.check_free(mirror, processes)
     if resume is not None:
-        folders.check_same_run(resume, settings)
+        run_dir.check_same_run(resume, settings)
         base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
     content = tokenized.content(prepared.train)
     if resume is not None:
-        folders.check_same_rows(resume, content)
+        run_dir.check_same_rows(resume, content)
     rows = tokenized.Rows(table=prepared.train, group=context.objective.group)
     held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out, group=context.objective.group)
     plan = schedule(settings, len(rows), rows)
@@ -154,10 +156,10 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     )
     if processes.main:
         clear, anew = settings.overwrite_output_dir and resume is None, settings.resume_from_checkpoint is None
-        folders.make(output, clear=clear, resume=resume, anew=anew, tell=context.tell)
+        run_dir.make(output, clear=clear, resume=resume, anew=anew, tell=context.tell)
         if mirror:
             mirror.only_those_behind(resume, context.tell)
-        folders.write_start(kept, context.start.base, context.start.revision, content)
+        sidecar.write_start(kept, context.start.base, context.start.revision, content)
         _write_order(output, plan, rows)
     run = trainer.train(job)
     result = _finish(job, run, prepared, context, forecast)
@@ -174,7 +176,7 @@ def _prepared(context: _Context, kept: Path) -> Prepared:
         context.tell(line)
     audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
     with checkpoint.write_errors(kept):
-        folders.write_beside(kept, how, settings)
+        sidecar.write_beside(kept, how, settings)
     context.start.let_go_of_tokenizer()  # all that is needed of it lies in `kept`
     return prepared
 
@@ -191,7 +193,7 @@ def _model(context: _Context, rows: tokenized.Rows, plan: loader.Schedule) -> tu
     weights.speed_up(model, settings, int(rows.lengths().mean() * plan.total_steps), processes, context.tell)
     if processes.main or processes.sharded:
         first = [rows.unit(int(i))[0] for i in loader.step_rows(plan, 0, {})[:4]]
-        with parallel.uncompiled():
+        with wrap.uncompiled():
             forward.self_check(model, first, plain=not forest_runs)
     return model, _options(settings, plan, processes.device, one_at_a_time=not forest_runs)
 
@@ -201,7 +203,7 @@ def _with_reference(
 ) -> tokenized.Rows:
     """The rows with the reference's log-probs, from the file where an earlier run of the same content left them."""
     start, device = context.start, context.processes.device
-    said = [folders.fingerprint(start.base, start.revision), tokenized.content(rows.table)]
+    said = [sidecar.fingerprint(start.base, start.revision), tokenized.content(rows.table)]
     if start.adapter is not None:
         said.append(hashlib.sha256((start.adapter.folder / checkpoint.ADAPTER).read_bytes()).hexdigest())
     packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
@@ -210,12 +212,12 @@ def _with_reference(
     said += [str(context.settings.speed), dispatch.sources()]
     name = hashlib.sha256("\0".join(said).encode()).hexdigest()[:32]
     began = time.perf_counter()
-    with folders.progress("Reference", shown=context.processes.main) as on_progress:
+    with console.progress("Reference", shown=context.processes.main) as on_progress:
         found = with_reference(
             model,
             rows,
             parts,
-            file=demo_model.cache_folder() / "reference" / f"{name}.f32",
+            file=cache_folder.cache_folder() / "reference" / f"{name}.f32",
             fresh=start.adapter is None,
             options=options,
             processes=context.processes,
@@ -257,7 +259,7 @@ def _write_order(output: Path, plan: loader.Schedule, rows: tokenized.Rows) -> N
     orders: dict[int, np.ndarray] = {}
     steps = (loader.step_rows(plan, step, orders) for step in range(plan.total_steps))
     order = [int(source[rows.group * int(index)]) for step in steps for index in step]
-    folders.write(output / "order.json", json.dumps(order))
+    atomic_files.write(output / "order.json", json.dumps(order))
 
 
 def _finish(
@@ -286,7 +288,7 @@ def _finish(
         def fill(folder: Path) -> None:
             checkpoint.save_adapter(folder, job.model)
             job.beside(folder)
-            folders.write_run_facts(folder, job.output_dir, prepared.found)
+            sidecar.write_run_facts(folder, job.output_dir, prepared.found)
             (job.output_dir / folders.METRICS).unlink(missing_ok=True)  # the scores of an earlier adapter
             if forecast is not None:
                 forecast.write(folder, took)

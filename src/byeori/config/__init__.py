@@ -1,19 +1,6 @@
 """Every setting, declared once."""
 
-from byeori.config.base import (
-    S,
-    Settings,
-    check,
-    choices,
-    in_order,
-    nearest,
-    parse_names,
-    read_yaml,
-    table,
-    words,
-    write_yaml,
-    yaml_mapping,
-)
+from byeori.config.base import S, Settings, check, choices, in_order, parse_names, read_yaml, table, words, write_yaml
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
     CompareSettings,
@@ -44,11 +31,9 @@ __all__ = [
     "check",
     "choices",
     "in_order",
-    "nearest",
     "parse_names",
     "read_yaml",
     "table",
     "words",
     "write_yaml",
-    "yaml_mapping",
 ]

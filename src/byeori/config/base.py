@@ -8,7 +8,6 @@ quotes and brackets, also when the shell has split them (`[q_proj, v_proj]` and 
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
 from pathlib import Path, PurePath
@@ -18,18 +17,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
-from byeori.support.text_files import read_text
+from byeori.support.suggestions import nearest
+from byeori.support.yaml_files import yaml_mapping
 
-# What other trainers call a setting, where another of ours looks nearer.
-_ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_model", "dataset": "data_path"} | {
-    "model_name_or_path": "base_model",
-    "dataset_name": "data_path",
-    "max_length": "cutoff_len",
-    "max_seq_length": "cutoff_len",
-    "per_device_train_batch_size": "micro_batch_size",
-    "alpha": "lora_alpha",
-    "rank": "lora_r",
-}
 _FIRST = ("base_model", "data_path", "output_dir")  # of every list of settings
 
 
@@ -116,14 +106,6 @@ def _place(value: object) -> object:
 S = TypeVar("S", bound=Settings)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """` (did you mean X?)`, or nothing where no name is near."""
-    bare = name.lstrip("-")
-    meant = name[: len(name) - len(bare)] + _ELSEWHERE.get(bare.replace("-", "_"), "")
-    found = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
 def check(kind: type[S], values: dict[str, Any]) -> S:
     """Make settings from loose values.
 
@@ -153,27 +135,6 @@ def _sentence(kind: type[Settings], item: Any) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."
-
-
-def yaml_mapping(path: str | Path, *, what: str, advice: str) -> dict[Any, Any]:
-    """What a YAML file holds (safe loading only). what, advice: what it should hold, and how to write that.
-
-    Raises:
-        ConfigError: no such file, not UTF-8, not YAML, not a mapping.
-    """
-    import yaml
-
-    try:
-        loaded = yaml.safe_load(read_text(Path(path), ConfigError))
-    except OSError as error:
-        raise ConfigError(f"cannot read the {what} file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path} is not valid YAML{line}; {advice}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds no {what}; {advice}")
-    return loaded
 
 
 def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:

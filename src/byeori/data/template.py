@@ -25,8 +25,8 @@ from importlib import resources
 from keyword import iskeyword
 from pathlib import Path
 
-from byeori.config import nearest
 from byeori.errors import TemplateError
+from byeori.support.suggestions import nearest
 from byeori.support.text_files import read_text
 
 # Of three closing brackets the first is a literal: [[[{tag}]]] is a block around [{tag}].

@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout
 from byeori.batch import forest as forests
+from byeori.data import audit, preference, tokenize
 from byeori.data.chat import until_last_answer
 from byeori.data.preference import encode_pair, side_row
+from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
+from byeori.errors import DataError, TemplateError
 from byeori.evaluate import generate, preview
 from byeori.evaluate import metrics as scores
 from byeori.model import forward
+from byeori.support import atomic_files
 
 ROWS = "rows.jsonl"
 
@@ -44,14 +47,14 @@ def compare_rows(
     answered = [side_row(row, "chosen", how.template) if how.group == 2 else until_last_answer(row) for row in rows]
     prompts = [encode_prompt(row, how) for row in answered]
     done: dict[int, dict[str, Any]] = {}
-    layout.write(rows_file, "")
+    atomic_files.write(rows_file, "")
     for number, batch in enumerate(generate.batches(prompts, batch_size)):
         sides = {}
         for side, off in (("base", True), ("tuned", False)):
             with model.disable_adapter() if off else nullcontext():
                 asked = [prompts[i] for i in batch], [examples[i] for i in batch]
                 sides[side] = _side(model, *asked, how, sampling, positions, number)
-        with layout.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
+        with atomic_files.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
                 found = {side: found[place] for side, found in sides.items()}
                 done[index] = _item(rows[index], answered[index], how, found)
@@ -59,7 +62,7 @@ def compare_rows(
         on_progress(len(done), len(rows))
     items = [done[index] for index in range(len(rows))]
     items[0]["given"] = preview.with_special(prompts[0], how.tokenizer)
-    layout.write(rows_file, "".join(map(_line, items)))
+    atomic_files.write(rows_file, "".join(map(_line, items)))
     return items
 
 
@@ -118,3 +121,28 @@ def metrics(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) ->
     names = list(items[0]["base"])
     base, tuned = ({name: [item[side][name] for item in items] for name in names} for side in ("base", "tuned"))
     return scores.summarise(base, tuned, resamples=resamples, seed=seed)
+
+
+def comparable(table: Table, how: Encoding, policy: str, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The rows that can be compared: with a prompt and an answer.
+
+    Raises:
+        DataError: a row has none and nobody asked to drop such rows, or no row is left.
+    """
+    kept, bad = [], []
+    for row in table.rows:
+        try:
+            preference.encode_pair(row, how) if how.group == 2 else tokenize.encode_row(row, how)
+        except TemplateError as error:
+            bad.append({"row": table.name(row[ROW]), "reason": str(error)})
+        else:
+            kept.append(dict(row))
+    if bad and policy == "stop":
+        raise DataError(f"{audit.named(bad)}; mend the data, or drop such rows with --on_bad_rows drop")
+    if not kept:
+        raise DataError(
+            f"no row of {', '.join(path for path, _ in table.parts)} can be compared: each lacks a text or an answer"
+        )
+    if bad:
+        tell(f"{len(bad):,} row{'' if len(bad) == 1 else 's'} dropped: {audit.named(bad)}")
+    return kept

@@ -28,7 +28,7 @@ from byeori.export import merge_check
 from byeori.export.merge_plan import FLOATS, WEIGHTS, Change, Output, adapter_config, plan, trained_over
 from byeori.model.fingerprint import INDEX, SINGLE, Stored
 from byeori.model.load import local_folder
-from byeori.train import checkpoint
+from byeori.support import atomic_files
 
 REPORT = "merge_report.json"
 
@@ -119,7 +119,7 @@ def _origin(adapter: str | Path, folder: Path) -> dict[str, str]:
     here = Path(adapter).is_dir()
     return {
         "adapter": str(folder.resolve()) if here else str(adapter),
-        "adapter_sha256": checkpoint.sha256(folder / WEIGHTS),
+        "adapter_sha256": atomic_files.sha256(folder / WEIGHTS),
     }
 
 
@@ -309,12 +309,12 @@ def _check_space(folder: Path, total: int) -> None:
 def _put_in_place(temporary: Path, output_dir: Path) -> None:
     """Flush every file, then rename; what was there before goes only when the new folder is whole."""
     for path in [*temporary.iterdir(), temporary]:
-        checkpoint.flush(path)
+        atomic_files.flush(path)
     former = output_dir.with_name(f".{output_dir.name}.{os.getpid()}.old")
     if output_dir.is_dir():
         output_dir.rename(former)
     temporary.rename(output_dir)
-    checkpoint.flush(output_dir.parent)
+    atomic_files.flush(output_dir.parent)
     shutil.rmtree(former, ignore_errors=True)
 
 

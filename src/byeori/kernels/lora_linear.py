@@ -19,15 +19,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from byeori.config import nearest
-from byeori.errors import ConfigError, ModelError
 from byeori.kernels import amx_linear
 from byeori.kernels.dropout import Drop, Mask, drawn, mask
+from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model.light import without_bitsandbytes
-from byeori.model.quantize import PackedLinear
 
 with without_bitsandbytes():
-    from peft import LoraConfig, PeftModel, get_peft_model
     from peft.tuners.lora import Linear as LoraLinear
 
 
@@ -54,7 +51,7 @@ class Projection:
 
 def projection(module: torch.nn.Module) -> Projection | None:
     """What a layer computes at present; None where it is more than a frozen linear layer with one fused adapter."""
-    if type(module) in (torch.nn.Linear, PackedLinear):
+    if type(module) in (torch.nn.Linear, QuantizedLinear):
         return None if module.weight.requires_grad else _plain(module)
     if not _fusable(module) or module.merged:
         return None
@@ -66,7 +63,9 @@ def projection(module: torch.nn.Module) -> Projection | None:
 
 
 def _plain(base: Any) -> Projection:
-    return Projection(weight=base.weight, bias=base.bias, unpack=base.open if isinstance(base, PackedLinear) else None)
+    return Projection(
+        weight=base.weight, bias=base.bias, unpack=base.open if isinstance(base, QuantizedLinear) else None
+    )
 
 
 Many = Sequence[torch.Tensor | None]
@@ -251,7 +250,7 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     name, base = self.active_adapters[0], self.base_layer
     drop = mask(_rate(self), x) if torch.compiler.is_compiling() else drawn(_rate(self))
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    opened = base.open if isinstance(base, PackedLinear) else None
+    opened = base.open if isinstance(base, QuantizedLinear) else None
     return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, opened)
 
 
@@ -281,63 +280,6 @@ def _fusable(module: torch.nn.Module) -> bool:
     if type(module) is not LoraLinear or len(module.active_adapters) != 1:
         return False
     name = module.active_adapters[0]
-    plain = type(module.base_layer) in (torch.nn.Linear, PackedLinear) and not module.base_layer.weight.requires_grad
+    plain = type(module.base_layer) in (torch.nn.Linear, QuantizedLinear) and not module.base_layer.weight.requires_grad
     variants = module.lora_variant.get(name) or module.lora_bias.get(name)
     return plain and name in module.lora_A and not variants
-
-
-def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
-    """Check target modules against the layers that are there.
-
-    Raises:
-        ConfigError: a name that ends no layer's name; the sentence lists the names there are.
-    """
-    if wanted == ["all-linear"]:
-        return "all-linear"
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    names = [
-        name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")
-    ]
-    there = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-    for name in wanted:
-        if not any(full == name or full.endswith("." + name) for full in names):
-            raise ConfigError(
-                f"--lora_target_modules names {name!r}, which ends no layer's name{nearest(name, there)}; "
-                f"the layers are {', '.join(there)}"
-            )
-    return wanted
-
-
-def attach(
-    model: torch.nn.Module,
-    *,
-    r: int,
-    alpha: float,
-    dropout: float,
-    targets: list[str],
-    seed: int,
-    revision: str | None = None,
-) -> PeftModel:
-    """Put a new LoRA adapter on the model; its parameters are float32, everything else is frozen.
-
-    revision: of the base on the Hub; the adapter's configuration names it.
-
-    Raises:
-        ConfigError: a target that is not there. ModelError: one that PEFT refuses.
-    """
-    torch.manual_seed(seed)  # A is drawn at random; B starts at zero
-    config = LoraConfig(
-        r=r,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        lora_dropout=dropout,
-        target_modules=target_names(model, targets),
-        task_type="CAUSAL_LM",
-        revision=revision,
-    )
-    try:
-        with without_bitsandbytes(model):
-            return get_peft_model(model, config, autocast_adapter_dtype=True)
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None

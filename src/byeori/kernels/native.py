@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from byeori.kernels import device_kind as target
-from byeori.model.demo_model import cache_folder
+from byeori.support.cache_folder import cache_folder
 
 _SOURCE = Path(__file__).with_name("csrc") / "kernels.c"
 _INCLUDED = [_SOURCE.with_name(name) for name in ("attention.c", "linear.c", "strips.c", "tiles.c")]

@@ -10,13 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from byeori.errors import ModelError
+from byeori.support.cache_folder import cache_folder
 
 TERMS = "Gemma 3 270M is used under Google's Gemma Terms of Use: https://ai.google.dev/gemma/terms"
-
-
-def cache_folder() -> Path:
-    """Where byeori keeps what it made once: $BYEORI_CACHE, or ~/.cache/byeori."""
-    return Path(os.environ.get("BYEORI_CACHE", Path.home() / ".cache" / "byeori"))
 
 
 def embedded_model(say: Callable[[str], None]) -> Path:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from byeori.batch.packing import MICRO_BATCH_TOKENS
-from byeori.config import nearest
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
 from byeori.support import hub
+from byeori.support.suggestions import nearest
 
 # Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.
 _LEAST_WORK, _MOST_TOKENS = 2e13, 32_768

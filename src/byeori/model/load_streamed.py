@@ -15,8 +15,8 @@ import torch
 from byeori.distributed.processes import Processes, one_at_a_time
 from byeori.errors import ConfigError
 from byeori.kernels import bf16_matmul, forest_attention
+from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import fingerprint, load, quantize, sharding
-from byeori.model.quantize import PackedLinear
 
 # read(name, start, end): rows [start, end) of a tensor; end None is the whole tensor
 Read = Callable[[str, int, int | None], torch.Tensor]
@@ -102,7 +102,7 @@ def _places(causal: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | 
             if tensor is None or short in module._non_persistent_buffers_set:
                 continue
             key = f"{path}.{short}" if path else short
-            packed = isinstance(module, PackedLinear) and short == "weight"
+            packed = isinstance(module, QuantizedLinear) and short == "weight"
             shape = (module.out_features, module.in_features) if packed else tuple(tensor.shape)
             names = (key, key.removeprefix(prefix), prefix + key)
             found[key] = next((name for name in names if shapes.get(name) == shape), None)
@@ -146,7 +146,7 @@ def _fill(causal: Any, places: dict[str, str | None], read: Read, *, device: tor
 def _rows(module: Any, old: torch.Tensor, name: str, read: Read, device: torch.device) -> torch.Tensor:
     """What this process keeps of a parameter. Packing needs the whole of it, for a moment."""
     start, end = sharding.rows(old)
-    if isinstance(module, PackedLinear) and old is module.weight:
+    if isinstance(module, QuantizedLinear) and old is module.weight:
         packed = module.pack(read(name, 0, None).to(device, module.opened_dtype))
         return packed if end is None else packed[start:end].clone()
     return read(name, start, end).to(device, old.dtype)

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from byeori.distributed.processes import Processes, layers
+from byeori.distributed.processes import Processes
+from byeori.model.wrap import layers
 
 T = TypeVar("T")
 

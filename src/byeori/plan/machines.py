@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from byeori.config import nearest, yaml_mapping
 from byeori.errors import ConfigError
 from byeori.kernels import bf16_matmul
+from byeori.support.suggestions import nearest
+from byeori.support.yaml_files import yaml_mapping
 from byeori.train import memory
 
 _HERE = Path(__file__).parent

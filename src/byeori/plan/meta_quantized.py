@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from byeori.kernels import quantized_linear
 from byeori.model import quantize
 
 _BLOCK, _SCALES = 64, 256
 
 
-class Packed(quantize.PackedLinear):
+class Packed(quantized_linear.QuantizedLinear):
     """A frozen linear layer, its weight in 4 bit. numbers: how many the weight has."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from byeori.data.tokenize import Example
-from byeori.distributed import processes
 from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, forest_attention, lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import forward, quantize
+from byeori.model import forward, quantize, wrap
+from byeori.model.adapter import attach
 from byeori.plan import measured_step, meta_quantized
 from byeori.plan import meta_ops as shapes
 from byeori.plan.memory_tracker import Peak, Source
@@ -140,7 +140,7 @@ def rehearse(
         with device_kind.stand_for(device), _autocast_on_meta():
             with shapes.WithoutNumbers():
                 model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
-                processes.recompute_layers(model.get_base_model(), recompute)
+                wrap.recompute_layers(model.get_base_model(), recompute)
             how = {
                 "objective": objective,
                 "ends": (on.first + period, tail),
@@ -213,11 +213,11 @@ def build(
     if four_bit:
         pack(base)
     with no_init_weights() if device == "meta" else nullcontext():  # there are no first values to draw
-        model = lora_linear.attach(
+        model = attach(
             base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
         )
     lora_linear.fuse(model)
-    processes.recompute_layers(model.get_base_model(), recompute)
+    wrap.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(chosen))
     return model.train()
 

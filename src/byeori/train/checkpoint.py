@@ -14,7 +14,6 @@ A checkpoint is written under a temporary name, flushed to the disk, and renamed
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import os
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byeori.errors import CheckpointError
+from byeori.support.atomic_files import flush, sha256
 from byeori.train import optim
 
 STATE = "trainer_state.json"
@@ -361,18 +361,3 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
             optim.restore(optimizer, parameter, index, {short: tensors[key] for short, key in keys.items()})
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
-
-
-def sha256(path: Path) -> str:
-    """A hash of what the file holds."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

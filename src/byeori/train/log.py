@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from byeori.errors import CheckpointError, ConfigError
+from byeori.support.console import moving
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_error
 
@@ -193,31 +194,3 @@ class Trackers:
                 del self._trackers[name]
                 why = one_line(error)
                 self._say(f"{name} failed and gets nothing more ({why}); the run goes on, and {FILE} has every line")
-
-
-def moving() -> bool:
-    """Whether progress can move in place: on a terminal, or in a notebook that has widgets for it."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' notes off the terminal; their errors reach the user as sentences of ours."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b")
-    for name in ("transformers", "peft", "datasets", "accelerate", "torch", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not moving():  # bars that cannot move fill a log with half lines
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
-        if datasets := sys.modules.get("datasets"):
-            datasets.disable_progress_bars()
-        else:  # which takes long to import, and many commands do without
-            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -26,7 +26,7 @@ from byeori.data.tokenized import Rows
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError
-from byeori.model import forward
+from byeori.model import forward, wrap
 from byeori.train import oom
 from byeori.train.prefetch import idle, pack
 from byeori.train.state import Options
@@ -69,7 +69,7 @@ def with_reference(
     training = model.training
     model.eval()
     off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
-    with off, parallel.uncompiled():
+    with off, wrap.uncompiled():
         for done, part in enumerate(parts):
             spans = [slice(offsets[rows.group * i], offsets[rows.group * (i + 1)]) for i in part.tolist()]
             missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False

@@ -25,8 +25,9 @@ from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Sums
-from byeori.model import device_batch, forward
+from byeori.model import device_batch, forward, wrap
 from byeori.model.device_batch import Placed
+from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
 from byeori.train.async_save import Writer
 from byeori.train.oom import NoRoom
@@ -348,7 +349,7 @@ def _write(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer)
     def fill(folder: Path) -> None:
         copied.write(folder)
         job.beside(folder)
-        checkpoint.flush(job.output_dir / log.FILE)
+        atomic_files.flush(job.output_dir / log.FILE)
 
     def write() -> None:
         checkpoint.save(job.output_dir / f"checkpoint-{step}", fill)
@@ -374,12 +375,12 @@ def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
             units = [rows.unit(index) for index in part]
             weights[number] = job.objective.weight([example.target_count for unit in units for example in unit])
             for batch in place(job, units, halvings):
-                with processes.uncompiled():
+                with wrap.uncompiled():
                     sums = oom.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
                 for name, value in _logged(sums, 1.0).items():
                     found[name] += value
             for forest in idle(units, job.options, job.processes, halvings):
-                with processes.uncompiled():
+                with wrap.uncompiled():
                     _sums(job, device_batch.place(forest, job.processes.device))
 
     totals = _summed(job, run, live, ["loss", *job.objective.logged], compute)

@@ -1,0 +1,56 @@
+"""What lies beside weights: tokenizer, template, settings, the base's fingerprint, the audit and the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from byeori import config
+from byeori.artifacts import model_card
+from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
+from byeori.data import tokenize
+from byeori.data.tokenize import Encoding
+from byeori.model.fingerprint import base_fingerprint
+from byeori.support import hub
+from byeori.train import log
+
+
+def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None:
+    """Tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt."""
+    tokenizer = how.tokenizer
+    if how.template is not None:
+        (folder / TEMPLATE).write_text(how.template.text, encoding="utf-8")
+        before = tokenizer.chat_template
+        tokenizer.chat_template = tokenize.served_template(how)
+        tokenizer.save_pretrained(str(folder))
+        tokenizer.chat_template = before
+    else:
+        tokenizer.save_pretrained(str(folder))
+    config.write_yaml(settings, folder / SETTINGS)
+    names = ("byeori", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")
+    versions = {name: version(name) for name in names}
+    (folder / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
+
+
+def write_start(folder: Path, base: str, revision: str | None, content: str) -> None:
+    """What a run began from: the base, and its rows by a hash of their tokens."""
+    record = {"base_model": base, "sha256": fingerprint(base, revision), "rows_sha256": content}
+    (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
+    """The audit, the log, and the model card, unless a card of the user's own lies there."""
+    (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    shutil.copy(output / log.FILE, folder / log.FILE)
+    own = output / CARD
+    if not own.is_file() or model_card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
+        (folder / CARD).write_text(model_card.model_card(folder, name=output.resolve().name), encoding="utf-8")
+
+
+def fingerprint(base: str, revision: str | None) -> str:
+    """A hash that tells a base whose weights are here from others."""
+    local = Path(base)
+    return base_fingerprint(local if local.is_dir() else hub.cached(base, hub.WEIGHTS, revision=revision))

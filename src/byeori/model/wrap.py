@@ -1,0 +1,71 @@
+"""What wraps a model's layers: activation checkpointing and torch.compile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from byeori.model import activation_offload
+
+# Seconds. Compiling takes about half a minute and saves about a fifth; a shorter run does not earn it back.
+_COMPILE_PAYS_AFTER = 300.0
+
+
+# FLOP/s that a run is assumed to reach, only to decide whether compiling pays.
+_ASSUMED_SPEED = {"cpu": 3e11, "cuda": 2e14}
+
+
+def recompute_layers(causal: Any, kind: str) -> None:
+    """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice.
+
+    kind: none; full; selective, every other layer, so half of the work for half of the memory; or offload, full with
+    what is kept moved to the CPU's memory.
+    """
+    if kind == "none":
+        causal.gradient_checkpointing_disable()
+        return
+    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.disable_input_require_grads()  # which re-entrant checkpoints need; here it would run back below the adapters
+    if kind == "selective":
+        for layer in layers(causal)[1::2]:
+            layer.gradient_checkpointing = False
+    if kind == "offload":
+        activation_offload.keep_away(causal.base_model)
+
+
+def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:
+    """Whether `--compile auto` compiles: there is a compiler, and the run is long enough to earn the time back.
+
+    tokens: all tokens of the run on this process; a LoRA step takes about 4 FLOP per weight and token.
+    """
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        return False
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    weights = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in tables)
+    return 4.0 * weights * tokens / _ASSUMED_SPEED[device.type] > _COMPILE_PAYS_AFTER
+
+
+def compile_layers(causal: Any) -> int:
+    """Compile the decoder's layers, each kind once and for every length; returns how many layers there are."""
+    found = layers(causal)
+    for layer in found:
+        layer.compile(dynamic=True)
+    return len(found)
+
+
+def layers(causal: Any) -> list[Any]:
+    """The decoder's layers; sharding makes their class a subclass."""
+    kinds = set(getattr(causal, "_no_split_modules", None) or ())
+    return [module for module in causal.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled layers as they are written, where compiling them once more (for evaluation) would not pay."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,179 @@
+"""The folder of a training run: may it be used, what is resumed, what goes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from byeori import config
+from byeori.artifacts.layout import AUDIT, BASE, METRICS, SETTINGS
+from byeori.distributed import processes as parallel
+from byeori.errors import CheckpointError, ConfigError
+from byeori.support.atomic_files import writing
+from byeori.support.output_paths import check_writable
+from byeori.train import checkpoint, log, oom
+
+LAUNCH = ".torchrun"
+
+
+_RUN_FILES = ("adapter_config.json", checkpoint.ADAPTER, log.FILE, SETTINGS, BASE, AUDIT, METRICS, "order.json")
+
+
+# settings that decide which rows a step has, and what they become
+_SAME_ROWS = (
+    "batch_size",
+    "seed",
+    "max_rows",
+    "val_set_size",
+    "group_by_length",
+    "cutoff_len",
+    "train_on_inputs",
+    "add_eos_token",
+)
+
+
+def claim(
+    output: Path, resume: str | None, overwrite: bool, tell: Callable[[str], None], processes: parallel.Processes
+) -> Path | None:
+    """See whether a run may write into the folder, and leave it as it is; the checkpoint to go on from, or None.
+
+    Raises:
+        CheckpointError: the folder holds another run, cannot be written, or has nothing to resume.
+    """
+    folder: Path | None = None
+    restarted = parallel.add_up([float(processes.main and _restarted(output))], processes)[0] > 0
+    if restarted and (whole := checkpoint.newest(output, tell)):
+        tell(f"Started again by torchrun; going on from {whole}")
+        return whole
+    if resume == "latest":
+        folder = checkpoint.newest(output, tell)
+        if folder is None and checkpoint.steps(output):
+            raise CheckpointError(f"no checkpoint in {output} is whole; start anew with --overwrite_output_dir")
+        if folder is None:
+            tell(f"No checkpoint in {output} yet; starting at step 0")
+    elif resume is not None:
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
+            )
+    if processes.main:
+        if _held(output) and resume is None and not overwrite and not restarted:
+            raise CheckpointError(
+                f"{output} holds another run; go on with --resume_from_checkpoint latest, choose another --output_dir, "
+                "or start anew with --overwrite_output_dir"
+            )
+        check_writable(output)
+    parallel.wait(processes)
+    return folder
+
+
+def _restarted(output: Path) -> bool:
+    """Whether torchrun --max-restarts started this process again, and the run in the folder is the one that ended."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    path = output / LAUNCH
+    return again and path.is_file() and path.read_text(encoding="utf-8") == _launch()
+
+
+def _launch() -> str:
+    """What all attempts of one torchrun have in common: the id that it was given, or its process."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return given if given != "none" else str(os.getppid())
+
+
+def check_not_the_start(output: Path, base: str) -> None:
+    """See whether the folder that a run writes to is another one than that of the weights it begins from.
+
+    Raises:
+        ConfigError: it is the same, or that of a run whose checkpoint this is.
+    """
+    start = Path(base).resolve()
+    own = start.parent == output.resolve() and start.name.startswith("checkpoint-")
+    if Path(base).is_dir() and (own or start == output.resolve()):
+        raise ConfigError(f"--output_dir {output} holds the weights that the run begins from; give another folder")
+
+
+def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
+    """A checkpoint is a number of steps; it means the same rows only under the same settings.
+
+    Raises:
+        CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
+    """
+    path = resume / SETTINGS
+    checkpoint.check_whole(resume)
+    if not (resume / checkpoint.STATE).is_file() or not path.is_file():
+        return
+    saved, now = config.read_yaml(str(path)), settings.model_dump(by_alias=True)
+    if ("loss" in saved) != ("loss" in now):
+        raise CheckpointError(
+            f"the checkpoint {resume} was written by byeori {'dpo' if 'loss' in saved else 'sft'}; "
+            f"to train its weights further, give it as --base_model"
+        )
+    for name in _SAME_ROWS:
+        if name in saved and saved[name] != now[name]:
+            raise CheckpointError(
+                f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
+                "same settings, or take the finished adapter to train its weights further"
+            )
+
+
+def check_same_rows(resume: Path, content: str) -> None:
+    """See whether the rows are still tokenized to what a checkpoint was trained on. content: their hash.
+
+    Raises:
+        CheckpointError: the data, the template or the tokenizer is another one.
+    """
+    path = resume / BASE
+    if not (resume / checkpoint.STATE).is_file() or not path.is_file():  # no step of a run, or an older byeori's
+        return
+    if json.loads(path.read_text(encoding="utf-8")).get("rows_sha256") != content:
+        raise CheckpointError(
+            f"the rows are not those that the checkpoint {resume} was trained on: the data or the template has "
+            "changed; go on with the same, or give the checkpoint as --base_model to train its weights further on these"
+        )
+
+
+def _held(output: Path) -> bool:
+    return any((output / name).exists() for name in _RUN_FILES) or bool(checkpoint.steps(output))
+
+
+def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Callable[[str], None]) -> None:
+    """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
+
+    anew: nobody asked to go on with one. Under torchrun it notes whose run this is, so that another attempt goes on
+    from its checkpoints.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with writing(output):
+        if clear:
+            for name in _RUN_FILES:
+                (output / name).unlink(missing_ok=True)
+            for _, folder in checkpoint.steps(output):
+                checkpoint.remove(folder)
+        output.mkdir(parents=True, exist_ok=True)
+        if anew and not _restarted(output):
+            (output / oom.NOTE).unlink(missing_ok=True)
+        if resume is not None:
+            _only_those_behind(resume, output, tell)
+        (output / LAUNCH).unlink(missing_ok=True)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            (output / LAUNCH).write_text(_launch(), encoding="utf-8")
+
+
+def _only_those_behind(resume: Path, output: Path, tell: Callable[[str], None]) -> None:
+    """Leave in the folder the checkpoints that led to this one: later ones are of another run, which `latest` would
+    take for this one's. The best one so far comes along from where the run was."""
+    own = resume.resolve().parent == output.resolve()
+    last = max((step for step, folder in checkpoint.steps(output) if folder.resolve() == resume.resolve()), default=0)
+    for step, folder in checkpoint.steps(output):
+        if not own or step > last:
+            free = checkpoint.aside(folder.name, lambda name: (output / name).exists())
+            folder.rename(output / free)
+            tell(f"{folder} is not of this run; it is {free} now")
+    best = checkpoint.best_of(resume)
+    if best is not None and not (output / best.name).exists() and checkpoint.verify(best) is None:
+        checkpoint.duplicate(best, output / best.name)
