@@ -11,7 +11,7 @@ from byeori.kernels import dispatch, gated_mlp, lora_linear, native, qkv_rope, r
 from byeori.kernels.dropout import Drop
 
 needs_compiler = pytest.mark.skipif(native._library() is None, reason="no C compiler")
-Case = tuple[Any, list[torch.Tensor]]
+PlanInput = tuple[Any, list[torch.Tensor]]
 
 
 def both(function: Any, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -27,7 +27,7 @@ def both(function: Any, *tensors: torch.Tensor) -> tuple[list[torch.Tensor], lis
     return out[0], out[1]
 
 
-def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
+def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[PlanInput]:
     """Functions that take kernels, each with the tensors whose gradients it has."""
     torch.manual_seed(size)
     x, gate = ((3 * torch.randn(3, 5, size)).to(device, dtype) for _ in range(2))
@@ -49,7 +49,7 @@ def cases(dtype: torch.dtype, size: int, device: torch.device) -> list[Case]:
         w, a, b = (torch.eye(size, dtype=x.dtype, device=device) for _ in range(3))
         return lora_linear._FusedLora.apply(x, w, None, a, b, 1.0, Drop(0.3, 2**31 - 5), None)
 
-    out: list[Case] = [
+    out: list[PlanInput] = [
         (as_drop, [x]),
         (as_norm, [x]),
         (lambda x: as_norm(x[None].transpose(1, 2)), [x]),  # heads, in memory behind tokens

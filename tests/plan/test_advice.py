@@ -14,17 +14,17 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import bf16_matmul
 from byeori.plan import candidates, machines, report, skypilot, workload
-from byeori.plan.candidates import Case, Choice, Offer
+from byeori.plan.candidates import Candidate, PlanInput, SearchSpace
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
-from byeori.plan.workload import Micro, Work
+from byeori.plan.workload import MicroBatch, Workload
 
 TABLE = machines.read()
 
 
-def _micro(size: int) -> Micro:
+def _micro(size: int) -> MicroBatch:
     rows = tuple(Example(token_ids=[1] * 9, targets=((4, 9),)) for _ in range(size))
-    return Micro(size=size, tokens=4096, worst=rows, usual=rows, several=size < 8)
+    return MicroBatch(size=size, tokens=4096, worst=rows, usual=rows, several=size < 8)
 
 
 def _machine(memory: float, **changes: Any) -> Machine:
@@ -44,10 +44,10 @@ def _machine(memory: float, **changes: Any) -> Machine:
     return Machine(**values | changes)
 
 
-def _case(*, batch_size: int = 8, **choice: Any) -> Case:
+def _case(*, batch_size: int = 8, **choice: Any) -> PlanInput:
     """A model of 16 GiB (4 in 4 bit) that keeps 4 GiB for a row, 1 with checkpointing; 1e12 operations a row."""
 
-    def rehearse(micro: Micro, recompute: str, four_bit: bool, device: str) -> Rehearsal:
+    def rehearse(micro: MicroBatch, recompute: str, four_bit: bool, device: str) -> Rehearsal:
         weights = (4 if four_bit else 16) * GIB
         activations = (micro.size or 1) * {"none": 4, "selective": 3, "full": 1}[recompute] * GIB
         parts = dict.fromkeys(PARTS, 0) | {"weights": weights, "activations": activations}
@@ -66,7 +66,7 @@ def _case(*, batch_size: int = 8, **choice: Any) -> Case:
             opened=8 * 10**9 if four_bit else 0,
         )
 
-    work = Work(
+    work = Workload(
         micros=tuple(_micro(size) for size in (4, 2, 1)),
         tokens=3.6e6,
         reference=0.0,
@@ -77,13 +77,13 @@ def _case(*, batch_size: int = 8, **choice: Any) -> Case:
     )
     given: dict[str, Any] = {"recompute": None, "four_bit": None, "sharding": None} | choice
 
-    def usual(micro: Micro, device: str) -> tuple[float, float, float]:
+    def usual(micro: MicroBatch, device: str) -> tuple[float, float, float]:
         return 1e12 * micro.size, 1e12 / 3 * micro.size, 1000.0 * micro.size
 
-    return Case(work=work, choice=Choice(**given), table=TABLE, rehearse=rehearse, usual=usual)
+    return PlanInput(work=work, choice=SearchSpace(**given), table=TABLE, rehearse=rehearse, usual=usual)
 
 
-def _offers(memory: float, **changes: Any) -> list[Offer]:
+def _offers(memory: float, **changes: Any) -> list[Candidate]:
     return candidates.offers(_case(**changes), [_machine(memory, bandwidth=1e13)])
 
 
@@ -266,7 +266,7 @@ def test_rows_that_are_made_up() -> None:
 def test_a_task_for_skypilot() -> None:
     offer = _offers(12, four_bit=False)[2]
 
-    def task(offer: Offer, **settings: Any) -> dict[str, Any]:
+    def task(offer: Candidate, **settings: Any) -> dict[str, Any]:
         how: dict[str, Any] = {"objective": "sft", "text": "batch_size: 8\n", "weight_bytes": 16 * 10**9}
         return skypilot.task(offer, settings=settings, mounts={"/a": "b"}, **how)
 
@@ -279,7 +279,7 @@ def test_a_task_for_skypilot() -> None:
     assert task(offer, load_in_8bit=True)["setup"].endswith("'.[quant]'\n")
     assert task(offer, optim="paged_adamw_8bit", report_to=["wandb"])["setup"].endswith("'.[quant,wandb]'\n")
     with pytest.raises(ConfigError, match="SkyPilot rents no CPU"):
-        task(Offer(machine=_machine(1, name="CPU", skypilot=None), count=1))
+        task(Candidate(machine=_machine(1, name="CPU", skypilot=None), count=1))
 
 
 def test_a_task_is_not_made_of_what_cannot_go_along(tmp_path: Path) -> None:

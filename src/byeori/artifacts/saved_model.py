@@ -1,6 +1,6 @@
 """What stands behind a name: an adapter or a whole model, here or on the Hub, with its tokenizer and its template.
 
-    name ── find: config, tokenizer, header of the adapter ──> Found ── load: weights ──> model ready to answer
+    name ── find: config, tokenizer, header of the adapter ──> SavedModel ── load: weights ──> model ready to answer
 
 Everything that can be wrong with the small files is found before weights are loaded.
 """
@@ -31,7 +31,7 @@ from byeori.train import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class SavedModel:
     """A model or an adapter whose weights are not loaded yet.
 
     name: as it was given. folder: where its files lie. base: the model under an adapter, else the folder itself.
@@ -55,7 +55,7 @@ def find(
     *,
     revision: str | None = None,
     moved: str = "give --base_model where it lies now",
-) -> Found:
+) -> SavedModel:
     """Look a model or an adapter up. revision: of `name` on the Hub; an adapter names its base's own.
 
     moved: what to do where an adapter's base is no longer where it was.
@@ -71,7 +71,7 @@ def find(
             raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
         tokenizer, _ = load.load_tokenizer(str(folder))
         positions = load.positions_limit(load.load_config(str(folder)))
-        return Found(
+        return SavedModel(
             name=name,
             folder=folder,
             is_adapter=False,
@@ -95,7 +95,7 @@ def find(
     base_check.check_weights(folder, Path(base_name), base_name, option="--base_model")
     own = (folder / "tokenizer_config.json").exists()
     tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
-    return Found(
+    return SavedModel(
         name=name,
         folder=folder,
         is_adapter=True,
@@ -131,7 +131,7 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
     return base, revision
 
 
-def load_weights(found: Found, dtype_name: str, device: torch.device) -> Any:
+def load_weights(found: SavedModel, dtype_name: str, device: torch.device) -> Any:
     """The model, an adapter on its base (which can be switched off), in evaluation mode.
 
     Raises:
@@ -142,7 +142,7 @@ def load_weights(found: Found, dtype_name: str, device: torch.device) -> Any:
     return with_adapter(model, found) if found.is_adapter else model
 
 
-def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
+def with_adapter(model: Any, found: SavedModel, *, trainable: bool = False) -> Any:
     """An adapter on its base, in evaluation mode.
 
     trainable: the adapter is to be trained further.
@@ -173,7 +173,7 @@ def with_adapter(model: Any, found: Found, *, trainable: bool = False) -> Any:
 # ---- the prompt --------------------------------------------------------------------------------------------------
 
 
-def template_of(found: Found, spec: str | None) -> Template | None:
+def template_of(found: SavedModel, spec: str | None) -> Template | None:
     """The template that is named, or was saved beside the weights; None for the tokenizer's chat template.
 
     Raises:
@@ -194,7 +194,7 @@ def saved(path: Path) -> Template:
     return template.parse(path.read_text(encoding="utf-8"), TEMPLATE, lenient=True)
 
 
-def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:
+def encoding(found: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:
     """How rows become tokens for it. group: 2 for rows with a chosen and a rejected answer."""
     return tokenize.encoding(
         found.tokenizer,
@@ -206,6 +206,6 @@ def encoding(found: Found, chosen: Template | None, *, cutoff_len: int = sys.max
     )
 
 
-def raw_encoding(found: Found) -> Encoding:
+def raw_encoding(found: SavedModel) -> Encoding:
     """For text that is a finished prompt: no template, no end-of-text token."""
     return replace(encoding(found, template.parse("{text}")), eos=None)

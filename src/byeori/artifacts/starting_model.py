@@ -29,7 +29,7 @@ _LORA = {
 
 
 @dataclass(kw_only=True, slots=True)
-class Start:
+class StartingModel:
     """base: the model under everything. adapter: what is trained further, None for a new one. notes: for the user.
 
     tokenizer: None once it was let go of; one of 262,144 words takes 0.6 GB.
@@ -37,7 +37,7 @@ class Start:
 
     base: str
     revision: str | None
-    adapter: saved_model.Found | None
+    adapter: saved_model.SavedModel | None
     tokenizer: Any
     notes: list[str]
 
@@ -47,7 +47,7 @@ class Start:
         self.adapter = self.adapter and replace(self.adapter, tokenizer=None)
 
 
-def begin(settings: S) -> tuple[S, Start]:
+def begin(settings: S) -> tuple[S, StartingModel]:
     """Find it, and resolve the settings that depend on it: cutoff_len, and the shape of an adapter that is there.
 
     Raises:
@@ -58,13 +58,15 @@ def begin(settings: S) -> tuple[S, Start]:
         moved = f"give --base_model where it lies now, with --resume_from_checkpoint {name}"
         found = saved_model.find(name, revision=settings.revision, moved=moved)
         settings = settings.model_copy(update=_shape(settings, found.folder))
-        start = Start(base=found.base, revision=found.revision, adapter=found, tokenizer=found.tokenizer, notes=[])
+        start = StartingModel(
+            base=found.base, revision=found.revision, adapter=found, tokenizer=found.tokenizer, notes=[]
+        )
         positions = found.positions
     else:
         trusted = settings.trust_remote_code is not None
         config = load.load_config(name, revision=settings.revision, trust_remote_code=trusted)
         tokenizer, notes = load.load_tokenizer(name, revision=settings.revision, trust_remote_code=trusted)
-        start = Start(base=name, revision=settings.revision, adapter=None, tokenizer=tokenizer, notes=notes)
+        start = StartingModel(base=name, revision=settings.revision, adapter=None, tokenizer=tokenizer, notes=notes)
         positions = load.positions_limit(config)
     if positions is not None and settings.cutoff_len > positions and "cutoff_len" not in settings.model_fields_set:
         start.notes.append(f"cutoff_len is {positions}: {start.base} has no more positions")

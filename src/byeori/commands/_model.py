@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from byeori.artifacts import saved_model
-from byeori.artifacts.starting_model import Start
+from byeori.artifacts.starting_model import StartingModel
 from byeori.config import TrainSettings
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
@@ -34,7 +34,7 @@ def check(settings: TrainSettings, processes: Processes, tell: Tell) -> None:
         tell(note)
 
 
-def adapted_model(settings: TrainSettings, start: Start, processes: Processes, tell: Tell) -> Any:
+def adapted_model(settings: TrainSettings, start: StartingModel, processes: Processes, tell: Tell) -> Any:
     """The base model with a new adapter on it, or with the one that is trained further."""
     dtype, packed = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
     held = f"{packed} bit, computing in " if packed else ""

@@ -11,7 +11,7 @@ import numpy as np
 
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
-from byeori.artifacts.starting_model import Start, begin
+from byeori.artifacts.starting_model import StartingModel, begin
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
@@ -52,7 +52,7 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
     )
 
 
-def trained_on(found: saved_model.Found, table: Table) -> np.ndarray | None:
+def trained_on(found: saved_model.SavedModel, table: Table) -> np.ndarray | None:
     """Which rows of a table an adapter's run has trained [rows], by what they hold in the columns that it read.
 
     None where its tables are not here (any more), or cannot be split as they were then.
@@ -89,7 +89,7 @@ def group_of(columns: list[str], chosen: Template | None) -> int:
 
 
 def prepare(
-    settings: TrainSettings | PreviewSettings, start: Start, *, group: int, processes: parallel.Processes
+    settings: TrainSettings | PreviewSettings, start: StartingModel, *, group: int, processes: parallel.Processes
 ) -> tuple[Prepared, Encoding]:
     """Rows -> tokenized tables, their audit and how they were made; no weights are loaded.
 
@@ -136,7 +136,7 @@ def _fewer_held_out(count: int, wanted: int) -> list[str]:
 
 
 def _template(
-    settings: TrainSettings | PreviewSettings, start: Start, rows: Dataset, group: int
+    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, group: int
 ) -> tuple[Template | None, str]:
     """The template of a run, and the sentence that names it."""
     chosen, unused = _choose(settings, start, rows, group)
@@ -158,7 +158,7 @@ def _template(
 
 
 def _choose(
-    settings: TrainSettings | PreviewSettings, start: Start, rows: Dataset, group: int
+    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, group: int
 ) -> tuple[Template | None, Path | None]:
     """The template that is named, or that weights were trained with, or that fits the rows.
 

@@ -71,7 +71,7 @@ def generate(settings: GenerateSettings) -> list[str]:
 
 
 def _generate_table(
-    settings: GenerateSettings, found: saved_model.Found, sampling: generation.Sampling, output: Path | None
+    settings: GenerateSettings, found: saved_model.SavedModel, sampling: generation.Sampling, output: Path | None
 ) -> list[str]:
     table = _table(settings)
     chosen = saved_model.template_of(found, settings.template)
@@ -120,14 +120,14 @@ def _table(settings: GenerateSettings | CompareSettings) -> Table:
     return table
 
 
-def _room(found: saved_model.Found, sampling: generation.Sampling) -> int:
+def _room(found: saved_model.SavedModel, sampling: generation.Sampling) -> int:
     """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
     if found.positions is None:
         return sys.maxsize
     return found.positions - min(sampling.max_new_tokens, found.positions // 2)
 
 
-def _one_prompt(settings: GenerateSettings, found: saved_model.Found) -> tuple[Encoding, list[int]]:
+def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tuple[Encoding, list[int]]:
     if settings.raw is not None:
         how = saved_model.raw_encoding(found)
         text = generation.text_or_file(settings.raw)
@@ -194,7 +194,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     return _write_comparison(settings, found, how, items, known)
 
 
-def _compare_cutoff(settings: CompareSettings, found: saved_model.Found) -> int:
+def _compare_cutoff(settings: CompareSettings, found: saved_model.SavedModel) -> int:
     """cutoff_len as given, else the one of the run, within the model's positions."""
     if "cutoff_len" in settings.model_fields_set:
         check_cutoff(settings.cutoff_len, found.positions, found.base)
@@ -203,7 +203,7 @@ def _compare_cutoff(settings: CompareSettings, found: saved_model.Found) -> int:
 
 
 def _write_comparison(
-    settings: CompareSettings, found: saved_model.Found, how: Encoding, items: list[dict[str, Any]], known: int
+    settings: CompareSettings, found: saved_model.SavedModel, how: Encoding, items: list[dict[str, Any]], known: int
 ) -> CompareResult:
     """known: how many of the rows the adapter was trained on."""
     output = Path(settings.output_dir)

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from byeori.artifacts import starting_model as starts
-from byeori.artifacts.starting_model import Start
+from byeori.artifacts.starting_model import StartingModel
 from byeori.config import PlanSettings, TrainSettings
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
 from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
-from byeori.plan.candidates import Offer, Way
+from byeori.plan.candidates import Candidate, RunConfig
 from byeori.plan.machines import Machine
 from byeori.plan.rehearser import Rehearser
-from byeori.plan.workload import Work
+from byeori.plan.workload import Workload
 from byeori.support import atomic_files, console
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
@@ -95,7 +95,7 @@ def _rarely_collecting() -> Iterator[None]:
 # ---- what is planned -----------------------------------------------------------------------------------------------
 
 
-def _config(settings: PlanSettings, begun: Start | None) -> Any:
+def _config(settings: PlanSettings, begun: StartingModel | None) -> Any:
     """The model's config: from its folder or the Hub, of an adapter's base, or by hand."""
     if settings.base_model is None:
         return _by_hand(settings.shape)
@@ -191,8 +191,8 @@ def _machines(settings: PlanSettings, table: machines.Table, rehearser: Rehearse
 
 
 def _work(
-    settings: PlanSettings, training: TrainSettings, begun: Start | None, rehearser: Rehearser
-) -> tuple[Work, list[str]]:
+    settings: PlanSettings, training: TrainSettings, begun: StartingModel | None, rehearser: Rehearser
+) -> tuple[Workload, list[str]]:
     """The steps that are planned, and in words which rows are in none of them."""
     from byeori.commands._rows import prepare, schedule
 
@@ -232,7 +232,7 @@ def _work(
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> None:
+def _write(settings: PlanSettings, best: Candidate | None, rehearser: Rehearser) -> None:
     from byeori.support.console import say
 
     if not settings.write and not settings.skypilot:
@@ -258,7 +258,7 @@ def _write(settings: PlanSettings, best: Offer | None, rehearser: Rehearser) -> 
         say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}{inside}")
 
 
-def _chosen(settings: PlanSettings, way: Way) -> dict[str, Any]:
+def _chosen(settings: PlanSettings, way: RunConfig) -> dict[str, Any]:
     """The settings of the run: what was given stays, but for micro-batches, which a plan may make smaller."""
     given = settings.given()
     open_to = {

@@ -17,7 +17,7 @@ import torch
 
 from byeori.artifacts import base_check, sidecar
 from byeori.artifacts import layout as folders
-from byeori.artifacts.starting_model import Start, begin, objective_of
+from byeori.artifacts.starting_model import StartingModel, begin, objective_of
 from byeori.batch import loader
 from byeori.commands import _model as weights
 from byeori.commands._rows import Prepared, prepare, schedule
@@ -77,7 +77,7 @@ class _Context:
     """What every part of a run asks for. tell: shows a sentence, once for all processes."""
 
     settings: TrainSettings
-    start: Start
+    start: StartingModel
     objective: Objective
     processes: parallel.Processes
     tell: Callable[[str], None]

@@ -23,7 +23,7 @@ _TOKENS, _AT_MOST, _LAST_ROWS = (64, 16), 32, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
+class DeviceBatch:
     """ids, positions: [1, T], on a CPU with idle tokens behind them that predict nothing and that no other token sees.
     index, target_ids: [M], as Forest's target_index and target_ids. layout: for attention.
     index_of_rows: [M], the same as index where the hidden states are those of layout.rows alone.
@@ -40,7 +40,7 @@ class Placed:
     layout: forest_attention.Layout
 
 
-def place(forest: Forest, device: torch.device, windows: Collection[int | None] = ()) -> Placed:
+def place(forest: Forest, device: torch.device, windows: Collection[int | None] = ()) -> DeviceBatch:
     """Bring a forest to the device, without waiting for what the device is doing.
 
     windows: of the model's layers; a GPU's attention is then planned here, not when a layer first meets it.
@@ -58,7 +58,7 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
     if device.type == "cuda":
         for window in windows:
             layout.plans[window] = cuda_calls.plan(layout.tree, layout.nodes, window=window, device=device)
-    return Placed(
+    return DeviceBatch(
         forest=forest,
         ids=ids[None],
         positions=positions[None],

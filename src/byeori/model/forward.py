@@ -16,7 +16,7 @@ from byeori.errors import ModelError
 from byeori.kernels import device_kind, forest_attention
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
-from byeori.model.device_batch import Placed, place
+from byeori.model.device_batch import DeviceBatch, place
 
 # Layers in which a token meets others through the attention interface alone.
 _KINDS = {"full_attention", "sliding_attention"}
@@ -50,7 +50,7 @@ def compute_device(model: Any) -> torch.device:
     return device
 
 
-def forest_logprobs(model: Any, forest: Forest | Placed, *, plain: bool = False) -> torch.Tensor:
+def forest_logprobs(model: Any, forest: Forest | DeviceBatch, *, plain: bool = False) -> torch.Tensor:
     """log p of every target of a forest, [M] float32, with gradients where the mode has them.
 
     plain: one pass for each node, for a model that does not take forest attention; nothing may be shared then.
@@ -59,9 +59,9 @@ def forest_logprobs(model: Any, forest: Forest | Placed, *, plain: bool = False)
     return sharding.through(causal, lambda: _forest_logprobs(model, forest, plain))
 
 
-def _forest_logprobs(model: Any, forest: Forest | Placed, plain: bool) -> torch.Tensor:
+def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> torch.Tensor:
     backbone, head = load.parts(model)
-    batch = forest if isinstance(forest, Placed) else place(forest, compute_device(model))
+    batch = forest if isinstance(forest, DeviceBatch) else place(forest, compute_device(model))
     index = batch.index
     if plain:
         nodes = batch.forest.nodes

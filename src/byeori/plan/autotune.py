@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts.starting_model import Start
+from byeori.artifacts.starting_model import StartingModel
 from byeori.batch.loader import Schedule
 from byeori.commands import _model
 from byeori.config import TrainSettings
@@ -21,7 +21,7 @@ from byeori.distributed.processes import Processes
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load
 from byeori.plan import candidates, machines, workload
-from byeori.plan.candidates import Case, Offer
+from byeori.plan.candidates import Candidate, PlanInput
 from byeori.plan.machines import GIB, MIB, Machine
 from byeori.plan.rehearser import Rehearser
 from byeori.support import hub
@@ -38,7 +38,7 @@ _WORKSPACE = {True: 2 * 32 * MIB, False: 2 * 8 * MIB}
 class Forecast:
     """What a run is expected to take on one device. peak: bytes, by the measure that `measured` has at the end."""
 
-    offer: Offer
+    offer: Candidate
     peak: int
 
     def as_json(self, measured: int | None = None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Forecast:
 
 def choose(
     settings: TrainSettings,
-    start: Start,
+    start: StartingModel,
     rows: Rows,
     schedule: Schedule,
     processes: Processes,
@@ -104,7 +104,7 @@ def choose(
     return _resolved(settings, way.recompute, way.four_bit, tokens), processes, Forecast(offer=offer, peak=peak)
 
 
-def _weights(settings: TrainSettings, start: Start, processes: Processes) -> int:
+def _weights(settings: TrainSettings, start: StartingModel, processes: Processes) -> int:
     """Bytes of all weights as they would be held; only the headers of the files are read."""
     bits = _model.bits(settings) or 8 * load.resolve_dtype(settings.dtype, processes.device).itemsize
     stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision, hub.WEIGHTS))
@@ -123,8 +123,8 @@ def _resolved(settings: TrainSettings, recompute: str, four_bit: bool, tokens: i
 
 
 def _chosen(
-    settings: TrainSettings, start: Start, rows: Rows, schedule: Schedule, processes: Processes
-) -> tuple[Offer, str] | None:
+    settings: TrainSettings, start: StartingModel, rows: Rows, schedule: Schedule, processes: Processes
+) -> tuple[Candidate, str] | None:
     """The best way on as many of this machine as there are processes, and how weights are shared."""
     config = load.load_config(
         start.base, revision=start.revision, trust_remote_code=settings.trust_remote_code is not None
@@ -145,7 +145,7 @@ def _chosen(
         only=settings.micro_batch_size is not None or settings.micro_batch_tokens is not None,
     )
     # three equal passes of one token each: no speed is asked for, only the order of the ways
-    case = Case(
+    case = PlanInput(
         work=work,
         choice=choice,
         table=table,
@@ -184,7 +184,7 @@ def _here(processes: Processes) -> Machine:
     )
 
 
-def _sentence(offer: Offer) -> str:
+def _sentence(offer: Candidate) -> str:
     assert offer.way is not None
     has, need = f"{offer.machine.memory / GIB:.1f} GiB", f"{offer.need / GIB:.1f}"
     each = " in each process" if offer.count > 1 else ""

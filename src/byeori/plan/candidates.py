@@ -14,7 +14,7 @@ from typing import Any
 
 from byeori.plan.machines import GIB, Machine, Table
 from byeori.plan.rehearsal import Rehearsal
-from byeori.plan.workload import Micro, Work
+from byeori.plan.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8)
 # gradient_checkpointing: in words, and the part of the layers that is computed twice
@@ -27,10 +27,10 @@ _UNSHARDED = 2  # layers whose weights are whole at once under FSDP2: the one th
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Way:
+class RunConfig:
     """Settings that make a run fit, from the fastest to the most sparing."""
 
-    micro: Micro
+    micro: MicroBatch
     recompute: str
     four_bit: bool
     sharded: bool
@@ -51,7 +51,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Offer:
+class Candidate:
     """A number of one machine, and the best way on it. parts: bytes by part, with what lies outside PyTorch.
 
     allocated: what torch.cuda.max_memory_allocated will say. need: all of it. lacks: bytes missing where it does not
@@ -61,7 +61,7 @@ class Offer:
 
     machine: Machine
     count: int
-    way: Way | None = None
+    way: RunConfig | None = None
     fits: bool = False
     parts: dict[str, int] = field(default_factory=dict)
     allocated: int = 0
@@ -74,7 +74,7 @@ class Offer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class SearchSpace:
     """What the settings leave open. None: both are tried."""
 
     recompute: str | None
@@ -82,37 +82,37 @@ class Choice:
     sharding: bool | None
 
 
-Rehearse = Callable[[Micro, str, bool, str], Rehearsal]  # micro, recompute, four_bit, device
+Rehearse = Callable[[MicroBatch, str, bool, str], Rehearsal]  # micro, recompute, four_bit, device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class PlanInput:
     """Everything that offers are made from.
 
-    rehearse: the largest micro-batch of a Micro. usual: (operations, operations of the forward pass, tokens) of its
+    rehearse: the largest micro-batch of a MicroBatch. usual: (operations, operations of the forward pass, tokens) of its
     usual one, without recomputation. half: whether the run computes in 16 bit, for which the peaks are known.
     least: bytes that the weights take at least, for 4 bit or not; a way without room for them is not rehearsed.
     """
 
-    work: Work
-    choice: Choice
+    work: Workload
+    choice: SearchSpace
     table: Table
     rehearse: Rehearse
-    usual: Callable[[Micro, str], tuple[float, float, float]]
+    usual: Callable[[MicroBatch, str], tuple[float, float, float]]
     half: bool = True
     least: Callable[[bool], float] = lambda four_bit: 0.0
 
 
-def offers(case: Case, machines: Sequence[Machine]) -> list[Offer]:
+def offers(case: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
     """The best way for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
     counts = {machine.name: COUNTS if machine.device == "cuda" else (1,) for machine in machines}
     return [best(case, machine, count) for machine in machines for count in counts[machine.name]]
 
 
-def ranked(found: Sequence[Offer]) -> list[Offer]:
+def ranked(found: Sequence[Candidate]) -> list[Candidate]:
     """Those that fit, best value first: by cost where there are prices, else by memory held times hours."""
 
-    def key(offer: Offer) -> tuple[float, ...]:
+    def key(offer: Candidate) -> tuple[float, ...]:
         held = offer.machine.memory / GIB * offer.count
         if offer.machine.device == "cpu":
             return (2, offer.hours, held)
@@ -121,11 +121,11 @@ def ranked(found: Sequence[Offer]) -> list[Offer]:
     return sorted((offer for offer in found if offer.fits), key=key)
 
 
-def best(case: Case, machine: Machine, count: int) -> Offer:
+def best(case: PlanInput, machine: Machine, count: int) -> Candidate:
     """The fastest way that fits `count` of a machine; where none does, the one that needs least."""
     if refused := _refused(case, count):
-        return Offer(machine=machine, count=count, refused=refused)
-    tried: list[Offer] = []
+        return Candidate(machine=machine, count=count, refused=refused)
+    tried: list[Candidate] = []
     for tier in _tiers(case, machine, count):
         here = [_offer(case, machine, count, way) for way in tier]
         fitting = [offer for offer in here if offer.fits]
@@ -135,13 +135,13 @@ def best(case: Case, machine: Machine, count: int) -> Offer:
     return min(tried, key=lambda offer: offer.need)
 
 
-def _refused(case: Case, count: int) -> str:
+def _refused(case: PlanInput, count: int) -> str:
     if case.work.batch_size % count:
         return f"batch_size {case.work.batch_size} is not a multiple of {count} processes"
     return ""
 
 
-def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
+def _tiers(case: PlanInput, machine: Machine, count: int) -> Iterator[list[RunConfig]]:
     """Ways to try, those of a later tier only where none of the earlier fits: they are slower, or round the weights.
 
     First the settings' own. After it the most sparing way of each kind: where that does not fit, no other of its kind
@@ -159,12 +159,12 @@ def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
     ]
     kinds = [(over, four_bit) for four_bit in packed for over in sharded]
     small = [kind for kind in kinds if case.least(kind[1]) / (count if kind[0] else 1) <= machine.memory]
-    rounded: list[Way] = []
-    sparing: list[Way] = []
+    rounded: list[RunConfig] = []
+    sparing: list[RunConfig] = []
     if kinds[0] in small:
-        yield [Way(micro=pairs[0][0], recompute=pairs[0][1], four_bit=packed[0], sharded=sharded[0])]
+        yield [RunConfig(micro=pairs[0][0], recompute=pairs[0][1], four_bit=packed[0], sharded=sharded[0])]
     for over, four_bit in small or kinds[-1:]:
-        ways = [Way(micro=m, recompute=r, four_bit=four_bit, sharded=over) for m, r in pairs]
+        ways = [RunConfig(micro=m, recompute=r, four_bit=four_bit, sharded=over) for m, r in pairs]
         sparing.append(ways[-1])
         if not _offer(case, machine, count, ways[-1]).fits:
             continue
@@ -176,12 +176,12 @@ def _tiers(case: Case, machine: Machine, count: int) -> Iterator[list[Way]]:
     yield sparing
 
 
-def _offer(case: Case, machine: Machine, count: int, way: Way) -> Offer:
+def _offer(case: PlanInput, machine: Machine, count: int, way: RunConfig) -> Candidate:
     found = case.rehearse(way.micro, way.recompute, way.four_bit, machine.device)
     parts = memory(found, case.table, machine, count if way.sharded else 1)
     need = sum(parts.values())
     speed, hours = _speed(case, machine, count, way, found) if case.half else (0.0, 0.0)
-    return Offer(
+    return Candidate(
         machine=machine,
         count=count,
         way=way,
@@ -211,7 +211,7 @@ def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dic
     return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
 
 
-def _speed(case: Case, machine: Machine, count: int, way: Way, found: Rehearsal) -> tuple[float, float]:
+def _speed(case: PlanInput, machine: Machine, count: int, way: RunConfig, found: Rehearsal) -> tuple[float, float]:
     """Tokens a second of all processes, and hours of the whole run with DPO's reference pass."""
     flops, forward, tokens = case.usual(way.micro, machine.device)
     again = AGAIN[way.recompute][1]

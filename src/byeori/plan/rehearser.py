@@ -19,9 +19,9 @@ from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.model import load
 from byeori.plan import calibrate, candidates, machines, rehearsal
-from byeori.plan.candidates import Case, Choice
+from byeori.plan.candidates import PlanInput, SearchSpace
 from byeori.plan.rehearsal import Adapter, Rehearsal
-from byeori.plan.workload import Micro, Work
+from byeori.plan.workload import MicroBatch, Workload
 
 _CPU = torch.device("cpu")
 
@@ -29,7 +29,7 @@ _CPU = torch.device("cpu")
 class _Way(NamedTuple):
     """What `rehearse` is asked."""
 
-    micro: Micro
+    micro: MicroBatch
     recompute: str
     four_bit: bool
     device: str
@@ -53,7 +53,7 @@ def _rehearse(number: int) -> list[Rehearsal]:
 
 
 def _key(
-    micro: Micro, recompute: str, four_bit: bool, device: str, usual: bool = False, **more: bool
+    micro: MicroBatch, recompute: str, four_bit: bool, device: str, usual: bool = False, **more: bool
 ) -> tuple[Any, ...]:
     examples = micro.usual if usual else micro.worst
     return id(examples), micro.several, recompute, four_bit, device, *more.items()
@@ -93,12 +93,12 @@ class Rehearser:
         return {"offload": "full", "auto": "none"}.get(given, given)
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> SearchSpace:
         """What the settings leave open."""
         how = self.training
         cannot = how.load_in_8bit or not self.__dict__["_stage"].packable
         four_bit = False if cannot else how.load_in_4bit
-        return Choice(
+        return SearchSpace(
             recompute=None if how.gradient_checkpointing == "auto" else self.recompute,
             four_bit=None if four_bit == "auto" else four_bit,
             sharding={"ddp": False, "fsdp": True, "hsdp": True}.get(how.parallel),
@@ -111,7 +111,7 @@ class Rehearser:
         return load.resolve_dtype(self.training.dtype, _CPU)
 
     def rehearse(
-        self, micro: Micro, recompute: str, four_bit: bool, device: str, *, usual: bool = False, **more: bool
+        self, micro: MicroBatch, recompute: str, four_bit: bool, device: str, *, usual: bool = False, **more: bool
     ) -> Rehearsal:
         """The largest micro-batch of this size, or a usual one."""
         examples = micro.usual if usual else micro.worst
@@ -136,7 +136,7 @@ class Rehearser:
         return known[key]
 
     @contextmanager
-    def ahead(self, work: Work, memory: dict[str, int]) -> Iterator[None]:
+    def ahead(self, work: Workload, memory: dict[str, int]) -> Iterator[None]:
         """Inside it other processes rehearse what may be asked for, where the system can fork them.
 
         memory: of each kind of device, the most that one has.
@@ -154,7 +154,7 @@ class Rehearser:
             yield
         self.__dict__["_known"] = {key: found for key, found in known.items() if isinstance(found, Rehearsal)}
 
-    def _groups(self, work: Work, memory: dict[str, int]) -> list[list[_Way]]:
+    def _groups(self, work: Workload, memory: dict[str, int]) -> list[list[_Way]]:
         """What may be asked for; a group shares its models. The most work first: a CPU's attention is written out."""
         again = [self.choice.recompute] if self.choice.recompute else list(candidates.AGAIN)
         packed = [False, True] if self.choice.four_bit is None else [self.choice.four_bit]
@@ -174,16 +174,16 @@ class Rehearser:
         (same[0] if same else groups[-1]).append(_Way(work.micros[0], *_SPEED_OF, usual=True))
         return sorted(filter(None, groups), key=lambda group: (group[0].device == "cpu", len(group)), reverse=True)
 
-    def case(self, work: Work, table: machines.Table) -> Case:
+    def case(self, work: Workload, table: machines.Table) -> PlanInput:
         """What offers are made from."""
 
-        def usual(micro: Micro, device: str) -> tuple[float, float, float]:
+        def usual(micro: MicroBatch, device: str) -> tuple[float, float, float]:
             found = self.rehearse(work.micros[0], *_SPEED_OF, usual=True)
             part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in work.micros[0].usual)
             return found.flops * part, found.forward_flops * part, found.tokens * part
 
         half = self.training.dtype != "float32"
-        return Case(
+        return PlanInput(
             work=work,
             choice=self.choice,
             table=table,
@@ -202,11 +202,11 @@ class Rehearser:
         usual = load.micro_batch_tokens(self.training.dtype, torch.device(kind), self.__dict__["_stage"].numbers)
         return self.training.micro_batch_tokens or usual
 
-    def weights(self, micro: Micro) -> int:
+    def weights(self, micro: MicroBatch) -> int:
         """How many numbers the model has."""
         return self.rehearse(micro, "none", False, "cuda").weight_count
 
-    def calibrated(self, micro: Micro) -> dict[str, Any]:
+    def calibrated(self, micro: MicroBatch) -> dict[str, Any]:
         """One real step of a usual micro-batch here, beside its rehearsal."""
         device = torch.device("cuda") if torch.cuda.is_available() else _CPU
         found = self.rehearse(micro, self.recompute, False, device.type, usual=True)

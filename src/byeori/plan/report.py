@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from byeori.plan.candidates import OUTSIDE, Case, Offer
+from byeori.plan.candidates import OUTSIDE, Candidate, PlanInput
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
 
@@ -29,7 +29,7 @@ class Subject:
     notes: tuple[str, ...]
 
 
-def lines(subject: Subject, case: Case, offers: Sequence[Offer], ranked: Sequence[Offer]) -> list[str]:
+def lines(subject: Subject, case: PlanInput, offers: Sequence[Candidate], ranked: Sequence[Candidate]) -> list[str]:
     """The whole plan as text."""
     out = [f"{subject.objective.upper()} of {subject.name}: {subject.weights / 1e9:,.2f} billion weights"]
     out += [f"  {note}" for note in subject.notes]
@@ -41,7 +41,7 @@ def lines(subject: Subject, case: Case, offers: Sequence[Offer], ranked: Sequenc
     return [*out, *_footer(case, offers)]
 
 
-def _best(offers: Sequence[Offer], ranked: Sequence[Offer]) -> list[str]:
+def _best(offers: Sequence[Candidate], ranked: Sequence[Candidate]) -> list[str]:
     if not ranked:
         nearest = min((offer for offer in offers if offer.need), key=lambda o: o.need / o.machine.memory, default=None)
         if nearest is None:
@@ -53,14 +53,14 @@ def _best(offers: Sequence[Offer], ranked: Sequence[Offer]) -> list[str]:
     return [first, *(["Then: " + "; ".join(others)] if others else [])]
 
 
-def sentence(offer: Offer) -> str:
+def sentence(offer: Candidate) -> str:
     """`RTX 4090 x 1 is enough: 4-bit, micro-batch 2, about 5 h`."""
     assert offer.way is not None
     time = f", {_time(offer)}" if offer.hours else ""
     return f"{offer.machine.name} x {offer.count} is enough: {offer.way.words}{time}{_cost(offer)}"
 
 
-def _table(rows: Sequence[Offer], case: Case) -> list[str]:
+def _table(rows: Sequence[Candidate], case: PlanInput) -> list[str]:
     machine = rows[0].machine
     heads = "".join(f"{head:>8}" for head in _HEADS.values())
     told = {offer.count: _told(offer) for offer in rows if not offer.refused}
@@ -81,7 +81,7 @@ def _table(rows: Sequence[Offer], case: Case) -> list[str]:
     return out
 
 
-def _told(offer: Offer) -> str:
+def _told(offer: Candidate) -> str:
     assert offer.way is not None
     return offer.way.words if offer.fits else f"no: lacks {_gib(offer.lacks)} GiB with {offer.way.words}"
 
@@ -98,7 +98,7 @@ def _title(machine: Machine) -> str:
     return f"{machine.name}: {', '.join(said)}"
 
 
-def _footer(case: Case, offers: Sequence[Offer]) -> list[str]:
+def _footer(case: PlanInput, offers: Sequence[Candidate]) -> list[str]:
     table = case.table
     out = [
         "context: outside PyTorch's allocator, or held by it and not in use "
@@ -135,7 +135,9 @@ def _moment(segment: str) -> str:
     }.get(segment, f"in the {segment}")
 
 
-def as_json(subject: Subject, case: Case, offers: Sequence[Offer], ranked: Sequence[Offer]) -> dict[str, Any]:
+def as_json(
+    subject: Subject, case: PlanInput, offers: Sequence[Candidate], ranked: Sequence[Candidate]
+) -> dict[str, Any]:
     """The whole plan as plain values; bytes, seconds and dollars."""
     return {
         "model": subject.name,
@@ -151,7 +153,7 @@ def as_json(subject: Subject, case: Case, offers: Sequence[Offer], ranked: Seque
     }
 
 
-def _offer(offer: Offer) -> dict[str, Any]:
+def _offer(offer: Candidate) -> dict[str, Any]:
     machine = offer.machine
     return {
         "machine": machine.name,
@@ -179,12 +181,12 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.1f}"
 
 
-def _time(offer: Offer) -> str:
+def _time(offer: Candidate) -> str:
     hours = offer.hours
     if hours < 1.5:
         return f"about {max(1, round(hours * 60))} min"
     return f"about {hours:.0f} h" if hours < 72 else f"about {hours / 24:.0f} days"
 
 
-def _cost(offer: Offer) -> str:
+def _cost(offer: Candidate) -> str:
     return "" if offer.cost is None else f", ${offer.cost:,.2f}"

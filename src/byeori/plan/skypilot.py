@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 
 from byeori.data import sources, template
 from byeori.errors import ConfigError
-from byeori.plan.candidates import Offer
+from byeori.plan.candidates import Candidate
 
 _DISK = 64  # GB beside the weights: packages, rows, checkpoints
 _FILES = "/tmp/byeori"  # where a rented machine finds what was local, each in a folder of its own
@@ -83,7 +83,7 @@ def checkout() -> str:
 
 
 def task(
-    offer: Offer, *, objective: str, settings: dict[str, Any], text: str, weight_bytes: int, mounts: dict[str, str]
+    offer: Candidate, *, objective: str, settings: dict[str, Any], text: str, weight_bytes: int, mounts: dict[str, str]
 ) -> dict[str, Any]:
     """settings: those of the run on that machine; text: the same as a YAML file, which travels inside the task.
 

@@ -26,7 +26,7 @@ _STEPS = 20_000  # steps of a run whose lengths are compared
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Micro:
+class MicroBatch:
     """One way to cut a step. size, tokens: micro_batch_size and micro_batch_tokens, as in the settings.
 
     worst: the examples of the largest micro-batch. usual: those of one of the mean size. several: whether one process
@@ -46,14 +46,14 @@ class Micro:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class Workload:
     """micros: the ways to cut a step, the settings' own first, then smaller ones. assumed: where the rows come from.
 
     tokens: unique tokens of the whole run. reference: of those, what a reference pass reads once. steps: optimizer
     steps. batch_size: units of a step. rows: training rows.
     """
 
-    micros: tuple[Micro, ...]
+    micros: tuple[MicroBatch, ...]
     tokens: float
     reference: float
     steps: int
@@ -88,7 +88,7 @@ def made_up(
     plan: Schedule,
     size: int | None,
     tokens: int,
-) -> Work:
+) -> Workload:
     """Rows of `mean` tokens on average whose longest fill cutoff_len; of each unit an eighth is trained per answer.
 
     group: 1, or 2 for pairs that share their prompt.
@@ -110,7 +110,7 @@ def made_up(
     for each, budget in sizes(size, tokens, longest):
         worst, usual = (each or max(1, budget // of) for of in (longest, own))
         micros.append(
-            Micro(
+            MicroBatch(
                 size=each,
                 tokens=budget,
                 worst=together(min(worst, plan.batch_size), cutoff_len),
@@ -120,7 +120,7 @@ def made_up(
         )
     kind = "pairs" if group == 2 else "rows"
     epochs = min(plan.total_steps * plan.batch_size, rows * (plan.total_steps / plan.steps_per_epoch))
-    return Work(
+    return Workload(
         micros=tuple(micros),
         tokens=own * epochs,
         reference=own * min(rows, epochs),
@@ -134,7 +134,7 @@ def made_up(
 
 def of_rows(
     rows: Rows, *, plan: Schedule, world: int, size: int | None, tokens: int, share: bool, only: bool = False
-) -> Work:
+) -> Workload:
     """What a run over these rows computes on `world` processes. only: no smaller micro-batches than the settings'."""
     lengths = rows.lengths()
     steps = min(plan.total_steps, _STEPS)
@@ -156,7 +156,7 @@ def of_rows(
         mean = float(np.mean(counts[: len(usual)]))
         unique = unique or sum(counts[: len(usual)]) / len(sample)
         micros.append(
-            Micro(
+            MicroBatch(
                 size=each,
                 tokens=budget,
                 worst=worst[int(np.argmax(counts))],
@@ -165,7 +165,7 @@ def of_rows(
             )
         )
     part = unique / plan.batch_size
-    return Work(
+    return Workload(
         micros=tuple(micros),
         tokens=unique * plan.total_steps,
         reference=part * min(len(rows), plan.total_steps * plan.batch_size),
@@ -200,4 +200,4 @@ def _bound(lengths: np.ndarray[Any, Any], size: int | None, tokens: int) -> int:
     return int(max(lengths.max(), min(tokens, lengths.sum())))
 
 
-__all__ = ["Micro", "Work", "made_up", "of_rows", "sizes"]
+__all__ = ["MicroBatch", "Workload", "made_up", "of_rows", "sizes"]

@@ -17,7 +17,7 @@ from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
 from byeori.model import device_batch as placed
-from byeori.model.device_batch import Placed
+from byeori.model.device_batch import DeviceBatch
 from byeori.train import memory
 from byeori.train.state import Job, Options, Run
 
@@ -31,9 +31,9 @@ class Step:
 
     units: list[Unit]
     halvings: int
-    placed: list[Placed]
+    placed: list[DeviceBatch]
 
-    def batches(self, job: Job, halvings: int) -> Iterator[Placed]:
+    def batches(self, job: Job, halvings: int) -> Iterator[DeviceBatch]:
         """The micro-batches, each let go of when the next is taken; made anew where memory ran out since."""
         if halvings != self.halvings:
             self.placed[:] = []
@@ -62,7 +62,7 @@ def _with_pages(steps: Iterator[Step], pages: memory.Pages) -> Iterator[Step]:
         yield step
 
 
-def place(job: Job, units: Sequence[Unit], halvings: int) -> Iterator[Placed]:
+def place(job: Job, units: Sequence[Unit], halvings: int) -> Iterator[DeviceBatch]:
     """This process's micro-batches of some rows, on its device."""
     windows = placed.windows(job.model.config)
     for forest in pack(units, job.options, job.processes, halvings):

@@ -26,7 +26,7 @@ from byeori.distributed import processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Sums
 from byeori.model import device_batch, forward, wrap
-from byeori.model.device_batch import Placed
+from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
 from byeori.train.async_save import Writer
@@ -192,13 +192,13 @@ def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, t
         (_sums(job, device_batch.place(forest, job.processes.device)).total * 0).backward()
 
 
-def _there_and_back(job: Job, batch: Placed, weight: float) -> dict[str, torch.Tensor]:
+def _there_and_back(job: Job, batch: DeviceBatch, weight: float) -> dict[str, torch.Tensor]:
     sums = _sums(job, batch)
     (sums.total / weight).backward()
     return _logged(sums, weight)
 
 
-def _sums(job: Job, batch: Placed) -> Sums:
+def _sums(job: Job, batch: DeviceBatch) -> Sums:
     logprobs = forward.forest_logprobs(job.model, batch, plain=job.options.one_at_a_time)
     return job.objective.sums(logprobs, batch.targets)
 
