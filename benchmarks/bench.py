@@ -21,10 +21,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from contestants import BATCH, CONTESTANTS, Job, Run, order_of, run
-from losses import STEPS, compare_losses
 from machine import ROOT, Sizes, apart, demo_model, ensure, facts, matrix_peak, sizes_of, type_here
 from report import finish, gigabytes, heading, speed_table
 from workloads import WORKLOADS, few_shot_rows
+
+from losses import STEPS, compare_losses
 
 
 def main() -> int:

@@ -16,9 +16,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))
 
 GPU = Path(__file__).parent / "gpu"
-for _folder in ("model", "train"):  # helpers that tests of other folders use
-    sys.path.insert(0, str(Path(__file__).parent / _folder))
-
 SAMPLES = Path(__file__).parents[1] / "src" / "byeori" / "data" / "samples"
 
 

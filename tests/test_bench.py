@@ -13,9 +13,10 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
 import common  # noqa: E402
 import contestants  # noqa: E402
-import losses  # noqa: E402
 import machine  # noqa: E402
 import workloads  # noqa: E402
+
+import losses  # noqa: E402
 
 
 @pytest.mark.parametrize("system", ["", "Be brief. {braces} stay."])

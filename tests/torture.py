@@ -32,19 +32,19 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS), str(TESTS / "train"), str(TESTS.parent / "src")]
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers"), str(TESTS.parent / "src")]
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import datasets  # noqa: E402
 import torch  # noqa: E402
-from runs import DEFAULTS, checkpoints, flags, leftovers, log, sha  # noqa: E402
 
 from byeori import cli  # noqa: E402
 from byeori.commands import recipes  # noqa: E402, F401  (recipes: imported once, before the forks)
 from byeori.support.console import quiet_libraries  # noqa: E402
 from byeori.train import checkpoint  # noqa: E402
 from conftest import byte_level_tokenizer, sample_rows, tiny_llama  # noqa: E402
+from runs import DEFAULTS, checkpoints, flags, leftovers, log, sha  # noqa: E402
 
 # 23 rows make 6 steps an epoch, the last one smaller
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import kinds
 import pytest
 
+import kinds
 from byeori.data import tokenized
 from byeori.data.audit import audit, refuse_bad_rows, sentences
 from byeori.data.sources import load_rows

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import kinds
 import pytest
 
+import kinds
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
 from byeori.errors import TemplateError, TooLongError
 

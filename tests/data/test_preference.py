@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
-import kinds
 import pytest
 from test_chat import CHATML, CUTTING, OPEN, THINKING
 
+import kinds
 from byeori.data import preference, template
 from byeori.data.template import parse, resolve
 from byeori.data.tokenize import Encoding, Example, encoding

@@ -6,9 +6,9 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import kinds
 import pytest
 
+import kinds
 from byeori.data import tokenize
 from byeori.data.template import Segment, Template, chat_template, choose, parse, resolve, shipped, unknown_column
 from byeori.errors import TemplateError

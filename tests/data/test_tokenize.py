@@ -6,11 +6,11 @@ import functools
 import unicodedata
 from typing import Any
 
-import kinds
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import kinds
 from byeori.data.template import Template, parse, resolve
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
 from byeori.errors import TemplateError, TooLongError

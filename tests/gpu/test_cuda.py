@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from runs import log, losses, settings, sha
-from runs import sft as run_sft
 
 import byeori
+import zoo
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention, lora_linear, rms_norm
@@ -23,6 +21,8 @@ from byeori.kernels.dropout import Drop
 from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import activation_offload, adapter, forward, wrap
 from byeori.model.device_batch import place, windows
+from runs import log, losses, settings, sha
+from runs import sft as run_sft
 
 GPU = torch.device("cuda")
 

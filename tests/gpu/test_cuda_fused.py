@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import kernel_cases
 import pytest
 import torch
-import zoo
 
+import kernel_cases
+import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.kernels import dispatch, last_layer, native, patch, triton_kernels

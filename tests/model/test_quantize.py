@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from zoo import KINDS, gradients, tree, worst
 
 from byeori.batch import forest as forests
 from byeori.distributed import processes
@@ -17,6 +16,7 @@ from byeori.errors import ConfigError
 from byeori.kernels import lora_linear
 from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import adapter, forward, load, load_streamed, quantize
+from zoo import KINDS, gradients, tree, worst
 
 ALONE = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
 # QLoRA, appendix E (arXiv:2305.14314): the 16 values of NF4

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
-from zoo import KINDS
 
 from byeori.distributed import processes as parallel
 from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import adapter, load_streamed, sharding
+from zoo import KINDS
 
 WORLD, RANK = 4, 3
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import zoo
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import patch
@@ -18,9 +17,6 @@ from byeori.losses.sft import SFT
 from byeori.model import forward
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import zoo
 
 DPO = preference(Preference(loss="sigmoid", beta=0.1))
 CPU = torch.device("cpu")

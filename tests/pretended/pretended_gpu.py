@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests/pretended python -m pytest -p pretended_gpu -m "not silicon" tests/gpu
 
-Attention's kernel is the one that tests/model/written_out.py writes out, with what the real one demands of its
+Attention's kernel is the one that tests/helpers/written_out.py writes out, with what the real one demands of its
 arguments. Where Triton is installed, its kernels run in its interpreter; in other tests than those of these kernels
 kernels.c takes their place, in a tenth of the time. Nothing can be compiled for this GPU; tests that need a real one
 are marked `silicon`.
@@ -174,9 +174,8 @@ def _flash_forward(*given: Any, scale: float, **window: int) -> tuple[torch.Tens
 
 
 def _flash_backward(*given: Any, scale: float, **window: int) -> tuple[torch.Tensor, ...]:
-    from written_out import WRITTEN_OUT
-
     from byeori.kernels import cuda_attention
+    from written_out import WRITTEN_OUT
 
     grad, query, key, value, out, lse, *sizes = given
     assert lse.dtype == torch.float32

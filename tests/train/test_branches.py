@@ -10,7 +10,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from runs import checkpoints, log, settings, sft, sha
 from test_mirror import names
 from test_resume import stop_after
 
@@ -18,6 +17,7 @@ import byeori
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train import checkpoint, trainer
 from byeori.train.state import Interrupted
+from runs import checkpoints, log, settings, sft, sha
 
 ADAPTER = checkpoint.ADAPTER
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "val_set_size": 4, "lr_scheduler": "constant"}

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from runs import checkpoints, environment, flags, leftovers, losses, settings, sft, sha
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +23,7 @@ from byeori import cli
 from byeori.errors import CheckpointError
 from byeori.train import checkpoint, log
 from conftest import tiny_llama
+from runs import checkpoints, environment, flags, leftovers, losses, settings, sft, sha
 
 
 def model(seed: int = 0, **changes: Any) -> Any:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import environment, flags, log, settings, sft
 
 import byeori
 from byeori.train import log as logs
 from conftest import sample_rows
+from runs import environment, flags, log, settings, sft
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOMETIMES = {"skipped_rows", "micro_batches_halved"}

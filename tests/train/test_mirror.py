@@ -8,12 +8,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from runs import checkpoints, log, losses, sft, sha
 
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train import checkpoint
 from byeori.train import mirror as remote
+from runs import checkpoints, log, losses, sft, sha
 
 
 @pytest.fixture(params=["memory", "folder"])

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 
 import byeori
 from byeori.train import checkpoint
+from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 
 LONG: dict[str, Any] = {"num_epochs": 20, "save_steps": 10, "lora_dropout": 0.1}  # 120 steps
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 
 from byeori import cli
@@ -23,6 +22,7 @@ from byeori.losses.sft import SFT, sft_sum
 from byeori.train import checkpoint, trainer
 from byeori.train import log as log_module
 from byeori.train import state as job
+from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 
 NOISY: dict[str, Any] = {"lora_dropout": 0.2, "neftune_noise_alpha": 5.0, "val_set_size": 4, "eval_steps": 4}
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from runs import environment, log, losses, settings
 from safetensors.torch import load_file
 
 import byeori
 from conftest import sample_rows
+from runs import environment, log, losses, settings
 
-MANY = Path(__file__).parent / "many.py"
+MANY = Path(__file__).parents[1] / "helpers" / "many.py"
 # 24 rows: 2 steps an epoch, the second of 8 rows
 STEPS: dict[str, Any] = {"batch_size": 16, "num_epochs": 10, "learning_rate": 1e-3, "save_steps": 10}
 PAIRS: dict[str, Any] = {"batch_size": 4, "num_epochs": 2, "learning_rate": 1e-3, "max_grad_norm": 0.5}

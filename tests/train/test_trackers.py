@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import checkpoints, command, log, settings, sft
 
 from byeori.errors import ConfigError
 from byeori.train.log import Trackers
+from runs import checkpoints, command, log, settings, sft
 
 Series = list[tuple[int, float]]
 

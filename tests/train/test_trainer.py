@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from runs import checkpoints, command, log, losses, settings, sft, sha
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
@@ -29,6 +28,7 @@ from byeori.losses.base import Sums, Targets
 from byeori.losses.sft import SFT, sft_sum
 from byeori.train import trainer
 from conftest import byte_level_tokenizer
+from runs import checkpoints, command, log, losses, settings, sft, sha
 
 
 def prepared(values: dict[str, Any]) -> rows.Prepared:

@@ -89,7 +89,7 @@ Rehearse = Callable[[MicroBatch, str, bool, str], Rehearsal]  # micro, recompute
 class PlanInput:
     """Everything that offers are made from.
 
-    rehearse: the largest micro-batch of a MicroBatch. usual: (operations, operations of the forward pass, tokens) of its
+    rehearse: the largest micro-batch of a MicroBatch. usual: (operations, those of the forward pass, tokens) of its
     usual one, without recomputation. half: whether the run computes in 16 bit, for which the peaks are known.
     least: bytes that the weights take at least, for 4 bit or not; a way without room for them is not rehearsed.
     """

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from ways import WAYS, library
 
 from byeori.kernels import cpu_attention, cpu_tiles, forest_attention, native
+from ways import WAYS, library
 
 Nodes = cpu_attention.Nodes
 

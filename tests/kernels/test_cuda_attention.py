@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import trees
-from written_out import WRITTEN_OUT, pieces
+from test_forest_attention import trees
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import cuda_attention, cuda_calls, forest_attention
 from byeori.plan.memory_tracker import Tracker
+from written_out import WRITTEN_OUT, pieces
 
 CPU = torch.device("cpu")
 

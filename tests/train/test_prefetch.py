@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import log, sft, sha
 
 from byeori.train import prefetch
 from byeori.train.prefetch import ahead
+from runs import log, sft, sha
 
 CPU = torch.device("cpu")
 

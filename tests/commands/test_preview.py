@@ -21,7 +21,7 @@ from byeori.cli import main
 from byeori.commands import _rows
 from byeori.data import template
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 END = "<|endoftext|>"
 PROMPT = template.parse(template.shipped()["title-ko"])
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 
+import zoo
 from byeori.commands import _model
 from byeori.config import SPEED, SftSettings, check
 from byeori.distributed.processes import Processes

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import WORDS, tiny, tree
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention
 from byeori.model import forward
 from byeori.model.device_batch import place, windows
+from zoo import WORDS, tiny, tree
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from byeori import cli, config
 from byeori.distributed import launch
 from byeori.errors import AGAIN, ConfigError
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "sft-trainer.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "sft-trainer.py"
 
 
 def command(model: Path, rows: Path, output: Path, *launcher: str, **changes: Any) -> subprocess.Popen[str]:

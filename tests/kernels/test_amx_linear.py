@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from ways import WAYS, library
 
 from byeori.kernels import amx_linear, lora_linear, native
 from byeori.kernels.dropout import Mask
 from byeori.model import load
+from ways import WAYS, library
 
 
 @pytest.fixture(params=WAYS, autouse=True)

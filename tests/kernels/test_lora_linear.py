@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
-from zoo import Wide
 
 import byeori
 from byeori.batch import forest as forests
@@ -23,6 +22,7 @@ from byeori.kernels.dropout import Drop, Mask
 from byeori.model import adapter, forward
 from byeori.train import checkpoint
 from conftest import byte_level_tokenizer, tiny_llama
+from zoo import Wide
 
 WORDS = 50
 

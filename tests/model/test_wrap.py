@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo import gradients, tiny, tree, worst
 
 from byeori import cli, config
 from byeori.batch import forest as forests
 from byeori.model import forward, wrap
+from zoo import gradients, tiny, tree, worst
 
 
 def kept_bytes(kind: str) -> tuple[int, dict[str, torch.Tensor]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import kernel_cases
 import pytest
 import torch
-import zoo
 
+import kernel_cases
+import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example

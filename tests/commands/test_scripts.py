@@ -13,7 +13,7 @@ import pytest
 
 from conftest import byte_level_tokenizer, sample_rows, tiny_llama
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SFT = """\
 torchrun --nproc_per_node=2 --master_port={port} {scripts}/sft-trainer.py \\
     --base_model {model} \\

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from runs import DEFAULTS, log, losses
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +22,7 @@ from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
 from byeori.train import reference as references
 from conftest import sample_rows
+from runs import DEFAULTS, log, losses
 
 Pair = list[tokenized.Example]
 

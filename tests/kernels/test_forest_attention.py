@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zoo
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from runs import checkpoints, log, sft, sha
 
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, trainer
 from byeori.train.async_save import Writer
+from runs import checkpoints, log, sft, sha
 
 
 def fail() -> None:

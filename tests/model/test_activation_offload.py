@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from zoo import gradients, tiny, tree, worst
 
 from byeori.batch import forest as forests
 from byeori.model import activation_offload, forward, wrap
+from zoo import gradients, tiny, tree, worst
 
 
 class Late(activation_offload.Link):

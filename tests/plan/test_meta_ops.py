@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import zoo
 from byeori.plan import meta_ops, rehearsal
 from byeori.plan.rehearsal import Adapter
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-import zoo
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

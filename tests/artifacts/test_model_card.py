@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import log, sft
 
 from byeori.data import template
+from runs import log, sft
 
 
 @pytest.fixture(scope="module")
