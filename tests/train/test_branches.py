@@ -14,12 +14,13 @@ from test_mirror import names
 from test_resume import stop_after
 
 import byeori
+from byeori.artifacts import layout
 from byeori.errors import CheckpointError, ConfigError
-from byeori.train import checkpoint, trainer
+from byeori.train import trainer
 from byeori.train.state import Interrupted
 from runs import checkpoints, log, settings, sft, sha
 
-ADAPTER = checkpoint.ADAPTER
+ADAPTER = layout.ADAPTER
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "val_set_size": 4, "lr_scheduler": "constant"}
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from byeori import cli
+from byeori.artifacts import layout
 from byeori.errors import CheckpointError
 from byeori.train import checkpoint, log
 from conftest import tiny_llama
@@ -280,7 +281,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 def test_the_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
     lines = [{"step": step, "loss": 1.0} for step in range(1, 6)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / log.FILE).write_text(text + '{"step": 6, "lo')  # cut short by a crash
+    (tmp_path / layout.LOG).write_text(text + '{"step": 6, "lo')  # cut short by a crash
     assert log.read(tmp_path) == lines
     writer = log.RunLog(tmp_path, after_step=3)
     writer.write({"step": 4, "loss": 2.0})
@@ -390,9 +391,9 @@ def test_a_file_size_limit(tiny_model: Path, title_rows: Path, tmp_path: Path) -
     output = tmp_path / "out"
     wide = {"lora_r": 64}  # the optimizer's file is then the largest of all
     sft(tiny_model, title_rows, output, max_steps=2, **wide)
-    written = [path for path in (output / "checkpoint-2").iterdir() if path.name != checkpoint.OPTIMIZER]
+    written = [path for path in (output / "checkpoint-2").iterdir() if path.name != layout.OPTIMIZER]
     limit = max(path.stat().st_size for path in written) + 4096
-    assert (output / "checkpoint-2" / checkpoint.OPTIMIZER).stat().st_size > limit
+    assert (output / "checkpoint-2" / layout.OPTIMIZER).stat().st_size > limit
     script = f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     script += "from byeori import cli; sys.exit(cli.main(sys.argv[1:]))"
     values = settings(

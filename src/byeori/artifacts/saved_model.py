@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from byeori import config
-from byeori.artifacts import base_check
+from byeori.artifacts import base_check, layout
 from byeori.artifacts.layout import SETTINGS, TEMPLATE
 from byeori.data import template, tokenize
 from byeori.data.template import Template
@@ -27,7 +27,6 @@ from byeori.model import load
 from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
 from byeori.support.text_files import one_line
-from byeori.train import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,10 +123,10 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
         base, revision = recorded.get("base_model_name_or_path"), recorded.get("revision")
     except (OSError, ValueError, AttributeError):
         raise ModelError(f"{folder / 'adapter_config.json'} is damaged; copy the adapter again") from None
-    if not (folder / checkpoint.ADAPTER).is_file():
+    if not (folder / layout.ADAPTER).is_file():
         pickled = ", only a pickle (adapter_model.bin), which is never loaded" if any(folder.glob("*.bin")) else ""
-        raise ModelError(f"the adapter {name} has no {checkpoint.ADAPTER}{pickled}; save it as safetensors")
-    read_header(folder / checkpoint.ADAPTER)
+        raise ModelError(f"the adapter {name} has no {layout.ADAPTER}{pickled}; save it as safetensors")
+    read_header(folder / layout.ADAPTER)
     return base, revision
 
 

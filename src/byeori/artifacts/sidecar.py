@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from byeori import config
-from byeori.artifacts import model_card
+from byeori.artifacts import layout, model_card
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
 from byeori.data import tokenize
 from byeori.data.tokenize import Encoding
 from byeori.model.fingerprint import base_fingerprint
 from byeori.support import hub
-from byeori.train import log
 
 
 def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None:
@@ -44,7 +43,7 @@ def write_start(folder: Path, base: str, revision: str | None, content: str) -> 
 def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
     """The audit, the log, and the model card, unless a card of the user's own lies there."""
     (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
-    shutil.copy(output / log.FILE, folder / log.FILE)
+    shutil.copy(output / layout.LOG, folder / layout.LOG)
     own = output / CARD
     if not own.is_file() or model_card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
         (folder / CARD).write_text(model_card.model_card(folder, name=output.resolve().name), encoding="utf-8")

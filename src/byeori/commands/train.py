@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from byeori.artifacts import base_check, sidecar
+from byeori.artifacts import base_check, layout, sidecar
 from byeori.artifacts import layout as folders
 from byeori.artifacts.starting_model import StartingModel, begin, objective_of
 from byeori.batch import loader
@@ -205,7 +205,7 @@ def _with_reference(
     start, device = context.start, context.processes.device
     said = [sidecar.fingerprint(start.base, start.revision), tokenized.content(rows.table)]
     if start.adapter is not None:
-        said.append(hashlib.sha256((start.adapter.folder / checkpoint.ADAPTER).read_bytes()).hexdigest())
+        said.append(hashlib.sha256((start.adapter.folder / layout.ADAPTER).read_bytes()).hexdigest())
     packed = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
     said += [str(next(model.parameters()).dtype), str(weights.bits(context.settings)), device.type, str(packed)]
     # what follows only rounds otherwise, but then the first step would not begin at a margin of zero

@@ -29,14 +29,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from byeori.artifacts.layout import ADAPTER, MANIFEST, OPTIMIZER, STATE
 from byeori.errors import CheckpointError
 from byeori.support.atomic_files import flush, sha256
 from byeori.train import optim
 
-STATE = "trainer_state.json"
-MANIFEST = "manifest.json"
-ADAPTER = "adapter_model.safetensors"
-OPTIMIZER = "optimizer.safetensors"
 _SET_ASIDE = "set-aside-"
 
 

@@ -14,19 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from byeori.artifacts.layout import LOG
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.console import moving
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_error
-
-FILE = "train_log.jsonl"
 
 
 class RunLog:
     """train_log.jsonl: one JSON object a line, flushed at once; a resumed run drops the lines after its checkpoint."""
 
     def __init__(self, folder: Path, *, after_step: int | None) -> None:
-        self._path = folder / FILE
+        self._path = folder / LOG
         kept = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         temporary = self._path.with_suffix(".tmp")
@@ -55,7 +54,7 @@ class RunLog:
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; none where there is no log. A last line cut short by a crash is left out."""
-    path = folder / FILE
+    path = folder / LOG
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -193,4 +192,4 @@ class Trackers:
             except Exception as error:  # as above
                 del self._trackers[name]
                 why = one_line(error)
-                self._say(f"{name} failed and gets nothing more ({why}); the run goes on, and {FILE} has every line")
+                self._say(f"{name} failed and gets nothing more ({why}); the run goes on, and {LOG} has every line")

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from byeori.artifacts import layout
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.text_files import one_line
-from byeori.train import checkpoint, log
+from byeori.train import checkpoint
 
 
 class Mirror:
@@ -47,9 +48,9 @@ class Mirror:
         """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         with self._explained():
-            for path in sorted(files, key=lambda path: path.name == checkpoint.MANIFEST):
+            for path in sorted(files, key=lambda path: path.name == layout.MANIFEST):
                 self._copy(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
-            self.put_files(folder.parent, [log.FILE])
+            self.put_files(folder.parent, [layout.LOG])
             kept = {step for step, _ in checkpoint.steps(folder.parent)}
             for step in set(self.steps()) & (self._seen - kept):
                 self._system.rm(f"{self._root}/checkpoint-{step}", recursive=True)
@@ -91,7 +92,7 @@ class Mirror:
             return []
         names = [str(path).rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False)]
         found = [int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
-        return sorted(s for s in found if self._system.exists(f"{self._root}/checkpoint-{s}/{checkpoint.MANIFEST}"))
+        return sorted(s for s in found if self._system.exists(f"{self._root}/checkpoint-{s}/{layout.MANIFEST}"))
 
     def in_use(self) -> bool:
         """Whether checkpoints are there.
@@ -119,8 +120,8 @@ class Mirror:
                 best = checkpoint.best_of(folder)
                 if best is not None and best.name in {f"checkpoint-{other}" for other in there if other != step}:
                     self._fetch_whole(output_dir / best.name, say)
-                if not (output_dir / log.FILE).exists() and self._system.exists(f"{self._root}/{log.FILE}"):
-                    self._fetch(f"{self._root}/{log.FILE}", output_dir / log.FILE)
+                if not (output_dir / layout.LOG).exists() and self._system.exists(f"{self._root}/{layout.LOG}"):
+                    self._fetch(f"{self._root}/{layout.LOG}", output_dir / layout.LOG)
                 return folder
         return None
 

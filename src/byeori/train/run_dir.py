@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from byeori import config
+from byeori.artifacts import layout
 from byeori.artifacts.layout import AUDIT, BASE, METRICS, SETTINGS
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.atomic_files import writing
 from byeori.support.output_paths import check_writable
-from byeori.train import checkpoint, log, oom
+from byeori.train import checkpoint, oom
 
 LAUNCH = ".torchrun"
 
 
-_RUN_FILES = ("adapter_config.json", checkpoint.ADAPTER, log.FILE, SETTINGS, BASE, AUDIT, METRICS, "order.json")
+_RUN_FILES = ("adapter_config.json", layout.ADAPTER, layout.LOG, SETTINGS, BASE, AUDIT, METRICS, "order.json")
 
 
 # settings that decide which rows a step has, and what they become
@@ -103,7 +104,7 @@ def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
     """
     path = resume / SETTINGS
     checkpoint.check_whole(resume)
-    if not (resume / checkpoint.STATE).is_file() or not path.is_file():
+    if not (resume / layout.STATE).is_file() or not path.is_file():
         return
     saved, now = config.read_yaml(str(path)), settings.model_dump(by_alias=True)
     if ("loss" in saved) != ("loss" in now):
@@ -126,7 +127,7 @@ def check_same_rows(resume: Path, content: str) -> None:
         CheckpointError: the data, the template or the tokenizer is another one.
     """
     path = resume / BASE
-    if not (resume / checkpoint.STATE).is_file() or not path.is_file():  # no step of a run, or an older byeori's
+    if not (resume / layout.STATE).is_file() or not path.is_file():  # no step of a run, or an older byeori's
         return
     if json.loads(path.read_text(encoding="utf-8")).get("rows_sha256") != content:
         raise CheckpointError(

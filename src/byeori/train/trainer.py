@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from byeori.artifacts import layout
 from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import TrainingError
@@ -349,7 +350,7 @@ def _write(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer)
     def fill(folder: Path) -> None:
         copied.write(folder)
         job.beside(folder)
-        atomic_files.flush(job.output_dir / log.FILE)
+        atomic_files.flush(job.output_dir / layout.LOG)
 
     def write() -> None:
         checkpoint.save(job.output_dir / f"checkpoint-{step}", fill)
