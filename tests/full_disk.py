@@ -15,12 +15,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torture
-from torture import LIMIT, Place, damaged, finish, kill, leftovers, prepare, start, unequal, wait
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
+
+import killed_runs  # noqa: E402
+from killed_runs import LIMIT, Place, damaged, finish, kill, prepare, start, unequal, wait  # noqa: E402
+from runs import leftovers  # noqa: E402
 
 VARIANTS = ("short", "sorted")
-torture.VARIANTS["short"] = torture.VARIANTS["plain"] | {"num_epochs": 2}
-torture.VARIANTS["sorted"] |= {"num_epochs": 2}
+killed_runs.VARIANTS["short"] = killed_runs.VARIANTS["plain"] | {"num_epochs": 2}
+killed_runs.VARIANTS["sorted"] |= {"num_epochs": 2}
 
 
 def mount(folder: Path, size: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from byeori.cli import main
-from conftest import byte_level_tokenizer, tiny_llama
+from tiny_models import byte_level_tokenizer, tiny_llama
 
 SRC = Path(__file__).parents[1] / "src"
 GOOD = '{"document": "봄이 왔다", "title": "봄소식"}\n'

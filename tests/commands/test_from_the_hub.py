@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import sample_rows, tiny_llama
 from hub_server import TOKEN, serve
+from tiny_models import sample_rows, tiny_llama
 
 # one process for all commands: importing the libraries takes longer than any of them
 PROGRAM = """

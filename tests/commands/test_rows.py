@@ -15,7 +15,7 @@ import byeori
 from byeori.cli import main
 from byeori.commands._rows import columns_read
 from byeori.data import template
-from conftest import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
+from tiny_models import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Previews = Callable[..., dict[str, Any]]

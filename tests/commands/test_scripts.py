@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import byte_level_tokenizer, sample_rows, tiny_llama
+from tiny_models import byte_level_tokenizer, sample_rows, tiny_llama
 
 ROOT = Path(__file__).parents[2]
 SFT = """\

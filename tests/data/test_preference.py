@@ -6,13 +6,13 @@ from typing import Any
 
 import datasets
 import pytest
-from test_chat import CHATML, CUTTING, OPEN, THINKING
 
 import kinds
 from byeori.data import preference, template
 from byeori.data.template import parse, resolve
 from byeori.data.tokenize import Encoding, Example, encoding
 from byeori.errors import TemplateError, TooLongError
+from chat_templates import CHATML, CUTTING, OPEN, THINKING
 
 ROW = {
     "system": "짧게 답하세요.",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from byeori.cli import main
-from conftest import SAMPLES, sample_rows
+from tiny_models import SAMPLES, sample_rows
 
 ROOT = Path(__file__).parents[2]
 TRAIN, TEST = "titles-ko-train.jsonl", "titles-ko-test.jsonl"

@@ -18,7 +18,7 @@ from byeori.data import template
 from byeori.errors import CheckpointError
 from byeori.evaluate import compare, generate, metrics
 from byeori.support import atomic_files
-from conftest import short_sft
+from tiny_models import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
 

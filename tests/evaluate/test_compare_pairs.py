@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import byeori
 from byeori.evaluate import metrics
-from conftest import sample_rows
+from tiny_models import sample_rows
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import ROWS, Page, item, page
+
+from report_page import ROWS, Page, item, page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome") or ""
 browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")

@@ -13,7 +13,7 @@ import byeori
 from byeori.commands import _rows as rows
 from byeori.data.chat import turn_end
 from byeori.evaluate import stop_tokens
-from conftest import byte_level_tokenizer, tiny_llama
+from tiny_models import byte_level_tokenizer, tiny_llama
 
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import byeori
 from byeori.data import template
 from byeori.export import merge_check
-from conftest import sample_rows
+from tiny_models import sample_rows
 
 TITLE_KO = template.parse(template.shipped()["title-ko"])
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"

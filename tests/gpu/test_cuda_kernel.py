@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cuda_attention import deep, plan
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import cuda_attention, cuda_calls, forest_attention
+from forests import deep, plan
 from written_out import WRITTEN_OUT
 
 Parts = list[torch.Tensor]

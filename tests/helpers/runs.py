@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pytest
+
 import byeori
+from byeori.train import trainer
 
 # Rows of 24: 6 steps an epoch of 4 rows.
 DEFAULTS: dict[str, Any] = {
@@ -72,3 +77,31 @@ def checkpoints(output: Path) -> list[int]:
 
 def leftovers(output: Path) -> list[str]:
     return [path.name for path in output.rglob("*") if path.name.endswith(".tmp")]
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run asks itself to stop (Ctrl-C) in the middle of a step."""
+    real = trainer._update
+    calls = [0]
+
+    def update(*arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == step:
+            signal.raise_signal(signal.SIGINT)
+        real(*arguments)
+
+    monkeypatch.setattr(trainer, "_update", update)
+
+
+def same(one: Path, other: Path, last: int) -> None:
+    """Adapter, optimizer, counters, order and log are equal to the bit."""
+    assert sha(one / "adapter_model.safetensors") == sha(other / "adapter_model.safetensors")
+    for name in ("adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"):
+        assert sha(one / f"checkpoint-{last}" / name) == sha(other / f"checkpoint-{last}" / name), name
+    assert log(one, timeless=True) == log(other, timeless=True)
+    assert (one / "order.json").read_text() == (other / "order.json").read_text()
+
+
+def names(url: str) -> set[str]:
+    system, root = fsspec.core.url_to_fs(url)
+    return {str(path).rpartition(f"{root.strip('/')}/")[2] for path in system.find(root)}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_forest_attention import trees
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import cuda_attention, cuda_calls, forest_attention
 from byeori.plan.memory_tracker import Tracker
+from forests import deep, plan, trees
 from written_out import WRITTEN_OUT, pieces
 
 CPU = torch.device("cpu")
@@ -55,16 +55,6 @@ def test_random_forests_against_the_cpu_path(
     assert compare(forest, heads=shape[0], groups=shape[1], window=window, full=full) < 1e-12
 
 
-def deep() -> forests.Forest:
-    """Depth 4; two light branches at the root, one further down, one below a later child; a second root."""
-    rows = ["abcdefg", "abcdefh", "abcdxy", "abcdxz", "abpqr", "abpqs", "mnop"]
-    examples = [
-        Example(token_ids=[ord(c) for c in row] + [0], targets=((len(row), len(row) + 1),), row=at)
-        for at, row in enumerate(rows)
-    ]
-    return forests.build(examples, min_shared=1)
-
-
 @pytest.mark.parametrize("full", ["cascade", "gather"])
 @pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
 def test_a_deep_forest(window: int | None, full: str) -> None:
@@ -74,16 +64,6 @@ def test_a_deep_forest(window: int | None, full: str) -> None:
         depths.append(depths[parent] + 1 if parent >= 0 else 0)
     assert max(depths) == 3
     assert compare(forest, heads=4, groups=2, window=window, full=full) < 1e-12
-
-
-def plan(nodes: list[cuda_calls.Node], *, window: int | None = None, full: str | None = None) -> list[cuda_calls.Call]:
-    """The calls of a forest of depth 1 at most."""
-    tree = tuple(nodes)
-    paths = []
-    for start, end, parent in nodes:
-        above = () if parent < 0 else (tree[parent][:2],)
-        paths.append((start, end, ((above[0][0], end),) if above and above[0][1] == start else (*above, (start, end))))
-    return cuda_calls.plan(tree, paths, window=window, device=CPU, full=full)
 
 
 def spans(call: cuda_calls.Call) -> list[tuple[list[int], list[int]]]:

@@ -17,6 +17,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import forest_attention
 from byeori.model import forward, load
+from forests import trees
 
 pair = functools.cache(zoo.tiny)
 
@@ -65,22 +66,6 @@ def test_float32(kind: str) -> None:
     loss, gradient = differences(kind, torch.float32)
     assert loss < 1e-5
     assert gradient < 1e-4
-
-
-@st.composite
-def trees(draw: st.DrawFn) -> list[Example]:
-    pool: list[list[int]] = []
-    for _ in range(draw(st.integers(1, 5))):
-        stem: list[int] = []
-        if pool and draw(st.integers(0, 3)):
-            parent = draw(st.sampled_from(pool))
-            stem = parent[: draw(st.integers(0, len(parent)))]
-        pool.append(stem + draw(st.lists(st.integers(3, 8), min_size=max(0, 2 - len(stem)), max_size=9)))
-    out = []
-    for ids in pool:
-        start = draw(st.integers(1, len(ids) - 1))
-        out.append(Example(token_ids=ids, targets=((start, draw(st.integers(start + 1, len(ids)))),)))
-    return out
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])

@@ -21,7 +21,7 @@ from byeori.kernels import forest_attention, lora_linear
 from byeori.kernels.dropout import Drop, Mask
 from byeori.model import adapter, forward
 from byeori.train import checkpoint
-from conftest import byte_level_tokenizer, tiny_llama
+from tiny_models import byte_level_tokenizer, tiny_llama
 from zoo import Wide
 
 WORDS = 50

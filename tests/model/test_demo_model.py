@@ -23,7 +23,7 @@ from byeori.errors import ModelError
 from byeori.kernels import lora_linear
 from byeori.model import adapter, forward, load
 from byeori.model import demo_model as embedding
-from conftest import sample_rows
+from tiny_models import sample_rows
 
 pytestmark = pytest.mark.real
 CPU = torch.device("cpu")

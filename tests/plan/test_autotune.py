@@ -21,7 +21,7 @@ from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.plan import autotune
 from byeori.train import memory
-from conftest import tiny_llama
+from tiny_models import tiny_llama
 
 Runs = Callable[..., dict[str, Any]]
 

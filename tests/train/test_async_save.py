@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters import stepped, trained
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, trainer
 from byeori.train.async_save import Writer
@@ -65,8 +66,6 @@ def test_an_error_is_told_where_another_one_ends_the_run() -> None:
 
 
 def test_a_snapshot_does_not_change_with_the_training(tmp_path: Path) -> None:
-    from test_checkpoint import stepped, trained
-
     model, optimizer = stepped()
     copied = checkpoint.snapshot(model, optimizer, {"step": 2})
     copied.write(tmp_path / "before")

@@ -10,15 +10,13 @@ from typing import Any
 
 import fsspec
 import pytest
-from test_mirror import names
-from test_resume import stop_after
 
 import byeori
 from byeori.artifacts import layout
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train import trainer
 from byeori.train.state import Interrupted
-from runs import checkpoints, log, settings, sft, sha
+from runs import checkpoints, log, names, settings, sft, sha, stop_after
 
 ADAPTER = layout.ADAPTER
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "val_set_size": 4, "lr_scheduler": "constant"}

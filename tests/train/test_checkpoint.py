@@ -15,38 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from adapters import small_adapter, stepped, trained
 from byeori import cli
 from byeori.artifacts import layout
 from byeori.errors import CheckpointError
 from byeori.train import checkpoint, log
-from conftest import tiny_llama
 from runs import checkpoints, environment, flags, leftovers, losses, settings, sft, sha
-
-
-def model(seed: int = 0, **changes: Any) -> Any:
-    values: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
-    base = tiny_llama(20)
-    torch.manual_seed(seed)
-    return get_peft_model(base, LoraConfig(**values | changes))
-
-
-def trained(adapter: Any) -> list[torch.nn.Parameter]:
-    return [parameter for _, parameter in checkpoint.trainable(adapter)]
-
-
-def stepped(seed: int = 0) -> tuple[Any, torch.optim.AdamW]:
-    """An adapter whose optimizer has moments."""
-    adapter = model(seed)
-    optimizer = torch.optim.AdamW(trained(adapter), lr=0.1)
-    for _ in range(2):
-        for parameter in trained(adapter):
-            parameter.grad = torch.randn_like(parameter)
-        optimizer.step()
-    return adapter, optimizer
 
 
 def write(folder: Path, step: int = 2) -> tuple[Any, torch.optim.AdamW]:
@@ -74,7 +51,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         "manifest.json",
     }
     assert checkpoint.verify(tmp_path / "checkpoint-2") is None
-    other = model(9)
+    other = small_adapter(9)
     fresh = torch.optim.AdamW(trained(other), lr=0.1)
     state = checkpoint.load_training_state(tmp_path / "checkpoint-2", other, fresh)
     assert state == {"step": 2}
@@ -86,12 +63,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_an_optimizer_without_moments_can_be_saved(tmp_path: Path) -> None:
     """The run's first steps were all skipped."""
-    adapter = model()
+    adapter = small_adapter()
     optimizer = torch.optim.AdamW(trained(adapter))
     folder = tmp_path / "checkpoint-1"
     checkpoint.save(folder, checkpoint.snapshot(adapter, optimizer, {"step": 1}).write)
     assert checkpoint.verify(folder) is None
-    assert checkpoint.load_training_state(folder, model(1), torch.optim.AdamW(trained(model()))) == {"step": 1}
+    other = small_adapter(1)
+    assert checkpoint.load_training_state(folder, other, torch.optim.AdamW(trained(other))) == {"step": 1}
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -204,10 +182,10 @@ def test_final_files_with_folders_can_be_moved_in_twice(tmp_path: Path) -> None:
 
 
 def test_a_finished_adapter_brings_weights_only(tmp_path: Path) -> None:
-    adapter = model(1)
+    adapter = small_adapter(1)
     checkpoint.save(tmp_path / "x", lambda f: None)  # a folder of any kind
     checkpoint.save_adapter(tmp_path / "adapter", adapter)
-    other = model(2)
+    other = small_adapter(2)
     assert checkpoint.load_training_state(tmp_path / "adapter", other, torch.optim.AdamW(trained(other))) is None
     assert all(map(torch.equal, trained(adapter), trained(other)))
 
@@ -219,11 +197,11 @@ class Bomb:
 
 def test_a_pickle_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BYEORI_TEST_BOMB", str(tmp_path / "exploded"))
-    checkpoint.save_adapter(tmp_path / "adapter", model())
+    checkpoint.save_adapter(tmp_path / "adapter", small_adapter())
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError, match=r"\(a pickle, adapter_model.bin, is never loaded\)"):
-        checkpoint.load_adapter(tmp_path / "adapter", model())
+        checkpoint.load_adapter(tmp_path / "adapter", small_adapter())
     assert not (tmp_path / "exploded").exists()
 
 
@@ -238,41 +216,43 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.M
     ids=str,
 )
 def test_another_adapter_is_refused(saved: dict[str, Any], words: str, tmp_path: Path) -> None:
-    checkpoint.save_adapter(tmp_path, model(1, **saved))
+    checkpoint.save_adapter(tmp_path, small_adapter(1, **saved))
     with pytest.raises(CheckpointError, match=words):
-        checkpoint.load_adapter(tmp_path, model(2))
+        checkpoint.load_adapter(tmp_path, small_adapter(2))
 
 
 def test_an_adapter_of_fewer_layers_is_refused(tmp_path: Path) -> None:
-    checkpoint.save_adapter(tmp_path, model(1))
+    checkpoint.save_adapter(tmp_path, small_adapter(1))
     with pytest.raises(CheckpointError, match=r"lacks layers \(.*v_proj.*\); use the same --lora_target_modules"):
-        checkpoint.load_adapter(tmp_path, model(2, target_modules=["q_proj", "v_proj"]))
+        checkpoint.load_adapter(tmp_path, small_adapter(2, target_modules=["q_proj", "v_proj"]))
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    checkpoint.save_adapter(tmp_path, model(1))
+    checkpoint.save_adapter(tmp_path, small_adapter(1))
     tensors = {
         name: tensor[..., :-1].contiguous()
         for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items()
     }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="does not fit this run's model and LoRA settings"):
-        checkpoint.load_adapter(tmp_path, model(2))
+        checkpoint.load_adapter(tmp_path, small_adapter(2))
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64], ids=["empty", "noise"])
 def test_a_damaged_adapter_is_refused(content: bytes, tmp_path: Path) -> None:
-    checkpoint.save_adapter(tmp_path, model(1))
+    checkpoint.save_adapter(tmp_path, small_adapter(1))
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
-        checkpoint.load_adapter(tmp_path, model(2))
+        checkpoint.load_adapter(tmp_path, small_adapter(2))
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"there is no checkpoint .*nowhere; --resume_from_checkpoint takes a folder"
     ):
-        checkpoint.load_training_state(tmp_path / "nowhere", model(), torch.optim.AdamW(trained(model())))
+        checkpoint.load_training_state(
+            tmp_path / "nowhere", small_adapter(), torch.optim.AdamW(trained(small_adapter()))
+        )
 
 
 # ---- the log -----------------------------------------------------------------------------------------------------

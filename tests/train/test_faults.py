@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import same
 
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, oom, trainer
 from byeori.train.state import Abandoned
-from runs import checkpoints, environment, leftovers, log, losses, settings, sft, sha
+from runs import checkpoints, environment, leftovers, log, losses, same, settings, sft, sha
 
 COUNT = 20
 CASES = pytest.mark.parametrize("case", range(COUNT))

@@ -15,8 +15,8 @@ import pytest
 
 import byeori
 from byeori.train import log as logs
-from conftest import sample_rows
 from runs import environment, flags, log, settings, sft
+from tiny_models import sample_rows
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOMETIMES = {"skipped_rows", "micro_batches_halved"}

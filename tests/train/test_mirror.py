@@ -13,17 +13,12 @@ from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
 from byeori.train import checkpoint
 from byeori.train import mirror as remote
-from runs import checkpoints, log, losses, sft, sha
+from runs import checkpoints, log, losses, names, sft, sha
 
 
 @pytest.fixture(params=["memory", "folder"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid.uuid4().hex}/run" if request.param == "memory" else str(tmp_path / "shared" / "run")
-
-
-def names(url: str) -> set[str]:
-    system, root = fsspec.core.url_to_fs(url)
-    return {str(path).rpartition(f"{root.strip('/')}/")[2] for path in system.find(root)}
 
 
 def test_another_machine_goes_on(url: str, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:

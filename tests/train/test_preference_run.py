@@ -21,8 +21,8 @@ from byeori.data import tokenized
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
 from byeori.train import reference as references
-from conftest import sample_rows
 from runs import DEFAULTS, log, losses
+from tiny_models import sample_rows
 
 Pair = list[tokenized.Example]
 

@@ -19,40 +19,17 @@ from byeori.commands import train
 from byeori.errors import CheckpointError
 from byeori.losses.base import Sums
 from byeori.losses.sft import SFT, sft_sum
-from byeori.train import checkpoint, trainer
+from byeori.train import checkpoint
 from byeori.train import log as log_module
 from byeori.train import state as job
-from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
+from runs import checkpoints, command, leftovers, log, losses, same, settings, sft, sha, stop_after
 
 NOISY: dict[str, Any] = {"lora_dropout": 0.2, "neftune_noise_alpha": 5.0, "val_set_size": 4, "eval_steps": 4}
-
-
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run asks itself to stop (Ctrl-C) in the middle of a step."""
-    real = trainer._update
-    calls = [0]
-
-    def update(*arguments: Any) -> None:
-        calls[0] += 1
-        if calls[0] == step:
-            signal.raise_signal(signal.SIGINT)
-        real(*arguments)
-
-    monkeypatch.setattr(trainer, "_update", update)
 
 
 def log_steps(output: Path) -> list[int]:
     """The steps of a log that is being written."""
     return [line["step"] for line in log_module.read(output)]
-
-
-def same(one: Path, other: Path, last: int) -> None:
-    """Adapter, optimizer, counters, order and log are equal to the bit."""
-    assert sha(one / "adapter_model.safetensors") == sha(other / "adapter_model.safetensors")
-    for name in ("adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"):
-        assert sha(one / f"checkpoint-{last}" / name) == sha(other / f"checkpoint-{last}" / name), name
-    assert log(one, timeless=True) == log(other, timeless=True)
-    assert (one / "order.json").read_text() == (other / "order.json").read_text()
 
 
 @pytest.mark.parametrize("how", [{}, NOISY, {"group_by_length": True, "lr_scheduler": "cosine"}], ids=str)

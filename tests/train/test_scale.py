@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import byeori
-from conftest import sample_rows
 from runs import environment, log, losses, settings
+from tiny_models import sample_rows
 
 MANY = Path(__file__).parents[1] / "helpers" / "many.py"
 # 24 rows: 2 steps an epoch, the second of 8 rows

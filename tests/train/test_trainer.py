@@ -27,8 +27,8 @@ from byeori.errors import TrainingError
 from byeori.losses.base import Sums, Targets
 from byeori.losses.sft import SFT, sft_sum
 from byeori.train import trainer
-from conftest import byte_level_tokenizer
 from runs import checkpoints, command, log, losses, settings, sft, sha
+from tiny_models import byte_level_tokenizer
 
 
 def prepared(values: dict[str, Any]) -> rows.Prepared:
