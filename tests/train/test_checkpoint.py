@@ -22,6 +22,7 @@ from adapters import small_adapter, stepped, trained
 from byeori import cli
 from byeori.artifacts import layout
 from byeori.errors import CheckpointError
+from byeori.support import atomic_files
 from byeori.train import checkpoint, log
 from runs import checkpoints, environment, flags, leftovers, losses, settings, sft, sha
 
@@ -157,19 +158,17 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
 def test_sweep_takes_what_a_killed_run_left(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint-4.123.tmp" / "deep").mkdir(parents=True)
     (tmp_path / "checkpoint-2").mkdir()
-    checkpoint.sweep(tmp_path)
+    atomic_files.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_final_files_with_folders_can_be_moved_in_twice(tmp_path: Path) -> None:
-    def fill(folder: Path) -> None:
-        (folder / "additional_chat_templates").mkdir()
-        (folder / "additional_chat_templates" / "tool.jinja").write_text("x")
-        (folder / "adapter_config.json").write_text("{}")
-
     (tmp_path / "train_log.jsonl").write_text("kept")
     for _ in range(2):
-        checkpoint.move_in(tmp_path, fill)
+        with atomic_files.files_into(tmp_path) as folder:
+            (folder / "additional_chat_templates").mkdir()
+            (folder / "additional_chat_templates" / "tool.jinja").write_text("x")
+            (folder / "adapter_config.json").write_text("{}")
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         "adapter_config.json",
         "additional_chat_templates/tool.jinja",

@@ -89,7 +89,7 @@ def _generate_table(
 
     def keep(lines: str) -> None:
         if output:
-            with atomic_files.writing(output), output.open("a", encoding="utf-8") as file:
+            with atomic_files.disk_errors(output), output.open("a", encoding="utf-8") as file:
                 file.write(lines)
 
     with console.progress("Answering") as on_progress:

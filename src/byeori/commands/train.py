@@ -175,7 +175,7 @@ def _prepared(context: _Context, kept: Path) -> Prepared:
     for line in [*prepared.notes, *findings]:
         context.tell(line)
     audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
-    with checkpoint.write_errors(kept):
+    with atomic_files.disk_errors(kept):
         sidecar.write_beside(kept, how, settings)
     context.start.let_go_of_tokenizer()  # all that is needed of it lies in `kept`
     return prepared
@@ -284,16 +284,14 @@ def _finish(
     if forecast is not None:
         context.tell(forecast.compared(took))
     if job.processes.main:
-
-        def fill(folder: Path) -> None:
+        output = job.output_dir
+        with checkpoint.write_errors(output / "adapter"), atomic_files.files_into(output) as folder:
             checkpoint.save_adapter(folder, job.model)
             job.beside(folder)
-            sidecar.write_run_facts(folder, job.output_dir, prepared.found)
-            (job.output_dir / folders.METRICS).unlink(missing_ok=True)  # the scores of an earlier adapter
+            sidecar.write_run_facts(folder, output, prepared.found)
+            (output / folders.METRICS).unlink(missing_ok=True)  # the scores of an earlier adapter
             if forecast is not None:
                 forecast.write(folder, took)
-
-        checkpoint.move_in(job.output_dir, fill)
         if job.mirror:
             names = [path.name for path in job.output_dir.iterdir() if path.is_file() and path.name[0] != "."]
             job.mirror.put_files(job.output_dir, names)

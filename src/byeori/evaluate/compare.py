@@ -54,7 +54,7 @@ def compare_rows(
             with model.disable_adapter() if off else nullcontext():
                 asked = [prompts[i] for i in batch], [examples[i] for i in batch]
                 sides[side] = _side(model, *asked, how, sampling, positions, number)
-        with atomic_files.writing(rows_file), rows_file.open("a", encoding="utf-8") as file:
+        with atomic_files.disk_errors(rows_file), rows_file.open("a", encoding="utf-8") as file:
             for place, index in enumerate(batch):
                 found = {side: found[place] for side, found in sides.items()}
                 done[index] = _item(rows[index], answered[index], how, found)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from byeori.errors import CheckpointError
-from byeori.support.atomic_files import writing
+from byeori.support.atomic_files import disk_errors
 
 
 def check_writable(folder: Path) -> None:
@@ -41,7 +41,7 @@ def make_result(output: Path, names: list[str]) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    with writing(output):
+    with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         for name in names:
             (output / name).unlink(missing_ok=True)

@@ -16,11 +16,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,98 +29,38 @@ from safetensors.torch import load_file, save_file
 
 from byeori.artifacts.layout import ADAPTER, MANIFEST, OPTIMIZER, STATE
 from byeori.errors import CheckpointError
-from byeori.support.atomic_files import flush, sha256
+from byeori.support.atomic_files import disk_errors, new_folder, remove_folder, sha256
 from byeori.train import optim
 
 _SET_ASIDE = "set-aside-"
 
 
 def save(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write `folder` whole: `fill` writes the files into a temporary folder, which is then renamed.
+    """Write the folder of a checkpoint. fill: writes its files into a temporary folder; the manifest is added here.
 
     Raises:
-        CheckpointError: the disk is full or read-only; what was there before is untouched.
+        CheckpointError: if the disk is full or read-only; what was there before is untouched.
     """
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    replaced = folder.parent / f".{folder.name}.{os.getpid()}.old.tmp"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with write_errors(folder), new_folder(folder) as temporary:
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {str(path.relative_to(temporary)): sha256(path) for path in files}
         (temporary / MANIFEST).write_text(json.dumps({"sha256": manifest}, indent=1), encoding="utf-8")
-        folders = [path for path in temporary.rglob("*") if path.is_dir()]
-        for path in [*files, temporary / MANIFEST, *folders, temporary]:
-            flush(path)
-        if folder.exists():  # an older run's checkpoint of this step; it is whole until the new one stands
-            folder.rename(replaced)
-        temporary.rename(folder)
-        flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not _is_write_error(error):
-            raise
-        raise CheckpointError(write_error(error, folder)) from None
 
 
-def _is_write_error(error: Exception) -> bool:
-    """Whether it comes from the disk; tokenizers, written in Rust, raises a bare Exception that says `os error`."""
-    return isinstance(error, (OSError, SafetensorError)) or "os error" in str(error)
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one sentence about `path`.
+def write_errors(path: Path) -> AbstractContextManager[None]:
+    """Turn a disk error into a sentence about `path` that names the last whole checkpoint beside it.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: if the disk is full or read-only.
     """
-    try:
-        yield
-    except Exception as error:
-        if not _is_write_error(error):
-            raise
-        raise CheckpointError(write_error(error, path)) from None
 
+    def advice(full: bool) -> str:
+        whole = newest(path.parent)
+        kept = [f"the last whole checkpoint is {whole}"] if whole else []
+        return "; ".join([*kept, *(["free space and go on with --resume_from_checkpoint latest"] if full else [])])
 
-def sweep(output_dir: Path) -> None:
-    """Delete what a killed run was still writing."""
-    for path in output_dir.glob(".*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def write_error(error: Exception, folder: Path) -> str:
-    """The sentence for a file that could not be written."""
-    text = str(error)
-    whole = newest(folder.parent)
-    kept = f"; the last whole checkpoint is {whole}" if whole else ""
-    if getattr(error, "errno", None) == 28 or "No space left" in text:
-        remedy = "free space and go on with --resume_from_checkpoint latest"
-        return f"the disk is full: {folder} could not be written{kept}; {remedy}"
-    return f"{folder} could not be written ({getattr(error, 'strerror', None) or text}){kept}"
-
-
-def move_in(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write files beside what `folder` holds already, each one appearing whole.
-
-    Raises:
-        CheckpointError: the disk is full or read-only.
-    """
-    temporary = folder / f".final.{os.getpid()}.tmp"
-    try:
-        with write_errors(folder / "adapter"):
-            temporary.mkdir(parents=True)
-            fill(temporary)
-            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-                flush(path)
-                target = folder / path.relative_to(temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
-            flush(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return disk_errors(path, advice=advice)
 
 
 def check_whole(folder: Path) -> bool:
@@ -197,13 +135,6 @@ def best_of(folder: Path) -> Path | None:
     return None if step is None else folder.resolve().parent / f"checkpoint-{step}"
 
 
-def duplicate(folder: Path, target: Path) -> None:
-    """Copy a whole checkpoint; the copy appears whole too."""
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    shutil.copytree(folder, temporary, dirs_exist_ok=True)
-    temporary.rename(target)
-
-
 def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) -> None:
     """Delete the oldest checkpoints over `keep`, never the best one; those after `latest` are of another run.
 
@@ -219,15 +150,7 @@ def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) 
         surplus = [folder for folder in surplus if folder != spared]
     for folder in surplus:
         with suppress(OSError):  # one too many is no reason to end a run
-            remove(folder)
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint; under its own name it is whole until it is gone."""
-    hidden = folder.parent / f".{folder.name}.{os.getpid()}.old.tmp"
-    shutil.rmtree(hidden, ignore_errors=True)
-    folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+            remove_folder(folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,18 +7,18 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from byeori.artifacts.layout import LOG
-from byeori.errors import CheckpointError, ConfigError
+from byeori.errors import ConfigError
+from byeori.support.atomic_files import new_file
 from byeori.support.console import moving
 from byeori.support.text_files import one_line
-from byeori.train.checkpoint import write_error
+from byeori.train.checkpoint import write_errors
 
 
 class RunLog:
@@ -28,10 +28,8 @@ class RunLog:
         self._path = folder / LOG
         kept = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        temporary = self._path.with_suffix(".tmp")
-        with self._on_a_full_disk():
+        with write_errors(self._path), new_file(self._path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self._path)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; a number that is not finite is written as null, which JSON has.
@@ -39,17 +37,10 @@ class RunLog:
         Raises:
             CheckpointError: the disk is full or read-only, or the log is gone.
         """
-        with self._on_a_full_disk(), self._path.open("r+", encoding="utf-8") as file:
+        with write_errors(self._path), self._path.open("r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
             strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
             file.write(json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n")
-
-    @contextmanager
-    def _on_a_full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CheckpointError(write_error(error, self._path)) from None
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

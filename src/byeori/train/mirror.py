@@ -19,6 +19,7 @@ from byeori.artifacts import layout
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
 from byeori.errors import CheckpointError, ConfigError
+from byeori.support.atomic_files import new_folder
 from byeori.support.text_files import one_line
 from byeori.train import checkpoint
 
@@ -127,16 +128,14 @@ class Mirror:
 
     def _fetch_whole(self, folder: Path, say: Callable[[str], None]) -> bool:
         """Copy a checkpoint here, unless it is damaged; whether it is here."""
-        name, temporary = folder.name, folder.parent / f".{folder.name}.fetched.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in self._system.find(f"{self._root}/{name}"):
-            self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
-        if problem := checkpoint.verify(temporary):
-            say(f"{self.url}/{name} is passed over: {problem}")
-            shutil.rmtree(temporary, ignore_errors=True)
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        name = folder.name
+        with new_folder(folder) as temporary:
+            for path in self._system.find(f"{self._root}/{name}"):
+                self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
+            if problem := checkpoint.verify(temporary):
+                say(f"{self.url}/{name} is passed over: {problem}")
+                shutil.rmtree(temporary)
+                return False
         say(f"Fetched {self.url}/{name}")
         return True
 

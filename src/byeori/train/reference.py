@@ -8,7 +8,6 @@ interruption is not computed again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,8 +24,8 @@ from byeori.data import tokenized
 from byeori.data.tokenized import Rows
 from byeori.distributed import processes as parallel
 from byeori.distributed.processes import Processes
-from byeori.errors import CheckpointError
 from byeori.model import forward, wrap
+from byeori.support.atomic_files import disk_errors, new_file
 from byeori.train import oom
 from byeori.train.prefetch import idle, pack
 from byeori.train.state import Options
@@ -89,17 +88,11 @@ def with_reference(
 def _open(file: Path, count: int, processes: Processes) -> np.memmap:
     """The file, made full of NaN where it is not there or has another size."""
     if processes.first_here and not (file.is_file() and file.stat().st_size == 4 * count):
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        try:
+        advice = "set BYEORI_CACHE to a folder with room"
+        with disk_errors(f"the reference's log-probs in {file}", advice=advice):
             file.parent.mkdir(parents=True, exist_ok=True)
-            np.full(count, np.nan, dtype=np.float32).tofile(temporary)
-            temporary.replace(file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"cannot write the reference's log-probs to {file} ({error.strerror}); set BYEORI_CACHE to a folder "
-                "with room"
-            ) from None
+            with new_file(file) as temporary:
+                np.full(count, np.nan, dtype=np.float32).tofile(temporary)
     parallel.wait(processes)
     return np.memmap(file, dtype=np.float32, mode="r+" if processes.first_here else "r")
 

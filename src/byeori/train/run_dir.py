@@ -12,7 +12,7 @@ from byeori.artifacts import layout
 from byeori.artifacts.layout import AUDIT, BASE, METRICS, SETTINGS
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, ConfigError
-from byeori.support.atomic_files import writing
+from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
 from byeori.support.output_paths import check_writable
 from byeori.train import checkpoint, oom
 
@@ -149,12 +149,12 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Ca
     Raises:
         CheckpointError: it cannot be written.
     """
-    with writing(output):
+    with disk_errors(output):
         if clear:
             for name in _RUN_FILES:
                 (output / name).unlink(missing_ok=True)
             for _, folder in checkpoint.steps(output):
-                checkpoint.remove(folder)
+                remove_folder(folder)
         output.mkdir(parents=True, exist_ok=True)
         if anew and not _restarted(output):
             (output / oom.NOTE).unlink(missing_ok=True)
@@ -177,4 +177,4 @@ def _only_those_behind(resume: Path, output: Path, tell: Callable[[str], None]) 
             tell(f"{folder} is not of this run; it is {free} now")
     best = checkpoint.best_of(resume)
     if best is not None and not (output / best.name).exists() and checkpoint.verify(best) is None:
-        checkpoint.duplicate(best, output / best.name)
+        copy_folder(best, output / best.name)

@@ -58,7 +58,7 @@ def train(job: Job) -> Run:
     run.halvings = max(run.halvings, int(processes.add_up([noted], job.processes)[0]))
     job.model.train()
     if shown:
-        checkpoint.sweep(job.output_dir)
+        atomic_files.sweep(job.output_dir)
         checkpoint.prune(job.output_dir, options.save_total_limit, best=run.best_step, latest=run.step)
     run_log = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
 
