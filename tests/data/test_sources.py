@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from byeori.data import files, sources
-from byeori.data.arrow_schema import schema_of
 from byeori.data.hub_dataset import load_dataset
+from byeori.data.readers.schema import schema_of
 from byeori.data.sources import ROW, split_rows
 from byeori.errors import ByeoriError, DataError, HubError
 
@@ -182,8 +182,7 @@ def test_names_of_objects_are_not_copied_for_every_row() -> None:
     assert len(kinds.field("scores").type) == 60_000
 
 
-def test_json_longer_than_the_window(here: Path) -> None:
-    # values of every size around the 1 MiB that is read at a time, with spaces where the window may end
+def test_long_values_and_many_rows_of_json(here: Path) -> None:
     rows = [{"i": i, "text": '가\\"\n' * (i * 40_000), "n": [i, -1.5e300, None]} for i in range(12)]
     text = json.dumps({"skip": "x" * 3_000_000, "data": rows}, indent=40).replace(",", "," + " " * 99)
     assert plain(load_rows([write(here / "a.json", text)])) == rows
@@ -248,7 +247,7 @@ def test_a_split_stands_anywhere_in_a_name(here: Path, files: list[str], split: 
     found = sources.load_rows([str(here)], split=split)
     assert found.rows["a"][:] == wanted
     others = ", ".join(f"{name}.jsonl" for name in files if name not in wanted)
-    said = f"Left out of {here}, for their names are those of another split: {others}"
+    said = f"Skipped in {here}, because their names are those of another split: {others}"
     assert found.notes == ((said,) if others else ())
 
 
@@ -312,10 +311,10 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
     ("a.jsonl", "[" * 100_000, ["line 1", "not valid JSON"]),
     ("a.jsonl", '{"a": 1}\n[1]\n', ["line 2 is a list, not an object"]),
     ("a.jsonl", '{"a": 1}\nnull\n', ["line 2 is null, not an object"]),
-    ("a.jsonl", '[\n{"a": 1}\n]', ["line 1", "must end in .json"]),
+    ("a.jsonl", '[\n{"a": 1}\n]', ["line 1", "name the file .json"]),
     ("a.json", '[\n{"a": 1},\n{"a": 2}\n{"a": 3}]', ["a.json line 4", "not valid JSON"]),
     ("a.json", '[\n{"a": 1},\n{"a": "x}]', ["a.json line 3", "Unterminated string"]),
-    ("a.json", '[{"a": 1}', ["line 1", "expecting ']'"]),
+    ("a.json", '[{"a": 1}', ["line 1", "Expecting ']'"]),
     ("a.json", '[{"a": 1},\n2]', ["line 2 is a number, not an object"]),
     ("a.json", '[{"a": 1}]\n[', ["line 2 goes on after the end"]),
     ("a.json", '{"a": [], "b": [{"c": 1}]}', ["the lists a, b", "one list"]),
@@ -343,19 +342,19 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
     ("a.csv.gz", gzip.compress("제목\n".encode("cp949")), ["zcat ", "| iconv -f cp949 -t utf-8 > "]),
     ("a.csv", b"\x89PNG\r\n\x1a\n\x00\xff\xff\x00", ["line 1 is not text"]),
     ("a.jsonl", b"a\n\xff\xff\n", ["line 2 is not text"]),
-    ("a.csv", 'a,b\n"1\n1",2\n1,2,3\n', ["a.csv line 4", "3 instead of 2 fields"]),
-    ("a.tsv", "a\tb\n1\n", ["a.tsv line 2", "1 instead of 2 fields"]),
+    ("a.csv", 'a,b\n"1\n1",2\n1,2,3\n', ["a.csv line 4", "has 3 fields and the header has 2"]),
+    ("a.tsv", "a\tb\n1\n", ["a.tsv line 2", "has 1 field and the header has 2"]),
     ("a.csv", 'a,b\n1,2\n"1,2\n3,4\n', ["a.csv line 3", "unexpected end of data", "double quote"]),
     ("a.csv", "a,b,a\n1,2,3\n", ["'a' twice"]),
     ("a.csv", "a,b, a\n1,2,3\n", ["'a' twice"]),
     ("a.csv", "a;b\n1;2\n", ["one column, 'a;b', which looks like several with ';' between", "sep=;"]),
     ("a.csv.gz", gzip.compress(b"a\tb\n1\t2\n"), ["one column", "'\\t' between them"]),
     ("a.tsv", "a,b\n1,2\n", ["one column", "',' between them"]),
-    ("a.csv", "sep=;\na;b\n1;2\n1;2;3\n", ["a.csv line 4", "3 instead of 2 fields"]),
+    ("a.csv", "sep=;\na;b\n1;2\n1;2;3\n", ["a.csv line 4", "has 3 fields and the header has 2"]),
     ("a.parquet", b"PAR1 not really PAR1", ["a.parquet", "damaged or not parquet"]),
     ("a.arrow", b"\x00" * 100, ["a.arrow", "damaged or not arrow"]),
-    ("a.jsonl.gz", b'{"a": 1}\n', ["not a whole gzip file"]),
-    ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-12], ["not a whole gzip file"]),
+    ("a.jsonl.gz", b'{"a": 1}\n', ["not a complete gzip file"]),
+    ("a.jsonl.gz", gzip.compress(lines(ROWS).encode())[:-12], ["not a complete gzip file"]),
 ]
 
 
@@ -401,8 +400,8 @@ def test_a_column_of_a_type_that_cannot_be_read(here: Path) -> None:
     table = pa.table({"text": ["a"], "tags": pa.array([[("k", 1)]], kind)})
     pq.write_table(table, here / "a.parquet")
     words = (
-        f"{here}/a.parquet: the column 'tags' has the type map<string, int64",
-        "which cannot be read; drop the column",
+        f"{here}/a.parquet: column 'tags' has the type map<string, int64",
+        "which is not supported; drop the column",
     )
     fails(DataError, *words, call=lambda: load_rows([f"{here}/a.parquet"]))
 
@@ -429,6 +428,27 @@ def test_missing_places(here: Path) -> None:
         fails(DataError, *parts, call=lambda path=path: load_rows([path]))
     (here / "empty").mkdir()
     fails(DataError, "no data file", ".jsonl", call=lambda: load_rows([str(here / "empty")]))
+
+
+def test_a_wrong_path_is_reported_before_anything_heavy_is_imported(here: Path) -> None:
+    write(here / "rows.jsonl", lines(ROWS))
+    (here / "saved").mkdir()
+    write(here / "saved" / "state.json", "{}")
+    write(here / "empty.jsonl", "")
+    write(here / "rows.txt", "x")
+    wrong = [f"{here}/rwos.jsonl", f"{here}/*.csv", f"{here}/empty.jsonl", f"{here}/rows.txt", f"{here}/none/a.csv"]
+    program = (
+        "import sys; from byeori.data import sources; from byeori.errors import DataError\n"
+        f"sources.check_paths([{str(here)!r} + '/rows.jsonl', {str(here)!r} + '/saved', 'user/dataset'])\n"
+        f"for path in {wrong!r}:\n"
+        "    try: sources.check_paths([path])\n"
+        "    except DataError as error: print(error)\n"
+        "assert not {'torch', 'datasets', 'transformers', 'pyarrow', 'huggingface_hub'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path, sentence in zip(wrong, done.stdout.splitlines(), strict=True):
+        fails(DataError, sentence, call=lambda path=path: load_rows([path]))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -59,7 +59,7 @@ def trained_on(found: saved_model.SavedModel, table: Table) -> np.ndarray | None
     """
     run = found.settings
     paths = run.get("data_path") or []
-    if not sources.are_here(paths):
+    if not sources.are_local(paths):
         return None
     group = 2 if "loss" in run else 1
     try:

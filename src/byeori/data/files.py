@@ -1,4 +1,4 @@
-"""One local file -> rows: jsonl, json, csv, tsv, parquet or Arrow, streamed into an Arrow file in datasets' cache."""
+"""One local file -> rows: its reader's batches, written once as an Arrow file in datasets' cache and memory-mapped."""
 
 from __future__ import annotations
 
@@ -9,29 +9,37 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from byeori.data.arrow_schema import schema_of
-from byeori.data.text_records import TEXT_ENDINGS, check_names, ending, records
+from byeori.data.readers import READERS, ending
+from byeori.data.readers.text import check_unique
 from byeori.errors import DataError
 from byeori.support.text_files import not_utf8, one_line
 
-if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
-    import pyarrow as pa
+if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset
 
-ENDINGS = (*TEXT_ENDINGS, *(ending + ".gz" for ending in TEXT_ENDINGS), ".parquet", ".arrow")
-_BATCH = 1000
-_CACHE_VERSION = b"2"  # to be raised when the same file is read into other rows than before
+KNOWN_ENDINGS = f"{', '.join(name for name in READERS if not name.endswith('.gz'))} (text also as .gz)"
+_CACHE_VERSION = b"2"  # increase it when the same file is read into other rows than before
+
+
+def check_file(path: Path) -> None:
+    """Raise DataError if a file has an unknown ending or is empty; what is in it is not read."""
+    if ending(path) not in READERS:
+        raise DataError(f"{path} has an unknown ending; known endings are {KNOWN_ENDINGS}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; give a file with at least one row.")
 
 
 def load_file(path: Path) -> Dataset:
+    """Return the rows of a file, from the cache if a file with the same content was read before.
+
+    Raises:
+        DataError: if the file cannot be read, is damaged or holds values of different types in one column.
+    """
     import datasets
 
-    if ending(path) not in ENDINGS:
-        raise DataError(f"{path} has an ending that is not known; known endings are {', '.join(ENDINGS)}.")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; give a file with at least one row.")
+    check_file(path)
     with reading(path):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
@@ -47,15 +55,15 @@ def _write(path: Path, cached: Path) -> None:
     import datasets
     import pyarrow as pa
 
-    schema, batches = _batches(path)
-    check_names(path, schema.names)
+    schema, batches = READERS[ending(path)](path)
+    check_unique(path, schema.names)
     for field in schema:
         try:
             datasets.Features.from_arrow_schema(pa.schema([field]))
         except ValueError:  # types that datasets does not know
             kind = one_line(str(field.type))
             raise DataError(
-                f"{path}: the column {field.name!r} has the type {kind}, which cannot be read; drop the column."
+                f"{path}: column {field.name!r} has the type {kind}, which is not supported; drop the column."
             ) from None
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
@@ -66,46 +74,13 @@ def _write(path: Path, cached: Path) -> None:
         written.replace(cached)
 
 
-def _batches(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema of a file's rows, and the rows a batch at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if ending(path) == ".parquet":
-        file = pq.ParquetFile(path)
-        schema, batches = file.schema_arrow, file.iter_batches(_BATCH)
-    elif ending(path) == ".arrow":
-        try:
-            reader = pa.ipc.open_stream(pa.memory_map(str(path)))
-            schema, batches = reader.schema, iter(reader)
-        except pa.ArrowInvalid:
-            whole = pa.ipc.open_file(pa.memory_map(str(path)))
-            schema, batches = whole.schema, map(whole.get_batch, range(whole.num_record_batches))
-    else:
-        schema = schema_of(path, records(path))
-        return schema, _text_batches(path, schema)
-    # pandas' categories are dictionaries in Arrow, which datasets does not know
-    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
-    schema = pa.schema(plain, schema.metadata)
-    return schema, (batch.cast(schema) for batch in batches)
-
-
-def _text_batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    rows: list[dict[str, Any]] = []
-    for _, row in records(path):
-        rows.append(row)
-        if len(rows) == _BATCH:
-            yield pa.RecordBatch.from_pylist(rows, schema)
-            rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema)
-
-
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into one sentence."""
+    """Turn any error while a file is read into one sentence.
+
+    Raises:
+        DataError: if something is wrong with the file, or with the disk that the cache is on.
+    """
     import pyarrow as pa
 
     try:
@@ -114,7 +89,7 @@ def reading(path: Path) -> Iterator[None]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as lines:
             raise DataError(not_utf8(path, lines)) from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise DataError(f"{path} is not a whole gzip file; copy or compress it again.") from None
+        raise DataError(f"{path} is not a complete gzip file; copy or compress it again.") from None
     except (ValueError, OverflowError, pa.ArrowException) as error:
         kind = path.suffix.lower().removeprefix(".") or "datasets folder"
         raise DataError(f"{path} is damaged or not {kind} ({one_line(error)}); write it again.") from None

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.data.files import ENDINGS, load_file
-from byeori.data.text_records import ending
+from byeori.data.files import load_file
+from byeori.data.readers import READERS, ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
 from byeori.support.text_files import one_line
@@ -94,7 +94,7 @@ def _ask(name: str, config: str | None, revision: str | None) -> Files:
 def _as_they_are(builder: DatasetBuilder, files: Files) -> bool:
     """Whether the files are of known kinds, and the dataset's card asks for nothing special in reading them."""
     endings = {ending(Path(path)) for split in files.values() for _, _, path in split}
-    if not endings <= set(ENDINGS):
+    if not endings <= set(READERS):
         return False
     plain: Any = type(builder.config)()
     general = {"name", "version", "data_dir", "data_files", "description"}

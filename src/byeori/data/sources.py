@@ -1,16 +1,14 @@
 """Rows from any table: a Hub dataset, jsonl, json, csv, tsv, parquet, Arrow, or a folder saved by `datasets`.
 
-    path ── records or batches ──> Arrow file in datasets' cache (named by content) ── memory map ──> Dataset
+    path ── its reader's batches ──> Arrow file in datasets' cache (named by content) ── memory map ──> Dataset
 
-Files are read here and not by datasets' own loaders, because those change values on the way: "2024-01-02"
-becomes a timestamp, "007" becomes 7, a short csv row is filled up, a column of mixed types becomes JSON text.
-No more than a batch of rows is held at once: a million rows take the memory of a thousand, and 8 bytes
-each for ROW.
+Files are read here and not by datasets' own loaders, because those change values: "2024-01-02" becomes a timestamp,
+"007" becomes 7, a short csv row is filled up, a column of mixed types becomes JSON text. Rows are held in memory a
+batch at a time (a .json file as a whole), and 8 bytes each for ROW.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import glob
 import hashlib
@@ -23,20 +21,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from byeori.data.files import ENDINGS, load_file, reading
+from byeori.data.files import KNOWN_ENDINGS, check_file, load_file, reading
 from byeori.data.hub_dataset import load_dataset
-from byeori.data.text_records import check_names, ending, open_text
+from byeori.data.readers import READERS, ending
+from byeori.data.readers.text import check_unique, open_text
 from byeori.errors import DataError
+from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
-if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
+if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset, Features
 
 ROW = "__row__"
-"""Column that load_rows adds: the 0-based position of the row in the source."""
+"""The column that load_rows adds: the 0-based position of the row in the source."""
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-# Words for a split and where they stand in a file's name, as `datasets` has them; "testset" and the like are ours.
+# The words for a split and where they stand in a file's name, as in `datasets`; "testset" and the like are added here.
 _SPLITS = {
     "train": ("train", "training", "trainset"),
     "validation": ("validation", "valid", "val", "dev", "validset", "valset", "devset"),
@@ -48,10 +48,10 @@ _SPLIT_WORD = re.compile(rf"(?:^|(?<=[-._ 0-9]))({'|'.join(_SPLIT_OF)})(?=[-._ 0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows and where they are from.
+    """Rows and where they come from.
 
-    rows: all rows with ROW. parts: (path, number of rows) of each file in order; a Hub dataset is one part.
-    notes: sentences for the user about files that were left out.
+    rows: all rows, with ROW. parts: (path, number of rows) of each file in order; a Hub dataset is one part.
+    notes: sentences for the user about files that were skipped.
     """
 
     rows: Dataset
@@ -59,7 +59,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def name(self, row: int) -> str:
-        """How a message names the row at position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
+        """Return what a message calls the row at position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
         for path, count in self.parts:
             if row < count:
                 return _row_name(path, row, [path for path, _ in self.parts])
@@ -75,47 +75,52 @@ def load_rows(
     revision: str | None = None,
     max_rows: int | None = None,
 ) -> Table:
-    """All rows of `paths`, one after the other, memory-mapped, with the column ROW (0, 1, 2, ...) added.
+    """Return all rows of `paths`, one after the other, memory-mapped, with the column ROW (0, 1, 2, ...) added.
 
     A path is a file, a glob, a folder of files (without those named for another split), a folder saved by
     `save_to_disk`, or a Hub dataset id. `config` and `revision` are for the Hub, `split` also for folders.
     Values of json keep their types, a column missing from a row is None, a csv value is text as written.
-    Raises DataError for anything wrong with a file, HubError for anything wrong with the Hub.
+
+    Raises:
+        DataError: if anything is wrong with a file.
+        HubError: if anything is wrong with the Hub.
     """
     notes: list[str] = []
-    found = [(path, list(_load_path(path, config, split, revision, notes))) for path in paths]
-    parts = [part for _, loaded in found for part in loaded]
+    loaded = [(path, list(_load_path(path, config, split, revision, notes))) for path in paths]
+    parts = [part for _, tables in loaded for part in tables]
     for name, part in parts:
         if len(part) == 0:
             raise DataError(f"{name} has no rows; give a file with at least one row.")
     rows = _concatenate([(name, _plain_names(name, part.with_format(None))) for name, part in parts])
     rows = rows.add_column(ROW, np.arange(len(rows)))
     origins = []
-    for path, loaded in found:
-        if Path(loaded[0][0]).expanduser().exists():
-            origins += [(name, len(part)) for name, part in loaded]
+    for path, tables in loaded:
+        if Path(tables[0][0]).expanduser().exists():
+            origins += [(name, len(part)) for name, part in tables]
         else:  # on the Hub, where a slice of a split may begin within a file
-            origins.append((path, sum(len(part) for _, part in loaded)))
+            origins.append((path, sum(len(part) for _, part in tables)))
     if max_rows is not None:
         rows = rows.select(range(min(max_rows, len(rows))))
     return Table(rows=rows, parts=tuple(origins), notes=tuple(notes))
 
 
 def held_out_count(count: int, val_set_size: float) -> int:
-    """How many of so many rows `val_set_size` asks to hold out: a number (1 or more), or a share (below 1)."""
+    """Return how many of `count` rows to hold out: `val_set_size` is a number (1 or more) or a share (below 1)."""
     if val_set_size >= 1 or val_set_size == 0:
         return int(val_set_size)
     return max(1, round(val_set_size * count))
 
 
 def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[str]) -> tuple[Dataset, Dataset | None]:
-    """(training rows, validation rows or None), both in the order of the source.
+    """Return (training rows, validation rows or None), both in the order of the source.
 
     `val_set_size` is a number of rows (1 or more) or a share of them (below 1); 0 means no validation rows.
     Rows that are equal in `key_columns` all go to one side. Rows that occur once are held out first; where they
     are too few, a few rows less than asked for may be held out, never more. The choice depends on the seed and on
     what the rows hold in these columns, not on their order.
-    Raises DataError when no training row or no validation row would be left, or for an unknown key column.
+
+    Raises:
+        DataError: if no training row or no validation row would be left, or a key column is unknown.
     """
     if val_set_size == 0:
         return rows, None
@@ -131,7 +136,7 @@ def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[
     chosen = order[np.cumsum(size[order]) <= wanted]
     if len(chosen) == 0:
         raise DataError(
-            f"no {wanted} validation rows can be set apart because all rows are copies of each other in "
+            f"{wanted} validation rows cannot be held out, because all rows are copies of each other in "
             f"{', '.join(key_columns)} (at least {size.min()} times each); remove the copies or set val_set_size to 0."
         )
     held_out = np.isin(group, chosen)
@@ -139,7 +144,7 @@ def split_rows(rows: Dataset, val_set_size: float, seed: int, key_columns: list[
 
 
 def _row_name(given: str, row: int, among: list[str]) -> str:
-    """The name of a row at its position in one file; `among`: the paths of all files, for two may be called alike."""
+    """Return the name of a row at its position in one file; `among` are all files, some of which may have one name."""
     path = Path(given).expanduser()
     if not path.is_file():
         return f"row {row + 1} of {given}"
@@ -154,15 +159,18 @@ def _row_name(given: str, row: int, among: list[str]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _blank_lines(path: Path, changed_ns: int) -> tuple[int, ...]:
-    """1-based numbers of the empty lines; `changed_ns` is there to forget them when the file changes."""
+    """Return the 1-based numbers of the empty lines; `changed_ns` makes the cache forget a file that was changed."""
     with open_text(path, newline="\n") as lines:
         return tuple(number for number, line in enumerate(lines, start=1) if not line.strip())
 
 
 def hashes(rows: Dataset, key_columns: list[str], seed: int = 0) -> np.ndarray:
-    """[rows] uint64: equal for rows with equal keys, in an order that depends on the seed."""
+    """Return [rows] uint64: equal for rows with equal keys, in an order that depends on the seed."""
     if unknown := [name for name in key_columns if name not in rows.column_names]:
-        raise DataError(f"there is no column {unknown[0]!r}; the rows have: {', '.join(rows.column_names)}.")
+        raise DataError(
+            f"there is no column {unknown[0]!r}{nearest(unknown[0], rows.column_names)}; the columns are "
+            f"{', '.join(rows.column_names)}."
+        )
     salt = str(seed).encode()[:16]
     digests = bytearray()
     for batch in rows.select_columns(key_columns).with_format("arrow").iter(batch_size=1000):
@@ -174,62 +182,78 @@ def hashes(rows: Dataset, key_columns: list[str], seed: int = 0) -> np.ndarray:
 # --- where the rows are ---------------------------------------------------------------------------
 
 
-def _load_path(
-    path: str, config: str | None, split: str, revision: str | None, notes: list[str]
-) -> Iterator[tuple[str, Dataset]]:
-    """(name for messages, rows) of everything that one path stands for; `notes` gets what was left out."""
-    local = Path(path).expanduser()
-    if local.is_dir() and ((local / "state.json").exists() or (local / "dataset_dict.json").exists()):
-        yield path, _load_saved(local, split)
-    elif local.is_dir():
-        yield from ((str(file), load_file(file)) for file in _files_in(local, split, notes))
-    elif local.exists():
-        yield path, load_file(local)
-    elif glob.has_magic(path):
-        if not (files := matching(path)):
-            raise DataError(f"no file matches {path}; check the folder and the pattern.")
-        yield from ((str(file), load_file(file)) for file in files)
-    elif ending(local) in ENDINGS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
-        raise DataError(_missing(path, local))
-    else:
-        yield from load_dataset(path, config, split, revision)
+def check_paths(paths: list[str], split: str = "train") -> None:
+    """Raise DataError unless every path is on this machine or may be a Hub dataset.
+
+    Reads no rows, asks no network and imports nothing heavy: what it raises, `load_rows` would raise later.
+    """
+    for path in paths:
+        for file in (_local_files(path, split) or {}).values():
+            check_file(file)
 
 
-def are_here(paths: list[str]) -> bool:
-    """Whether there are paths, and all of them lie on this machine: files, folders or globs."""
+def are_local(paths: list[str]) -> bool:
+    """Return whether there are paths, and all of them are on this machine: files, folders or globs."""
     return bool(paths) and all(Path(path).expanduser().exists() or matching(path) for path in paths)
 
 
 def matching(path: str) -> list[Path]:
-    """The files that a glob stands for, by name; none where it is no glob."""
+    """Return the files that a glob matches, by name; none if it is no glob."""
     if not glob.has_magic(path):
         return []
-    found = glob.glob(str(Path(path).expanduser()), recursive=True)  # noqa: PTH207  Path.glob finds hidden files too
-    return [file for file in map(Path, sorted(found)) if file.is_file()]
+    files = glob.glob(str(Path(path).expanduser()), recursive=True)  # noqa: PTH207  Path.glob finds hidden files too
+    return [file for file in map(Path, sorted(files)) if file.is_file()]
 
 
-def _missing(path: str, local: Path) -> str:
-    if not local.parent.is_dir():
-        return f"there is no file {path}: the folder {local.parent} does not exist; check the path."
-    near = difflib.get_close_matches(local.name, (file.name for file in local.parent.iterdir()), n=1)
-    return f"there is no file {path}; " + (f"did you mean {near[0]}?" if near else "check the path.")
+def _load_path(
+    path: str, config: str | None, split: str, revision: str | None, notes: list[str]
+) -> Iterator[tuple[str, Dataset]]:
+    """Yield (name for messages, rows) of everything that one path stands for; `notes` gets what was skipped."""
+    files = _local_files(path, split, notes)
+    if files is None:
+        yield from load_dataset(path, config, split, revision)
+    elif not files:
+        yield path, _load_saved(Path(path).expanduser(), split)
+    else:
+        yield from ((name, load_file(file)) for name, file in files.items())
+
+
+def _local_files(path: str, split: str, notes: list[str] | None = None) -> dict[str, Path] | None:
+    """Return name -> file of a path; no file for a folder of `save_to_disk`, None for what may be a Hub dataset."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
+            return {}
+        return {str(file): file for file in _files_in(local, split, [] if notes is None else notes)}
+    if local.exists():
+        return {path: local}
+    if glob.has_magic(path):
+        if not (files := matching(path)):
+            raise DataError(f"no file matches {path}; check the folder and the pattern.")
+        return {str(file): file for file in files}
+    if ending(local) in READERS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
+        if not local.parent.is_dir():
+            raise DataError(f"there is no file {path}: the folder {local.parent} does not exist; check the path.")
+        near = nearest(local.name, [file.name for file in local.parent.iterdir()])
+        raise DataError(f"there is no file {path}{near}; check the path.")
+    return None
 
 
 def _files_in(folder: Path, split: str, notes: list[str]) -> list[Path]:
-    """Data files of a folder by name; without "news-test.jsonl", say, when the split is train."""
+    """Return the data files of a folder by name; without "news-test.jsonl", say, if the split is train."""
     visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith((".", "_"))]
-    files = [file for file in visible if file.is_file() and ending(file) in ENDINGS]
+    files = [file for file in visible if file.is_file() and ending(file) in READERS]
     if not files:
-        raise DataError(f"the folder {folder} has no data file; known endings are {', '.join(ENDINGS)}.")
+        raise DataError(f"the folder {folder} has no data file; known endings are {KNOWN_ENDINGS}.")
 
     asked = _SPLIT_OF.get(split.lower(), split.lower())
     named = {file: {_SPLIT_OF[word.lower()] for word in _SPLIT_WORD.findall(file.name)} for file in files}
     wanted = [file for file, splits in named.items() if not splits or asked in splits]
     if not wanted:
-        there = ", ".join(file.name for file in files)
-        raise DataError(f"the folder {folder} has no file for the split {split!r}; it has {there}.")
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"the folder {folder} has no file for the split {split!r}; it has {names}.")
     if others := [file.name for file in files if file not in wanted]:
-        notes.append(f"Left out of {folder}, for their names are those of another split: {', '.join(others)}")
+        notes.append(f"Skipped in {folder}, because their names are those of another split: {', '.join(others)}")
     return wanted
 
 
@@ -249,15 +273,15 @@ def _load_saved(folder: Path, split: str) -> Dataset:
 
 
 def _plain_names(path: str, rows: Dataset) -> Dataset:
-    """The rows with names of columns as a template has them: composed letters (NFC), no space around them."""
+    """Rename the columns as a template names them: composed letters (NFC), no space around them."""
     names = {name: unicodedata.normalize("NFC", name).strip() or name for name in rows.column_names}
-    check_names(path, list(names.values()))
+    check_unique(path, list(names.values()))
     changed = {old: new for old, new in names.items() if old != new}
     return rows.rename_columns(changed) if changed else rows
 
 
 def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
-    """One after the other; columns must be the same, and whole numbers join fractions."""
+    """Return the rows of all parts; columns must be the same, and whole numbers become fractions to join fractions."""
     import datasets
     import pyarrow as pa
 
@@ -272,23 +296,22 @@ def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
     if any(table.features != first.features for table in tables):
         fields = []
         for column in first.column_names:
-            found = [table.features.arrow_schema.field(column) for table in tables]
+            schemas = [pa.schema([table.features.arrow_schema.field(column)]) for table in tables]
             try:
-                schemas = [pa.schema([field]) for field in found]
                 fields += list(pa.unify_schemas(schemas, promote_options="permissive"))
             except pa.ArrowException:
-                types = ", ".join(f"{field.type} in {parts[i][0]}" for i, field in enumerate(found))
-                raise DataError(f"column {column!r} has different types: {types}; make them one.") from None
+                types = ", ".join(f"{schema.types[0]} in {parts[i][0]}" for i, schema in enumerate(schemas))
+                raise DataError(f"column {column!r} has different types: {types}; make them the same.") from None
         features = datasets.Features.from_arrow_schema(pa.schema(fields))
         tables = [_cast(name, table, features) for (name, _), table in zip(parts, tables, strict=True)]
     return datasets.concatenate_datasets(tables)
 
 
 def _cast(path: str, rows: Dataset, features: Features) -> Dataset:
-    """The rows with whole numbers as fractions where other files have fractions.
+    """Return the rows with whole numbers as fractions where other files have fractions.
 
     Raises:
-        DataError: a number is too large to be one.
+        DataError: if a number is too large for that.
     """
     import pyarrow as pa
 
@@ -298,6 +321,6 @@ def _cast(path: str, rows: Dataset, features: Features) -> Dataset:
     except pa.ArrowException as error:
         columns = ", ".join(map(repr, changed))
         raise DataError(
-            f"{path}: column {columns} cannot take the type it has in another file ({one_line(error)}); make the types "
-            "one, or write such numbers as text."
+            f"{path}: column {columns} cannot be converted to its type in another file ({one_line(error)}); make the "
+            "types the same, or write such numbers as text."
         ) from None

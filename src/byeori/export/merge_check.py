@@ -143,7 +143,7 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
 def _trained_rows(run: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The first rows of a run; none where its tables are not here (any more). run: its settings."""
     paths = run.get("data_path") or []
-    if not sources.are_here(paths):
+    if not sources.are_local(paths):
         return
     try:
         table = sources.load_rows(paths, split=run["dataset_split"], max_rows=_ROWS_ASKED)

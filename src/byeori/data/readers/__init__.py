@@ -1,0 +1,18 @@
+"""One module for each kind of file, with its `ENDINGS` and `read(path)` -> (schema, rows in batches).
+
+To add a kind, write a module here and add it to the line below.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from byeori.data.readers import arrow, csv, json, jsonl, parquet
+
+READERS = {ending: kind.read for kind in (jsonl, json, csv, parquet, arrow) for ending in kind.ENDINGS}
+
+
+def ending(path: Path) -> str:
+    """Return the last suffix in lower case, or the last two with gzip (".csv" of "A.CSV", ".csv.gz" of "b.csv.gz")."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
