@@ -37,7 +37,8 @@ from byeori.errors import (
 )
 
 if TYPE_CHECKING:
-    from byeori.commands.recipes import CompareResult, TrainResult
+    from byeori.commands.compare import CompareResult
+    from byeori.commands.train import TrainResult
     from byeori.export.merge import MergeResult
     from byeori.export.publish import PublishResult
 
@@ -68,16 +69,16 @@ __all__ = [
 
 def sft(**settings: Any) -> TrainResult:
     """Fine-tune a LoRA adapter; keywords are config.SftSettings. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import train as command
 
-    return recipes.sft(config.check(config.SftSettings, settings))
+    return command.sft(config.check(config.SftSettings, settings))
 
 
 def dpo(**settings: Any) -> TrainResult:
     """Prefer chosen answers to rejected ones; keywords are config.DpoSettings. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import train as command
 
-    return recipes.dpo(config.check(config.DpoSettings, settings))
+    return command.dpo(config.check(config.DpoSettings, settings))
 
 
 def plan(**settings: Any) -> dict[str, Any]:
@@ -89,38 +90,38 @@ def plan(**settings: Any) -> dict[str, Any]:
 
 def preview(**settings: Any) -> dict[str, Any]:
     """Show what the model will see; keywords are config.PreviewSettings. Returns the audit. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import preview as command
 
-    return recipes.preview(config.check(config.PreviewSettings, settings))
+    return command.preview(config.check(config.PreviewSettings, settings))
 
 
 def merge(**settings: Any) -> MergeResult:
     """Write an adapter into its base; keywords are config.MergeSettings. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import merge as command
 
-    result: MergeResult = recipes.merge(config.check(config.MergeSettings, settings))
+    result: MergeResult = command.merge(config.check(config.MergeSettings, settings))
     return result
 
 
 def generate(**settings: Any) -> list[str]:
     """Answer a prompt or a table; keywords are config.GenerateSettings. Returns the answers. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import generate as command
 
-    return recipes.generate(config.check(config.GenerateSettings, settings))
+    return command.generate(config.check(config.GenerateSettings, settings))
 
 
 def compare(**settings: Any) -> CompareResult:
     """Base and tuned side by side; keywords are config.CompareSettings. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import compare as command
 
-    return recipes.compare(config.check(config.CompareSettings, settings))
+    return command.compare(config.check(config.CompareSettings, settings))
 
 
 def publish(**settings: Any) -> PublishResult:
     """Upload to the Hub; keywords are config.PublishSettings. Raises ByeoriError."""
-    from byeori.commands import recipes
+    from byeori.commands import publish as command
 
-    result: PublishResult = recipes.publish(config.check(config.PublishSettings, settings))
+    result: PublishResult = command.publish(config.check(config.PublishSettings, settings))
     return result
 
 
@@ -133,6 +134,6 @@ def demo(**settings: Any) -> CompareResult:
 
 def demo_model() -> Path:
     """The folder of the embedded model, made the first time. Raises ModelError."""
-    from byeori.commands import recipes
+    from byeori.commands import demo_model as command
 
-    return recipes.demo_model()
+    return command.demo_model()

@@ -192,9 +192,9 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:
             return code
-    home = {"plan": "commands.plan", "demo": "commands.demo"}.get(name, "commands.recipes")
+    module_name = "train" if name in ("sft", "dpo") else name.replace("-", "_")
     with _uncollected():
-        module = importlib.import_module(f"byeori.{home}")
+        module = importlib.import_module(f"byeori.commands.{module_name}")
     if name == "demo-model":
         print(module.demo_model())
     else:
@@ -204,13 +204,14 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Libraries make a million objects that stay: looking through them for garbage is a tenth of what imports take."""
+    """Importing creates a million objects that stay; collecting garbage meanwhile would add a tenth to the time."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def _main(arguments: Sequence[str]) -> int:

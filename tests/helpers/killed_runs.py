@@ -25,7 +25,7 @@ import datasets
 import torch
 
 from byeori import cli
-from byeori.commands import recipes  # noqa: F401  (recipes: imported once, before the forks)
+from byeori.commands import train  # noqa: F401  (imported once, before the forks)
 from byeori.support.console import quiet_libraries
 from byeori.train import checkpoint
 from runs import DEFAULTS, checkpoints, flags, leftovers, log, sha

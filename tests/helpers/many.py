@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import byeori
-from byeori.commands import recipes  # noqa: F401  imported once, before the forks
+from byeori.commands import train  # noqa: F401  imported once, before the forks
 from byeori.distributed import processes
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
-from byeori.artifacts.starting_model import StartingModel, begin
+from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
@@ -19,9 +16,8 @@ from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes as parallel
-from byeori.errors import ByeoriError
 from byeori.evaluate import preview as previews
-from byeori.support import atomic_files, console
+from byeori.support import console
 from byeori.support.console import say
 
 if TYPE_CHECKING:
@@ -50,27 +46,6 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
         revision=getattr(settings, "dataset_revision", None),
         max_rows=settings.max_rows,
     )
-
-
-def trained_on(found: saved_model.SavedModel, table: Table) -> np.ndarray | None:
-    """Which rows of a table an adapter's run has trained [rows], by what they hold in the columns that it read.
-
-    None where its tables are not here (any more), or cannot be split as they were then.
-    """
-    run = found.settings
-    paths = run.get("data_path") or []
-    if not sources.are_local(paths):
-        return None
-    group = 2 if "loss" in run else 1
-    try:
-        chosen = saved_model.template_of(found, None)
-        there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
-        read = columns_read(there.rows.column_names, chosen, group)
-        seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"], read)
-    except (ByeoriError, KeyError):
-        return None
-    common = [name for name in read if name in table.rows.column_names]
-    return np.isin(sources.hashes(table.rows, common), sources.hashes(seen, common)) if common else None
 
 
 def columns_read(columns: list[str], chosen: Template | None, group: int) -> list[str]:
@@ -186,33 +161,6 @@ def _ends(tokenizer: Any, add_eos_token: bool) -> list[str]:
         return []
     words = [tokenizer.convert_ids_to_tokens(token) for token in (end, eos)]
     return ["an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)]
-
-
-def preview(settings: PreviewSettings) -> dict[str, Any]:
-    """Show what the model will see, before any weights are loaded; returns the audit."""
-    console.quiet_libraries()
-    settings, start = begin(settings)
-    chosen = template.resolve(settings.template) if settings.template else None
-    group = group_of(load_table(settings).rows.column_names, chosen)
-    prepared, how = prepare(settings, start, group=group, processes=parallel.start())
-    shown = [
-        tokenized.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))
-    ]
-    names = [prepared.table.name(example.row) for example in shown]
-    if group == 2:
-        names = [f"{name}, {preference.SIDES[place % 2]}" for place, name in enumerate(names)]
-    pieces = [previews.pieces(example, how.tokenizer) for example in shown]
-    findings = audit.sentences(prepared.found, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
-    words = [*prepared.notes, *findings]
-    if settings.html:
-        page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.found)
-        atomic_files.write(Path(settings.html), page)
-        say(f"Preview in {settings.html}")
-    if settings.json_output:
-        print(json.dumps(prepared.found, ensure_ascii=False, indent=1))
-    else:
-        previews.show(list(zip(names, pieces, strict=True)), words, prepared.found)
-    return prepared.found
 
 
 def schedule(settings: TrainSettings, count: int, rows: tokenized.Rows | None = None) -> loader.Schedule:

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import torch
 
-from byeori.commands import recipes
+from byeori.commands.compare import CompareResult, compare
+from byeori.commands.demo_model import demo_model
+from byeori.commands.generate import generate
+from byeori.commands.merge import merge
+from byeori.commands.train import sft
 from byeori.config import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, SftSettings, check
 from byeori.model import load
 from byeori.model.demo_model import TERMS
 from byeori.plan.machines import measured_peak
+from byeori.support.console import say
 
 # Operations a second with which three epochs, and everything after them, take less than ten minutes.
 _FAST = 250e9
 
 
-def demo(settings: DemoSettings) -> recipes.CompareResult:
+def demo(settings: DemoSettings) -> CompareResult:
     """Run the demo; every step is the same function that the command line calls.
 
     Raises:
@@ -27,13 +32,13 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
     """
     began, output = time.monotonic(), Path(settings.output_dir)
     samples = Path(str(resources.files("byeori.data") / "samples"))
-    recipes.say(TERMS)
+    say(TERMS)
     _step(1, "the embedded model, Gemma 3 270M")
-    base = str(recipes.demo_model())
+    base = str(demo_model())
     adapter, merged = str(output / "adapter"), str(output / "merged")
     _step(2, "fine-tune: Korean news text -> title, LoRA on gate/up/down")
     epochs = _epochs()
-    recipes.sft(
+    sft(
         check(
             SftSettings,
             {
@@ -51,18 +56,14 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
         )
     )
     _step(3, "merge the adapter into the base")
-    recipes.merge(
-        check(MergeSettings, {"peft_model_path": adapter, "output_dir": merged, "overwrite_output_dir": True})
-    )
+    merge(check(MergeSettings, {"peft_model_path": adapter, "output_dir": merged, "overwrite_output_dir": True}))
     _step(4, "generate with the merged model")
     held_out = samples / "titles-ko-test.jsonl"
     document = json.loads(held_out.read_text(encoding="utf-8").splitlines()[0])["document"]
-    recipes.say(f"document: {document}")
-    recipes.generate(
-        check(GenerateSettings, {"model": merged, "columns": {"document": document}, "max_new_tokens": 48})
-    )
+    say(f"document: {document}")
+    generate(check(GenerateSettings, {"model": merged, "columns": {"document": document}, "max_new_tokens": 48}))
     _step(5, "compare base and tuned on held-out rows")
-    result = recipes.compare(
+    result = compare(
         check(
             CompareSettings,
             {
@@ -75,7 +76,7 @@ def demo(settings: DemoSettings) -> recipes.CompareResult:
             },
         )
     )
-    recipes.say(f"Finished in {(time.monotonic() - began) / 60:.1f} minutes")
+    say(f"Finished in {(time.monotonic() - began) / 60:.1f} minutes")
     print(result.report)
     return result
 
@@ -87,9 +88,9 @@ def _epochs() -> int:
     speed = measured_peak(load.resolve_dtype("auto", torch.device("cpu")))
     if speed >= _FAST:
         return 3
-    recipes.say(f"One epoch instead of three: this processor multiplies at {speed / 1e9:,.0f} GFLOP/s")
+    say(f"One epoch instead of three: this processor multiplies at {speed / 1e9:,.0f} GFLOP/s")
     return 1
 
 
 def _step(number: int, words: str) -> None:
-    recipes.say(f"\n[{number}/5] {words}")
+    say(f"\n[{number}/5] {words}")

@@ -1,50 +1,29 @@
-"""The jobs that answer, wired together: generate and compare. Settings objects stop here."""
+"""`byeori generate`: answer one prompt, or every row of a table."""
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
-from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands._rows import group_of, load_table, trained_on
+from byeori.commands._rows import load_table
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
 from byeori.data import template, tokenize
-from byeori.data.sources import ROW, Table
+from byeori.data.sources import Table
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes
-from byeori.errors import CheckpointError, ConfigError, ModelError
-from byeori.evaluate import compare as comparison
+from byeori.errors import ConfigError
 from byeori.evaluate import generate as generation
-from byeori.evaluate import metrics as scores
-from byeori.evaluate import report
 from byeori.support import atomic_files, console, output_paths
 from byeori.support.console import say
 from byeori.support.suggestions import nearest
-from byeori.train import log
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CompareResult:
-    """The files of a comparison, its metrics.json as a dict, and the verdict in words."""
-
-    report: Path
-    rows: Path
-    metrics: dict[str, Any]
-    verdict: str
-
-
-# ---- generate ------------------------------------------------------------------------------------------------
 
 
 def generate(settings: GenerateSettings) -> list[str]:
     """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
     console.quiet_libraries()
-    sampling, output = _sampling(settings), Path(settings.output) if settings.output else None
+    sampling, output = sampling_of(settings), Path(settings.output) if settings.output else None
     if output:
         output_paths.check_output_file(output, list(settings.data_path or []))
     found = saved_model.find(settings.model, settings.base_model)
@@ -73,7 +52,7 @@ def generate(settings: GenerateSettings) -> list[str]:
 def _generate_table(
     settings: GenerateSettings, found: saved_model.SavedModel, sampling: generation.Sampling, output: Path | None
 ) -> list[str]:
-    table = _table(settings)
+    table = load_and_note(settings)
     chosen = saved_model.template_of(found, settings.template)
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=False)
@@ -113,13 +92,6 @@ def _generate_table(
     return answers
 
 
-def _table(settings: GenerateSettings | CompareSettings) -> Table:
-    table = load_table(settings)
-    for note in table.notes:
-        say(note)
-    return table
-
-
 def _room(found: saved_model.SavedModel, sampling: generation.Sampling) -> int:
     """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
     if found.positions is None:
@@ -155,79 +127,13 @@ def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tu
     return how, tokenize.encode_prompt(row, how)
 
 
-def _sampling(settings: GenerationSettings) -> generation.Sampling:
+def load_and_note(settings: GenerateSettings | CompareSettings) -> Table:
+    table = load_table(settings)
+    for note in table.notes:
+        say(note)
+    return table
+
+
+def sampling_of(settings: GenerationSettings) -> generation.Sampling:
     names = generation.Sampling.__dataclass_fields__
     return generation.Sampling(**{name: getattr(settings, name) for name in names})
-
-
-def compare(settings: CompareSettings) -> CompareResult:
-    """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
-    console.quiet_libraries()
-    output = Path(settings.output_dir)
-    output_paths.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
-    table = _table(settings)
-    found = saved_model.find(settings.adapter, settings.base_model)
-    if not found.is_adapter:
-        raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
-    chosen = saved_model.template_of(found, settings.template)
-    group = group_of(table.rows.column_names, chosen)
-    if chosen:
-        chosen.check_columns(table.rows.column_names, with_answer=group == 1)
-    how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = comparison.comparable(table, how, settings.on_bad_rows, say)
-    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
-    say(f"Comparing base and tuned on {len(rows)} rows")
-    output_paths.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
-    with console.progress("Answering") as on_progress:
-        items = comparison.compare_rows(
-            model,
-            rows,
-            how,
-            _sampling(settings),
-            batch_size=settings.generation_batch_size,
-            rows_file=output / comparison.ROWS,
-            positions=found.positions,
-            on_progress=on_progress,
-        )
-    seen = trained_on(found, table)
-    known = 0 if seen is None else int(seen[[row[ROW] for row in rows]].sum())
-    return _write_comparison(settings, found, how, items, known)
-
-
-def _compare_cutoff(settings: CompareSettings, found: saved_model.SavedModel) -> int:
-    """cutoff_len as given, else the one of the run, within the model's positions."""
-    if "cutoff_len" in settings.model_fields_set:
-        check_cutoff(settings.cutoff_len, found.positions, found.base)
-        return settings.cutoff_len
-    return min(found.settings.get("cutoff_len", settings.cutoff_len), found.positions or sys.maxsize)
-
-
-def _write_comparison(
-    settings: CompareSettings, found: saved_model.SavedModel, how: Encoding, items: list[dict[str, Any]], known: int
-) -> CompareResult:
-    """known: how many of the rows the adapter was trained on."""
-    output = Path(settings.output_dir)
-    metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
-    words = scores.verdict(metrics) + scores.caution(known, len(items))
-    page = report.render_report(
-        title=f"{Path(settings.adapter).name}: base and tuned side by side",
-        rows=items,
-        metrics=metrics,
-        verdict=words,
-        settings=found.settings,
-        prompt=how.template.text if how.template else str(how.tokenizer.chat_template),
-        given=items[0]["given"],
-        log=log.read(found.folder),
-        models={"Base": found.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
-    )
-    atomic_files.write(output / "report.html", page)
-    text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    atomic_files.write(output / folders.METRICS, text)
-    if Path(settings.adapter).is_dir():  # for the model card
-        try:
-            atomic_files.write(Path(settings.adapter) / folders.METRICS, text)
-        except CheckpointError as error:
-            say(f"The adapter's model card will not have these numbers: {error}")
-    say(words)
-    say(f"Report: {output / 'report.html'}")
-    return CompareResult(report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words)

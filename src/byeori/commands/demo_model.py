@@ -1,0 +1,19 @@
+"""`byeori demo-model`: print the folder of the embedded model, which is made on the first call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from byeori.model import demo_model as embedded
+from byeori.support import console
+from byeori.support.console import say
+
+
+def demo_model() -> Path:
+    """Return the folder of the embedded model.
+
+    Raises:
+        ModelError: if the extra `demo` is not installed.
+    """
+    console.quiet_libraries()
+    return embedded.embedded_model(say)
