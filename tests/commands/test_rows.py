@@ -122,7 +122,7 @@ def test_rows_without_an_answer_are_dropped_counted_and_named(
     compared = ["compare", tmp_path / "out", "--data_path", answerless, "--output_dir", tmp_path / "report"]
     compared += ["--max_new_tokens", 2, "--bootstrap", 100]
     assert main([*map(str, compared)]) == 2
-    assert capfd.readouterr().err == f"error: {named}; mend the data, or drop such rows with --on_bad_rows drop\n"
+    assert capfd.readouterr().err == f"error: {named}; fix the data, or drop such rows with --on_bad_rows drop\n"
     assert main([*map(str, compared), *drop]) == 0
     said = capfd.readouterr().err
     assert said.startswith(f"4 rows dropped: {named}\n")

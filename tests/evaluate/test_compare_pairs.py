@@ -1,4 +1,4 @@
-"""Held-out pairs: how often, and by how much, each model finds the chosen answer likelier."""
+"""Preference pairs: how often, and by how much, each model prefers the chosen answer."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_the_words_do_not_claim_more_than_the_interval() -> None:
         sides[side] = {name: [1.0] * 24 for name in metrics.ROW_METRICS}
         sides[side] |= {"preference_margin": [*margins], "preference_accuracy": [100.0 * (m > 0) for m in margins]}
     words = metrics.verdict(metrics.summarise(sides["base"], sides["tuned"], resamples=200, seed=0))
-    assert "likelier in 50% of the pairs (the base in 50%); the margin between chosen and rejected did not" in words
+    preference = "prefers the chosen answer in 50% of the pairs (the base in 50%)"
+    assert f"{preference}; the margin between chosen and rejected did not" in words
 
 
 def test_pairs_by_hand() -> None:

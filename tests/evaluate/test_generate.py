@@ -77,12 +77,12 @@ def test_batches_with_left_padding_equal_single_prompts(trained: Path, title_row
 def test_repetition_penalty_does_not_see_the_padding(trained: Path, title_rows: Path, penalty: float) -> None:
     model, tokenizer = opened(trained)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    how = Sampling(max_new_tokens=12, repetition_penalty=penalty)
+    sampling = Sampling(max_new_tokens=12, repetition_penalty=penalty)
     prompts = [
         tokenizer(prompt_of(text[: 5 + 8 * index]))["input_ids"] for index, text in enumerate(documents(title_rows)[:4])
     ]
-    together = generate.answer(model, tokenizer, prompts, how)
-    assert together == [generate.answer(model, tokenizer, [prompt], how)[0] for prompt in prompts]
+    together = generate.answer(model, tokenizer, prompts, sampling)
+    assert together == [generate.answer(model, tokenizer, [prompt], sampling)[0] for prompt in prompts]
 
 
 def test_repetition_penalty_is_that_of_transformers(trained: Path) -> None:
@@ -105,8 +105,8 @@ def test_sampling_repeats_with_its_seed(trained: Path) -> None:
     prompts = [tokenizer(prompt_of("봄"))["input_ids"]]
 
     def sample(seed: int) -> str:
-        how = Sampling(max_new_tokens=24, temperature=1.5, top_p=0.95, top_k=50, seed=seed)
-        return generate.answer(model, tokenizer, prompts, how)[0].text
+        sampling = Sampling(max_new_tokens=24, temperature=1.5, top_p=0.95, top_k=50, seed=seed)
+        return generate.answer(model, tokenizer, prompts, sampling)[0].text
 
     assert sample(1) == sample(1)
     assert len({sample(seed) for seed in range(4)}) > 1
@@ -166,13 +166,13 @@ def test_the_words_after_the_answer_end_it(tiny_model: Path) -> None:
     assert len(calls) < 40
 
 
-def test_answers_end_where_the_positions_do(tiny_model: Path) -> None:
+def test_answers_end_at_the_maximum_length(tiny_model: Path) -> None:
     model, tokenizer = opened(tiny_model)
     long = Sampling(max_new_tokens=100_000)
-    found = generate.answer(model, tokenizer, [[5] * 505], long, positions=512)[0]
+    found = generate.answer(model, tokenizer, [[5] * 505], long, max_length=512)[0]
     assert found.tokens <= 7
-    with pytest.raises(ByeoriError, match="leaves no room for an answer in 512 positions"):
-        generate.answer(model, tokenizer, [[5] * 512], long, positions=512)
+    with pytest.raises(ByeoriError, match="leaves no room for an answer within the model's maximum length of 512"):
+        generate.answer(model, tokenizer, [[5] * 512], long, max_length=512)
 
 
 def test_no_generation_with_forest_attention(trained: Path) -> None:
@@ -401,6 +401,6 @@ def test_a_column_of_the_rows_is_never_written_over(
 def test_every_batch_draws_samples_of_its_own(trained: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text((json.dumps({"document": "봄이 왔다."}) + "\n") * 6, encoding="utf-8")
-    how = {"data_path": rows, "temperature": 1.5, "generation_batch_size": 1}
-    assert len(set(ask(trained, **how))) > 3
-    assert ask(trained, **how) == ask(trained, **how)
+    settings = {"data_path": rows, "temperature": 1.5, "generation_batch_size": 1}
+    assert len(set(ask(trained, **settings))) > 3
+    assert ask(trained, **settings) == ask(trained, **settings)

@@ -219,7 +219,7 @@ def measured(chrf: tuple[float, float, float], loss: tuple[float, float, float] 
             measured((-3.0, -5.0, -1.0), (-0.5, -0.6, -0.4), rows=12),
             "The tuned model is further from the references: chrF fell by 3.0 (95% interval 1.0 to 5.0) "
             "over 12 rows, but the loss on the references fell by 0.500 (95% interval 0.400 to 0.600). "
-            "With fewer than 20 rows the interval is rough: take this as a hint.",
+            "With fewer than 20 rows the interval is rough; treat this as a hint.",
         ),
         (
             measured((0.8, -1.2, 2.8), (0.1, -0.1, 0.3)),

@@ -27,12 +27,12 @@ ATTACKS = [
 ]
 
 
-def test_everything_given_is_on_the_page() -> None:
+def test_the_page_shows_every_argument() -> None:
     read = Page(page(ROWS, extra={"This machine": {"CPU": "2 cores"}}))
     for words in (
         "제목 생성기", "out/adapter", "Too few rows to tell", "서울시가 예산안을 발표했다.", "박물관 야간 개장",
         "lora_r", "q_proj, v_proj", "This machine", "2 cores", "### 본문:\n{document}",
-        "chrF rose in 1, fell in 1 and stayed the same in 0 of 2 rows", "Not finished: cut at the length limit.",
+        "chrF rose in 1, fell in 1 and stayed the same in 0 of 2 rows", "Cut off at the length limit.",
     ):  # fmt: skip
         assert words in read.text, words
     assert "id" not in re.findall(r"<h3[^>]*>([^<]*)</h3>", page(ROWS))  # the template does not use this column
@@ -97,7 +97,7 @@ def test_text_is_never_markup(attack: str) -> None:
 
 def test_without_log_rows_or_models() -> None:
     read = Page(page(ROWS, log=[], models={}))
-    assert "No training log was given." in read.text
+    assert "No training log was found." in read.text
     nothing = Page(page([]))
     assert "No rows were compared." in nothing.text
     assert "There is nothing to compare" in nothing.text
@@ -180,7 +180,7 @@ def test_loss_chart_by_hand() -> None:
     assert [label for _, label in chart["x_ticks"]] == ["0", "2", "4", "6", "8", "10"]
     assert chart["train"] == f"M{left}.0 {top}.0L{right}.0 {bottom}.0"
     assert chart["evaluated"] == [((left + right) / 2, (top + bottom) / 2)]
-    assert chart["words"].startswith("Training loss from 3.000 at step 0 to 1.000 at step 10.")
+    assert chart["description"].startswith("Training loss from 3.000 at step 0 to 1.000 at step 10.")
 
 
 def test_loss_chart_of_odd_logs() -> None:
@@ -191,7 +191,7 @@ def test_loss_chart_of_odd_logs() -> None:
     flat = loss_chart([{"step": step, "loss": 0.0} for step in range(5)])
     assert flat is not None and len(flat["y_ticks"]) >= 2
     resumed = loss_chart([{"step": 1, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"step": 1, "loss": 3.0}])
-    assert resumed is not None and "from 3.000" in resumed["words"]
+    assert resumed is not None and "from 3.000" in resumed["description"]
     long = loss_chart([{"step": step, "loss": 2.0 + step % 2} for step in range(20_000)])
     assert long is not None and long["train"].count("L") == 399 and long["smooth"]
 

@@ -43,10 +43,12 @@ set("order", "original", "change");
     document.getElementById("none").hidden];
 });
 set("search", "", "input");
-var buttons = Array.from(document.querySelectorAll("button.more")).filter(function (button) { return !button.hidden; });
+var buttons = document.querySelectorAll(".more"), summary = buttons[0].firstElementChild;
+function label() { return getComputedStyle(summary, "::after").content; }
 var box = buttons[0].previousElementSibling, before = box.clientHeight;
-buttons[0].click();
-out.more = [buttons.length, buttons[0].textContent, buttons[0].getAttribute("aria-expanded")];
+out.cut = [label(), box.scrollHeight > before];
+summary.click();
+out.more = [buttons.length, label(), buttons[0].open];
 out.grown = box.clientHeight > before;
 out.paper = getComputedStyle(document.body).backgroundColor;
 out.fits = root.scrollWidth <= root.clientWidth;
@@ -79,7 +81,8 @@ def test_order_search_and_more_work(tmp_path: Path) -> None:
     assert found["  서울시   예산안 "] == [[1], "1 of 4 rows", True]
     assert found["CAF\u00c9"] == [[4], "1 of 4 rows", True]  # composed or not, large or small
     assert found["nothing like it"] == [[], "0 of 4 rows", False]
-    assert found["more"] == [1, "Less", "true"] and found["grown"]
+    assert found["cut"] == ['"More"', True]
+    assert found["more"] == [1, '"Less"', True] and found["grown"]
     assert found["fits"]
 
 
@@ -116,9 +119,11 @@ def test_small_screens_dark_mode_and_paper_have_rules_of_their_own() -> None:
         assert f"@media {rule} {{" in style
     printed = style.partition("@media print {")[2]
     # on paper nothing can be opened or searched, so everything is there
-    assert ".js .controls, .js .more, #none { display: none !important; }" in printed
+    assert ".js .controls, .more, #none { display: none !important; }" in printed
     assert ".card[hidden] { display: block !important; }" in printed
-    assert "-webkit-line-clamp: none" in printed
+    assert "overflow: hidden" not in printed
+    cut = re.search(r"@media screen \{.*\n(.*\n)+?\}", style)
+    assert cut and "-webkit-line-clamp: 3;" in cut[0] and "-webkit-line-clamp" not in style[: cut.start()]
 
 
 def test_the_loss_chart_is_drawn_and_told() -> None:

@@ -53,7 +53,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     if chosen:
         chosen.check_columns(table.rows.column_names, with_answer=group == 1)
     how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = comparison.comparable(table, how, settings.on_bad_rows, say)
+    rows = comparison.comparable_rows(table, how, settings.on_bad_rows)
     model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     output_paths.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
@@ -65,7 +65,7 @@ def compare(settings: CompareSettings) -> CompareResult:
             sampling_of(settings),
             batch_size=settings.generation_batch_size,
             rows_file=output / comparison.ROWS,
-            positions=found.positions,
+            max_length=found.positions,
             on_progress=on_progress,
         )
     seen = trained_on(found, table)
@@ -107,7 +107,7 @@ def _write_comparison(
 ) -> CompareResult:
     """known: how many of the rows the adapter was trained on."""
     output = Path(settings.output_dir)
-    metrics = comparison.metrics(items, resamples=settings.bootstrap, seed=settings.seed)
+    metrics = comparison.summarise(items, resamples=settings.bootstrap, seed=settings.seed)
     words = scores.verdict(metrics) + scores.caution(known, len(items))
     page = report.render_report(
         title=f"{Path(settings.adapter).name}: base and tuned side by side",

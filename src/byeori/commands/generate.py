@@ -39,7 +39,7 @@ def generate(settings: GenerateSettings) -> list[str]:
         [prompt],
         sampling,
         suffix=suffix,
-        positions=found.positions,
+        max_length=found.positions,
         stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
     )[0].text
     if output:
@@ -63,14 +63,6 @@ def _generate_table(
     if column != "output":
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
     model = saved_model.load_weights(found, settings.dtype, processes.start().device)
-    if output:
-        atomic_files.write(output, "")
-
-    def keep(lines: str) -> None:
-        if output:
-            with atomic_files.disk_errors(output), output.open("a", encoding="utf-8") as file:
-                file.write(lines)
-
     with console.progress("Answering") as on_progress:
         answers, text = generation.answer_rows(
             model,
@@ -80,12 +72,11 @@ def _generate_table(
             sampling,
             column=column,
             batch_size=settings.generation_batch_size,
-            positions=found.positions,
-            on_batch=keep,
+            max_length=found.positions,
+            output=output,
             on_progress=on_progress,
         )
     if output:
-        atomic_files.write(output, text)
         say(f"Answers in {output}")
     else:
         sys.stdout.write(text)

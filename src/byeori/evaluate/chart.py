@@ -1,4 +1,4 @@
-"""The loss curve as coordinates of a drawing, and in words.
+"""Coordinates of the loss curve, and a description of it.
 
 lines of train_log.jsonl ── loss_chart ──> paths, ticks, dots in a box of 720 x 310
 """
@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-# The drawing's box in its own units, and the plot's edges inside it; the page scales it to its width.
+# The SVG's view box, and the plot's edges inside it.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 310, 58, 706, 14, 270
-_MOST_POINTS = 400  # more than the plot has pixels for; a long run's log would make the page heavy
+_MOST_POINTS = 400  # more could not be told apart, and a long log would make the page heavy
 
 
 def loss_chart(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Coordinates of the loss curve, or None where the log has no finite loss.
+    """Return the coordinates of the loss curve, or None if the log has no finite loss.
 
-    The smoothed line is a centred mean over about a fifteenth of the steps: it does not lag behind. A step that
-    appears twice (a run that was resumed) counts with its later line.
+    The smoothed line is a centred mean over about a fifteenth of the steps, so it does not lag. If a step appears
+    twice (in a resumed run), its later line counts.
     """
     train = _thin(sorted(_points(log, "loss").items()))
     evaluated = sorted(_points(log, "eval_loss").items())
@@ -49,12 +49,12 @@ def loss_chart(log: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "evaluated_path": _path([place(point) for point in evaluated]),
         "x_ticks": [(place((tick, y_low))[0], f"{tick:,.0f}") for tick in x_ticks],
         "y_ticks": [(place((x_low, tick))[1], f"{tick:.{_digits(step_size)}f}") for tick in y_ticks],
-        "words": _chart_words(train, evaluated),
+        "description": _description(train, evaluated),
     }  # fmt: skip
 
 
-def _chart_words(train: list[tuple[float, float]], evaluated: list[tuple[float, float]]) -> str:
-    """The curve in words, for readers who cannot see it."""
+def _description(train: list[tuple[float, float]], evaluated: list[tuple[float, float]]) -> str:
+    """Return the curve in words, for screen readers."""
     parts = []
     for name, points in (("Training loss", train), ("Evaluation loss", evaluated)):
         if len(points) == 1:
@@ -71,7 +71,7 @@ def _points(log: Sequence[Mapping[str, Any]], key: str) -> dict[float, float]:
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most _MOST_POINTS points: neighbours are averaged, so that no spike is lost by chance."""
+    """Average neighbours until at most _MOST_POINTS points are left, so that no spike is lost by chance."""
     if len(points) <= _MOST_POINTS:
         return points
     groups = np.array_split(np.array(points), _MOST_POINTS)
@@ -79,13 +79,13 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of up to `window` values to each side; the window narrows at the ends."""
+    """Return centred means over about `window` values; the window narrows at the ends."""
     half = max(1, window // 2)
     return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
 
 
 def _ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) around low..high, about `count` of them and at least two."""
+    """Return about `count`, at least two, round numbers (1, 2 or 5 times a power of ten) that cover low..high."""
     span = high - low
     if span < 1e-6 * max(1.0, abs(high)):  # a flat line still needs an axis
         span = max(1.0, abs(high))
@@ -107,7 +107,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def finite(value: object) -> float | None:
-    """A number that can be drawn or written; None for anything else, NaN too."""
+    """Return a finite number as a float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Answers from a model: batched with left padding, greedy or sampled, stopped where an answer ends."""
+"""Generate answers: batches with left padding, greedy or sampled, ending at a stop token or the template's suffix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import ConfigError, DataError, TemplateError
 from byeori.evaluate import stop_tokens
+from byeori.support import atomic_files
 from byeori.support.text_files import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How answers are made; the settings of the same names."""
+    """Sampling parameters, under the names that their settings have. temperature 0: greedy decoding."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -32,7 +33,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """text: without special tokens. stopped: whether the model ended it by itself. tokens: how many it wrote."""
+    """One answer. text: without special tokens. stopped: ended by the model, not by a limit. tokens: generated."""
 
     text: str
     stopped: bool
@@ -40,7 +41,7 @@ class Answer:
 
 
 def batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Indices of prompts that are answered together: of similar length, longest first, so that padding is short."""
+    """Group the indices of prompts of similar length, longest first, to keep the padding short."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -50,55 +51,59 @@ def answer(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    how: Sampling,
+    sampling: Sampling,
     *,
     suffix: str = "",
-    positions: int | None = None,
-    number: int = 0,
+    max_length: int | None = None,
+    batch_number: int = 0,
     stream: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """Answer one batch of prompts (token ids). number: of the batch; each draws other samples.
+    """Answer one batch of prompts (token ids).
 
-    suffix: the template's words after the answer; the answer ends there too.
-    positions: answers end where the model's positions do.
-    stream: is given the text as it grows (one prompt only).
+    suffix: the template's text after the answer, which ends the answer too. max_length: of prompt and answer, in
+    tokens; None for no limit. batch_number: enters the seed, so that each batch draws its own samples. stream: called
+    with each new piece of text (one prompt only).
 
     Raises:
-        TemplateError: a prompt is empty, or fills all positions.
+        TemplateError: if a prompt is empty or leaves no room for an answer.
     """
     device = next(model.parameters()).device
     width = max(map(len, prompts))
-    room = how.max_new_tokens if positions is None else min(how.max_new_tokens, positions - width)
+    new_tokens = sampling.max_new_tokens if max_length is None else min(sampling.max_new_tokens, max_length - width)
     if not all(prompts):
-        raise TemplateError("the prompt is empty, and a model cannot answer nothing; give it some text")
-    if room < 1:
+        raise TemplateError("the prompt is empty; give it some text")
+    if new_tokens < 1:
         raise TemplateError(
-            f"a prompt of {width} tokens leaves no room for an answer in {positions} positions; shorten it"
+            f"a prompt of {width} tokens leaves no room for an answer within the model's maximum length of "
+            f"{max_length}; shorten it"
         )
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    ends = stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    torch.manual_seed(how.seed * 1_000_003 + number)
-    sampled = {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k} if how.temperature else {}
+    stop_ids = stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+    torch.manual_seed(sampling.seed * 1_000_003 + batch_number)
+    names = ("temperature", "top_p", "top_k") if sampling.temperature else ()
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
-        do_sample=bool(how.temperature),
-        max_new_tokens=room,
+        do_sample=bool(sampling.temperature),
+        max_new_tokens=new_tokens,
         repetition_penalty=1.0,
-        logits_processor=_penalty(how.repetition_penalty, mask),
-        eos_token_id=ends or None,
+        logits_processor=_repetition_penalty(sampling.repetition_penalty, mask),
+        eos_token_id=stop_ids or None,
         pad_token_id=pad,
         streamer=_streamer(tokenizer, stream) if stream else None,
         **({"stop_strings": [suffix], "tokenizer": tokenizer} if suffix.strip() else {}),
-        **sampled,
+        **{name: getattr(sampling, name) for name in names},
     )
-    return [_answer(tokenizer, row[width:].tolist(), ends, suffix) for row in output]
+    return [_answer(tokenizer, row[width:].tolist(), stop_ids, suffix) for row in output]
 
 
-def _penalty(penalty: float, mask: torch.Tensor) -> list[Any]:
-    """transformers' repetition penalty, blind to the padding: its token often is the end-of-text token as well."""
+def _repetition_penalty(penalty: float, mask: torch.Tensor) -> list[Any]:
+    """Return transformers' repetition penalty, applied to real tokens only.
+
+    The padding is often the end-of-text token as well, which must not be penalised because a prompt was padded.
+    """
     if penalty == 1.0:
         return []
     from transformers import RepetitionPenaltyLogitsProcessor
@@ -112,21 +117,20 @@ def _penalty(penalty: float, mask: torch.Tensor) -> list[Any]:
     return [process]
 
 
-def _answer(tokenizer: Any, ids: list[int], ends: list[int], suffix: str) -> Answer:
-    stop = next((index for index, token in enumerate(ids) if token in ends), None)
-    kept = ids if stop is None else ids[:stop]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
+def _answer(tokenizer: Any, ids: list[int], stop_ids: list[int], suffix: str) -> Answer:
+    stop = next((index for index, token in enumerate(ids) if token in stop_ids), None)
+    text = tokenizer.decode(ids[:stop], skip_special_tokens=True)
     stopped = stop is not None
     if suffix.strip() and suffix.strip() in text:
         text, stopped = text.split(suffix.strip())[0], True
-    return Answer(text=text.strip(), stopped=stopped, tokens=len(kept))
+    return Answer(text=text.strip(), stopped=stopped, tokens=len(ids[:stop]))
 
 
 def _streamer(tokenizer: Any, emit: Callable[[str], None]) -> Any:
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
-        """transformers' streamer, with its text given to `emit`."""
+        """transformers' streamer, passing its text to `emit`."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             emit(text + ("\n" if stream_end else ""))
@@ -137,92 +141,118 @@ def _streamer(tokenizer: Any, emit: Callable[[str], None]) -> Any:
 # ---- tables, and text from the command line ----------------------------------------------------------------------
 
 
-def encode_prompts(rows: Sequence[Mapping[str, Any]], how: Encoding, name: Callable[[int], str]) -> list[list[int]]:
-    """The prompt of every row.
-
-    name: how the user finds a row, from its position.
+def encode_prompts(
+    rows: Sequence[Mapping[str, Any]], encoding: Encoding, row_name: Callable[[int], str]
+) -> list[list[int]]:
+    """Return the token ids of every row's prompt. row_name: file and line of a row, given its position.
 
     Raises:
-        DataError: a row has no text where the prompt needs it.
+        DataError: if a row has no text for a column of the prompt.
     """
     prompts = []
     for row in rows:
         try:
-            prompts.append(tokenize.encode_prompt(row, how))
+            prompts.append(tokenize.encode_prompt(row, encoding))
         except TemplateError as error:
-            raise DataError(f"{name(int(row[sources.ROW]))}: {error}; mend the row or take it out") from None
+            raise DataError(f"{row_name(int(row[sources.ROW]))}: {error}; fix or remove the row") from None
     return prompts
 
 
 def answer_rows(
     model: Any,
-    how: Encoding,
+    encoding: Encoding,
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
     column: str,
     batch_size: int,
-    positions: int | None,
-    on_batch: Callable[[str], None],
+    max_length: int | None,
+    output: Path | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[str], str]:
-    """Answer every row: the answers, and a jsonl text of the rows with a `column` of answers, both in the rows' order.
+    """Answer every row; returns the answers, and the rows as jsonl text with the answers in `column`.
 
-    on_batch: is given the lines of every finished batch (longest prompts first), so that nothing computed is lost.
-    on_progress: called with rows done and rows in all.
+    output: the file for the jsonl text; each batch is appended as it is finished (longest prompts first), so that
+    nothing computed is lost, and the rows are in order at the end. on_progress: called with (rows done, total).
     """
-    suffix = how.template.suffix if how.template else ""
+    suffix = encoding.template.suffix if encoding.template else ""
     answers: dict[int, str] = {}
 
-    def line(index: int) -> str:
-        row = {name: value for name, value in rows[index].items() if name != sources.ROW}
-        return json.dumps({**row, column: answers[index]}, ensure_ascii=False, default=str) + "\n"
+    def lines(indices: Sequence[int]) -> str:
+        items = ({**_data_columns(rows[index]), column: answers[index]} for index in indices)
+        return "".join(json_line(item) for item in items)
 
-    where: dict[str, Any] = {"suffix": suffix, "positions": positions}
+    if output:
+        atomic_files.write(output, "")
     for number, batch in enumerate(batches(prompts, batch_size)):
-        found = answer(model, how.tokenizer, [prompts[i] for i in batch], sampling, number=number, **where)
-        answers.update({index: item.text for index, item in zip(batch, found, strict=True)})
-        on_batch("".join(map(line, batch)))
+        batch_prompts = [prompts[index] for index in batch]
+        limits: dict[str, Any] = {"suffix": suffix, "max_length": max_length, "batch_number": number}
+        texts = [item.text for item in answer(model, encoding.tokenizer, batch_prompts, sampling, **limits)]
+        answers.update(zip(batch, texts, strict=True))
+        if output:
+            append(output, lines(batch))
         on_progress(len(answers), len(rows))
-    return [answers[index] for index in range(len(rows))], "".join(map(line, range(len(rows))))
+    text = lines(range(len(rows)))
+    if output:
+        atomic_files.write(output, text)
+    return [answers[index] for index in range(len(rows))], text
+
+
+def _data_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != sources.ROW}
+
+
+def json_line(item: Mapping[str, Any]) -> str:
+    """Return one line of a jsonl file; dates and other types that JSON lacks become text."""
+    return json.dumps(item, ensure_ascii=False, default=str) + "\n"
+
+
+def append(path: Path, text: str) -> None:
+    """Append text to a file.
+
+    Raises:
+        CheckpointError: if the disk is full or read-only.
+    """
+    with atomic_files.disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def answer_column(columns: Sequence[str]) -> str:
-    """`output`, or the next free name where the rows have such a column (Alpaca's answers are one)."""
+    """Return `output`, or `output_2`, ... if the rows already have such a column, as Alpaca's do."""
     names = ("output", *(f"output_{number}" for number in range(2, len(columns) + 3)))
     return next(name for name in names if name not in columns)
 
 
 def text_or_file(value: str) -> str:
-    """A flag's text; `@file` is the file's text.
+    """Return a flag's text, or the text of the file in `@file`.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: if the file cannot be read.
     """
     if not value.startswith("@"):
         return value
     try:
         return read_text(Path(value[1:]), ConfigError)
     except OSError as error:
-        raise ConfigError(f"cannot read {value[1:]}: {error.strerror}; check the path behind the @") from None
+        raise ConfigError(f"cannot read {value[1:]}: {error.strerror}; check the path after the @") from None
 
 
 def standard_input(what: str) -> str:
-    """What stands on standard input; asked for where a person sits there.
+    """Return the text on standard input, with a prompt for it on a terminal.
 
     Raises:
-        ConfigError: nothing stands there.
+        ConfigError: if it is empty or not UTF-8.
     """
     missing = f"{what} is missing: give it as a flag or on standard input"
     if sys.stdin is None or sys.stdin.closed:
         raise ConfigError(missing)
     if sys.stdin.isatty():
-        print(f"Type {what}, then Ctrl-D:", file=sys.stderr)
+        print(f"Type {what}, then press Ctrl-D:", file=sys.stderr)
     try:
         text = sys.stdin.read().strip("\n")
     except UnicodeDecodeError:
-        raise ConfigError(f"{what} on standard input is not UTF-8; convert it, for instance with iconv") from None
+        raise ConfigError(f"{what} on standard input is not UTF-8; convert it, for example with iconv") from None
     if not text.strip():
         raise ConfigError(missing)
     return text

@@ -1,10 +1,10 @@
-"""How close answers are to their references, and how sure a difference between two models is.
+"""Metrics of answers against references, and confidence intervals for the difference between two models.
 
     prediction, reference ── chrf, rouge_l, exact ──> one value per row and metric
-    base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals ── verdict ──> words
+    base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals ── verdict ──> sentences
 
-Every text is brought to Unicode NFC first: decomposed Hangul (as macOS file names have it) looks the same to a
-reader and must not cost points. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004; paired bootstrap, Koehn 2004.
+Every text is normalised to Unicode NFC first: decomposed Hangul (as in macOS file names) looks the same to a reader
+and must score the same. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004; paired bootstrap, Koehn 2004.
 """
 
 import math
@@ -19,20 +19,20 @@ from sacrebleu.metrics.chrf import CHRF
 ROW_METRICS = ("chrf", "rouge_l", "exact", "length", "stopped", "loss")
 
 PAIR_METRICS = ("preference_accuracy", "preference_margin")
-"""Of rows with a chosen and a rejected answer, besides."""
+"""Additional metrics of rows with a chosen and a rejected answer."""
 
 SMALL_SAMPLE = 20
-"""Below this many rows the verdict says that the interval is rough."""
+"""With fewer rows the verdict says that the interval is rough."""
 
 FEWEST_ROWS = 6
-"""Below this many rows nothing is claimed: even when all five of five rows go one way, a sign test gives
-p = 2 / 2**5 = 0.06, while the bootstrap's percentile interval would already exclude zero."""
+"""With fewer rows nothing is claimed: even if all five of five rows improve, a sign test gives p = 2 / 2**5 = 0.06,
+while the bootstrap's percentile interval would already exclude zero."""
 
-_INDICES_AT_ONCE = 4_000_000  # 32 MB of row numbers while resampling, whatever the number of rows
+_INDICES_AT_ONCE = 4_000_000  # bounds the memory of resampling to 32 MB of row numbers
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% interval, in the metric's own unit; all NaN where there was nothing to measure."""
+    """A mean and its 95% interval, in the metric's unit; all NaN if there was nothing to measure."""
 
     mean: float
     low: float
@@ -40,9 +40,9 @@ class Interval(NamedTuple):
 
 
 def chrf(prediction: str, reference: str) -> float:
-    """Sentence chrF, 0 to 100: F-score (beta 2) over character 1- to 6-grams, spaces ignored (Popović 2015).
+    """Return sentence chrF, 0 to 100: F-score (beta 2) over character 1- to 6-grams, ignoring spaces (Popović 2015).
 
-    sacrebleu's default settings, so numbers compare with published ones. Two empty texts are equal: 100.
+    Computed by sacrebleu with its defaults, so comparable with published numbers. Two empty texts score 100.
     """
     prediction, reference = _normal(prediction), _normal(reference)
     if prediction == reference:
@@ -51,30 +51,29 @@ def chrf(prediction: str, reference: str) -> float:
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L F-measure, 0 to 100: words in common in the same order, F1 of precision and recall (Lin 2004).
+    """Return the ROUGE-L F-measure, 0 to 100: F1 over the longest common subsequence of words (Lin 2004).
 
-    Words are runs of letters and digits of any script, lowercased (the rouge-score package keeps a-z0-9 only, so
-    it scores every Korean text 0). Text without spaces, such as Japanese, is one word: read chrF there instead.
+    Words are runs of letters and digits of any script, lowercased (the rouge-score package keeps only a-z0-9, which
+    scores every Korean text 0). Text without spaces, such as Japanese, is one word; use chrF for it instead.
 
         "서울시 예산 안 발표" against "서울시 예산 발표": 3 in common, 3/4 and 3/3, F = 85.7
     """
-    found, wanted = _words(prediction), _words(reference)
-    if not found and not wanted:
-        return 100.0 if _normal(prediction) == _normal(reference) else 0.0
-    return 200.0 * _common_subsequence(found, wanted) / (len(found) + len(wanted))
+    predicted, expected = _words(prediction), _words(reference)
+    if not predicted and not expected:
+        return exact(prediction, reference)
+    return 200.0 * _common_subsequence(predicted, expected) / (len(predicted) + len(expected))
 
 
 def exact(prediction: str, reference: str) -> float:
-    """100 where the texts are the same after NFC and without the white space around them, else 0."""
+    """Return 100 if the texts are equal after NFC and stripping, else 0."""
     return 100.0 if _normal(prediction) == _normal(reference) else 0.0
 
 
 def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) -> dict[str, float]:
-    """All of ROW_METRICS for one answer.
+    """Return ROW_METRICS of one answer.
 
-    stopped: whether the model ended the answer itself (100 or 0), not the token limit. loss: mean negative
-    log-likelihood of the reference's tokens in nats, measured by the caller (NaN where it was not).
-    length: characters of the answer, white space around it left out.
+    stopped: whether the model ended the answer (100), not the token limit (0). loss: mean negative log-likelihood of
+    the reference's tokens in nats, measured by the caller; NaN if unknown. length: characters of the stripped answer.
     """
     return {
         "chrf": chrf(prediction, reference),
@@ -87,20 +86,19 @@ def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) ->
 
 
 def score_pair(chosen: float, rejected: float) -> dict[str, float]:
-    """PAIR_METRICS for one row, from the log-probs (summed, in nats) that a model gives the two answers.
+    """Return PAIR_METRICS of one row, from a model's summed log-probs (nats) of the two answers.
 
-    preference_accuracy: 100 where the chosen answer is the likelier one, else 0. preference_margin: by how much.
+    preference_accuracy: 100 if the chosen answer is more likely, else 0. preference_margin: by how many nats.
     """
     margin = chosen - rejected
     return {"preference_accuracy": 100.0 if margin > 0 else 0.0, "preference_margin": margin}
 
 
 def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """Mean of the per-row differences and its 95% percentile interval over resampled rows (Koehn 2004).
+    """Return the mean difference and its 95% percentile interval over resampled rows (Koehn 2004).
 
-    difference [rows]: tuned minus base of the same row; rows that are not finite are left out. With one row (or
-    equal rows) every resample is the same and low = mean = high: that is no certainty, see FEWEST_ROWS.
-    With no row at all, all three are NaN.
+    difference [rows]: tuned minus base of each row; non-finite rows are left out. With one row (or equal rows) every
+    resample is the same, so low = mean = high; that is not certainty, see FEWEST_ROWS. Without rows, all are NaN.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
@@ -109,7 +107,7 @@ def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> In
     if values.size == 0:
         return Interval(math.nan, math.nan, math.nan)
     mean = float(values.mean())
-    if values.min() == values.max():  # exact, where a mean of resamples would differ in the last bit
+    if values.min() == values.max():  # exact; the resamples' mean would differ in the last bit
         return Interval(float(values[0]), float(values[0]), float(values[0]))
     generator = np.random.default_rng(seed)
     at_once = max(1, _INDICES_AT_ONCE // values.size)
@@ -118,7 +116,7 @@ def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> In
         count = min(at_once, resamples - start)
         means[start : start + count] = values[generator.integers(values.size, size=(count, values.size))].mean(1)
     low, high = np.percentile(means, (2.5, 97.5))
-    # With very few resamples the percentiles can miss the mean itself.
+    # with very few resamples the percentiles can miss the mean itself
     return Interval(mean, min(float(low), mean), max(float(high), mean))
 
 
@@ -129,11 +127,10 @@ def summarise(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Means of both models and the difference tuned - base with its interval, for each of ROW_METRICS (and
-    PAIR_METRICS where they were measured).
+    """Return the means of both models, and tuned - base with its interval, for ROW_METRICS and measured PAIR_METRICS.
 
-    A row counts for a metric where both models have a finite value, so tuned - base is the difference's mean.
-    A metric without such a row is None throughout: the result goes into JSON, which has no NaN.
+    A row counts for a metric if both models have a finite value, so tuned - base is the difference's mean. A metric
+    without such a row is None throughout: the result is written as JSON, which has no NaN.
 
         {"base": {"chrf": 20.1, ...}, "tuned": {"chrf": 31.4, ...},
          "difference": {"chrf": {"mean": 11.3, "low": 8.0, "high": 14.9}, ...}, "rows": 40}
@@ -153,10 +150,10 @@ def summarise(
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """What summarise's numbers allow one to say, in one or two English sentences, and never more.
+    """Return the conclusion that the numbers of `summarise` support, in one or two sentences.
 
-    "Better" and "worse" are said only where the 95% interval of chrF excludes zero; the loss is mentioned where
-    its own interval does. Below SMALL_SAMPLE rows a caveat follows, below FEWEST_ROWS nothing is claimed.
+    "Closer" and "further" need a 95% interval of chrF that excludes zero; the loss is mentioned if its own interval
+    does. With fewer than SMALL_SAMPLE rows a caveat follows, with fewer than FEWEST_ROWS nothing is claimed.
     """
     rows = int(metrics.get("rows") or 0)
     over = "over 1 row" if rows == 1 else f"over {rows:,} rows"
@@ -165,7 +162,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         return "There is nothing to compare: no row has a chrF score from both models."
     if rows < FEWEST_ROWS:
         moved = f"chrF went from {metrics['base']['chrf']:.1f} to {metrics['tuned']['chrf']:.1f}"
-        return f"Too few rows to tell: {moved} {over}, and that can be chance. Compare at least {SMALL_SAMPLE} rows."
+        return f"Too few rows to tell: {moved} {over}, which may be chance. Compare at least {SMALL_SAMPLE} rows."
     direction = interval_sign(closeness)
     if direction == 0:
         words = (
@@ -177,36 +174,37 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         words = f"The tuned model is {start} the references: chrF {_moved(closeness, 1)} {over}"
     likelihood = _interval(metrics, "loss")
     if likelihood is not None and (sign := interval_sign(likelihood)):
-        # A falling loss agrees with a rising chrF; anything else is a contrast and should read as one.
+        # a falling loss agrees with a rising chrF; anything else is a contrast
         link = ", and" if sign == -direction else ", but"
         words += f"{link} the loss on the references {_moved(likelihood, 3)}"
     words += _preference(metrics)
     if rows < SMALL_SAMPLE:
-        words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough: take this as a hint"
+        words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough; treat this as a hint"
     return words + "."
 
 
 def caution(known: int, rows: int) -> str:
-    """A further sentence where rows of a comparison were trained on; "" where none was."""
+    """Return a further sentence if the adapter was trained on `known` of the compared rows, else ""."""
     if not known:
         return ""
-    return f" {known:,} of the {rows:,} rows {'was' if known == 1 else 'were'} trained on and may be known by heart."
+    was = "was" if known == 1 else "were"
+    return f" {known:,} of the {rows:,} rows {was} trained on, so the model may have memorised them."
 
 
 def _preference(metrics: Mapping[str, Any]) -> str:
-    """A sentence on pairs, where they were measured: shares as they are, a change only where the interval allows it."""
+    """Return a sentence on pairs, if measured: the shares, and a change of the margin if its interval supports it."""
     margin = _interval(metrics, "preference_margin")
     if margin is None:
         return ""
     before, after = (metrics[side]["preference_accuracy"] for side in ("base", "tuned"))
-    words = f". It finds the chosen answer likelier in {after:.0f}% of the pairs (the base in {before:.0f}%)"
+    words = f". It prefers the chosen answer in {after:.0f}% of the pairs (the base in {before:.0f}%)"
     if interval_sign(margin):
         return f"{words}; the margin between chosen and rejected {_moved(margin, 1)} nats"
     return f"{words}; the margin between chosen and rejected did not clearly change"
 
 
 def interval_sign(interval: Interval) -> int:
-    """1 or -1 where the whole interval lies above or below zero, 0 where it includes zero or is not known."""
+    """Return 1 or -1 if the whole interval lies above or below zero, 0 if it includes zero or is NaN."""
     return int(interval.low > 0) - int(interval.high < 0)
 
 
@@ -215,10 +213,10 @@ def _normal(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Runs of letters and digits. Combining marks stay inside (Hindi vowel signs are no letters to isalnum)."""
+    """Return the runs of letters and digits, with combining marks (Hindi vowel signs, not letters to isalnum)."""
     lowered = unicodedata.normalize("NFC", text).lower()
-    kept = (c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in lowered)
-    return [word for word in "".join(kept).split() if any(c.isalnum() for c in word)]
+    spaced = (c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in lowered)
+    return [word for word in "".join(spaced).split() if any(c.isalnum() for c in word)]
 
 
 @cache
@@ -227,7 +225,7 @@ def _chrf_scorer() -> CHRF:
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence: the textbook table, one row held as the bits of one integer.
+    """Return the length of the longest common subsequence, with a row of the table as the bits of one integer.
 
     Bit i of `row` is 0 where the table steps up by one at first[i], so the zeros count the length (Hyyrö 2004).
     """
@@ -258,21 +256,21 @@ def _row_count(base: Mapping[str, Sequence[float | None]], tuned: Mapping[str, S
 
 
 def _interval(metrics: Mapping[str, Any], name: str) -> Interval | None:
-    """The difference of one metric, or None where it was not measured."""
-    found = (metrics.get("difference") or {}).get(name) or {}
-    values = [float(value) for key in Interval._fields if (value := found.get(key)) is not None]
+    """Return the difference of one metric, or None if it was not measured."""
+    difference = (metrics.get("difference") or {}).get(name) or {}
+    values = [float(value) for key in Interval._fields if (value := difference.get(key)) is not None]
     if len(values) < 3 or not all(map(math.isfinite, values)):
         return None
     return Interval(*values)
 
 
 def _moved(interval: Interval, digits: int) -> str:
-    """ "rose by 12.3 (95% interval 9.1 to 15.4)"; a fall is told in positive numbers, smaller bound first."""
+    """Return "rose by 12.3 (95% interval 9.1 to 15.4)"; a fall is given in positive numbers, smaller bound first."""
     if interval.mean >= 0:
         verb, low, high = "rose", interval.low, interval.high
     else:
         verb, low, high = "fell", -interval.high, -interval.low
-    while digits < 6 and round(low, digits) == 0:  # an interval that excludes zero must not be printed as 0.0
+    while digits < 6 and round(low, digits) == 0:  # an interval that excludes zero must not read 0.0
         digits += 1
     return f"{verb} by {abs(interval.mean):.{digits}f} (95% interval {low:.{digits}f} to {high:.{digits}f})"
 

@@ -1,9 +1,10 @@
-"""What the model will see: rows with their trained tokens in colour, on the terminal and as a page."""
+"""Preview of what the model will see: rows with the trained tokens marked, on the terminal or as an HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import takewhile
 from typing import Any
 
 from byeori.batch import forest
@@ -11,49 +12,49 @@ from byeori.data.tokenize import Example
 
 Piece = tuple[str, bool]
 
-NAMED = 20  # dropped rows that are listed; the others are counted
+LISTED = 20  # dropped rows that are listed; further ones are counted
 
-# Control characters as their pictures, so that a row cannot steer the terminal; tabs and line breaks stay. Those from
-# U+0080 on, some of which terminals obey too, have none, and share a sign.
+# Control characters are shown as their pictures, so that a row cannot send commands to the terminal; tabs and line
+# breaks stay. Those from U+0080 on, some of which terminals obey too, have no picture and share a sign.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0x2426)
 
 
 def shared_prefix(examples: Sequence[Example]) -> float:
-    """Share of the tokens that stand in a prefix which another example has too."""
+    """Return the share of tokens in a prefix that an earlier example has too."""
     return forest.shared_fraction(examples)
 
 
 def pieces(example: Example, tokenizer: Any) -> list[Piece]:
-    """The example's text, token for token as the model reads it, in runs of (text, trained)."""
+    """Return the text of an example as the model reads it, in runs of (text, trained)."""
     trained = {index for start, end in example.targets for index in range(start, end)}
     return _runs(list(example.token_ids), [index in trained for index in range(len(example.token_ids))], tokenizer)
 
 
 def with_special(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
-    """A prompt's text as the model reads it, in runs of (text, special tokens)."""
-    known = {token for token, word in tokenizer.added_tokens_decoder.items() if word.special}
-    return _runs(list(ids), [token in known for token in ids], tokenizer)
+    """Return the text of a prompt as the model reads it, in runs of (text, special tokens)."""
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return _runs(list(ids), [token in special for token in ids], tokenizer)
 
 
 def _runs(ids: list[int], flags: list[bool], tokenizer: Any) -> list[Piece]:
-    """The text of the tokens, cut where the flag changes."""
+    """Return the text of the tokens, split where the flag changes."""
     ends = [index for index in range(1, len(ids) + 1) if index == len(ids) or flags[index] != flags[index - 1]]
 
     def text(end: int) -> str:
         return str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     whole, done, runs = text(len(ids)), 0, []
-    for end in ends:  # prefixes of the whole: a run alone would lose its leading space and halves of characters
-        pairs = zip(whole, text(end), strict=False)
-        upto = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(text(end))))
-        runs.append((whole[done : max(done, upto)], flags[end - 1]))
-        done = max(done, upto)
+    for end in ends:  # decodes prefixes: a run decoded alone would lose its leading space and split characters
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(whole, text(end), strict=False))
+        stop = max(done, sum(1 for _ in same))
+        runs.append((whole[done:stop], flags[end - 1]))
+        done = stop
     return runs
 
 
-def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str, Any]) -> None:
-    """On the terminal: the rows, trained tokens in green (and between ▸ ◂ without colours), then the findings."""
+def show(rows: list[tuple[str, list[Piece]]], notes: list[str], audit: dict[str, Any]) -> None:
+    """Print the rows, trained tokens in green (between ▸ ◂ without colours), and the findings of the audit."""
     from rich.console import Console
     from rich.text import Text
 
@@ -66,15 +67,15 @@ def show(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str,
             text.append(f"▸{part}◂" if trained and colourless else part, style="bold green" if trained else "dim")
         console.print(text)
     console.rule("findings", align="left")
-    for line in [*words, *_listed(found)]:
+    for line in [*notes, *_listed(audit)]:
         console.print(line, markup=False)
 
 
-def _listed(found: dict[str, Any]) -> list[str]:
-    """The rows that an audit names, a line each."""
-    lines = [f"long: {item['row']}, {item['tokens']:,} tokens" for item in found["longest"]]
-    lines += [f"dropped: {item['row']}: {item['reason']}" for item in found["dropped"][:NAMED]]
-    more = len(found["dropped"]) - NAMED
+def _listed(audit: dict[str, Any]) -> list[str]:
+    """Return a line for each row that the audit names."""
+    lines = [f"long: {item['row']}, {item['tokens']:,} tokens" for item in audit["longest"]]
+    lines += [f"dropped: {item['row']}: {item['reason']}" for item in audit["dropped"][:LISTED]]
+    more = len(audit["dropped"]) - LISTED
     return [*lines, f"dropped: and {more:,} more, which preview --json lists"] if more > 0 else lines
 
 
@@ -86,13 +87,13 @@ mark { background: #7bd88f66; color: inherit; border-radius: .2rem; }
 """
 
 
-def page(rows: list[tuple[str, list[Piece]]], words: list[str], found: dict[str, Any]) -> str:
-    """The same as one HTML page; text from the data is escaped."""
+def page(rows: list[tuple[str, list[Piece]]], notes: list[str], audit: dict[str, Any]) -> str:
+    """Return the preview as one HTML page; text from the data is escaped."""
     blocks = []
     for name, parts in rows:
         body = "".join(f"<mark>{escape(part)}</mark>" if trained else escape(part) for part, trained in parts)
         blocks.append(f"<h2>{escape(name)}</h2>\n<pre>\n{body}</pre>")
-    findings = "\n".join(f"<li>{escape(line)}</li>" for line in [*words, *_listed(found)])
+    findings = "\n".join(f"<li>{escape(line)}</li>" for line in [*notes, *_listed(audit)])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>byeori preview</title>'

@@ -1,10 +1,9 @@
-"""One HTML page that shows what fine-tuning changed: verdict, numbers, loss curve, answers side by side.
+"""The report of a comparison as one HTML page: verdict, metrics, loss curve, answers side by side.
 
     metrics, rows, log, settings ── plain records of text and coordinates ── report.html.j2 ──> one HTML string
 
-The page needs nothing but itself: no network, no fonts, no libraries. Texts of data and models reach it only through
-jinja2's autoescaping, and a content security policy with the hash of the page's own script keeps the browser from
-running anything else, should an escape ever be missed.
+The page is self-contained: no network, no fonts, no libraries. Text from data and models is autoescaped by jinja2, and
+should an escape ever be missed, a content security policy lets the browser run only the script with the page's hash.
 """
 
 import base64
@@ -19,21 +18,20 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 from byeori.evaluate.chart import finite, loss_chart
 from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
 
-# name: (heading, what it says, digits after the point, 1 higher is better / -1 lower is better / 0 neither)
+# name: (heading, description, decimals, 1 if higher is better / -1 if lower is better / 0 if neither)
 _METRICS: dict[str, tuple[str, str, int, int]] = {
     "chrf": ("chrF", "characters shared with the reference, 0 to 100", 1, 1),
     "rouge_l": ("ROUGE-L", "words shared in the same order, 0 to 100", 1, 1),
     "exact": ("Exact match", "answers equal to the reference, %", 1, 1),
-    "stopped": ("Finished", "answers that ended by themselves, %", 1, 1),
+    "stopped": ("Finished", "answers that the model ended itself, %", 1, 1),
     "length": ("Length", "characters per answer", 1, 0),
     "loss": ("Loss", "of the reference, nats per token; lower is better", 3, -1),
-    "preference_accuracy": ("Preference", "pairs whose chosen answer is the likelier one, %", 1, 1),
+    "preference_accuracy": ("Preference", "pairs in which the chosen answer is more likely, %", 1, 1),
     "preference_margin": ("Margin", "of the chosen over the rejected answer, nats", 1, 1),
 }
 
@@ -41,7 +39,7 @@ _MINUS = "\N{MINUS SIGN}"
 _DASH = "\N{EN DASH}"
 
 Segments = list[tuple[str, bool]]
-"""A text in pieces, each with: does it stand out? (the reference has it too; it is a special token)"""
+"""A text in pieces, each with a flag for highlighting (shared with the reference; a special token)."""
 
 
 def render_report(
@@ -57,13 +55,12 @@ def render_report(
     models: Mapping[str, str],
     extra: Mapping[str, Mapping[str, object]] | None = None,
 ) -> str:
-    """The report as one self-contained HTML string; write it as UTF-8.
+    """Return the report as one HTML string, to be written as UTF-8. Values that are None or NaN are shown as a dash.
 
-    rows: {"row": {column: value}, "prompt", "reference", "base_output", "tuned_output", "base": {metric: value},
-    "tuned": {metric: value}} each. metrics: from scores.summarise. prompt: the template, its last `{column}` the
-    trained answer. given: the first row's prompt as the models read it, special tokens apart. log: lines of
-    train_log.jsonl, {"step", "loss", ...} and {"step", "eval_loss"}; may be empty. extra: small tables,
-    {section: {name: value}}. Values that are None or NaN are shown as a dash.
+    rows: each {"row": {column: value}, "prompt", "reference", "base_output", "tuned_output", "base": {metric: value},
+    "tuned": {metric: value}}. metrics: from metrics.summarise. prompt: the template, whose last `{column}` is the
+    trained answer. given: the first row's prompt as the models read it, with special tokens flagged. log: lines of
+    train_log.jsonl, {"step", "loss", ...} and {"step", "eval_loss"}; may be empty. extra: {heading: {name: value}}.
     """
     shown, answer = template_columns(prompt)
     return _template().render(
@@ -86,40 +83,40 @@ def render_report(
 
 
 def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line of the metric table each: formatted numbers, the interval bar, and the difference in a word."""
+    """Return the lines of the metric table: formatted numbers, the interval's bar, and the change in a word."""
     lengths = [len(str(item["reference"]).strip()) for item in rows]
     count = int(finite(metrics.get("rows")) or 0)
+    base, tuned, differences = (metrics.get(key) or {} for key in ("base", "tuned", "difference"))
     lines = []
     for name, (heading, note, digits, better) in _METRICS.items():
-        if name in PAIR_METRICS and name not in (metrics.get("difference") or {}):
+        if name in PAIR_METRICS and name not in differences:
             continue
-        found = (metrics.get("difference") or {}).get(name) or {}
-        bounds = [finite(found.get(key)) for key in Interval._fields]
-        interval = None if None in bounds else Interval(*bounds)  # type: ignore[arg-type]
+        difference = differences.get(name) or {}
+        mean, low, high = (finite(difference.get(key)) for key in Interval._fields)
+        interval = None if mean is None or low is None or high is None else Interval(mean, low, high)
         word, tone = _change(interval, better, count)
-        if count < 2:
-            interval = None  # the interval of one row is a point, which would look like certainty
+        shown = interval if count > 1 else None  # the interval of one row is a point, which would look like certainty
+        bounds = [_number(value, digits, signed=True) for value in (shown.low, shown.high)] if shown else []
         if name == "length" and lengths:
-            note += f"; reference {np.mean(lengths):.1f}"
+            note += f"; reference {sum(lengths) / len(lengths):.1f}"
         lines.append(
             {
                 "heading": heading,
                 "note": note,
-                "base": _number((metrics.get("base") or {}).get(name), digits),
-                "tuned": _number((metrics.get("tuned") or {}).get(name), digits),
-                "difference": _number(found.get("mean"), digits, signed=True),
-                "interval": interval
-                and f"{_number(interval.low, digits, signed=True)} to {_number(interval.high, digits, signed=True)}",
+                "base": _number(base.get(name), digits),
+                "tuned": _number(tuned.get(name), digits),
+                "difference": _number(mean, digits, signed=True),
+                "interval": " to ".join(bounds),
                 "word": word,
                 "tone": tone,
-                "bar": interval and _bar(interval),
+                "bar": shown and _bar(shown),
             }
         )
     return lines
 
 
 def _change(interval: Interval | None, better: int, rows: int) -> tuple[str, str]:
-    """The difference in a word, and its tone for the colour: "up", "down" or "" (never a claim the interval lacks)."""
+    """Return the change in a word and the tone of its colour ("up", "down", ""); claims only what the interval does."""
     if interval is None:
         return "not measured", ""
     if interval.low == interval.high == 0:
@@ -135,13 +132,13 @@ def _change(interval: Interval | None, better: int, rows: int) -> tuple[str, str
 
 
 def _bar(interval: Interval) -> dict[str, float]:
-    """Where the interval is drawn, in a box 200 wide with zero at 100; each metric has its own scale."""
+    """Return where the interval is drawn in a box 200 wide with zero at 100; each metric has its own scale."""
     reach = max(abs(interval.low), abs(interval.high)) or 1.0
     return {name: round(100 + 90 * value / reach, 1) for name, value in interval._asdict().items()}
 
 
 def tally(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """In how many rows chrF rose, fell or stayed, by more than the 0.05 that the page prints."""
+    """Count the rows in which chrF rose, fell or stayed the same to the printed digit (0.05)."""
     gains = [gain for item in rows if (gain := _gain(item)) is not None]
     rose, fell = sum(gain >= 0.05 for gain in gains), sum(gain <= -0.05 for gain in gains)
     return {"rose": rose, "fell": fell, "same": len(gains) - rose - fell, "unknown": len(rows) - len(gains)}
@@ -151,29 +148,24 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def card(item: Mapping[str, Any], index: int, shown: Sequence[str]) -> dict[str, Any]:
-    """One row of the data with both answers, ready for the page. index counts from 1."""
+    """Return one row with both answers, ready for the page. index: counted from 1. shown: the columns of the prompt."""
     reference = _text(item["reference"])
-    filled = [(name, item["row"].get(name)) for name in shown]
-    columns = [(_text(name), _text(value)) for name, value in filled if value is not None and str(value).strip()]
+    values = [(name, item["row"].get(name)) for name in shown]
+    columns = [(_text(name), _text(value)) for name, value in values if value is not None and str(value).strip()]
     columns = columns or [("Prompt", _text(item["prompt"]))]
+    outputs = [_text(item[f"{side}_output"]) for side in ("base", "tuned")]
     answers = []
-    for key, heading in (("base", "Base model"), ("tuned", "Tuned model")):
-        output, scores = _text(item[f"{key}_output"]), item.get(key) or {}
+    for side, output in zip(("base", "tuned"), outputs, strict=True):
+        scores = item.get(side) or {}
         answers.append(
             {
-                "key": key,
-                "heading": heading,
+                "heading": f"{side.capitalize()} model",
                 "segments": matching(output, reference) if output.strip() else [],
                 "chrf": _number(scores.get("chrf"), 1),
                 "cut": finite(scores.get("stopped")) == 0,
             }
         )
     gain = _gain(item)
-    texts = [value for _, value in columns] + [
-        reference,
-        _text(item["base_output"]),
-        _text(item["tuned_output"]),
-    ]
     return {
         "index": index,
         "columns": columns,
@@ -182,27 +174,27 @@ def card(item: Mapping[str, Any], index: int, shown: Sequence[str]) -> dict[str,
         "gain": "" if gain is None else f"{gain:.4f}",
         "change": _number(gain, 1, signed=True),
         "tone": "" if gain is None or abs(gain) < 0.05 else ("up" if gain > 0 else "down"),
-        "length": sum(map(len, texts)),
+        "length": sum(map(len, [reference, *outputs, *(value for _, value in columns)])),
     }
 
 
 def matching(answer: str, reference: str) -> Segments:
-    """The answer in pieces, with those that the reference has in the same order marked.
+    """Return the answer in pieces, marking text that the reference has in the same order.
 
-    Words are matched first. Inside what differs, characters are: Korean particles change the end of a word, and
-    "예산안을" for "예산안" is mostly right.
+    Words are matched first, then characters inside the rest: Korean particles change the end of a word, and "예산안을"
+    for "예산안" is mostly right.
 
         matching("서울시 예산을 확정", "서울시 예산안 확정")
         == [("서울시 예산", True), ("을 ", False), ("확정", True)]
     """
     answer, reference = (unicodedata.normalize("NFC", text) for text in (answer, reference))
     spans, others = ([m.span() for m in re.finditer(r"\w+|[^\w\s]", text)] for text in (answer, reference))
-    words, wanted = [answer[a:b] for a, b in spans], [reference[a:b] for a, b in others]
+    words, expected = [answer[a:b] for a, b in spans], [reference[a:b] for a, b in others]
     same = bytearray(len(answer))
-    # Untrained models repeat themselves, and difflib then takes minutes; autojunk ignores such frequent words.
-    counts = Counter(wanted)
+    # untrained models repeat themselves, for which difflib needs minutes unless autojunk ignores the frequent words
+    counts = Counter(expected)
     repetitive = sum(counts[word] for word in words) > 100_000
-    matcher = SequenceMatcher(None, wanted, words, autojunk=repetitive)
+    matcher = SequenceMatcher(None, expected, words, autojunk=repetitive)
     for kind, i, i_end, j, j_end in matcher.get_opcodes():
         if kind == "equal":
             start, end = spans[j][0], spans[j_end - 1][1]
@@ -210,23 +202,23 @@ def matching(answer: str, reference: str) -> Segments:
         elif kind == "replace":
             start, end = spans[j][0], spans[j_end - 1][1]
             _match_characters(answer[start:end], reference[others[i][0] : others[i_end - 1][1]], same, start)
-    for gap in re.finditer(r"(?<=\S)\s+(?=\S)", answer):  # one mark over neighbours instead of a row of small ones
+    for gap in re.finditer(r"(?<=\S)\s+(?=\S)", answer):  # join the marks of neighbours
         if same[gap.start() - 1] and same[gap.end()]:
             same[gap.start() : gap.end()] = b"\1" * (gap.end() - gap.start())
     edges = [0, *(k for k in range(1, len(same)) if same[k] != same[k - 1]), len(same)]
     return [(answer[a:b], bool(same[a])) for a, b in pairwise(edges) if b > a]
 
 
-def _match_characters(part: str, wanted: str, same: bytearray, offset: int) -> None:
-    """Mark common runs of characters: two syllables of Hangul say something, two letters do not."""
-    if len(part) * len(wanted) > 20_000:  # slow, and so much that differs has only chance runs in common
+def _match_characters(part: str, expected: str, same: bytearray, offset: int) -> None:
+    """Mark common runs of characters: at least two of Hangul and the like, which carry meaning, or four letters."""
+    if len(part) * len(expected) > 20_000:  # slow, and texts that differ so much only share runs by chance
         return
-    for block in SequenceMatcher(None, wanted, part, autojunk=False).get_matching_blocks():
+    for block in SequenceMatcher(None, expected, part, autojunk=False).get_matching_blocks():
         run = part[block.b : block.b + block.size]
-        kept = run.strip()
-        if len(kept) >= (2 if any(ord(c) >= 0x2E80 for c in kept) else 4):
-            start = offset + block.b + run.index(kept)
-            same[start : start + len(kept)] = b"\1" * len(kept)
+        core = run.strip()
+        if len(core) >= (2 if any(ord(c) >= 0x2E80 for c in core) else 4):
+            start = offset + block.b + run.index(core)
+            same[start : start + len(core)] = b"\1" * len(core)
 
 
 def _gain(item: Mapping[str, Any]) -> float | None:
@@ -241,7 +233,7 @@ _COLUMN = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
 def template_columns(prompt: str) -> tuple[list[str], str]:
-    """The columns of the prompt in order, and the answer's column ("" where the prompt has none)."""
+    """Return the columns of the prompt in order, and the answer's column ("" if the prompt names none)."""
     names = [match[1] for match in _columns(prompt)]
     if not names:
         return [], ""
@@ -249,16 +241,16 @@ def template_columns(prompt: str) -> tuple[list[str], str]:
 
 
 def prompt_pieces(prompt: str) -> list[tuple[str, bool]]:
-    """The prompt cut at the last `{column}`, which is marked: the place of the answer, the only part trained."""
-    found = _columns(prompt)
-    if not found:
+    """Return the prompt split around its last `{column}`, which is flagged: the answer, the only trained part."""
+    columns = _columns(prompt)
+    if not columns:
         return [(prompt, False)]
-    start, end = found[-1].span()
+    start, end = columns[-1].span()
     return [(prompt[:start], False), (prompt[start:end], True), (prompt[end:], False)]
 
 
 def _columns(prompt: str) -> list[re.Match[str]]:
-    """Every `{column}`; none in a tokenizer's chat template, whose braces are jinja's and Python's."""
+    """Return every `{column}`; none for a tokenizer's chat template, whose braces are jinja's."""
     if "{%" in prompt:
         return []
     return [match for match in _COLUMN.finditer(prompt) if match[1]]
@@ -269,7 +261,7 @@ def _table(values: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
-    """Text that UTF-8 and HTML can hold: lone surrogates and control characters become U+FFFD."""
+    """Return text that UTF-8 and HTML can hold: lone surrogates and control characters become U+FFFD."""
     if value is None:
         return _DASH
     if isinstance(value, (list, tuple)):
@@ -285,9 +277,17 @@ def _number(value: object, digits: int, *, signed: bool = False) -> str:
     return f"{rounded:{'+' if signed and rounded else ''},.{digits}f}".replace("-", _MINUS)
 
 
+def _is_longer(segments: Segments, lines: int, columns: int) -> bool:
+    """Whether a text fills more lines of so many columns; wide characters (Hangul, Hanzi, kana) take two."""
+    text = "".join(part for part, _ in segments)
+    widths = (sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in text.split("\n"))
+    return sum(max(1, -(-width // columns)) for width in widths) > lines
+
+
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["is_longer"] = _is_longer
     environment.filters["csp_hash"] = lambda script: (
         "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
     )

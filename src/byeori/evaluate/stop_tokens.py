@@ -1,8 +1,8 @@
-"""Which tokens end an answer.
+"""The tokens that end an answer.
 
-A chat template may end a turn with another token than the tokenizer's end-of-text: base models of the Qwen kind end a
-text with <|endoftext|>, and their chat template ends a turn with <|im_end|>. Who was trained on turns never writes the
-former, so whoever generates has to know the latter too.
+A chat template may end a turn with another token than the tokenizer's end-of-text: base models such as Qwen's end a
+text with <|endoftext|>, and their chat template ends a turn with <|im_end|>. A model trained on turns never writes the
+former, so generation has to stop at the latter too.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ from typing import Any
 
 from byeori.data.chat import turn_end
 from byeori.errors import ByeoriError
+from byeori.model import load
 
 _CONFIG = "generation_config.json"
 
 
 def stop_ids(tokenizer: Any, configured: Any) -> list[int]:
-    """Every token that ends an answer. configured: eos_token_id of a generation config: one, several, or None."""
+    """Return every token that ends an answer. configured: a generation config's eos_token_id (one, a list or None)."""
     known = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in [tokenizer.eos_token_id, turn_end(tokenizer), *known] if token is not None})
 
 
 def record(folder: Path) -> None:
-    """Name the tokens in the generation config of a model's folder, for everybody else who generates with it."""
-    from byeori.model.load import load_tokenizer
-
+    """Add the stop tokens to the generation config of a model's folder, for other programs that generate with it."""
     try:
-        tokenizer, _ = load_tokenizer(str(folder))
+        tokenizer, _ = load.load_tokenizer(str(folder))
     except ByeoriError:  # a model without one
         return
-    kept, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
-    before = kept.get("eos_token_id", config.get("eos_token_id"))
-    ends = stop_ids(tokenizer, before)
-    if set(ends) - set(before if isinstance(before, list) else [before]):
-        text = json.dumps({**kept, "eos_token_id": ends}, indent=2, ensure_ascii=False)
+    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
+    before = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = stop_ids(tokenizer, before)
+    if set(ids) - set(before if isinstance(before, list) else [before]):
+        text = json.dumps({**generation, "eos_token_id": ids}, indent=2, ensure_ascii=False)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
