@@ -15,7 +15,7 @@ import byeori
 from byeori import config
 from byeori.artifacts.starting_model import begin
 from byeori.batch import loader
-from byeori.commands import _rows
+from byeori.commands import _planned, _rows
 from byeori.data import tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
@@ -59,7 +59,7 @@ def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[s
     assert {tokens for _, tokens in ways} > {2048}
     assert {recompute for recompute, _ in ways} > {"none"}
     assert less["chosen"]["gradient_checkpointing"] == "full"
-    assert "this run may end without memory" in capfd.readouterr().err
+    assert "the run may run out of memory" in capfd.readouterr().err
 
 
 def test_a_run_keeps_its_pages_up_to_its_plan_until_it_needs_more(
@@ -147,11 +147,12 @@ def test_weights_are_shared_where_they_do_not_fit(
     def choose(bytes_each: float, world: int, local_world: int) -> tuple[int, autotune.Forecast]:
         monkeypatch.setattr(memory, "total_bytes", lambda: int(bytes_each * local_world))
         processes = replace(alone, world=world, local_world=local_world)
-        _, chosen, forecast = autotune.choose(settings, start, table, schedule, processes, lambda text: None)
-        assert forecast is not None
-        return chosen.shards, forecast
+        run = _planned.planned_run(settings)
+        chosen = autotune.choose(run, start, table, schedule, processes, lambda text: None)
+        assert chosen.forecast is not None
+        return chosen.processes.shards, chosen.forecast
 
     assert choose(1e12, 8, 2)[0] == 1
-    needs = {world: choose(1.0, world, world)[1].offer.need for world in (1, 2, 8)}
+    needs = {world: choose(1.0, world, world)[1].candidate.need for world in (1, 2, 8)}
     assert needs[1] > 1.1 * needs[2] > 1.2 * needs[8]
     assert [choose(1.04 * needs[world], 8, 2)[0] for world in (1, 2, 8)] == [1, 2, 8]

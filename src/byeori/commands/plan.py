@@ -13,6 +13,7 @@ import torch
 
 from byeori.artifacts import starting_model as starts
 from byeori.artifacts.starting_model import StartingModel
+from byeori.commands._planned import planned_run
 from byeori.config import PlanSettings, TrainSettings
 from byeori.errors import ConfigError, ModelError
 from byeori.model import load
@@ -41,12 +42,11 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     training, begun = starts.begin(given) if settings.data_path else (given, None)
     config = _config(settings, begun)
     training, notes = _cutoff(training, config, settings.base_model or "this shape")
-    rehearser = Rehearser(config=config, training=training)
+    rehearser = Rehearser(config, planned_run(training))
     found = _machines(settings, table, rehearser)
     work, left_out = _work(settings, training, begun, rehearser)
-    case = rehearser.case(work, table)
-    most = {machine.device: machine.memory for machine in sorted(found, key=lambda machine: machine.memory)}
-    with _rarely_collecting(), rehearser.ahead(work, most):
+    case = rehearser.plan_input(work, table)
+    with _rarely_collecting():
         offers = candidates.offers(case, found)
     if all(offer.refused for offer in offers):
         raise ConfigError(f"{offers[0].refused}; training would not start")
@@ -54,7 +54,7 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
     subject = report.Subject(
         name=settings.base_model or f"a {config.model_type} model by hand",
         objective=settings.planned,
-        weights=rehearser.weights(work.micros[0]),
+        weights=rehearser.weight_count(work.micros[0]),
         notes=(
             *notes,
             *_notes(training),
@@ -81,15 +81,13 @@ def plan(settings: PlanSettings) -> dict[str, Any]:
 
 @contextmanager
 def _rarely_collecting() -> Iterator[None]:
-    """Millions of small objects are made and freed by their counts; looking for cycles takes an eighth of the time."""
+    """A rehearsal makes and frees millions of small objects; looking for cycles takes an eighth of its time."""
     before = gc.get_threshold()
-    gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 # ---- what is planned -----------------------------------------------------------------------------------------------
@@ -196,7 +194,7 @@ def _work(
     """The steps that are planned, and in words which rows are in none of them."""
     from byeori.commands._rows import prepare, schedule
 
-    objective = rehearser.objective
+    objective = rehearser.run.objective
     size, tokens = training.micro_batch_size, rehearser.micro_batch_tokens("cuda")
     rows, left_out = None, []
     count = settings.assumed_rows

@@ -20,6 +20,7 @@ from byeori.artifacts import layout as folders
 from byeori.artifacts.starting_model import StartingModel, begin, objective_of
 from byeori.batch import loader
 from byeori.commands import _model as weights
+from byeori.commands._planned import planned_run
 from byeori.commands._rows import Prepared, prepare, schedule
 from byeori.config import DpoSettings, SftSettings, TrainSettings
 from byeori.data import audit, tokenized
@@ -130,8 +131,17 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     plan = schedule(settings, len(rows), rows)
     if settings.max_steps is not None and plan.total_steps < settings.max_steps:
         context.tell(f"{settings.num_epochs:g} epochs are {plan.total_steps} steps, fewer than --max_steps")
-    chosen = autotune.choose(settings, context.start, rows, plan, processes, context.tell)
-    settings, processes, forecast = chosen
+    chosen = autotune.choose(
+        planned_run(settings),
+        context.start,
+        rows,
+        plan,
+        processes,
+        context.tell,
+        trust_remote_code=settings.trust_remote_code is not None,
+    )
+    processes, forecast = chosen.processes, chosen.forecast
+    settings = settings.model_copy(update=chosen.settings)
     context = replace(context, settings=settings, processes=processes)
     model, options = _model(context, rows, plan)
     if context.objective.reference:

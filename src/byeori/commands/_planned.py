@@ -1,0 +1,31 @@
+"""What `byeori plan`, and a run that chooses by the plan, read of the training settings."""
+
+from __future__ import annotations
+
+from byeori.artifacts.starting_model import objective_of
+from byeori.config import TrainSettings
+from byeori.plan.rehearsal import Adapter
+from byeori.plan.rehearser import PlannedRun
+
+
+def planned_run(settings: TrainSettings) -> PlannedRun:
+    """The settings that decide a run's memory and speed; None where they leave the choice to the plan."""
+    checkpointing = settings.gradient_checkpointing
+    return PlannedRun(
+        objective=objective_of(settings),
+        adapter=Adapter(
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.lora_target_modules),
+        ),
+        dtype=settings.dtype,
+        recompute={"auto": None, "offload": "full"}.get(checkpointing, checkpointing),
+        four_bit=None if settings.load_in_4bit == "auto" else settings.load_in_4bit,
+        eight_bit=settings.load_in_8bit,
+        parallel=settings.parallel,
+        micro_batch_size=settings.micro_batch_size,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        share_prefixes=settings.share_prefixes != "off",
+        speed=tuple(settings.speed),
+    )
