@@ -131,8 +131,8 @@ def test_no_template_fits_the_columns(sft: Fails, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"document": null, "title": "봄"}', "column 'document' holds null where text is expected"),
-        ('{"document": "봄", "title": null}', "column 'title' holds null where text is expected"),
+        ('{"document": null, "title": "봄"}', "column 'document' holds null, not text"),
+        ('{"document": "봄", "title": null}', "column 'title' holds null, not text"),
         ('{"document": "봄", "title": ""}', "the answer, column 'title', is empty"),
         ('{"document": "봄", "title": "  \\n"}', "the answer, column 'title', is empty"),
     ],
@@ -147,7 +147,7 @@ def test_row_without_text(sft: Fails, tmp_path: Path, row: str, words: str) -> N
 def test_number_where_text_is_expected(sft: Fails, tmp_path: Path) -> None:
     said = sft(data_path=rows_file(tmp_path, '{"document": 7, "title": "봄"}\n'))
     assert "rows.jsonl line 1: column 'document' holds" in said
-    assert "int (7) where text is expected" in said
+    assert "int 7, not text" in said
 
 
 def test_answers_that_do_not_fit(sft: Fails, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_answers_that_do_not_fit(sft: Fails, tmp_path: Path) -> None:
 
 
 def test_template_without_answer(sft: Fails) -> None:
-    assert "names no column, so it has no answer to train" in sft(template="본문과 제목을\n쓰세요")
+    assert "has no column, so there is no answer to train" in sft(template="본문과 제목을\n쓰세요")
     assert "an inline template needs a {column}" in sft(template="본문과 제목을 쓰세요")
 
 
@@ -171,7 +171,7 @@ def test_template_with_unclosed_brace(sft: Fails) -> None:
 
 
 def test_unknown_template_has_a_near_name(sft: Fails) -> None:
-    assert "there is no template 'title-kr' (did you mean title-ko?)" in sft(template="title-kr")
+    assert "there is no template or file 'title-kr' (did you mean title-ko?)" in sft(template="title-kr")
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_bad_rows_keep_their_line_and_reason(rows_of: Callable[..., datasets.Dat
     assert table["problem"][:3] == [
         "the answer, column 'a', is empty",
         "",
-        "column 'q' holds null where text is expected",
+        "column 'q' holds null, not text",
     ]
     assert "are more than cutoff_len 40" in table["problem"][3]
     assert table["too_long"][:] == [False, False, False, True]
@@ -215,7 +215,7 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
     found = audit(*tables, name)
     assert found.pop("dropped")[:3] == [
         {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},
-        {"row": "line 5", "reason": "column 'q' holds null where text is expected", "too_long": False},
+        {"row": "line 5", "reason": "column 'q' holds null, not text", "too_long": False},
         {"row": "line 10", "reason": "the answer, column 'a', is empty", "too_long": False},
     ]
     assert audit(*tables, name)["dropped"][4]["too_long"]
@@ -259,7 +259,7 @@ def _letters() -> Any:
 
 def test_a_number_where_text_is_expected(rows_of: Callable[..., datasets.Dataset]) -> None:
     found = audit(table_of(rows_of([{"q": 2024, "note": None, "a": "x"}])), None, name)
-    assert found["dropped"][0]["reason"] == "column 'q' holds an int (2024) where text is expected"
+    assert found["dropped"][0]["reason"] == "column 'q' holds int 2024, not text"
     assert (found["train_rows"], found["mean_tokens"], found["longest"]) == (0, 0.0, [])
 
 
@@ -310,7 +310,7 @@ def test_the_audit_in_words() -> None:
     ]
     dropped = [
         {"row": "line 2", "reason": "the answer, column 'a', is empty", "too_long": False},
-        {"row": "line 5", "reason": "column 'q' holds null where text is expected", "too_long": False},
+        {"row": "line 5", "reason": "column 'q' holds null, not text", "too_long": False},
         *({"row": f"line {row}", "reason": "too long", "too_long": True} for row in range(10, 1210)),
     ]
     every: dict[str, Any] = nothing | {
@@ -323,7 +323,7 @@ def test_the_audit_in_words() -> None:
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
         "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
         "2 rows (1 with an empty answer) dropped: line 2: the answer, column 'a', is empty; line 5: column 'q' holds "
-        "null where text is expected",
+        "null, not text",
         "1,200 rows dropped: line 10: too long; line 11: too long; line 12: too long (and 1,197 more)",
         "2 rows have nothing in the columns of the prompt; first line 9",
         "3 rows repeat another row",
@@ -346,6 +346,6 @@ def test_the_audit_in_words() -> None:
     stop = sentences(every, cutoff_len=64, policy="stop")
     assert stop[2] == (
         "2 rows (1 with an empty answer) cannot be trained, and training stops there unless --on_bad_rows drop is "
-        "given: line 2: the answer, column 'a', is empty; line 5: column 'q' holds null where text is expected"
+        "given: line 2: the answer, column 'a', is empty; line 5: column 'q' holds null, not text"
     )
     assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64, policy="drop") == ["no row to train"]

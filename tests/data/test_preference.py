@@ -146,7 +146,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (ROW | {"chosen": " "}, "the answer, column 'chosen', is empty"),
     (ROW | {"rejected": None}, "the answer, column 'rejected', is empty"),
     (ROW | {"rejected": float("nan")}, "the answer, column 'rejected', is empty"),
-    (ROW | {"rejected": 3}, "column 'rejected' holds a int where text is expected"),
+    (ROW | {"rejected": 3}, "column 'rejected' holds int 3, not text"),
     (ROW | {"rejected": ROW["chosen"]}, "the chosen and the rejected answer are the same"),
 ]
 
@@ -165,7 +165,7 @@ def test_messages_without_an_answer() -> None:
 def test_rows_without_a_pair() -> None:
     with pytest.raises(TemplateError, match="need the columns chosen and rejected, and there is no 'rejected'"):
         preference.choose(features({"question": "q", "chosen": "c"}))
-    with pytest.raises(TemplateError, match=r"; or take `byeori dpo`, which such pairs are made for$"):
+    with pytest.raises(TemplateError, match=r"; or use `byeori dpo`, which trains on such pairs$"):
         template.choose(list(ROW))
     with pytest.raises(TemplateError, match="there is no column beside chosen and rejected; add the prompt"):
         preference.choose(features({"chosen": "c", "rejected": "r"}))

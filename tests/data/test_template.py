@@ -10,7 +10,8 @@ import pytest
 
 import kinds
 from byeori.data import tokenize
-from byeori.data.template import Segment, Template, chat_template, choose, parse, resolve, shipped, unknown_column
+from byeori.data.served_template import chat_template, served_template
+from byeori.data.template import Segment, Template, choose, parse, resolve, shipped, unknown_column
 from byeori.errors import TemplateError
 
 TUTORIAL_TITLE = """당신은 주어진 본문으로부터 적절한 제목을 생성하는 제목 생성기입니다. \
@@ -104,7 +105,7 @@ def test_columns_that_the_data_lacks(tmp_path: Path) -> None:
         with pytest.raises(TemplateError) as caught:
             own.check_columns(["본문", "제목", "참고"], with_answer=True)
         assert str(caught.value) == (
-            "the template names the column '참고문', which the data does not have (did you mean 참고?); "
+            "the template uses the column '참고문', which the data does not have (did you mean 참고?); "
             "its columns are 본문, 제목, 참고"
         )
         own.check_columns(["본문", "참고문"], with_answer=False)
@@ -117,14 +118,14 @@ def test_columns_that_the_data_lacks(tmp_path: Path) -> None:
 def test_a_prompt_that_asks_nothing() -> None:
     template = parse("[[{x}: ]]{q} {r} {a}")
     assert template.required_columns == ["q", "r"]
-    assert template.asks_nothing({"x": "X", "q": " ", "r": "\n"})
-    assert not template.asks_nothing({"q": "", "r": "R"})
-    assert not parse("[[{x}]]{a}").asks_nothing({"x": ""})
+    assert template.has_empty_prompt({"x": "X", "q": " ", "r": "\n"})
+    assert not template.has_empty_prompt({"q": "", "r": "R"})
+    assert not parse("[[{x}]]{a}").has_empty_prompt({"x": ""})
 
 
 def test_nan_is_a_missing_value() -> None:
     assert text(parse("[[({x})]]{q} {a}"), x=float("nan"), q="Q", a="A") == "Q A"
-    with pytest.raises(TemplateError, match="column 'q' holds null where text is expected"):
+    with pytest.raises(TemplateError, match="column 'q' holds null, not text"):
         parse("{q} {a}").segments({"q": float("nan"), "a": "A"})
 
 
@@ -216,15 +217,15 @@ def test_alpaca_without_input_has_no_input_block() -> None:
         ("{q}\n{a", "template inline, line 2: unmatched '{'"),
         ("a}\n{b}", "line 1: unmatched '}'; write '}}' for a literal brace"),
         ('{"q": "{q}"} {a}', "line 1: unmatched '{'"),
-        ("{} {a}", "'{}' names no column; write '{{}}' for literal braces"),
-        ("{ } {a}", "'{ }' names no column"),
-        ("[[{q} {a}", "[[ is never closed"),
+        ("{} {a}", "'{}' has no column name; write '{{}}' for literal braces"),
+        ("{ } {a}", "'{ }' has no column name"),
+        ("[[{q} {a}", "[[ is not closed"),
         ("{q}]] {a}", "']]' does not match"),
         ("[[{q} [[{r}]]]] {a}", "'[[' does not match"),
-        ("only words", "names no column, so it has no answer to train; for instance `--template"),
-        ("", "names no column"),
-        ("{q} [[{a}]]", "the answer {a} stands inside [[ ]]; move it out"),
-        ("{a} {q} {a}", "the answer {a} also stands in the prompt, which would give it away"),
+        ("only words", "has no column, so there is no answer to train; for example `--template"),
+        ("", "has no column"),
+        ("{q} [[{a}]]", "the answer {a} is inside [[ ]]; move it out"),
+        ("{a} {q} {a}", "the answer {a} is also in the prompt, which would give it away"),
     ],
 )
 def test_what_does_not_parse(spec: str, words: str) -> None:
@@ -235,7 +236,7 @@ def test_a_column_that_the_data_lacks() -> None:
     with pytest.raises(TemplateError) as caught:
         parse("{documnet} {title}").segments({"document": "d", "title": "t", "__row__": 0})
     assert str(caught.value) == (
-        "the template names the column 'documnet', which the data does not have (did you mean document?); "
+        "the template uses the column 'documnet', which the data does not have (did you mean document?); "
         "its columns are document, title"
     )
 
@@ -247,10 +248,10 @@ def test_a_column_name_with_a_line_break_makes_no_second_line() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "column 'q' holds null where text is expected"),
-        (3, "column 'q' holds an int (3) where text is expected"),
-        (2.5, "column 'q' holds a float (2.5) where text is expected"),
-        ({"a": "b\nc"}, "column 'q' holds a dict ({'a': 'b\\nc'}) where text is expected"),
+        (None, "column 'q' holds null, not text"),
+        (3, "column 'q' holds int 3, not text"),
+        (2.5, "column 'q' holds float 2.5, not text"),
+        ({"a": "b\nc"}, "column 'q' holds dict {'a': 'b\\nc'}, not text"),
     ],
 )
 def test_a_value_that_is_no_text(value: object, words: str) -> None:
@@ -299,14 +300,14 @@ def test_a_template_that_does_not_exist() -> None:
     with pytest.raises(TemplateError) as caught:
         resolve("title_ko")
     assert str(caught.value) == (
-        "there is no template 'title_ko' (did you mean title-ko?): no file of that name, and the shipped ones are "
-        "alpaca, prompt-completion, question-answer, title-ko, chat; an inline template needs a {column}"
+        "there is no template or file 'title_ko' (did you mean title-ko?); the templates are alpaca, "
+        "prompt-completion, question-answer, title-ko, chat, and an inline template needs a {column}"
     )
 
 
 @pytest.mark.parametrize("spec", ["", "긴 문장 " * 200, "a\0b"])
 def test_words_without_a_column_are_no_template(spec: str) -> None:
-    with pytest.raises(TemplateError, match="there is no template"):
+    with pytest.raises(TemplateError, match="there is no template or file"):
         resolve(spec)
 
 
@@ -331,8 +332,8 @@ def test_where_none_fits_the_error_shows_how_to_write_one() -> None:
         choose(["body", "headline", "__row__"])
     assert str(caught.value) == (
         "no shipped template fits the columns body, headline; write one, "
-        "for instance `--template '### body:\\n{body}\\n\\n### headline:\\n{headline}'`, "
-        "where the last one is the answer"
+        "for example `--template '### body:\\n{body}\\n\\n### headline:\\n{headline}'`, "
+        "whose last column is the answer"
     )
     for columns in (["body"], ["{body}", "headline"]):
         with pytest.raises(TemplateError, match=r"\\n\{question\}\\n\\n### Answer:\\n\{answer\}'`$"):
@@ -356,7 +357,7 @@ TRICKY = parse(
 def served(how: tokenize.Encoding, messages: list[dict[str, str]], **columns: str) -> list[int]:
     """The ids that a server makes of the exported chat template."""
     found = how.tokenizer.apply_chat_template(
-        messages, chat_template=tokenize.served_template(how), add_generation_prompt=True, return_dict=False, **columns
+        messages, chat_template=served_template(how), add_generation_prompt=True, return_dict=False, **columns
     )
     return list(found)
 
@@ -414,7 +415,7 @@ def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:
     how = encoding("llama3", parse("Q: {q}\nA: {a} (end)"))
     found = how.tokenizer.apply_chat_template(
         [user("왜?"), {"role": "assistant", "content": "그냥"}],
-        chat_template=tokenize.served_template(how),
+        chat_template=served_template(how),
         tokenize=False,
     )
     assert found == "<|begin_of_text|>Q: 왜?\nA: 그냥 (end)<|endoftext|>"
@@ -448,4 +449,4 @@ def test_llama_2_needs_the_space_that_its_tokenizer_puts_before_a_text() -> None
 
 
 def test_without_bos_there_is_none() -> None:
-    assert tokenize.served_template(encoding("gpt2", named("title-ko"))) == chat_template(named("title-ko"), "")
+    assert served_template(encoding("gpt2", named("title-ko"))) == chat_template(named("title-ko"), "")

@@ -11,7 +11,7 @@ from typing import Any
 from byeori import config
 from byeori.artifacts import layout, model_card
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
-from byeori.data import tokenize
+from byeori.data.served_template import served_template
 from byeori.data.tokenize import Encoding
 from byeori.model.fingerprint import base_fingerprint
 from byeori.support import hub
@@ -23,7 +23,7 @@ def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None
     if how.template is not None:
         (folder / TEMPLATE).write_text(how.template.text, encoding="utf-8")
         before = tokenizer.chat_template
-        tokenizer.chat_template = tokenize.served_template(how)
+        tokenizer.chat_template = served_template(how)
         tokenizer.save_pretrained(str(folder))
         tokenizer.chat_template = before
     else:

@@ -73,7 +73,7 @@ def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> d
     if chosen is None:
         return {**row, "messages": _conversation(row, answer, side)}
     if answer is not None and not isinstance(answer, str):
-        raise TemplateError(f"column {side!r} holds a {type(answer).__name__} where text is expected")
+        raise TemplateError(template.not_text(side, answer))
     if not answer or not answer.strip():
         raise TemplateError(f"the answer, column {side!r}, is empty")
     return {**row, chosen.answer_column: answer}

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from byeori.data import chat
-from byeori.data import template as template_module
 from byeori.data.template import Segment, Template
 from byeori.errors import TemplateError, TooLongError
 
@@ -118,27 +117,6 @@ def _core(tokenizer: Any) -> Any:
     core.post_processor = None
     core.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
     return core
-
-
-def served_template(how: Encoding) -> str:
-    """The template as a Jinja chat template whose text a server tokenizes to the ids that were trained.
-
-    A server tokenizes the BOS token's text together with the prompt. Llama 2's tokenizer puts a space before a text,
-    but not before one that follows a special token, so that there the template has to write it.
-    """
-    if how.template is None:
-        return str(how.tokenizer.chat_template)
-    if how.bos is None:
-        return template_module.chat_template(how.template, "")
-    bos = str(how.tokenizer.bos_token)
-    begin = how.template.parts[0].text.lstrip() or "a"
-
-    def served(lead: str) -> list[int]:
-        return list(how.core.encode(bos + lead + begin, add_special_tokens=False).ids)
-
-    trained = [how.bos, *how.core.encode(begin, add_special_tokens=False).ids]
-    lead = " " if served("") != trained and served(" ") == trained else ""
-    return template_module.chat_template(how.template, bos, lead=lead)
 
 
 def encode_row(row: Mapping[str, object], how: Encoding) -> Example:

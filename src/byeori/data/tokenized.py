@@ -122,7 +122,7 @@ def _encode_batch(batch: dict[str, list[Any]], how: Encoding) -> dict[str, list[
             problem, too_long = str(error), isinstance(error, TooLongError)
         content = "".join(f"{example.token_ids}{example.targets}" for example in group)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        no_prompt = how.template is not None and how.template.asks_nothing(row)
+        no_prompt = how.template is not None and how.template.has_empty_prompt(row)
         lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in group]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
