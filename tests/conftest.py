@@ -1,14 +1,16 @@
-"""What tests share: tokenizers and tiny random models made in the process; nothing is downloaded."""
+"""Fixtures that many tests share; what they call stands in tests/helpers."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import forks
 from tiny_models import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +19,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))
 
 GPU = Path(__file__).parent / "gpu"
+_server: list[subprocess.Popen[bytes]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One server of forks for all workers."""
+    if not hasattr(config, "workerinput"):
+        _server.append(forks.serve())
+
+
+def pytest_unconfigure() -> None:
+    if _server:
+        forks.stop(_server.pop())
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,12 +17,20 @@ from typing import Any
 
 import pytest
 
+import forks
 from byeori.cli import main
 from byeori.commands import _rows
 from byeori.data import template
 
 SRC = Path(__file__).parents[2] / "src"
 END = "<|endoftext|>"
+MAIN = """
+import datasets, sys
+import forks
+from byeori.cli import main
+datasets.config.HF_DATASETS_CACHE = sys.argv[1] + "/cache"
+sys.exit(main(sys.argv[2:]))
+"""
 PROMPT = template.parse(template.shipped()["title-ko"])
 
 
@@ -68,15 +76,10 @@ def run(arguments: list[str], folder: Path, *, stdout: bool) -> tuple[str, str]:
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    added = {"TERM": "xterm-256color", "PYTHONPATH": str(SRC), "HF_DATASETS_CACHE": str(folder / "cache")}
+    added = {"TERM": "xterm-256color"}
     with (folder / "pipe").open("wb") as pipe:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "byeori", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=there if stdout else pipe,
-            stderr=there,
-            env=kept | added,
-        )
+        screen = there if stdout else pipe.fileno()
+        process = forks.start("-c", MAIN, folder, *arguments, env=kept | added, stdio=(None, screen, there))
     os.close(there)
     shown = b""
     try:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import fsspec
 import pytest
 
 import byeori
+import forks
 from byeori.train import trainer
 
 # Rows of 24: 6 steps an epoch of 4 rows.
@@ -48,12 +47,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def command(values: dict[str, Any], *launcher: str) -> subprocess.Popen[str]:
-    """`byeori sft` in a process of its own."""
-    start = list(launcher) or [sys.executable, "-m", "byeori"]
-    return subprocess.Popen(
-        [*start, "sft", *flags(values)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+def command(values: dict[str, Any], *program: object, processes: int = 0, restarts: int = 0) -> forks.Forked:
+    """`byeori sft` in a process of its own, or in a group of them under torchrun's agent; or another program."""
+    program = program or ("-m", "byeori")
+    return forks.start(*program, "sft", *flags(values), env=environment(), processes=processes, restarts=restarts)
 
 
 def log(output: Path, *, timeless: bool = False) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, oom, trainer
 from byeori.train.state import Abandoned
-from runs import checkpoints, environment, leftovers, log, losses, same, settings, sft, sha
+from runs import checkpoints, command, leftovers, log, losses, same, settings, sft, sha
 
 COUNT = 20
 CASES = pytest.mark.parametrize("case", range(COUNT))
@@ -207,23 +207,16 @@ def test_one_of_two_processes_runs_out_of_memory(
     script = tmp_path / "script.py"
     script.write_text(TWO.format(rank=rank, always=always))
     values = settings(tiny_model, title_rows, tmp_path / "out", num_epochs=1)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*launcher, "sft", *(part for name, value in values.items() for part in (f"--{name}", str(value)))],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=200,
-        check=False,
-    )
+    process = command(values, script, processes=2)
+    _, told = process.communicate(timeout=200)
     if always:
-        assert len(re.findall(r"error: row \d+ does not fit in memory, even alone", done.stderr)) == 1, done.stderr
+        assert len(re.findall(r"error: row \d+ does not fit in memory, even alone", told)) == 1, told
         assert checkpoints(tmp_path / "out") == [3]
         return
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, told
     sft(tiny_model, title_rows, tmp_path / "whole", num_epochs=1)
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    assert "step 4: another process's rows did not fit in memory together" in " ".join(done.stderr.split())
+    assert "step 4: another process's rows did not fit in memory together" in " ".join(told.split())
 
 
 SHARDED = """
@@ -251,22 +244,10 @@ def test_sharded_rows_that_do_not_fit_go_on_in_new_processes(
     script.write_text(SHARDED.format(call=step))
     how = {"num_epochs": 1, "parallel": "fsdp", "save_steps": 100}
     values = settings(tiny_model, title_rows, output, **how)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    done = subprocess.run(
-        [
-            *launcher,
-            str(script),
-            "sft",
-            *(part for name, value in values.items() for part in (f"--{name}", str(value))),
-        ],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = " ".join(done.stderr.split())
+    process = command(values, script, processes=2, restarts=1)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    told = " ".join(told.split())
     assert f"error: step {step}: 2 rows (" in told and "do not fit in memory together; go on with the same" in told
     assert ("going on from" in told) == (step > 1)
     assert [line.get("micro_batches_halved", 0) for line in log(output)] == [0] * (step - 1) + [1] * (7 - step)

@@ -6,14 +6,13 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import byeori
+import forks
 from byeori.train import log as logs
 from runs import environment, flags, log, settings, sft
 from tiny_models import sample_rows
@@ -52,10 +51,9 @@ def test_without_a_terminal_lines_show_the_logs_numbers(
 def test_on_a_terminal_one_line_moves(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     """`byeori sft` on a pseudo-terminal: the last state of the line is the last line of the log."""
     near, far = pty.openpty()
-    words = [sys.executable, "-m", "byeori", "sft", *flags(settings(tiny_model, title_rows, tmp_path / "out"))]
-    process = subprocess.Popen(
-        words, stdin=far, stdout=far, stderr=far, env=environment() | {"TERM": "xterm", "COLUMNS": "140"}
-    )
+    words = flags(settings(tiny_model, title_rows, tmp_path / "out"))
+    env = environment() | {"TERM": "xterm", "COLUMNS": "140"}
+    process = forks.start("-m", "byeori", "sft", *words, env=env, stdio=(far, far, far))
     os.close(far)
     told = b""
     try:

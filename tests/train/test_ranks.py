@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,26 +13,17 @@ import pytest
 
 import byeori
 from byeori.train import checkpoint
+from forks import Forked
 from runs import checkpoints, command, leftovers, log, losses, settings, sft, sha
 
-LONG: dict[str, Any] = {"num_epochs": 20, "save_steps": 10, "lora_dropout": 0.1}  # 120 steps
+LONG: dict[str, Any] = {"num_epochs": 10, "save_steps": 5, "lora_dropout": 0.1}  # 60 steps
 
 
-def torchrun(values: dict[str, Any], *extra: str) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *extra]
-    return command(values, *launcher, "-m", "byeori")
+def torchrun(values: dict[str, Any], *, restarts: int = 0) -> Forked:
+    return command(values, processes=2, restarts=restarts)
 
 
-def worker(launcher: subprocess.Popen[str], rank: int) -> int:
-    """The process id of a rank, by its environment."""
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True)
-    for process in listed.stdout.split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0"):
-            return int(process)
-    raise AssertionError(f"no process of rank {rank}")
-
-
-def steps_done(output: Path, launcher: subprocess.Popen[str], steps: int) -> None:
+def steps_done(output: Path, launcher: Forked, steps: int) -> None:
     """Wait until so many steps are in the log."""
     deadline, path = time.monotonic() + 120, output / "train_log.jsonl"
     while not path.is_file() or path.read_bytes().count(b"\n") < steps:
@@ -55,7 +44,7 @@ def whole(tiny_model: Path, title_rows: Path, tmp_path_factory: pytest.TempPathF
 def same(one: Path, other: Path) -> None:
     assert sha(one / "adapter_model.safetensors") == sha(other / "adapter_model.safetensors")
     for name in ("optimizer.safetensors", "trainer_state.json"):
-        assert sha(one / "checkpoint-120" / name) == sha(other / "checkpoint-120" / name), name
+        assert sha(one / "checkpoint-60" / name) == sha(other / "checkpoint-60" / name), name
     assert log(one, timeless=True) == log(other, timeless=True)
 
 
@@ -66,8 +55,8 @@ def test_a_lost_process_ends_the_others_with_one_message(
     output = tmp_path / "out"
     values = settings(tiny_model, title_rows, output, **LONG)
     process = torchrun(values)
-    steps_done(output, process, 15)
-    os.kill(worker(process, rank), signal.SIGKILL)
+    steps_done(output, process, 8)
+    os.kill(process.rank(rank), signal.SIGKILL)
     killed = time.monotonic()
     _, told = process.communicate(timeout=60)
     assert time.monotonic() - killed < 30
@@ -96,9 +85,9 @@ def test_torchrun_starts_again_and_goes_on_by_itself(
     """With --overwrite_output_dir, which the second attempt must not obey."""
     output = tmp_path / "out"
     sft(tiny_model, title_rows, output, max_steps=2)
-    process = torchrun(settings(tiny_model, title_rows, output, **LONG, overwrite_output_dir=True), "--max-restarts=1")
-    steps_done(output, process, 25)
-    os.kill(worker(process, 1), signal.SIGKILL)
+    process = torchrun(settings(tiny_model, title_rows, output, **LONG, overwrite_output_dir=True), restarts=1)
+    steps_done(output, process, 16)
+    os.kill(process.rank(1), signal.SIGKILL)
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
     assert re.search(rf"Started again by torchrun; going on from {output}/checkpoint-\d\d", told), told
@@ -110,9 +99,9 @@ def test_torchrun_starts_again_before_the_first_checkpoint(
 ) -> None:
     output = tmp_path / "out"
     values = settings(tiny_model, title_rows, output, **LONG | {"save_steps": 400})
-    process = torchrun(values, "--max-restarts=1")
+    process = torchrun(values, restarts=1)
     steps_done(output, process, 3)
-    os.kill(worker(process, 0), signal.SIGKILL)
+    os.kill(process.rank(0), signal.SIGKILL)
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
     same(whole, output)
@@ -125,7 +114,7 @@ def test_sigterm_to_torchrun_writes_a_checkpoint(
     output = tmp_path / "out"
     values = settings(tiny_model, title_rows, output, **LONG)
     process = torchrun(values)
-    steps_done(output, process, 15)
+    steps_done(output, process, 8)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     step = checkpoints(output)[-1]

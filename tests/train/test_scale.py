@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import byeori
+import forks
 from runs import environment, log, losses, settings
 from tiny_models import sample_rows
 
@@ -27,8 +26,7 @@ def group(processes: int, jobs: list[tuple[str, dict[str, Any]]], folder: Path) 
     """Run jobs one after the other on a group of processes; what they said."""
     plan = folder / "runs.json"
     plan.write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, str(MANY), str(plan), str(processes)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=400)
+    done = forks.run(MANY, plan, processes, env=environment(), timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr
 

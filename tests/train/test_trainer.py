@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,8 +140,7 @@ def test_the_result_does_not_depend_on_the_cut(
 
 
 def test_two_processes_make_the_same_run(reference: Path, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "byeori"]
-    process = command(settings(tiny_model, title_rows, tmp_path / "out"), *launcher)
+    process = command(settings(tiny_model, title_rows, tmp_path / "out"), processes=2)
     _, told = process.communicate(timeout=300)
     assert process.returncode == 0, told
     assert losses(tmp_path / "out") == pytest.approx(losses(reference), rel=1e-6)
