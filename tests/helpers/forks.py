@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import array
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import shutil
@@ -179,10 +181,10 @@ def _import_everything() -> None:
     import torch.distributed.run
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from byeori.cli import COMMANDS
-    from byeori.commands import generate, train  # noqa: F401
+    import byeori.commands
 
-    assert COMMANDS
+    for module in pkgutil.iter_modules(byeori.commands.__path__):
+        importlib.import_module(f"byeori.commands.{module.name}")
     torch.set_num_threads(1)
 
 
@@ -214,7 +216,7 @@ def _serve(path: str) -> None:
             head, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(3 * 4))
             descriptors = array.array("i", ancillary[0][2])
             asked = json.loads(connection.makefile("rb").read(int.from_bytes(head, "big")))
-            if "byeori.commands.train" not in sys.modules:
+            if "torch" not in sys.modules:
                 _import_everything()
             if (pid := os.fork()) == 0:
                 signal.set_wakeup_fd(-1)
