@@ -100,6 +100,7 @@ def measure(how: Combination) -> dict[str, int]:
     from transformers import AutoConfig
 
     from byeori.batch import loader
+    from byeori.data.row_kinds import ROW_KINDS
     from byeori.kernels import patch
     from byeori.losses.preference import Preference, preference
     from byeori.losses.sft import SFT
@@ -116,7 +117,7 @@ def measure(how: Combination) -> dict[str, int]:
         cutoff_len=how.length,
         mean=how.length,
         rows=8,
-        group=objective.group,
+        per_row=ROW_KINDS[objective.row_kind].examples,
         plan=schedule,
         size=units,
         tokens=4096,

@@ -13,8 +13,8 @@ import pytest
 
 import byeori
 from byeori.cli import main
-from byeori.commands._rows import columns_read
 from byeori.data import template
+from byeori.data.row_kinds import ANSWER, PREFERENCE
 from tiny_models import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
 
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -216,10 +216,10 @@ def test_copies_of_conversations_and_of_pairs_are_held_out_together(
 def test_the_columns_that_become_tokens() -> None:
     columns = ["url", "title", "document", "chosen", "rejected", "prompt", "messages", "system", "__row__"]
     title = template.parse("[[{section}\n]]{document}\n{title}")
-    assert columns_read(columns, title, 1) == ["title", "document"]
-    assert columns_read(columns, template.parse("{prompt}\n{answer}"), 2) == ["chosen", "rejected", "prompt"]
-    assert columns_read(columns, None, 1) == ["messages"]
-    assert columns_read(columns, None, 2) == ["chosen", "rejected", "prompt", "system"]
+    assert ANSWER.columns_read(columns, title) == ["title", "document"]
+    assert PREFERENCE.columns_read(columns, template.parse("{prompt}\n{answer}")) == ["chosen", "rejected", "prompt"]
+    assert ANSWER.columns_read(columns, None) == ["messages"]
+    assert PREFERENCE.columns_read(columns, None) == ["chosen", "rejected", "prompt", "system"]
 
 
 def test_compare_knows_the_rows_of_a_run_that_held_some_out(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import datasets
 import pytest
 
 import kinds
-from byeori.data import tokenized
+from byeori.data import row_kinds, tokenized
 from byeori.data.audit import audit, refuse_bad_rows, sentences
+from byeori.data.row_kinds import ANSWER
 from byeori.data.sources import load_rows
 from byeori.data.template import parse
 from byeori.data.tokenize import Encoding, encode_row, encoding
@@ -47,7 +48,7 @@ def how_of(template: str = SHAPE, cutoff: int = 40) -> Encoding:
 
 
 def table_of(rows: datasets.Dataset, how: Encoding | None = None) -> datasets.Dataset:
-    return tokenized.encode_table(rows, how or how_of(), progress=False)
+    return tokenized.encode_table(rows, how or how_of(), ANSWER, progress=False)
 
 
 def name(row: int) -> str:
@@ -113,7 +114,7 @@ def test_the_second_time_nothing_is_tokenized(
         calls.append(row)
         return encode_row(row, how)
 
-    monkeypatch.setattr(tokenized, "encode_row", counted)
+    monkeypatch.setattr(row_kinds, "encode_row", counted)
     rows = rows_of([GOOD, GOOD | {"q": "when"}])
     first = table_of(rows)
     assert len(calls) == 2
@@ -140,7 +141,7 @@ def test_a_changed_chat_template_or_tokenizer_is_another_table(rows_of: Callable
         tokenizer = kinds.byte_level(chat=chat)
         tokenizer.add_special_tokens(special)
         how = encoding(tokenizer, None, cutoff_len=40, add_eos_token=True, train_on_inputs=False)
-        return tokenized.fingerprint(rows, how)
+        return tokenized.fingerprint(rows, how, ANSWER)
 
     names = [name_of("x"), name_of("y"), name_of("x", eos_token="<|im_end|>")]
     assert len(set(names)) == 3
@@ -164,7 +165,10 @@ def test_bad_rows_keep_their_line_and_reason(rows_of: Callable[..., datasets.Dat
 def test_batches_without_a_usable_row_leave_no_type_open(rows_of: Callable[..., datasets.Dataset]) -> None:
     table = table_of(rows_of([GOOD | {"a": ""}] * 300 + [GOOD]))
     assert tokenized.usable(table)["row"][:] == [300]
-    assert table.features == tokenized.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), progress=False).features
+    assert (
+        table.features
+        == tokenized.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), ANSWER, progress=False).features
+    )
 
 
 def test_an_empty_table_has_the_same_columns(rows_of: Callable[..., datasets.Dataset]) -> None:

@@ -25,7 +25,7 @@ ROW = {
 def how_of(template: str | None = "question-answer", cutoff: int = 999, chat: str | None = None) -> Encoding:
     tokenizer = kinds.byte_level(chat=chat, gpt4=True)
     chosen = resolve(template) if template else None
-    return encoding(tokenizer, chosen, cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False, group=2)
+    return encoding(tokenizer, chosen, cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False)
 
 
 def features(*rows: dict[str, Any]) -> datasets.Features:

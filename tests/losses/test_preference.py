@@ -84,7 +84,7 @@ def test_what_is_logged() -> None:
 def test_names_that_are_logged_are_the_names_that_are_announced(loss: str) -> None:
     objective = preference(Preference(loss=loss, beta=0.1))
     assert set(compute(loss, beta=0.1).logged) == set(objective.logged)
-    assert objective.weight([2, 3, 1, 1]) == 2 and objective.group == 2
+    assert objective.weight([2, 3, 1, 1]) == 2 and objective.row_kind == "preference"
 
 
 def test_without_a_reference_rewards_are_means() -> None:

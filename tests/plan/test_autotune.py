@@ -16,7 +16,7 @@ from byeori import config
 from byeori.artifacts.starting_model import begin
 from byeori.batch import loader
 from byeori.commands import _planned, _rows
-from byeori.data import tokenized
+from byeori.data import row_kinds, tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.plan import autotune
@@ -141,7 +141,7 @@ def test_weights_are_shared_where_they_do_not_fit(
     how |= {"cutoff_len": 256, "lora_r": 1, "lora_target_modules": "q_proj"}
     settings, start = begin(config.check(config.SftSettings, values | how))
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
-    table = tokenized.Rows(table=_rows.prepare(settings, start, group=1, processes=alone)[0].train, group=1)
+    table = tokenized.Rows(table=_rows.prepare(settings, start, row_kind=row_kinds.ANSWER, processes=alone)[0].train)
     schedule = loader.schedule(len(table), batch_size=8, num_epochs=1, max_steps=None, seed=0)
 
     def choose(bytes_each: float, world: int, local_world: int) -> tuple[int, autotune.Forecast]:

@@ -252,13 +252,13 @@ def test_rows_that_are_made_up() -> None:
 
     plan = loader.schedule(100, batch_size=8, num_epochs=2, max_steps=None, seed=0)
     rows: dict[str, Any] = {"cutoff_len": 512, "mean": 256, "rows": 100, "plan": plan, "tokens": 4096}
-    single = workload.made_up(**rows, group=1, size=4)
+    single = workload.made_up(**rows, per_row=1, size=4)
     assert [micro.size for micro in single.micros] == [4, 2, 1]
     assert forest.build(single.micros[0].worst).unique_tokens == 4 * 511
     assert single.tokens == 200 * 255
-    pairs = workload.made_up(**rows, group=2, size=2)
+    pairs = workload.made_up(**rows, per_row=2, size=2)
     assert forest.build(pairs.micros[-1].worst).unique_tokens == 512 - 64 + 2 * 63  # the prompt counts once
-    budget = workload.made_up(**rows, group=1, size=None)
+    budget = workload.made_up(**rows, per_row=1, size=None)
     assert [micro.tokens for micro in budget.micros] == [4096, 2048, 1024, 512]
     assert [len(micro.worst) for micro in budget.micros] == [8, 4, 2, 1]
 

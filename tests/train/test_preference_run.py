@@ -17,7 +17,7 @@ import byeori
 from byeori import config
 from byeori.artifacts.starting_model import begin
 from byeori.commands import _rows
-from byeori.data import tokenized
+from byeori.data import row_kinds, tokenized
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError, DataError
 from byeori.train import reference as references
@@ -58,8 +58,8 @@ def pairs(values: dict[str, Any]) -> dict[int, Pair]:
     """Tokenized pairs by their place in the source."""
     checked, begun = begin(config.check(config.DpoSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
-    table = _rows.prepare(checked, begun, group=2, processes=alone)[0].train
-    found = [tokenized.Rows(table=table, group=2).unit(index) for index in range(len(table) // 2)]
+    table = _rows.prepare(checked, begun, row_kind=row_kinds.PREFERENCE, processes=alone)[0].train
+    found = [tokenized.Rows(table=table, per_row=2).unit(index) for index in range(len(table) // 2)]
     return {pair[0].row: pair for pair in found}
 
 

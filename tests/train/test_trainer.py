@@ -19,7 +19,7 @@ from byeori import config
 from byeori.artifacts.starting_model import begin
 from byeori.commands import _rows as rows
 from byeori.commands import train
-from byeori.data import tokenized
+from byeori.data import row_kinds, tokenized
 from byeori.data.tokenize import Example
 from byeori.distributed import processes
 from byeori.errors import TrainingError
@@ -33,7 +33,7 @@ from tiny_models import byte_level_tokenizer
 def prepared(values: dict[str, Any]) -> rows.Prepared:
     checked, begun = begin(config.check(config.SftSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
-    return rows.prepare(checked, begun, group=1, processes=alone)[0]
+    return rows.prepare(checked, begun, row_kind=row_kinds.ANSWER, processes=alone)[0]
 
 
 def examples(values: dict[str, Any], *, held_out: bool = False) -> dict[int, Example]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from byeori.data import row_kinds
 from byeori.support.atomic_files import sha256
 
 TOKENIZER_FILES = (
@@ -98,7 +99,7 @@ def model_card(folder: Path, *, name: str | None = None, found: dict[str, Path] 
     name = name or folder.resolve().name
     parts = [
         _header(
-            base, paths, merged=merged, tags=["byeori", "lora", "dpo" if "loss" in settings else "sft"] if known else []
+            base, paths, merged=merged, tags=["byeori", "lora", row_kinds.recorded(settings).command] if known else []
         ),
         MARK,
         f"# {_inline(name.rpartition('/')[2])}",

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from byeori import config
 from byeori.artifacts import base_check, layout
 from byeori.artifacts.layout import SETTINGS, TEMPLATE
 from byeori.data import template, tokenize
@@ -27,6 +26,7 @@ from byeori.model import load
 from byeori.model.fingerprint import read_header
 from byeori.model.light import without_bitsandbytes
 from byeori.support.text_files import one_line
+from byeori.support.yaml_files import yaml_mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,9 +107,16 @@ def find(
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the run that made an adapter or a merged model; empty where there are none."""
+    """Return the settings of the run that made an adapter or a merged model, by name; empty if there are none.
+
+    Raises:
+        ConfigError: if the file is not YAML or no mapping.
+    """
     path = folder / SETTINGS
-    return config.read_yaml(str(path)) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    loaded = yaml_mapping(path, what="settings", advice="write one `name: value` a line")
+    return {str(name).replace("-", "_"): value for name, value in loaded.items()}
 
 
 def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
@@ -193,15 +200,14 @@ def saved(path: Path) -> Template:
     return template.parse(path.read_text(encoding="utf-8"), TEMPLATE, lenient=True)
 
 
-def encoding(found: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize, group: int = 1) -> Encoding:
-    """How rows become tokens for it. group: 2 for rows with a chosen and a rejected answer."""
+def encoding(found: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
+    """Return how rows become tokens for it."""
     return tokenize.encoding(
         found.tokenizer,
         chosen,
         cutoff_len=cutoff_len,
         add_eos_token=found.tokenizer.eos_token_id is not None,
         train_on_inputs=False,
-        group=group,
     )
 
 

@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from byeori import config
+import yaml
+
 from byeori.artifacts import layout, model_card
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
 from byeori.data.served_template import served_template
@@ -17,18 +18,22 @@ from byeori.model.fingerprint import base_fingerprint
 from byeori.support import hub
 
 
-def write_beside(folder: Path, how: Encoding, settings: config.Settings) -> None:
-    """Tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt."""
-    tokenizer = how.tokenizer
-    if how.template is not None:
-        (folder / TEMPLATE).write_text(how.template.text, encoding="utf-8")
+def write_beside(folder: Path, encoding: Encoding, settings: dict[str, Any]) -> None:
+    """Write tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt.
+
+    settings: of the run, by name, with its `row_kind`.
+    """
+    tokenizer = encoding.tokenizer
+    if encoding.template is not None:
+        (folder / TEMPLATE).write_text(encoding.template.text, encoding="utf-8")
         before = tokenizer.chat_template
-        tokenizer.chat_template = served_template(how)
+        tokenizer.chat_template = served_template(encoding)
         tokenizer.save_pretrained(str(folder))
         tokenizer.chat_template = before
     else:
         tokenizer.save_pretrained(str(folder))
-    config.write_yaml(settings, folder / SETTINGS)
+    text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+    (folder / SETTINGS).write_text(text, encoding="utf-8")
     names = ("byeori", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")
     versions = {name: version(name) for name in names}
     (folder / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from byeori.artifacts import saved_model
-from byeori.config import DpoSettings, PreviewSettings, TrainSettings
+from byeori.config import PreviewSettings, TrainSettings
 from byeori.errors import ConfigError
-from byeori.losses.base import Objective
-from byeori.losses.preference import Preference, preference
-from byeori.losses.sft import SFT
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.support import hub
@@ -129,17 +126,3 @@ def _shape(settings: TrainSettings | PreviewSettings, folder: Path) -> dict[str,
                 f"({value}); leave it out, or merge the adapter first"
             )
     return shape
-
-
-def objective_of(settings: TrainSettings) -> Objective:
-    """What a run is to make small."""
-    if not isinstance(settings, DpoSettings):
-        return SFT
-    return preference(
-        Preference(
-            loss=settings.loss,
-            beta=settings.beta,
-            label_smoothing=settings.label_smoothing,
-            gamma=settings.simpo_gamma,
-        )
-    )

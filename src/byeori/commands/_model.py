@@ -7,14 +7,30 @@ from typing import Any
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import StartingModel
-from byeori.config import TrainSettings
+from byeori.config import DpoSettings, TrainSettings
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
+from byeori.losses.base import Objective
+from byeori.losses.preference import Preference, preference
+from byeori.losses.sft import SFT
 from byeori.model import adapter, load, load_streamed, sharding, wrap
 from byeori.train import memory, optim
 
 Tell = Callable[[str], None]
+
+
+def objective_of(settings: TrainSettings) -> Objective:
+    """Return what a run minimises."""
+    if not isinstance(settings, DpoSettings):
+        return SFT
+    constants = Preference(
+        loss=settings.loss,
+        beta=settings.beta,
+        label_smoothing=settings.label_smoothing,
+        gamma=settings.simpo_gamma,
+    )
+    return preference(constants)
 
 
 def bits(settings: TrainSettings) -> int | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from byeori.artifacts.starting_model import objective_of
+from byeori.commands._model import objective_of
 from byeori.config import TrainSettings
+from byeori.losses.base import Objective
 from byeori.plan.rehearsal import Adapter
 from byeori.plan.rehearser import PlannedRun
 
 
-def planned_run(settings: TrainSettings) -> PlannedRun:
-    """The settings that decide a run's memory and speed; None where they leave the choice to the plan."""
+def planned_run(settings: TrainSettings, objective: Objective | None = None) -> PlannedRun:
+    """Return the settings that decide a run's memory and speed; None where they leave the choice to the plan.
+
+    objective: that of the settings by default.
+    """
     checkpointing = settings.gradient_checkpointing
     return PlannedRun(
-        objective=objective_of(settings),
+        objective=objective or objective_of(settings),
         adapter=Adapter(
             r=settings.lora_r,
             alpha=settings.lora_alpha,

@@ -11,7 +11,8 @@ from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, chat, preference, sources, template, tokenize, tokenized
+from byeori.data import audit, chat, row_kinds, sources, template, tokenize, tokenized
+from byeori.data.row_kinds import RowKind
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LONG_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no line in a log file
-MET_ROWS = 1000  # the share of common prefixes is that of the first rows: all of them would take long
+PREFIX_ROWS = 1000  # the share of common prefixes is that of the first rows: all of them would take long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,55 +49,36 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
     )
 
 
-def columns_read(columns: list[str], chosen: Template | None, group: int) -> list[str]:
-    """Those of a table's columns, in its order, that become tokens; two rows that are equal there are the same row."""
-    if chosen is None:
-        read = set(preference.CONVERSATION if group == 2 else chat.COLUMNS)
-    else:
-        read = {*chosen.prompt_columns, *(preference.SIDES if group == 2 else [chosen.answer_column])}
-    return [name for name in columns if name in read]
-
-
-def group_of(columns: list[str], chosen: Template | None) -> int:
-    """2 for rows with a chosen and a rejected answer, unless the template names a column of theirs as the answer."""
-    own = chosen is not None and chosen.answer_column in columns
-    return 2 if set(preference.SIDES) <= set(columns) and not own else 1
-
-
 def prepare(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, *, group: int, processes: parallel.Processes
+    settings: TrainSettings | PreviewSettings, start: StartingModel, *, row_kind: RowKind, processes: parallel.Processes
 ) -> tuple[Prepared, Encoding]:
-    """Rows -> tokenized tables, their audit and how they were made; no weights are loaded.
-
-    group: examples that a row makes: 1, or 2 (chosen, rejected).
-    """
+    """Rows -> tokenized tables, their audit and the encoding that made them; no weights are loaded."""
     if not processes.first_here:
         parallel.wait(processes)  # the first process of a machine fills its cache, the others read it
     table = load_table(settings)
     rows = table.rows
-    chosen, note = _template(settings, start, rows, group)
+    chosen, note = _template(settings, start, rows, row_kind)
     how = tokenize.encoding(
         start.tokenizer,
         chosen,
         cutoff_len=settings.cutoff_len,
         add_eos_token=settings.add_eos_token,
         train_on_inputs=settings.train_on_inputs,
-        group=group,
     )
-    read = columns_read(rows.column_names, chosen, group)
+    read = row_kind.columns_read(rows.column_names, chosen)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
     fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
     bar = processes.main and console.moving()
     if processes.main and not bar and len(rows) > LONG_ROWS:
         say(f"Tokenizing {len(rows):,} rows")
-    train = tokenized.encode_table(train_rows, how, progress=bar)
-    held_out = tokenized.encode_table(held_out_rows, how, progress=bar) if held_out_rows else None
-    found = audit.audit(train, held_out, table.name, group=group)
+    train = tokenized.encode_table(train_rows, how, row_kind, progress=bar)
+    held_out = tokenized.encode_table(held_out_rows, how, row_kind, progress=bar) if held_out_rows else None
+    found = audit.audit(train, held_out, table.name, per_row=row_kind.examples)
     train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
     if len(train):
-        met = min(len(train) // group, MET_ROWS)
-        sample = [tokenized.example(train, index) for index in range(met * group)]
-        found |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": met}
+        first = min(len(train) // row_kind.examples, PREFIX_ROWS)
+        sample = [tokenized.example(train, index) for index in range(first * row_kind.examples)]
+        found |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
     found["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
         parallel.wait(processes)
@@ -111,17 +93,15 @@ def _fewer_held_out(count: int, wanted: int) -> list[str]:
 
 
 def _template(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, group: int
+    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, row_kind: RowKind
 ) -> tuple[Template | None, str]:
     """The template of a run, and the sentence that names it."""
-    chosen, unused = _choose(settings, start, rows, group)
-    if chosen:
-        chosen.check_columns(rows.column_names, with_answer=group == 1)
-    elif group == 1:
-        chat.check_columns(rows.column_names)
-    if group == 2:
-        preference.check_columns(rows.column_names)
+    chosen, unused = _choose(settings, start, rows, row_kind)
+    row_kind.check_columns(rows.column_names, chosen)
+    if row_kind is row_kinds.PREFERENCE:
         about = ["prefers 'chosen' to 'rejected'"]
+    elif row_kind.answer_columns:
+        about = [f"trains {', '.join(map(repr, row_kind.answer_columns))}"]
     else:
         about = [f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"]
     if chosen and chosen.literal_blocks:
@@ -133,7 +113,7 @@ def _template(
 
 
 def _choose(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, group: int
+    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, row_kind: RowKind
 ) -> tuple[Template | None, Path | None]:
     """The template that is named, or that weights were trained with, or that fits the rows.
 
@@ -143,11 +123,10 @@ def _choose(
         return template.resolve(settings.template), None
     if start.adapter is not None:
         return saved_model.template_of(start.adapter, None), None
-    beside = Path(start.base) / folders.TEMPLATE
-    if beside.is_file() and not (saved := saved_model.saved(beside)).lacking(rows.column_names, with_answer=group == 1):
+    sidecar = Path(start.base) / folders.TEMPLATE
+    if sidecar.is_file() and not row_kind.lacking(rows.column_names, saved := saved_model.saved(sidecar)):
         return saved, None
-    name = preference.choose(rows.features) if group == 2 else template.choose(rows.column_names)
-    return template.resolve(name), beside if beside.is_file() else None
+    return template.resolve(row_kind.choose_template(rows.features)), sidecar if sidecar.is_file() else None
 
 
 def _ends(tokenizer: Any, add_eos_token: bool) -> list[str]:

@@ -13,10 +13,9 @@ import numpy as np
 from byeori.artifacts import layout as folders
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands._rows import columns_read, group_of
 from byeori.commands.generate import load_and_note, sampling_of
 from byeori.config import CompareSettings
-from byeori.data import sources
+from byeori.data import row_kinds, sources
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.distributed import processes
@@ -49,11 +48,11 @@ def compare(settings: CompareSettings) -> CompareResult:
     if not found.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare takes the folder that `byeori sft` wrote")
     chosen = saved_model.template_of(found, settings.template)
-    group = group_of(table.rows.column_names, chosen)
+    row_kind = row_kinds.of_table(table.rows.column_names, chosen)
     if chosen:
-        chosen.check_columns(table.rows.column_names, with_answer=group == 1)
-    how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found), group=group)
-    rows = comparison.comparable_rows(table, how, settings.on_bad_rows)
+        row_kind.check_columns(table.rows.column_names, chosen)
+    how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found))
+    rows = comparison.comparable_rows(table, how, row_kind, settings.on_bad_rows)
     model = saved_model.load_weights(found, settings.dtype, processes.start().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
     output_paths.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
@@ -62,6 +61,7 @@ def compare(settings: CompareSettings) -> CompareResult:
             model,
             rows,
             how,
+            row_kind,
             sampling_of(settings),
             batch_size=settings.generation_batch_size,
             rows_file=output / comparison.ROWS,
@@ -82,11 +82,10 @@ def trained_on(found: saved_model.SavedModel, table: Table) -> np.ndarray | None
     paths = run.get("data_path") or []
     if not sources.are_local(paths):
         return None
-    group = 2 if "loss" in run else 1
     try:
         chosen = saved_model.template_of(found, None)
         there = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
-        read = columns_read(there.rows.column_names, chosen, group)
+        read = row_kinds.recorded(run).columns_read(there.rows.column_names, chosen)
         seen, _ = sources.split_rows(there.rows, run["val_set_size"], run["seed"], read)
     except (ByeoriError, KeyError):
         return None

@@ -193,8 +193,9 @@ def _work(
 ) -> tuple[Workload, list[str]]:
     """The steps that are planned, and in words which rows are in none of them."""
     from byeori.commands._rows import prepare, schedule
+    from byeori.data.row_kinds import ROW_KINDS
 
-    objective = rehearser.run.objective
+    row_kind = ROW_KINDS[rehearser.run.objective.row_kind]
     size, tokens = training.micro_batch_size, rehearser.micro_batch_tokens("cuda")
     rows, left_out = None, []
     count = settings.assumed_rows
@@ -203,10 +204,10 @@ def _work(
         from byeori.distributed import processes
 
         alone = processes.Processes(rank=0, world=1, device=_CPU)
-        prepared, _ = prepare(training, begun, group=objective.group, processes=alone)
+        prepared, _ = prepare(training, begun, row_kind=row_kind, processes=alone)
         audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
         left_out = audit.left_out(prepared.found, training.on_bad_rows)
-        rows = tokenized.Rows(table=prepared.train, group=objective.group)
+        rows = tokenized.Rows(table=prepared.train, per_row=row_kind.examples)
         count = len(rows)
     steps = schedule(training, count, rows)
     if rows is not None:
@@ -219,7 +220,7 @@ def _work(
         cutoff_len=training.cutoff_len,
         mean=mean,
         rows=count,
-        group=objective.group,
+        per_row=row_kind.examples,
         plan=steps,
         size=size,
         tokens=tokens,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from byeori.artifacts.starting_model import begin
-from byeori.commands._rows import group_of, load_table, prepare
+from byeori.commands._rows import load_table, prepare
 from byeori.config import PreviewSettings
-from byeori.data import audit, preference, template, tokenized
+from byeori.data import audit, row_kinds, template, tokenized
 from byeori.distributed import processes as parallel
 from byeori.evaluate import preview as previews
 from byeori.support import atomic_files, console
@@ -21,14 +21,13 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
     console.quiet_libraries()
     settings, start = begin(settings)
     chosen = template.resolve(settings.template) if settings.template else None
-    group = group_of(load_table(settings).rows.column_names, chosen)
-    prepared, how = prepare(settings, start, group=group, processes=parallel.start())
-    shown = [
-        tokenized.example(prepared.train, index) for index in range(min(settings.rows * group, len(prepared.train)))
-    ]
+    row_kind = row_kinds.of_table(load_table(settings).rows.column_names, chosen)
+    prepared, how = prepare(settings, start, row_kind=row_kind, processes=parallel.start())
+    count = min(settings.rows * row_kind.examples, len(prepared.train))
+    shown = [tokenized.example(prepared.train, index) for index in range(count)]
     names = [prepared.table.name(example.row) for example in shown]
-    if group == 2:
-        names = [f"{name}, {preference.SIDES[place % 2]}" for place, name in enumerate(names)]
+    if row_kind.examples > 1:
+        names = [f"{name}, {row_kind.sides[place % row_kind.examples]}" for place, name in enumerate(names)]
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.found, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     words = [*prepared.notes, *findings]

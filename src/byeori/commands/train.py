@@ -17,13 +17,15 @@ import torch
 
 from byeori.artifacts import base_check, layout, sidecar
 from byeori.artifacts import layout as folders
-from byeori.artifacts.starting_model import StartingModel, begin, objective_of
+from byeori.artifacts.starting_model import StartingModel, begin
 from byeori.batch import loader
 from byeori.commands import _model as weights
+from byeori.commands._model import objective_of
 from byeori.commands._planned import planned_run
 from byeori.commands._rows import Prepared, prepare, schedule
-from byeori.config import DpoSettings, SftSettings, TrainSettings
+from byeori.config import DpoSettings, SftSettings, TrainSettings, recorded
 from byeori.data import audit, tokenized
+from byeori.data.row_kinds import ROW_KINDS, RowKind
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
 from byeori.kernels import dispatch
@@ -61,7 +63,7 @@ def sft(settings: SftSettings) -> TrainResult:
     Raises:
         ByeoriError: anything that a person can put right, in one sentence.
     """
-    return _train(settings)
+    return train(settings)
 
 
 def dpo(settings: DpoSettings) -> TrainResult:
@@ -70,7 +72,7 @@ def dpo(settings: DpoSettings) -> TrainResult:
     Raises:
         ByeoriError: anything that a person can put right, in one sentence.
     """
-    return _train(settings)
+    return train(settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,11 +82,22 @@ class _Context:
     settings: TrainSettings
     start: StartingModel
     objective: Objective
+    row_kind: RowKind
     processes: parallel.Processes
     tell: Callable[[str], None]
 
 
-def _train(settings: TrainSettings) -> TrainResult:
+def train(
+    settings: TrainSettings, *, objective: Objective | None = None, row_kind: RowKind | None = None
+) -> TrainResult:
+    """Train a LoRA adapter.
+
+    objective: what to minimise; that of the settings by default. row_kind: the kind of row that `objective` names,
+    unless byeori has it.
+
+    Raises:
+        ByeoriError: anything that a person can put right, in one sentence.
+    """
     console.quiet_libraries()
     processes = parallel.start()
     tell = say if processes.main else (lambda text: None)
@@ -94,8 +107,15 @@ def _train(settings: TrainSettings) -> TrainResult:
             log.check_trackers(settings.report_to)
             run_dir.check_not_the_start(Path(settings.output_dir), settings.base_model)
             weights.check(settings, processes, tell)
-            objective = objective_of(settings)
-            run = _Context(settings=settings, start=start, objective=objective, processes=processes, tell=tell)
+            objective = objective or objective_of(settings)
+            run = _Context(
+                settings=settings,
+                start=start,
+                objective=objective,
+                row_kind=row_kind or ROW_KINDS[objective.row_kind],
+                processes=processes,
+                tell=tell,
+            )
             memory.count_anew(processes.device)
             return _run(run, Path(kept))
     except RuntimeError as error:
@@ -119,20 +139,20 @@ def _run(context: _Context, kept: Path) -> TrainResult:
     if resume is None and settings.resume_from_checkpoint is None and not settings.overwrite_output_dir:
         remote.check_free(mirror, processes)
     if resume is not None:
-        run_dir.check_same_run(resume, settings)
+        run_dir.check_same_run(resume, settings.model_dump(by_alias=True), context.row_kind.name)
         base_check.check_weights(resume, Path(context.start.base), context.start.base, option="--base_model")
     _check_batch(settings, processes.world)
     prepared = _prepared(context, kept)
     content = tokenized.content(prepared.train)
     if resume is not None:
         run_dir.check_same_rows(resume, content)
-    rows = tokenized.Rows(table=prepared.train, group=context.objective.group)
-    held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out, group=context.objective.group)
+    rows = tokenized.Rows(table=prepared.train, per_row=context.row_kind.examples)
+    held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out, per_row=context.row_kind.examples)
     plan = schedule(settings, len(rows), rows)
     if settings.max_steps is not None and plan.total_steps < settings.max_steps:
         context.tell(f"{settings.num_epochs:g} epochs are {plan.total_steps} steps, fewer than --max_steps")
     chosen = autotune.choose(
-        planned_run(settings),
+        planned_run(settings, context.objective),
         context.start,
         rows,
         plan,
@@ -180,13 +200,13 @@ def _run(context: _Context, kept: Path) -> TrainResult:
 def _prepared(context: _Context, kept: Path) -> Prepared:
     """The rows, once their audit is shown and nothing in it stops the run; what lies beside an adapter is in `kept`."""
     settings = context.settings
-    prepared, how = prepare(settings, context.start, group=context.objective.group, processes=context.processes)
+    prepared, how = prepare(settings, context.start, row_kind=context.row_kind, processes=context.processes)
     findings = audit.sentences(prepared.found, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     for line in [*prepared.notes, *findings]:
         context.tell(line)
     audit.refuse_bad_rows(prepared.found, settings.on_bad_rows)
     with atomic_files.disk_errors(kept):
-        sidecar.write_beside(kept, how, settings)
+        sidecar.write_beside(kept, how, recorded(settings) | {"row_kind": context.row_kind.name})
     context.start.let_go_of_tokenizer()  # all that is needed of it lies in `kept`
     return prepared
 
@@ -268,7 +288,7 @@ def _write_order(output: Path, plan: loader.Schedule, rows: tokenized.Rows) -> N
     source = tokenized.column(rows.table, "row").to_numpy()  # one by one they take milliseconds each
     orders: dict[int, np.ndarray] = {}
     steps = (loader.step_rows(plan, step, orders) for step in range(plan.total_steps))
-    order = [int(source[rows.group * int(index)]) for step in steps for index in step]
+    order = [int(source[rows.per_row * int(index)]) for step in steps for index in step]
     atomic_files.write(output / "order.json", json.dumps(order))
 
 

@@ -1,6 +1,18 @@
 """Every setting, declared once."""
 
-from byeori.config.base import S, Settings, check, choices, in_order, parse_names, read_yaml, table, words, write_yaml
+from byeori.config.base import (
+    S,
+    Settings,
+    check,
+    choices,
+    in_order,
+    parse_names,
+    read_yaml,
+    recorded,
+    table,
+    words,
+    write_yaml,
+)
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
     CompareSettings,
@@ -33,6 +45,7 @@ __all__ = [
     "in_order",
     "parse_names",
     "read_yaml",
+    "recorded",
     "table",
     "words",
     "write_yaml",

@@ -145,6 +145,7 @@ def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
     """
     loaded = yaml_mapping(path, what="settings", advice="write one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
+    values.pop("row_kind", None)  # which byeori.yaml records with the settings of a run
     if twice := [name for name in loaded if "-" in str(name) and str(name).replace("-", "_") in loaded]:
         both = ", ".join(f"{name} and {name.replace('-', '_')}" for name in twice)
         raise ConfigError(f"{path} has one setting under two names ({both}); keep one of them")
@@ -157,12 +158,16 @@ def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
     return values
 
 
+def recorded(settings: Settings) -> dict[str, Any]:
+    """Return every setting by name, as a run records them and `--config` reads them."""
+    return settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})  # nobody deletes a run by its own file
+
+
 def write_yaml(settings: Settings, path: Path) -> None:
-    """Resolved settings, every one with its value, as `--config` reads them."""
+    """Write every setting with its value, as `--config` reads them."""
     import yaml
 
-    kept = settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})  # nobody deletes a run by its own file
-    text = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
+    text = yaml.safe_dump(recorded(settings), allow_unicode=True, sort_keys=False)
     path.write_text(text, encoding="utf-8")
 
 

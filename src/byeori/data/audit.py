@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, group: int = 1) -> dict[str, Any]:
+def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, per_row: int = 1) -> dict[str, Any]:
     """Counts over two tokenized tables (data/tokenized.py), as plain JSON.
 
-    name: how the user finds a row, from its position ("news.jsonl line 12"). group: lines of a row.
+    name: how the user finds a row, from its position ("news.jsonl line 12"). per_row: lines of a row.
     """
     tables = [table for table in (train, held_out) if table is not None]
     problems = [
         {"row": name(line["row"]), "reason": line["problem"], "too_long": line["too_long"]}
         for table in tables
-        for line in _problems(_rows(table, group))
+        for line in _problems(_rows(table, per_row))
     ]
     good = [tokenized.usable(table) for table in tables]
     tokens = [tokenized.lengths(table) for table in good]
     counts = np.concatenate(tokens)
-    rows = [_rows(table, group) for table in good]
+    rows = [_rows(table, per_row) for table in good]
     shortened = np.concatenate([tokenized.column(table, "shortened").to_numpy() for table in rows])
     unasked = [number for table in rows for number in _without_prompt(table)]
     digests = [tokenized.column(table, "digest") for table in rows]
     return {
-        "rows": sum(len(table) // group for table in tables),
+        "rows": sum(len(table) // per_row for table in tables),
         "train_rows": len(rows[0]),
         "validation_rows": len(rows[1]) if len(rows) > 1 else 0,
         "tokens": int(counts.sum(dtype=np.int64)),
         "target_tokens": sum(map(tokenized.target_tokens, good)),
-        "longest": _longest(rows, [count.reshape(-1, group).max(axis=1) for count in tokens], name),
+        "longest": _longest(rows, [count.reshape(-1, per_row).max(axis=1) for count in tokens], name),
         "mean_tokens": round(float(counts.mean()), 1) if len(counts) else 0.0,
         "shortened_rows": int(np.count_nonzero(shortened)),
         "tokens_cut": int(shortened.sum()),
@@ -57,9 +57,9 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
     }
 
 
-def _rows(table: Dataset, group: int) -> Dataset:
+def _rows(table: Dataset, per_row: int) -> Dataset:
     """The first line of each row."""
-    return table if group == 1 else table.select(np.arange(0, len(table), group))
+    return table if per_row == 1 else table.select(np.arange(0, len(table), per_row))
 
 
 def _problems(table: Dataset) -> list[dict[str, Any]]:

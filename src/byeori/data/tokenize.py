@@ -56,7 +56,6 @@ class Encoding:
     tokenizer: a fast tokenizer of transformers. core: its `tokenizers.Tokenizer` without a post-processor, whose
         offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
     bos: the id put in front (None: this tokenizer uses none).
-    group: examples that a row makes: 1, or 2 (chosen, rejected).
     eos: the id put behind an answer (None: add_eos_token is off, or the chat template ends a turn itself).
     cutoff_len: most tokens of an example.
     """
@@ -68,7 +67,6 @@ class Encoding:
     bos: int | None
     eos: int | None
     train_on_inputs: bool = False
-    group: int = 1
 
 
 def encoding(
@@ -78,7 +76,6 @@ def encoding(
     cutoff_len: int,
     add_eos_token: bool,
     train_on_inputs: bool,
-    group: int = 1,
 ) -> Encoding:
     """Find out what this tokenizer puts in front of a text, once.
 
@@ -103,7 +100,6 @@ def encoding(
         bos=bos,
         eos=eos,
         train_on_inputs=train_on_inputs,
-        group=group,
     )
 
 

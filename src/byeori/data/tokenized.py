@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from byeori.data import preference
-from byeori.data.tokenize import Encoding, Example, encode_row
+from byeori.data.row_kinds import RowKind
+from byeori.data.tokenize import Encoding, Example
 from byeori.errors import DataError, TemplateError, TooLongError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _ROWS_AT_ONCE = 20_000
 _FORMAT = "6"
 
 
-def encode_table(rows: Dataset, how: Encoding, *, progress: bool = True) -> Dataset:
+def encode_table(rows: Dataset, how: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
     """Tokenize every row into the lines of its examples; rows that cannot be trained keep theirs, with a `problem`.
 
     All cores are used on large tables, progress is shown, and the result is taken from the cache when rows,
@@ -55,11 +55,11 @@ def encode_table(rows: Dataset, how: Encoding, *, progress: bool = True) -> Data
             _encode_batch,
             batched=True,
             batch_size=256,
-            fn_kwargs={"how": how},
+            fn_kwargs={"how": how, "row_kind": row_kind},
             remove_columns=rows.column_names,
             features=_features(),
             num_proc=processes if processes > 1 else None,
-            new_fingerprint=fingerprint(rows, how),
+            new_fingerprint=fingerprint(rows, how, row_kind),
             desc="Tokenizing",
         )
 
@@ -102,29 +102,29 @@ def _features() -> Features:
     return Features({**lists, **kinds, **words})
 
 
-def fingerprint(rows: Dataset, how: Encoding) -> str:
+def fingerprint(rows: Dataset, how: Encoding, row_kind: RowKind) -> str:
     """A name for the tokenized table: of the rows' content and everything that tokenizing depends on."""
     template = how.template.text if how.template else how.tokenizer.chat_template
     special = None if how.template else how.tokenizer.special_tokens_map  # a chat template writes them
-    settings = [_FORMAT, template, special, how.cutoff_len, how.bos, how.eos, how.train_on_inputs, how.group]
+    settings = [_FORMAT, template, special, how.cutoff_len, how.bos, how.eos, how.train_on_inputs, row_kind.name]
     state = [rows._fingerprint, how.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
 
-def _encode_batch(batch: dict[str, list[Any]], how: Encoding) -> dict[str, list[Any]]:
+def _encode_batch(batch: dict[str, list[Any]], how: Encoding, row_kind: RowKind) -> dict[str, list[Any]]:
     lines = []
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
         problem, too_long = "", False
         try:
-            group = preference.encode_pair(row, how) if how.group == 2 else [encode_row(row, how)]
+            examples = row_kind.encode(row, how)
         except TemplateError as error:
-            group = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))] * how.group
+            examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))] * row_kind.examples
             problem, too_long = str(error), isinstance(error, TooLongError)
-        content = "".join(f"{example.token_ids}{example.targets}" for example in group)
+        content = "".join(f"{example.token_ids}{example.targets}" for example in examples)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
         no_prompt = how.template is not None and how.template.has_empty_prompt(row)
-        lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in group]
+        lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in examples]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
 
@@ -192,21 +192,21 @@ def example(table: Dataset, index: int) -> Example:
 class Rows:
     """A tokenized table of usable rows, as the trainer takes them.
 
-    group: lines of a row. reference: a reference model's log-prob of every trained token of the table, in its order
+    per_row: lines of a row. reference: a reference model's log-prob of every trained token of the table, in its order
     (a file on disk); offsets: [lines + 1], where a line's begin. Both None where the objective has no reference.
     """
 
     table: Dataset
-    group: int = 1
+    per_row: int = 1
     reference: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.table) // self.group
+        return len(self.table) // self.per_row
 
     def unit(self, index: int) -> list[Example]:
         """The examples of a row."""
-        return [self._example(self.group * int(index) + place) for place in range(self.group)]
+        return [self._example(self.per_row * int(index) + place) for place in range(self.per_row)]
 
     def _example(self, line: int) -> Example:
         found = example(self.table, line)
@@ -216,7 +216,7 @@ class Rows:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row [rows]."""
-        return lengths(self.table).reshape(-1, self.group).sum(axis=1)
+        return lengths(self.table).reshape(-1, self.per_row).sum(axis=1)
 
 
 def target_offsets(table: Dataset) -> np.ndarray:

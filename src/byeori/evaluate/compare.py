@@ -11,10 +11,9 @@ import torch
 
 from byeori.batch import forest as forests
 from byeori.data import audit
-from byeori.data.chat import until_last_answer
-from byeori.data.preference import encode_pair, side_row
+from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row
+from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, TemplateError
 from byeori.evaluate import generate, metrics, preview
 from byeori.model import forward
@@ -24,7 +23,7 @@ from byeori.support.console import say
 ROWS = "rows.jsonl"
 
 
-def comparable_rows(table: Table, encoding: Encoding, policy: str) -> list[dict[str, Any]]:
+def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy: str) -> list[dict[str, Any]]:
     """Return the rows that have a prompt and an answer. policy: `stop` or `drop`, for the other rows.
 
     Raises:
@@ -33,7 +32,7 @@ def comparable_rows(table: Table, encoding: Encoding, policy: str) -> list[dict[
     rows, bad = [], []
     for row in table.rows:
         try:
-            _encode(row, encoding)
+            row_kind.encode(row, encoding)
         except TemplateError as error:
             bad.append({"row": table.name(row[ROW]), "reason": str(error)})
         else:
@@ -48,14 +47,11 @@ def comparable_rows(table: Table, encoding: Encoding, policy: str) -> list[dict[
     return rows
 
 
-def _encode(row: Mapping[str, Any], encoding: Encoding) -> list[Example]:
-    return encode_pair(row, encoding) if encoding.group == 2 else [encode_row(row, encoding)]
-
-
 def compare_rows(
     model: Any,
     rows: Sequence[Mapping[str, Any]],
     encoding: Encoding,
+    row_kind: RowKind,
     sampling: generate.Sampling,
     *,
     batch_size: int,
@@ -70,9 +66,8 @@ def compare_rows(
     model: a PeftModel. rows_file: each batch is appended as it is finished, so that nothing computed is lost; the rows
     are in order at the end. max_length: of prompt and answer, in tokens. on_progress: called with (rows done, total).
     """
-    examples = [_encode(row, encoding) for row in rows]
-    pairs = encoding.group == 2
-    asked = [side_row(row, "chosen", encoding.template) if pairs else until_last_answer(row) for row in rows]
+    examples = [row_kind.encode(row, encoding) for row in rows]
+    asked = [row_kind.asked(row, encoding.template) for row in rows]
     prompts = [encode_prompt(row, encoding) for row in asked]
     items: dict[int, dict[str, Any]] = {}
     atomic_files.write(rows_file, "")

@@ -21,7 +21,8 @@ import torch
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.model_card import TOKENIZER_FILES
-from byeori.data import chat, preference, sources, tokenize
+from byeori.data import row_kinds, sources, tokenize
+from byeori.data.row_kinds import RowKind
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
 from byeori.support.text_files import one_line
@@ -135,7 +136,7 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     for cutoff_len in (longest, min(_LONGEST_TEMPLATE, found.positions or _LONGEST_TEMPLATE)):
         how = replace(how, cutoff_len=cutoff_len)
         for rows, origin in ((_trained_rows(found.settings), "training rows"), (_texts(how), "fixed texts")):
-            if ids := list(islice(_encoded(rows, how, pairs="loss" in found.settings), _PROMPTS)):
+            if ids := list(islice(_encoded(rows, how, row_kinds.recorded(found.settings)), _PROMPTS)):
                 return ids, f"{origin} in {where}"
     return plain, f"fixed texts, for {where} is too long"
 
@@ -160,13 +161,12 @@ def _texts(how: Encoding) -> Iterator[Mapping[str, Any]]:
             yield {"messages": [{"role": "user", "content": text}]}
 
 
-def _encoded(rows: Iterator[Mapping[str, Any]], how: Encoding, *, pairs: bool) -> Iterator[list[int]]:
-    """Prompts as token ids; rows that make none are passed over. pairs: whether rows have two answers."""
+def _encoded(rows: Iterator[Mapping[str, Any]], how: Encoding, row_kind: RowKind) -> Iterator[list[int]]:
+    """Prompts as token ids; rows that make none are passed over, fixed texts have no answers of the kind's."""
     for row in rows:
-        both = pairs and set(preference.SIDES) <= set(row)
+        kind = row_kind if set(row_kind.answer_columns) <= set(row) else row_kinds.ANSWER
         try:
-            asked = preference.side_row(row, "chosen", how.template) if both else chat.until_last_answer(row)
-            ids = tokenize.encode_prompt(asked, how)
+            ids = tokenize.encode_prompt(kind.asked(row, how.template), how)
         except TemplateError:
             continue
         if ids:

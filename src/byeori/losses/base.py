@@ -41,12 +41,12 @@ class Objective:
 
     sums: log-probs [M] and their targets -> sums over the micro-batch.
     weight: target counts of a step's examples -> what the step's sums are divided by.
-    group: how many consecutive examples belong together (a preference pair: 2) and are never parted.
+    row_kind: the name of the kind of row it trains on (data/row_kinds.py): answer, preference, or one of your own.
     logged: the names of what it logs. reference: whether it needs a reference model's log-probs.
     """
 
     sums: Callable[[torch.Tensor, Targets], Sums]
     weight: Callable[[Sequence[int]], float]
-    group: int = 1
+    row_kind: str = "answer"
     logged: tuple[str, ...] = ()
     reference: bool = False

@@ -69,7 +69,7 @@ def preference(how: Preference) -> Objective:
     return Objective(
         sums=partial(pair_sums, how),
         weight=lambda counts: len(counts) / 2,
-        group=2,
+        row_kind="preference",
         logged=(*_LOGGED, "kl") if reference else _LOGGED,
         reference=reference,
     )

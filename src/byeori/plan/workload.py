@@ -84,21 +84,21 @@ def made_up(
     cutoff_len: int,
     mean: int,
     rows: int,
-    group: int,
+    per_row: int,
     plan: Schedule,
     size: int | None,
     tokens: int,
 ) -> Workload:
     """Rows of `mean` tokens on average whose longest fill cutoff_len; of each unit an eighth is trained per answer.
 
-    group: 1, or 2 for pairs that share their prompt.
+    per_row: 1, or 2 for pairs that share their prompt.
     """
 
     def unit(at: int, length: int) -> list[Example]:
         answer = max(1, length // 8)
         name = [at % 16, at // 16 % 16, at // 256 % 16]  # no two units begin alike, and every vocabulary has these
         prompt = [*name, *[16] * length][: length - answer]
-        ids = [[*prompt, *[17 + side] * answer] for side in range(group)]
+        ids = [[*prompt, *[17 + side] * answer] for side in range(per_row)]
         return [Example(token_ids=each, targets=((length - answer, length),)) for each in ids]
 
     def together(count: int, length: int) -> Examples:
@@ -118,7 +118,7 @@ def made_up(
                 several=min(usual, worst) < plan.batch_size,
             )
         )
-    kind = "pairs" if group == 2 else "rows"
+    kind = "pairs" if per_row == 2 else "rows"
     epochs = min(plan.total_steps * plan.batch_size, rows * (plan.total_steps / plan.steps_per_epoch))
     return Workload(
         micros=tuple(micros),

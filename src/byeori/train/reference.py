@@ -70,7 +70,7 @@ def with_reference(
     off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
     with off, wrap.uncompiled():
         for done, part in enumerate(parts):
-            spans = [slice(offsets[rows.group * i], offsets[rows.group * (i + 1)]) for i in part.tolist()]
+            spans = [slice(offsets[rows.per_row * i], offsets[rows.per_row * (i + 1)]) for i in part.tolist()]
             missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False
             if parallel.add_up([float(missing)], processes)[0]:
                 found = _compute(model, rows, part, spans, options, processes)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from byeori import config
-from byeori.artifacts import layout
+from byeori.artifacts import layout, saved_model
 from byeori.artifacts.layout import AUDIT, BASE, METRICS, SETTINGS
+from byeori.data import row_kinds
 from byeori.distributed import processes as parallel
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
@@ -96,8 +97,10 @@ def check_not_the_start(output: Path, base: str) -> None:
         raise ConfigError(f"--output_dir {output} holds the weights that the run begins from; give another folder")
 
 
-def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
-    """A checkpoint is a number of steps; it means the same rows only under the same settings.
+def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
+    """Raise unless a checkpoint was written with the same settings: its number of steps means other rows elsewhere.
+
+    now: the settings of this run, by name. row_kind: the name of its kind of rows.
 
     Raises:
         CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
@@ -106,11 +109,12 @@ def check_same_run(resume: Path, settings: config.TrainSettings) -> None:
     checkpoint.check_whole(resume)
     if not (resume / layout.STATE).is_file() or not path.is_file():
         return
-    saved, now = config.read_yaml(str(path)), settings.model_dump(by_alias=True)
-    if ("loss" in saved) != ("loss" in now):
+    saved = saved_model.run_settings(resume)
+    if (recorded := row_kinds.recorded_name(saved)) != row_kind:
+        known = row_kinds.ROW_KINDS.get(recorded)
+        by = f"by byeori {known.command}" if known else f"with rows of the kind {recorded}, not {row_kind}"
         raise CheckpointError(
-            f"the checkpoint {resume} was written by byeori {'dpo' if 'loss' in saved else 'sft'}; "
-            f"to train its weights further, give it as --base_model"
+            f"the checkpoint {resume} was written {by}; to train its weights further, give it as --base_model"
         )
     for name in _SAME_ROWS:
         if name in saved and saved[name] != now[name]:

@@ -1,0 +1,136 @@
+"""Kinds of rows: the columns that a row needs, the examples it makes and the function that makes them.
+
+An objective names the kind of row it trains on (losses/base.py), and a run records the name in byeori.yaml. A kind of
+row that byeori does not have is a `RowKind` of your own, given to `commands.train.train` with the objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from byeori.data import chat, preference, template
+from byeori.data.template import Template
+from byeori.data.tokenize import Encoding, Example, encode_row
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowKind:
+    """What a row of one kind holds and becomes.
+
+    name: as an objective names it and byeori.yaml records it. command: of byeori, that trains such rows.
+    sides: the names of a row's examples, in their order; consecutive examples of a row are never parted.
+    answer_columns: the columns that hold the answers; empty if the template names the one answer column.
+    chat_columns: the columns that are read where the tokenizer's chat template writes the row.
+    check_columns: raises TemplateError unless a table has the columns beside those of the template.
+    choose_template: a table's columns -> the name of the shipped template that fits them.
+    encode: a row -> its examples, one for each side. Raises TemplateError if the row cannot be trained.
+    asked: a row and the template -> the row with the one answer that a generated answer is compared with.
+    """
+
+    name: str
+    command: str
+    sides: tuple[str, ...]
+    answer_columns: tuple[str, ...]
+    chat_columns: tuple[str, ...]
+    check_columns: Callable[[Sequence[str], Template | None], None]
+    choose_template: Callable[[Features], str]
+    encode: Callable[[Row, Encoding], list[Example]]
+    asked: Callable[[Row, Template | None], dict[str, Any]]
+
+    @property
+    def examples(self) -> int:
+        """How many examples a row makes."""
+        return len(self.sides)
+
+    def columns_read(self, columns: Sequence[str], chosen: Template | None) -> list[str]:
+        """Return those of a table's columns, in its order, that become tokens. Rows equal there are the same row."""
+        if chosen is None:
+            read = set(self.chat_columns)
+        else:
+            read = {*chosen.prompt_columns, *(self.answer_columns or [chosen.answer_column])}
+        return [name for name in columns if name in read]
+
+    def lacking(self, columns: Sequence[str], chosen: Template) -> list[str]:
+        """Return the columns that a template needs and a table does not have."""
+        return chosen.lacking(list(columns), with_answer=not self.answer_columns)
+
+
+def _check_answer(columns: Sequence[str], chosen: Template | None) -> None:
+    if chosen is None:
+        chat.check_columns(list(columns))
+    else:
+        chosen.check_columns(list(columns), with_answer=True)
+
+
+def _check_preference(columns: Sequence[str], chosen: Template | None) -> None:
+    if chosen is not None:
+        chosen.check_columns(list(columns), with_answer=False)
+    preference.check_columns(list(columns))
+
+
+def _choose(features: Features) -> str:
+    return template.choose(list(features))
+
+
+def _encode_answer(row: Row, encoding: Encoding) -> list[Example]:
+    return [encode_row(row, encoding)]
+
+
+def _asked(row: Row, chosen: Template | None) -> dict[str, Any]:
+    return chat.until_last_answer(row)
+
+
+def _asked_chosen(row: Row, chosen: Template | None) -> dict[str, Any]:
+    return preference.side_row(row, "chosen", chosen)
+
+
+ANSWER = RowKind(
+    name="answer",
+    command="sft",
+    sides=("answer",),
+    answer_columns=(),
+    chat_columns=chat.COLUMNS,
+    check_columns=_check_answer,
+    choose_template=_choose,
+    encode=_encode_answer,
+    asked=_asked,
+)
+"""A prompt and its answer, or a conversation."""
+
+PREFERENCE = RowKind(
+    name="preference",
+    command="dpo",
+    sides=preference.SIDES,
+    answer_columns=preference.SIDES,
+    chat_columns=preference.CONVERSATION,
+    check_columns=_check_preference,
+    choose_template=preference.choose,
+    encode=preference.encode_pair,
+    asked=_asked_chosen,
+)
+"""A prompt with a chosen and a rejected answer."""
+
+ROW_KINDS = {kind.name: kind for kind in (ANSWER, PREFERENCE)}
+
+
+def of_table(columns: Sequence[str], chosen: Template | None) -> RowKind:
+    """Return the kind of a table's rows: preference, unless the template names a column of theirs as the answer."""
+    own = chosen is not None and chosen.answer_column in columns
+    return PREFERENCE if set(PREFERENCE.answer_columns) <= set(columns) and not own else ANSWER
+
+
+def recorded_name(settings: Mapping[str, Any]) -> str:
+    """Return the kind of row that a run recorded with its settings; older runs have a loss where they had pairs."""
+    return str(settings.get("row_kind") or (PREFERENCE if "loss" in settings else ANSWER).name)
+
+
+def recorded(settings: Mapping[str, Any]) -> RowKind:
+    """Return the kind of row of a run's settings; answer for a kind that is not byeori's own."""
+    return ROW_KINDS.get(recorded_name(settings), ANSWER)
