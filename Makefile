@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench torture clean
+.PHONY: setup demo test check bench torture docs dist clean
 
 setup: $(READY)
 
@@ -33,5 +33,15 @@ bench: setup
 torture: setup
 	$(BIN)/python tests/torture.py $(RUNS)
 
+# the documentation in English and Korean, in docs-output/
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# wheel and sdist in dist/, each installed and run in an empty environment
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	PYTHON=$(PYTHON) .ci/try_dist dist/*
+
 clean:
-	rm -rf .venv .venv-peers demo-output bench-output
+	rm -rf .venv .venv-peers demo-output bench-output docs-output dist
