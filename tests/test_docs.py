@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -39,6 +40,18 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     for name in ("index.html", "settings/index.html", "contributing/index.html", "ko/index.html", "ko/dpo/index.html"):
         assert (tmp_path / "site" / name).is_file(), name
     assert not (tmp_path / "site" / "hooks.py").exists()
+
+
+def test_the_objective_of_the_page_trains(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").symlink_to(title_rows)
+    page = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)).replace('"MODEL"', repr(str(tiny_model)))
+    exec(compile(code.replace('"max_steps": 2', '"max_steps": 2, "cutoff_len": 256'), "objective.md", "exec"), {})
+    lines = (tmp_path / "even" / "train_log.jsonl").read_text().splitlines()
+    assert ["likely" in json.loads(line) for line in lines][:2] == [True, True]
 
 
 def test_every_page_is_in_the_navigation() -> None:
