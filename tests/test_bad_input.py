@@ -188,11 +188,13 @@ def test_unknown_command_has_a_near_name(fails: Fails) -> None:
 
 
 def test_a_stray_word_is_named(fails: Fails) -> None:
-    assert "'rows.jsonl' belongs to no flag" in fails("sft", "rows.jsonl")
+    assert "'more' belongs to no flag" in fails("publish", "folder", "user/name", "more")
 
 
 def test_a_flag_without_its_value(fails: Fails) -> None:
-    assert "--lora_r: expected one argument" in fails("sft", "--lora_r", "--batch_size", "8")
+    assert "--lora_r needs a value: --lora_r INT; see byeori sft --help" in fails(
+        "sft", "--lora_r", "--batch_size", "8"
+    )
 
 
 def test_missing_settings_are_all_named(fails: Fails) -> None:
@@ -221,7 +223,7 @@ def test_missing_settings_are_all_named(fails: Fails) -> None:
         ("max_steps", "9" * 30, "less than or equal to"),
         ("cutoff_len", "0", "greater than or equal to 8"),
         ("val_set_size", "-0.1", "greater than or equal to 0"),
-        ("val_set_size", "2.5", "neither a fraction below 1 nor a whole count"),
+        ("val_set_size", "2.5", "give a fraction below 1 or a whole number of rows"),
         ("lora_r", "0", "greater than or equal to 1"),
         ("lora_r", "100000000", "less than or equal to 4096"),
         ("lora_dropout", "1", "less than 1"),
@@ -242,7 +244,7 @@ def test_settings_out_of_bounds(sft: Fails, name: str, value: str, words: str) -
 
 def test_preview_refuses_what_training_refuses(fails: Fails, tiny_model: Path, title_rows: Path) -> None:
     said = fails("preview", f"--base_model={tiny_model}", f"--data_path={title_rows}", "--val_set_size=2.5")
-    assert "--val_set_size '2.5': neither a fraction below 1 nor a whole count" in said
+    assert "--val_set_size '2.5': give a fraction below 1 or a whole number of rows" in said
 
 
 def test_validation_rows_leave_none_to_train(sft: Fails) -> None:
@@ -387,7 +389,7 @@ def test_remote_code_is_not_run(sft: Fails, broken: Path) -> None:
 
 
 def test_remote_code_is_trusted_by_name_only(sft: Fails) -> None:
-    assert "remote code runs only for the repository that is named" in sft(trust_remote_code="another/model")
+    assert "remote code runs only if both name the same repository" in sft(trust_remote_code="another/model")
 
 
 def test_broken_tokenizer(sft: Fails, broken: Path) -> None:

@@ -7,14 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from byeori import __version__, cli, config
-from byeori.config import GenerateSettings, SftSettings
+from byeori.config import GenerateSettings, SftSettings, flags, help
 from byeori.errors import ConfigError
 
 NEEDED = ["--base_model", "m", "--data_path", "rows.jsonl", "--output_dir", "out"]
@@ -22,11 +22,8 @@ NEEDED = ["--base_model", "m", "--data_path", "rows.jsonl", "--output_dir", "out
 
 def parse(command: str, *arguments: str) -> Any:
     """The settings that a command line stands for."""
-    kind = cli.COMMANDS[command][0]
-    assert kind is not None
-    parser = cli._Parser(prog=f"byeori {command}", allow_abbrev=False)
-    cli.add_settings(parser, kind)
-    return cli.settings_from(kind, parser, arguments, cli.POSITIONAL.get(command, []))
+    entry = cli.COMMANDS[command]
+    return flags.settings_from(entry.kind, arguments, entry.inputs, see=f"byeori {command} --help")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -115,10 +112,10 @@ def test_positionals_stand_anywhere(arguments: list[str]) -> None:
     assert (made.folder, made.repo_id, made.dry_run) == ("./merged", "user/name", True)
 
 
-def test_a_name_that_a_list_took_is_asked_for_before_it() -> None:
-    with pytest.raises(ConfigError, match="adapter is missing: give it before --data_path, which takes every name"):
+def test_an_input_swallowed_by_a_list_is_asked_for_before_it() -> None:
+    with pytest.raises(ConfigError, match="adapter is missing: give it before --data_path, which accepts all words"):
         parse("compare", "--data_path", "rows.jsonl", "./adapter", "--output_dir", "out")
-    with pytest.raises(ConfigError, match="--adapter is missing: Folder or Hub id"):
+    with pytest.raises(ConfigError, match="--adapter is missing: Adapter to compare"):
         parse("compare", "--data_path", "rows.jsonl", "--output_dir", "out")
 
 
@@ -173,30 +170,53 @@ def test_saved_settings_run_again_through_config(tmp_path: Path) -> None:
     assert parse("sft", "--config", str(tmp_path / "byeori.yaml")) == made
 
 
-def test_every_setting_has_a_flag() -> None:
-    for command, (kind, _) in cli.COMMANDS.items():
-        if kind is None:
-            continue
-        parser = cli._Parser(prog="x")
-        cli.add_settings(parser, kind)
-        flags = {flag for action in parser._actions for flag in action.option_strings}
-        wanted = {f"--{field.alias or name}" for name, field in kind.model_fields.items()} - {"--columns"}
-        assert wanted <= flags, command
+def test_every_setting_has_a_flag_and_a_group() -> None:
+    for command, entry in cli.COMMANDS.items():
+        wanted = {field.alias or name for name, field in entry.kind.model_fields.items()} - {"columns"}
+        assert wanted == set(flags.flags(entry.kind)), command
+        grouped = [name for members in help.groups(entry.kind).values() for name in members]
+        assert sorted(grouped) == sorted(wanted), command
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("sft m a.jsonl b.csv --output_dir out", {"base_model": "m", "data_path": ["a.jsonl", "b.csv"]}),
+        ("dpo m --output_dir out pairs.jsonl", {"base_model": "m", "data_path": ["pairs.jsonl"]}),
+        ("plan m rows.jsonl", {"base_model": "m", "data_path": ["rows.jsonl"]}),
+        ("preview m rows.jsonl --json", {"base_model": "m", "data_path": ["rows.jsonl"], "json_output": True}),
+        ("preview rows.jsonl --base_model m", {"base_model": "m", "data_path": ["rows.jsonl"]}),
+        ("merge adapter merged", {"peft_model_path": "adapter", "output_dir": "merged"}),
+        ("merge adapter --output_dir merged", {"peft_model_path": "adapter", "output_dir": "merged"}),
+        ("generate adapter text", {"model": "adapter", "input_text": "text", "columns": {}}),
+        ("generate adapter text --tone dry", {"model": "adapter", "input_text": "text", "columns": {"tone": "dry"}}),
+        ("compare adapter rows.jsonl --output_dir out", {"adapter": "adapter", "data_path": ["rows.jsonl"]}),
+        ("publish folder user/name", {"folder": "folder", "repo_id": "user/name"}),
+    ],
+)
+def test_inputs_need_no_flags(line: str, values: dict[str, Any]) -> None:
+    """First the model, adapter or folder, then what the command works on."""
+    made = parse(*line.split())
+    assert {name: getattr(made, name) for name in values} == values
+
+
+def test_a_word_too_many_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="'more' belongs to no flag"):
+        parse("generate", "adapter", "text", "more")
 
 
 # ---- help, version, completion -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["generate", "--help"], []])
+@pytest.mark.parametrize("arguments", [["--help"], ["sft", "--help"], ["generate", "--help-all"], []])
 def test_help_is_quick_and_imports_no_torch(arguments: Sequence[str]) -> None:
     code = (
         f"import sys; from byeori.cli import main\n"
-        f"try: main({list(arguments)!r})\n"
-        f"except SystemExit as stop: assert not stop.code\n"
+        f"assert main({list(arguments)!r}) == 0\n"
         f"heavy = {{'torch', 'transformers', 'datasets', 'peft', 'numpy'}} & set(sys.modules)\n"
         f"print('HEAVY', heavy)"
     )
-    seconds = []  # of a processor's time: another's work does not count
+    seconds = []  # of processor time, so that other processes do not count
     for _ in range(3):
         before = sum(os.times()[2:4])
         done = run("-c", code)
@@ -207,52 +227,96 @@ def test_help_is_quick_and_imports_no_torch(arguments: Sequence[str]) -> None:
     assert min(seconds) < 0.5, seconds
 
 
-def test_help_shows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    shown = capsys.readouterr().out
-    assert all(name in shown and words in " ".join(shown.split()) for name, (_, words) in cli.COMMANDS.items())
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What a command line prints on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str) -> str:
+        assert cli.main(list(arguments)) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_help_shows_positionals_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["compare", "--help"])
-    shown = capsys.readouterr().out
-    assert "usage: byeori compare ADAPTER [--setting VALUE ...]" in shown
-    assert all(f"--{name}" in shown for name in config.CompareSettings.model_fields)
+def test_help_shows_every_command(shown: Callable[..., str]) -> None:
+    text = shown("--help")
+    assert all(f"  {name}" in text and entry.about in text for name, entry in cli.COMMANDS.items())
+    assert max(map(len, text.splitlines())) <= 100
 
 
-def _help(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    return " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_fits_a_screen_and_names_every_setting(command: str, shown: Callable[..., str]) -> None:
+    text = shown(command, "--help")
+    assert len(text.splitlines()) <= (40 if command in ("sft", "dpo") else 50)
+    assert max(map(len, text.splitlines())) <= 100
+    for arguments in (["--help"], ["--help-all"], ["--flag", "x", "-h"]):
+        text = shown(command, *arguments)
+        assert all(name in text for name in flags.flags(cli.COMMANDS[command].kind)), arguments
 
 
-def test_help_shows_the_values_that_a_setting_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = _help("dpo", capsys)
+def test_help_all_describes_every_setting_under_its_group(shown: Callable[..., str]) -> None:
+    text = shown("sft", "--help-all")
+    order = [
+        "essentials:",
+        "LoRA:",
+        "data:",
+        "optimisation:",
+        "memory:",
+        "evaluation and saving:",
+        "logging:",
+        "expert:",
+    ]
+    places = [text.index(f"\n{group}\n") for group in order]
+    assert places == sorted(places)
+    words = " ".join(text.split())
+    for name, field in flags.flags(SftSettings).items():
+        assert f"  --{name} {help.value_type(field)}" in text
+        assert str(field.description) in words
+
+
+def test_help_shows_types_values_and_defaults(shown: Callable[..., str]) -> None:
+    text = " ".join(shown("dpo", "--help-all").split())
     for words in (
-        "Shape after the warmup. One of linear, cosine, constant. (default linear)",
-        "One of sigmoid, ipo, hinge, simpo, orpo.",
-        "auto where nothing else fits. One of auto, True, False.",
-        "Hold the frozen weights in 8 bit. (default False)",
-        "One of auto, on, off.",
+        "--lr_scheduler {linear,cosine,constant} Learning rate schedule after warmup. (default linear)",
+        "--loss {sigmoid,ipo,hinge,simpo,orpo} Preference loss.",
+        "--load_in_4bit [{auto,True,False}]",
+        "--load_in_8bit [BOOL] Quantize the frozen weights to 8 bits.",
+        "--compile {auto,on,off}",
+        "--lora_r INT Rank of the adapter. (default 16)",
+        "--learning_rate FLOAT Peak learning rate. (default 1e-05)",
+        "--output_dir PATH Folder for the adapter, its checkpoints and its logs. (required)",
+        "--data_path PATH ... Rows",
+        "--lora_target_modules NAME ...",
+        "--template TEXT",
     ):
-        assert words in shown
+        assert words in text
 
 
-def test_help_begins_with_what_every_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_begins_with_what_every_run_needs(shown: Callable[..., str]) -> None:
     for command, first in (("sft", ""), ("plan", ""), ("compare", "--adapter")):
-        shown = _help(command, capsys)
-        flags = [flag for flag in (first, "--base_model", "--data_path", "--output_dir", "--batch_size") if flag]
-        places = [place for flag in flags if (place := shown.find(f"{flag} VALUE")) >= 0]
-        assert places == sorted(places), command
-    assert "its checkpoints and logs. (required)" in _help("sft", capsys)
+        text = shown(command, "--help")
+        names = [flag for flag in (first, "--base_model", "--data_path", "--output_dir", "--batch_size") if flag]
+        places = [place for flag in names if (place := text.find(f"  {flag} ")) >= 0]
+        assert places == sorted(places) and len(places) >= 3, command
 
 
-def test_help_of_generate_shows_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = _help("generate", capsys)
-    assert "usage: byeori generate MODEL [--COLUMN TEXT ...] [--setting VALUE ...]" in shown
-    assert "--document @file to read it from a file" in shown
+def test_help_shows_inputs_and_columns(shown: Callable[..., str]) -> None:
+    assert "usage: byeori compare ADAPTER DATA_PATH [--FLAG VALUE ...]" in shown("compare", "--help")
+    text = " ".join(shown("generate", "--help").split())
+    assert "usage: byeori generate MODEL [INPUT_TEXT] [--COLUMN TEXT ...] [--FLAG VALUE ...]" in text
+    assert "--document @file to read the value from a file" in text
+
+
+def test_colour_on_request_only(shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert "\x1b" not in shown("sft", "--help")  # no terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = shown("sft", "--help")
+    assert "\x1b[1;36m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = shown("sft", "--help")
+    assert plain == re.sub("\x1b\\[[0-9;]*m", "", coloured)
 
 
 @pytest.mark.parametrize(
@@ -267,11 +331,8 @@ def test_a_wrong_value_of_a_bare_flag_names_the_flag(flag: str, values: str) -> 
         parse("sft", "maybe", *NEEDED)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--version"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"byeori {__version__}\n"
+def test_version(shown: Callable[..., str]) -> None:
+    assert shown("--version") == f"byeori {__version__}\n"
 
 
 def test_bash_completion_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,12 +369,12 @@ def test_zsh_and_tcsh_have_completion(
 
 def test_another_shell_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--print-completion", "fish"]) == 2
-    assert "invalid choice: 'fish' (choose from 'bash', 'zsh', 'tcsh'); see byeori --help" in capsys.readouterr().err
+    assert "--print-completion 'fish': give one of bash, zsh, tcsh; see byeori --help" in capsys.readouterr().err
 
 
 def test_unknown_option_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--verison"]) == 2
-    assert "error: " in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: there is no flag --verison (did you mean --version?); see byeori --help\n"
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

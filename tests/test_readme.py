@@ -29,34 +29,6 @@ def _text(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_the_table_of_settings_is_made_from_config() -> None:
-    shown = _text("docs/settings.md").split("<!-- settings -->")[1].split("<!-- /settings -->")[0].strip()
-    assert shown == config.table(config.SftSettings)
-    shown = _text("docs/settings.md").split("<!-- settings-dpo -->")[1].split("<!-- /settings-dpo -->")[0].strip()
-    assert shown == config.table(config.DpoSettings, besides=config.SftSettings)
-
-
-@pytest.mark.parametrize(
-    ("mark", "kind", "besides"),
-    [("settings", config.SftSettings, None), ("settings-dpo", config.DpoSettings, config.SftSettings)],
-)
-def test_the_korean_table_has_the_same_settings_and_defaults(
-    mark: str, kind: type[config.Settings], besides: type[config.Settings] | None
-) -> None:
-    def cells(table: str) -> list[list[str]]:
-        return [line.strip("| ").split(" | ", 2) for line in table.strip().splitlines()[2:]]
-
-    korean = cells(
-        _text("docs/settings.ko.md")
-        .split(f"<!-- {mark} -->")[1]
-        .split(f"<!-- /{mark} -->")[0]
-        .replace("필수", "required")
-    )
-    english = cells(config.table(kind, besides=besides))
-    assert [row[:2] for row in korean] == [row[:2] for row in english]
-    assert all(re.search("[가-힣]", row[2]) for row in korean)
-
-
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
 def test_the_readme_is_short(name: str) -> None:
     assert len(_text(name)) <= LONGEST

@@ -159,8 +159,8 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "no model is named; give --base_model, or --shape"),
-        ({"shape": SHAPE, "base_model": "m"}, "base_model and shape are given together"),
+        ({}, "no model is given; give --base_model, or --shape"),
+        ({"shape": SHAPE, "base_model": "m"}, "base_model and shape exclude each other"),
         ({"base_model": "/no/such/folder", "gpu": "H1000"}, "there is no GPU 'H1000' (did you mean H100?)"),
         ({"base_model": "/no/such/folder", "gpu": "cpu"}, "there is no folder /no/such/folder"),
         ({"shape": SHAPE, "gpu": "H1000"}, "there is no GPU 'H1000' (did you mean H100?)"),
@@ -171,7 +171,7 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
         ({"shape": "hidden_size=256 num_attention_heads=6 num_key_value_heads=4"}, "6"),
         ({"shape": SHAPE, "cutoff_len": 10**6}, "is beyond the 2048 positions"),
         ({"shape": SHAPE, "batch_size": 6, "micro_batch_size": 4}, "batch_size 6 is not a multiple of"),
-        ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs has no meaning for pairs"),
+        ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs does not apply to pairs"),
         ({"shape": SHAPE, "assumed_tokens": 4000}, "beyond cutoff_len 2048"),
         ({"shape": SHAPE, "lora_target_modules": "no_such"}, "no_such"),
         ({"shape": GPT2, "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 4 bit"),

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import byeori
-from byeori import cli, config
+from byeori import config
+from byeori.config import flags
 from byeori.distributed import launch
 from byeori.errors import AGAIN, ConfigError
 
@@ -99,8 +100,10 @@ def test_goes_on_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert launch.start_group(2, ["sft", "--overwrite_output_dir", "True"]) == 0
     assert [len(command) for command in asked] == [3, 5, 7]
-    flags, _ = cli.normalise(config.SftSettings, asked[-1][1:])
-    assert flags[-2:] == ["--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
+    settings = flags.settings_from(
+        config.SftSettings, ["--base_model=m", "--data_path=d", "--output_dir=o", *asked[-1][1:]]
+    )
+    assert (settings.resume_from_checkpoint, settings.overwrite_output_dir) == ("latest", False)
     assert capsys.readouterr().err.count("going on from the last step, micro-batches split in two") == 2
 
 

@@ -290,5 +290,5 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patch.parts(["auto"], torch.device("cuda")) == ["norms"]
     assert patch.parts(check(SftSettings, needed | {"speed": "off"}).speed, CPU) == []
     assert patch.parts(check(SftSettings, needed | {"speed": "mlp, norms"}).speed, CPU) == ["mlp", "norms"]
-    with pytest.raises(ConfigError, match="speed does not know flash; it is auto, off, or some of attention, "):
+    with pytest.raises(ConfigError, match="--speed: unknown 'flash'; give auto, off, or some of attention, "):
         check(SftSettings, needed | {"speed": "mlp,flash"})

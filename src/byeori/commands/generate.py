@@ -107,6 +107,13 @@ def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tu
             f"its prompt has the columns {', '.join(names)}"
         )
     values = {column: given[column.replace("-", "_")] for column in names if column.replace("-", "_") in given}
+    if settings.input_text is not None:
+        free = [name for name in names if name not in values]
+        free = [name for name in free if name not in optional] or free
+        if len(free) != 1:
+            columns = " ".join(f"--{name} TEXT" for name in names)
+            raise ConfigError(f"the prompt has {len(free)} columns without a value; give each by name: {columns}")
+        values[free[0]] = settings.input_text
     values = {name: generation.text_or_file(value).strip("\n") for name, value in values.items()}
     missing = [name for name in names if name not in optional and name not in values]
     if len(missing) == 1:

@@ -1,16 +1,16 @@
-"""Every setting, declared once."""
+"""Every setting, declared once: the command line, YAML files, the Python API and docs/settings.md come from here."""
 
 from byeori.config.base import (
     S,
     Settings,
     check,
     choices,
+    extra,
     in_order,
     parse_names,
     read_yaml,
     recorded,
-    table,
-    words,
+    setting,
     write_yaml,
 )
 from byeori.config.plan import PlanSettings
@@ -42,11 +42,11 @@ __all__ = [
     "TrainSettings",
     "check",
     "choices",
+    "extra",
     "in_order",
     "parse_names",
     "read_yaml",
     "recorded",
-    "table",
-    "words",
+    "setting",
     "write_yaml",
 ]

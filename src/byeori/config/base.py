@@ -1,8 +1,6 @@
-"""Every setting, declared once: its type, default, bounds and help text.
+"""What all settings share: how one is declared, how text becomes a value, and the sentences for wrong values.
 
-The command line, the YAML file, the Python API and the table in the README are all made from these classes: here is
-what they share, `training` and `results` hold the settings themselves.
-Values from a command line or a YAML file arrive as text and are converted here; lists are taken with or without
+Values from a command line or a YAML file arrive as text and are converted here. Lists are accepted with or without
 quotes and brackets, also when the shell has split them (`[q_proj, v_proj]` and `["q_proj", "v_proj"]` are equal).
 """
 
@@ -13,14 +11,36 @@ import typing
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
 from byeori.support.suggestions import nearest
 from byeori.support.yaml_files import yaml_mapping
 
+Group = Literal[
+    "essentials", "LoRA", "data", "optimisation", "memory", "evaluation and saving", "generation", "logging", "expert"
+]
 _FIRST = ("base_model", "data_path", "output_dir")  # of every list of settings
+
+
+def setting(
+    description: str,
+    default: Any = ...,
+    *,
+    group: Group,
+    metavar: str | None = None,
+    alone: str | None = None,
+    **bounds: Any,
+) -> Any:
+    """Declare a setting.
+
+    description: what it does; `--help` shows the first sentence only. group: where `--help-all` lists it. metavar:
+    what `--help` shows for its value, if the type does not say it. alone: the value of
+    its flag without a value. bounds: as for pydantic.Field.
+    """
+    extra: Any = {"group": group, "metavar": metavar, "alone": alone}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 def parse_names(value: object) -> object:
@@ -42,26 +62,26 @@ def _paths(value: object) -> object:
 
 def _named(paths: list[str]) -> list[str]:
     if not all(path.strip() for path in paths):
-        raise ValueError("an empty name is no path; name a file, a folder or a dataset")
+        raise ValueError("an empty name is not a path; give a file, a folder or a dataset")
     return paths
 
 
 def on_off(value: object) -> object:
-    """The words on and off, which YAML reads as true and false; also in a list."""
+    """Turn true and false, which YAML makes of the words on and off, back into these words; also in a list."""
     if isinstance(value, list):
         return [on_off(item) for item in value]
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 def recompute_kind(value: object) -> object:
-    """True and False, as this setting was once given, are full and none."""
+    """Accept True and False, the values of older versions, as full and none."""
     text = str(value).strip().lower()
     return "full" if text in ("true", "1", "yes", "on") else "none" if text in ("false", "0", "no", "off") else value
 
 
 def _count_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise ValueError("neither a fraction below 1 nor a whole count")
+        raise ValueError("give a fraction below 1 or a whole number of rows")
     return value
 
 
@@ -77,7 +97,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are refused, values cannot change once checked."""
+    """Base of all settings: unknown names are errors, and values do not change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -87,17 +107,17 @@ class Settings(BaseModel):
         if not isinstance(values, dict):
             return values
         return {
-            name: [_place(item) for item in value]
+            name: value
+            if name in ("raw", "input_text")
+            else [_expand(item) for item in value]
             if isinstance(value, (list, tuple))
-            else _place(value)
-            if name != "raw"
-            else value
+            else _expand(value)
             for name, value in values.items()
         }
 
 
-def _place(value: object) -> object:
-    """A path as text; `~/` is the user's home, which a shell does not see in `--name=~/x`, nor YAML anywhere."""
+def _expand(value: object) -> object:
+    """Return a path as text, with `~/` expanded, which a shell does not do in `--name=~/x`, nor YAML anywhere."""
     if isinstance(value, PurePath):
         return str(value)
     return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
@@ -107,10 +127,10 @@ S = TypeVar("S", bound=Settings)
 
 
 def check(kind: type[S], values: dict[str, Any]) -> S:
-    """Make settings from loose values.
+    """Return validated settings.
 
     Raises:
-        ConfigError: one sentence that names every setting that is wrong.
+        ConfigError: if a setting is missing, unknown or wrong; the sentence names every one of them.
     """
     try:
         return kind.model_validate(values)
@@ -138,29 +158,30 @@ def _short(value: object) -> str:
 
 
 def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
-    """Settings from a YAML file (safe loading only). kind: whose names are the only ones allowed.
+    """Return the settings in a YAML file (safe loading only). kind: the only settings that are allowed in it.
 
     Raises:
-        ConfigError: no such file, not YAML, not a mapping, or a name in it that is unknown or there twice.
+        ConfigError: if the file is missing, is not a YAML mapping, or holds a name that is unknown or given twice.
     """
     loaded = yaml_mapping(path, what="settings", advice="write one `name: value` a line")
     values = {str(name).replace("-", "_"): value for name, value in loaded.items()}
     values.pop("row_kind", None)  # which byeori.yaml records with the settings of a run
     if twice := [name for name in loaded if "-" in str(name) and str(name).replace("-", "_") in loaded]:
         both = ", ".join(f"{name} and {name.replace('-', '_')}" for name in twice)
-        raise ConfigError(f"{path} has one setting under two names ({both}); keep one of them")
-    there = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
-    unknown = [f"{name!r}{nearest(name, there)}" for name in values if name not in there]
+        raise ConfigError(f"{path} has the same setting twice ({both}); keep one of them")
+    known = [field.alias or name for name, field in kind.model_fields.items()] if kind else list(values)
+    unknown = [f"{name!r}{nearest(name, known)}" for name in values if name not in known]
     if unknown:
         raise ConfigError(
-            f"{path} names no setting with {', '.join(unknown)}; the settings are in `byeori COMMAND --help`"
+            f"{path} has unknown settings: {', '.join(unknown)}; `byeori COMMAND --help-all` lists the known ones"
         )
     return values
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
     """Return every setting by name, as a run records them and `--config` reads them."""
-    return settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})  # nobody deletes a run by its own file
+    # overwrite_output_dir is left out: repeating a run with its own file must not delete it
+    return settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})
 
 
 def write_yaml(settings: Settings, path: Path) -> None:
@@ -172,15 +193,15 @@ def write_yaml(settings: Settings, path: Path) -> None:
 
 
 def in_order(kind: type[Settings]) -> dict[str, FieldInfo]:
-    """Settings by name as they are shown: the model, the rows and where it all goes, then the others."""
-    there = kind.model_fields
-    needed = [name for name, field in there.items() if field.is_required()]
-    first = [*(name for name in needed if name not in _FIRST), *(name for name in _FIRST if name in there)]
-    return {name: there[name] for name in dict.fromkeys([*first, *there])}
+    """Return the settings by name in the order of display: the model, the data, the output, then the others."""
+    fields = kind.model_fields
+    needed = [name for name, field in fields.items() if field.is_required()]
+    first = [*(name for name in needed if name not in _FIRST), *(name for name in _FIRST if name in fields)]
+    return {name: fields[name] for name in dict.fromkeys([*first, *fields])}
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words that a setting takes where it takes only some."""
+    """Return the values of a setting that accepts only certain ones, else an empty list."""
     if annotation is bool:
         return ["True", "False"]
     parts = typing.get_args(annotation)
@@ -189,25 +210,24 @@ def choices(annotation: Any) -> list[str]:
     return [word for part in parts for word in choices(part)]
 
 
-def words(field: FieldInfo) -> str:
-    """What a setting does, and its values where it takes only some."""
-    found = [] if field.annotation is bool else choices(field.annotation)
-    return f"{field.description} One of {', '.join(found)}." if found else str(field.description)
+def is_list(annotation: Any) -> bool:
+    """Return whether a setting is a list, or a list or None."""
+    return typing.get_origin(annotation) is list or any(is_list(part) for part in typing.get_args(annotation))
 
 
-def table(kind: type[Settings], *, besides: type[Settings] | None = None) -> str:
-    """A Markdown table of the settings: name, default, what it does. besides: only what `kind` has and that has not."""
-    rows = ["| setting | default | what it does |", "|---|---|---|"]
-    known = besides.model_fields if besides else {}
-    for name, field in in_order(kind).items():
-        if name in known and known[name].default == field.default:
-            continue
-        default = "required" if field.is_required() else f"`{_show(field.default)}`"
-        rows.append(f"| `--{field.alias or name}` | {default} | {words(field)} |")
-    return "\n".join(rows)
+def extra(field: FieldInfo, name: Literal["group", "metavar", "alone"]) -> str | None:
+    """Return what `setting` declared beside the type, default and description."""
+    declared = field.json_schema_extra
+    return typing.cast("str | None", declared.get(name)) if isinstance(declared, dict) else None
 
 
-def _show(value: object) -> str:
-    if isinstance(value, list):
+def alone(field: FieldInfo) -> str | None:
+    """Return the value of a flag that is given without one, or None if the flag needs a value."""
+    return "True" if field.annotation is bool else extra(field, "alone")
+
+
+def shown(value: object) -> str:
+    """Return a default as the command line and a YAML file accept it."""
+    if isinstance(value, (list, dict)):
         return ",".join(map(str, value)) or "none"
     return "none" if value is None else str(value)

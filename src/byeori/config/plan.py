@@ -1,12 +1,12 @@
-"""Settings of the plan: those of training, of which none has to be given, and what is asked about machines."""
+"""Settings of `byeori plan`: those of training, all optional, and which machines to plan for."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
-from byeori.config.base import Names, OptionalInt, OptionalText, Paths, Settings, check
+from byeori.config.base import Names, OptionalInt, OptionalText, Paths, Settings, check, setting
 from byeori.config.training import DpoSettings, SftSettings, TrainSettings
 
 
@@ -18,73 +18,91 @@ def _names_with_spaces(value: object) -> object:
 
 
 class PlanSettings(DpoSettings):
-    """byeori plan: what a run will need, on which machine, before one is paid for."""
+    """byeori plan: predict memory, time and price of a run on each GPU. No GPU is needed."""
 
-    base_model: OptionalText = Field(  # type: ignore[assignment]
-        None, description="Folder or Hub id of the base model; its config.json is enough."
+    base_model: OptionalText = setting(  # type: ignore[assignment]
+        "Base model: a folder or a Hub id. Its config.json is enough.", None, group="essentials", metavar="NAME"
     )
-    data_path: Paths | None = Field(  # type: ignore[assignment]
-        None, description="Rows, for their real lengths and shared prefixes; without them lengths are assumed."
+    data_path: Paths | None = setting(  # type: ignore[assignment]
+        "Rows, for their real lengths and shared prefixes. Without them lengths are assumed.",
+        None,
+        group="essentials",
+        metavar="PATH",
     )
-    output_dir: str = Field("adapter", description="Where --write says that the run puts its adapter.", min_length=1)
-    objective: Literal["auto", "sft", "dpo"] = Field(
-        "auto", description="What will be run; auto is dpo where a setting of dpo alone is given."
+    output_dir: str = setting(
+        "Folder of the adapter in the settings that write saves.",
+        "adapter",
+        group="expert",
+        metavar="PATH",
+        min_length=1,
     )
-    shape: Names = Field(
+    objective: Literal["auto", "sft", "dpo"] = setting(
+        "Kind of training. auto is dpo if a setting of dpo is given.", "auto", group="essentials"
+    )
+    shape: Names = setting(
+        "A model by its sizes in place of base_model, named as in config.json: hidden_size=4096 num_hidden_layers=32. "
+        "model_type is llama unless given.",
         [],
-        description="A model by hand instead of base_model: hidden_size=4096 num_hidden_layers=32 ..., as config.json "
-        "names them; model_type=llama where none is given.",
+        group="expert",
     )
-    gpu: Annotated[list[str], BeforeValidator(_names_with_spaces)] = Field(
-        [], description="Only these GPUs, by name, with commas between them."
+    gpu: Annotated[list[str], BeforeValidator(_names_with_spaces)] = setting(
+        "Plan for these GPUs only. Separate names by commas.", [], group="essentials"
     )
-    assumed_rows: int = Field(10_000, description="Rows to assume without data_path.", ge=1, le=10**10)
-    assumed_tokens: OptionalInt = Field(
-        None, description="Tokens of an average row to assume without data_path; none is half of cutoff_len.", ge=8
+    assumed_rows: int = setting("Number of rows to assume without data_path.", 10_000, group="expert", ge=1, le=10**10)
+    assumed_tokens: OptionalInt = setting(
+        "Mean tokens per row to assume without data_path. none is half of cutoff_len.", None, group="expert", ge=8
     )
-    machines: OptionalText = Field(None, description="Your own table of GPUs (a copy of plan/machines.yaml).")
-    prices: OptionalText = Field(None, description="Your own prices, dollars an hour (a copy of plan/prices.yaml).")
-    explain: bool = Field(False, description="Show where each byte of the peak comes from.")
-    calibrate: bool = Field(
-        False, description="Run one real step here, with random weights, and show the plan's error."
+    machines: OptionalText = setting(
+        "Your own table of GPUs, a copy of plan/machines.yaml.", None, group="expert", metavar="PATH"
     )
-    json_output: bool = Field(False, alias="json", description="Print one JSON object instead.")
-    write: OptionalText = Field(None, description="Save the best settings to this file, for --config of sft or dpo.")
-    skypilot: OptionalText = Field(None, description="Save a SkyPilot task for the best machine to this file.")
+    prices: OptionalText = setting(
+        "Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, group="expert", metavar="PATH"
+    )
+    explain: bool = setting("Show what the peak memory consists of.", False, group="essentials")
+    calibrate: bool = setting(
+        "Run one real step with random weights on this machine and show the error of the plan.", False, group="expert"
+    )
+    json_output: bool = setting("Print JSON.", False, group="essentials", alias="json")
+    write: OptionalText = setting(
+        "Save the best settings to this file, for --config of sft or dpo.", None, group="essentials", metavar="PATH"
+    )
+    skypilot: OptionalText = setting(
+        "Save a SkyPilot task for the best machine to this file.", None, group="expert", metavar="PATH"
+    )
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
 
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
-        return self  # training's own checks are made by `training` below, for the objective that is planned
+        return self  # `training` below makes the checks of the objective that is planned
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         if self.base_model is not None and self.shape:
-            raise ValueError("base_model and shape are given together; a plan is of one model, so give one of them")
+            raise ValueError("base_model and shape exclude each other; give one of them")
         if self.base_model is None and not self.shape:
-            raise ValueError("no model is named; give --base_model, or --shape with a model's sizes")
+            raise ValueError("no model is given; give --base_model, or --shape with the sizes of a model")
         return self
 
     @property
     def planned(self) -> Literal["sft", "dpo"]:
-        """sft or dpo."""
+        """Return the kind of training that is planned."""
         if self.objective != "auto":
             return self.objective
         own = set(DpoSettings.model_fields) - set(TrainSettings.model_fields)
         return "dpo" if own & self.model_fields_set else "sft"
 
     def given(self) -> dict[str, Any]:
-        """The settings of training that were given, by name."""
+        """Return the settings of training that were given, by name."""
         kind = SftSettings if self.planned == "sft" else DpoSettings
         names = [name for name in kind.model_fields if name in self.model_fields_set]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def training(self) -> SftSettings | DpoSettings:
-        """The settings of the run that is planned, with every check that training makes.
+        """Return the settings of the planned run, checked as training checks them.
 
         Raises:
-            ConfigError: training would refuse them.
+            ConfigError: if training would refuse them.
         """
         stand_in = {"base_model": "(by hand)", "data_path": ["(assumed)"], "output_dir": self.output_dir}
         if self.planned == "sft":

@@ -1,103 +1,149 @@
-"""Settings of what is made of an adapter: merge, generate, compare, publish, and the demo."""
+"""Settings of the commands that use an adapter: merge, generate, compare and publish; and of the demo."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from byeori.config.base import Dtype, OptionalInt, OptionalText, Paths, Settings, none_from_text
+from byeori.config.base import Dtype, OptionalInt, OptionalText, Paths, Settings, none_from_text, setting
 from byeori.config.training import DataSettings
+
+_BASE = "Base model of the adapter. The default is the one that the adapter names."
+_DTYPE = "Compute type of the weights. auto is bfloat16 on hardware that computes it natively."
 
 
 def _repository(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError("it is no repository; give user/name")
+        raise ValueError("not a repository id; give user/name")
     return name
 
 
 class MergeSettings(Settings):
-    """byeori merge: write the adapter into its base."""
+    """byeori merge: write an adapter into its base model."""
 
-    peft_model_path: str = Field(description="Folder or Hub id of the adapter.", min_length=1)
-    output_dir: str = Field(description="Folder for the merged model.", min_length=1)
-    base_model_name_or_path: OptionalText = Field(
-        None, description="Base model; without it the one that the adapter names."
+    peft_model_path: str = setting(
+        "Adapter to merge: a folder or a Hub id.", group="essentials", metavar="NAME", min_length=1
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of the merged weights; auto keeps the base's."
+    output_dir: str = setting("Folder for the merged model.", group="essentials", metavar="PATH", min_length=1)
+    base_model_name_or_path: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", group="essentials")
+    verify: bool = setting(
+        "Check the merged model: load both models and compare their logits on training prompts.",
+        True,
+        group="essentials",
     )
-    verify: bool = Field(True, description="Load both models and compare their logits on prompts as they were trained.")
-    overwrite_output_dir: bool = Field(False, description="Replace a model that is already in output_dir.")
+    overwrite_output_dir: bool = setting("Replace the model in output_dir.", False, group="essentials")
 
 
 class GenerationSettings(Settings):
-    """How answers are made."""
+    """How answers are generated."""
 
-    max_new_tokens: int = Field(256, description="Longest answer in tokens.", ge=1, le=1_000_000)
-    temperature: float = Field(0.0, description="0 is greedy; above it answers are sampled.", ge=0, le=10)
-    top_p: float = Field(1.0, description="Nucleus sampling: smallest set of tokens with this probability.", gt=0, le=1)
-    top_k: int = Field(0, description="Sample among the k likeliest tokens; 0 is all.", ge=0)
-    repetition_penalty: float = Field(1.0, description="Above 1 makes repeated tokens less likely.", gt=0, le=10)
-    generation_batch_size: int = Field(8, description="Prompts answered at once.", ge=1, le=100_000)
-    seed: int = Field(42, description="Seed of sampling and of the bootstrap.", ge=0, lt=2**32)
+    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 256, group="essentials", ge=1, le=1_000_000)
+    temperature: float = setting("Sampling temperature. 0 is greedy decoding.", 0.0, group="generation", ge=0, le=10)
+    top_p: float = setting(
+        "Nucleus sampling: sample from the smallest set of tokens with this probability.",
+        1.0,
+        group="generation",
+        gt=0,
+        le=1,
+    )
+    top_k: int = setting("Sample from the k most likely tokens. 0 is all.", 0, group="generation", ge=0)
+    repetition_penalty: float = setting(
+        "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, group="generation", gt=0, le=10
+    )
+    generation_batch_size: int = setting("Prompts per batch.", 8, group="generation", ge=1, le=100_000)
+    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, group="generation", ge=0, lt=2**32)
 
 
 class GenerateSettings(GenerationSettings):
     """byeori generate: answer one prompt, or every row of a table."""
 
-    model: str = Field(description="Folder or Hub id of an adapter or a model.", min_length=1)
-    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
-    template: OptionalText = Field(None, description="Template; without it the one saved beside the weights.")
-    data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = Field(
-        None, description="Answer every row of this table."
+    model: str = setting("Model or adapter: a folder or a Hub id.", group="essentials", metavar="NAME", min_length=1)
+    input_text: str | None = setting(
+        "The prompt column that no other flag gives, or the user message of a chat. @file reads it from a file.",
+        None,
+        group="essentials",
     )
-    dataset_config: OptionalText = Field(None, description="Configuration of a Hub dataset.")
-    dataset_split: str = Field("train", description="Split of a Hub dataset or a datasets folder.")
-    max_rows: OptionalInt = Field(None, description="Answer only the first N rows.", ge=1)
-    output: OptionalText = Field(None, description="File for the answers (.jsonl); without it standard output.")
-    raw: str | None = Field(None, description="A finished prompt, used as it is; @file reads it from a file.")
-    columns: dict[str, str] = Field(
+    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    dtype: Dtype = setting(_DTYPE, "auto", group="memory")
+    template: OptionalText = setting(
+        "Prompt template. The default is the one saved with the weights.", None, group="essentials"
+    )
+    data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Answer every row of this table.", None, group="essentials", metavar="PATH"
+    )
+    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, group="data", metavar="NAME")
+    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", group="data", metavar="NAME")
+    max_rows: OptionalInt = setting("Answer only the first N rows.", None, group="data", ge=1)
+    output: OptionalText = setting(
+        "File for the answers (.jsonl). The default is standard output.", None, group="essentials", metavar="PATH"
+    )
+    raw: str | None = setting(
+        "A complete prompt, used without a template. @file reads it from a file.",
+        None,
+        group="essentials",
+    )
+    columns: dict[str, str] = setting(
+        "Prompt columns by name: --document TEXT, or --document @file to read the value from a file.",
         {},
-        description="The value of a column of the template, under its own name: --document TEXT, or --document @file "
-        "to read it from a file.",
+        group="essentials",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        text = self.input_text is not None
         given = {"raw": self.raw is not None, "data_path": bool(self.data_path), "columns": bool(self.columns)}
+        if not self.columns:
+            given["input_text"] = text
         names = [name for name, there in given.items() if there]
         if len(names) > 1:
-            raise ValueError(f"{' and '.join(names)} are given together; an answer has one source, so give one of them")
+            raise ValueError(f"{' and '.join(names)} exclude each other; give one of them")
         return self
 
 
 class CompareSettings(GenerationSettings, DataSettings):
-    """byeori compare: base and tuned answer the same rows."""
+    """byeori compare: base and tuned model answer the same rows, and a report compares them."""
 
-    adapter: str = Field(description="Folder or Hub id of the adapter.", min_length=1)
-    output_dir: str = Field(description="Folder for report.html, rows.jsonl and metrics.json.", min_length=1)
-    base_model: OptionalText = Field(None, description="Base model; without it the one that the adapter names.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
-    max_new_tokens: int = Field(128, description="Longest answer in tokens.", ge=1, le=1_000_000)
-    bootstrap: int = Field(2000, description="Resamples behind each 95% interval.", ge=100, le=1_000_000)
-    overwrite_output_dir: bool = Field(False, description="Replace a comparison that is already in output_dir.")
+    adapter: str = setting(
+        "Adapter to compare with its base model: a folder or a Hub id.",
+        group="essentials",
+        metavar="NAME",
+        min_length=1,
+    )
+    output_dir: str = setting(
+        "Folder for report.html, rows.jsonl and metrics.json.", group="essentials", metavar="PATH", min_length=1
+    )
+    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    dtype: Dtype = setting(_DTYPE, "auto", group="memory")
+    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, group="essentials", ge=1, le=1_000_000)
+    bootstrap: int = setting(
+        "Resamples for each 95% interval.", 2000, group="evaluation and saving", ge=100, le=1_000_000
+    )
+    overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, group="evaluation and saving")
 
 
 class PublishSettings(Settings):
     """byeori publish: upload a finished adapter or merged model to the Hub."""
 
-    folder: str = Field(description="Folder of a finished adapter or merged model.", min_length=1)
-    repo_id: Annotated[str, AfterValidator(_repository)] = Field(description="Where it goes: user/name.")
-    private: bool = Field(False, description="Create the repository as private.")
-    dry_run: bool = Field(False, description="List the files and print the card; upload nothing.")
-    revision: str = Field("main", description="Branch to upload to.")
-    commit_message: str = Field("Upload model with byeori", description="Message of the commit on the Hub.")
+    folder: str = setting(
+        "Folder of a finished adapter or merged model.", group="essentials", metavar="PATH", min_length=1
+    )
+    repo_id: Annotated[str, AfterValidator(_repository)] = setting(
+        "Repository to upload to: user/name.", group="essentials", metavar="NAME"
+    )
+    private: bool = setting("Create the repository as private.", False, group="essentials")
+    dry_run: bool = setting(
+        "List the files and print the model card without uploading anything.", False, group="essentials"
+    )
+    revision: str = setting("Branch to upload to.", "main", group="essentials", metavar="NAME")
+    commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", group="essentials")
 
 
 class DemoSettings(Settings):
-    """byeori demo: the whole job on the embedded model and the sample rows."""
+    """byeori demo: fine-tune, merge, generate and compare with the embedded model and the sample rows."""
 
-    output_dir: str = Field("demo-output", description="Folder for everything that the demo makes.", min_length=1)
+    output_dir: str = setting(
+        "Folder for everything that the demo writes.", "demo-output", group="essentials", metavar="PATH", min_length=1
+    )

@@ -1,10 +1,10 @@
-"""Settings of the jobs that train, and of what is looked at before."""
+"""Settings of training, and of `byeori preview`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from byeori.config.base import (
     Dtype,
@@ -17,27 +17,42 @@ from byeori.config.base import (
     Settings,
     Switch,
     on_off,
+    setting,
 )
+from byeori.support.suggestions import nearest
 
 SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_words")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
 class ModelSettings(Settings):
-    """Which weights, and how they are held."""
+    """Which weights, and in which type."""
 
-    base_model: str = Field(description="Folder or Hub id of the base model.", min_length=1)
-    revision: OptionalText = Field(None, description="Branch, tag or commit of base_model on the Hub.")
-    dtype: Dtype = Field("auto", description="Compute type of the weights; auto is bfloat16 where it is fast.")
-    trust_remote_code: OptionalText = Field(
-        None, description="Repository whose own Python code may run; it must equal base_model."
+    base_model: str = setting(
+        "Base model, or adapter to train further: a folder or a Hub id.",
+        group="essentials",
+        metavar="NAME",
+        min_length=1,
+    )
+    revision: OptionalText = setting(
+        "Branch, tag or commit of base_model on the Hub.", None, group="expert", metavar="NAME"
+    )
+    dtype: Dtype = setting(
+        "Compute type of the weights. auto is bfloat16 on hardware that computes it natively.", "auto", group="memory"
+    )
+    trust_remote_code: OptionalText = setting(
+        "Repository whose own Python code may run. It must be the same as base_model.",
+        None,
+        group="expert",
+        metavar="NAME",
     )
 
     @model_validator(mode="after")
     def _remote_code_by_name(self) -> Self:
         if self.trust_remote_code is not None and self.trust_remote_code != self.base_model:
             raise ValueError(
-                f"trust_remote_code names {self.trust_remote_code!r} but base_model is {self.base_model!r}; "
-                "remote code runs only for the repository that is named"
+                f"trust_remote_code is {self.trust_remote_code!r} but base_model is {self.base_model!r}; "
+                "remote code runs only if both name the same repository"
             )
         return self
 
@@ -45,139 +60,187 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     """Which rows, and how they become examples."""
 
-    data_path: Paths = Field(
-        description="Rows: Hub dataset id, or file, folder or glob (jsonl, json, csv, parquet, datasets folder).",
+    data_path: Paths = setting(
+        "Rows: files, folders or a Hub dataset. "
+        "A file or glob is jsonl, json, csv, tsv, parquet or arrow; a folder may also be one saved by datasets.",
+        group="essentials",
+        metavar="PATH",
         min_length=1,
     )
-    dataset_config: OptionalText = Field(None, description="Configuration of a Hub dataset.")
-    dataset_split: str = Field("train", description="Split of a Hub dataset or a datasets folder.")
-    dataset_revision: OptionalText = Field(None, description="Revision of a Hub dataset.")
-    max_rows: OptionalInt = Field(None, description="Use only the first N rows.", ge=1)
-    template: OptionalText = Field(
+    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, group="data", metavar="NAME")
+    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", group="data", metavar="NAME")
+    dataset_revision: OptionalText = setting(
+        "Branch, tag or commit of a Hub dataset.", None, group="data", metavar="NAME"
+    )
+    max_rows: OptionalInt = setting("Use only the first N rows.", None, group="data", ge=1)
+    template: OptionalText = setting(
+        "Prompt template: a name, a file or the text itself. "
+        "Names: alpaca, title-ko, question-answer, chat, prompt-completion. The default is the first one whose columns "
+        "the data has.",
         None,
-        description="Template name (alpaca, title-ko, question-answer, chat, prompt-completion), file, or inline text; "
-        "without it the one whose columns the data has is taken.",
+        group="essentials",
     )
-    cutoff_len: int = Field(2048, description="Longest example in tokens; prompts are shortened, answers never.", ge=8)
-    on_bad_rows: Literal["stop", "drop"] = Field(
-        "stop", description="Rows without a text or an answer: stop and name them, or drop and count them."
+    cutoff_len: int = setting(
+        "Maximum length of an example in tokens. Prompts are shortened to fit, answers never are.",
+        2048,
+        group="essentials",
+        ge=8,
     )
-    train_on_inputs: bool = Field(False, description="Train the prompt as well as the answer.")
-    add_eos_token: bool = Field(True, description="End every answer with the end-of-text token, and train it.")
+    on_bad_rows: Literal["stop", "drop"] = setting(
+        "What to do with rows that lack text or an answer. stop names them and ends the run, drop skips and counts "
+        "them.",
+        "stop",
+        group="data",
+    )
+    train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, group="data")
+    add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, group="data")
 
 
 class RunSettings(Settings):
-    """How long, how fast, and what is kept."""
+    """How long, how fast, and what is saved."""
 
-    output_dir: str = Field(description="Folder for the adapter, its checkpoints and logs.", min_length=1)
-    batch_size: int = Field(8, description="Examples in one optimizer step, over all processes.", ge=1, le=1_000_000)
-    micro_batch_size: OptionalInt = Field(
+    output_dir: str = setting(
+        "Folder for the adapter, its checkpoints and its logs.", group="essentials", metavar="PATH", min_length=1
+    )
+    batch_size: int = setting(
+        "Examples per optimizer step, over all processes.", 8, group="essentials", ge=1, le=1_000_000
+    )
+    micro_batch_size: OptionalInt = setting(
+        "Examples per forward pass and process. none packs as many as fit into micro_batch_tokens.",
         None,
-        description="Examples computed at once on one process; none packs as many as fit micro_batch_tokens.",
+        group="memory",
         ge=1,
     )
-    micro_batch_tokens: OptionalInt = Field(
+    micro_batch_tokens: OptionalInt = setting(
+        "Maximum tokens per forward pass if micro_batch_size is none. none is 2048 on a CPU (4096 with AMX) and 4096 "
+        "on a GPU (more for models under 1.2 billion weights), or less if that does not fit.",
         None,
-        description="Most tokens computed at once when micro_batch_size is none; none is 2048 on a CPU (4096 with AMX) "
-        "and 4096 on a GPU (more for models under 1.2 billion weights), or less where that does not fit.",
+        group="memory",
         ge=1,
         le=10_000_000,
     )
-    num_epochs: float = Field(3, description="Passes over the training rows.", gt=0, le=10_000)
-    max_steps: OptionalInt = Field(None, description="Stop after this many optimizer steps.", ge=1, le=1_000_000_000)
-    learning_rate: float = Field(2e-4, description="Peak learning rate.", gt=0, le=10)
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Shape after the warmup.")
-    warmup_steps: OptionalInt = Field(None, description="Steps of linear warmup; wins over warmup_ratio.", ge=0)
-    warmup_ratio: float = Field(0.0, description="Share of all steps used for warmup.", ge=0, lt=1)
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = Field(
-        "adamw", description="AdamW of PyTorch, or of bitsandbytes: moments in 8 bit, or paged to the CPU's memory."
+    num_epochs: float = setting("Passes over the training rows.", 3, group="essentials", gt=0, le=10_000)
+    max_steps: OptionalInt = setting(
+        "Stop after this many optimizer steps.", None, group="optimisation", ge=1, le=1_000_000_000
     )
-    weight_decay: float = Field(0.0, description="AdamW's decoupled weight decay.", ge=0, le=1)
-    adam_beta1: float = Field(0.9, description="AdamW's first moment decay.", ge=0, lt=1)
-    adam_beta2: float = Field(0.999, description="AdamW's second moment decay.", ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, description="AdamW's epsilon.", gt=0, le=1)
-    max_grad_norm: float = Field(1.0, description="Gradient norm is clipped to this; 0 switches clipping off.", ge=0)
-    val_set_size: HeldOut = Field(
-        0, description="Rows held out for evaluation: a count (200) or a fraction (0.05).", ge=0
+    learning_rate: float = setting("Peak learning rate.", 2e-4, group="essentials", gt=0, le=10)
+    lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
+        "Learning rate schedule after warmup.", "linear", group="optimisation"
     )
-    group_by_length: bool = Field(False, description="Put rows of similar length into the same step.")
-    seed: int = Field(42, description="Seed of order, split, dropout and adapter initialisation.", ge=0, lt=2**32)
-    logging_steps: int = Field(1, description="Write a log line every N steps.", ge=1)
-    eval_steps: OptionalInt = Field(None, description="Evaluate every N steps; none is once an epoch.", ge=1)
-    save_steps: OptionalInt = Field(None, description="Write a checkpoint every N steps; none is once an epoch.", ge=1)
-    save_total_limit: OptionalInt = Field(3, description="Checkpoints kept besides the best one; none keeps all.", ge=1)
-    mirror_to: OptionalText = Field(
+    warmup_steps: OptionalInt = setting(
+        "Steps of linear warmup. Overrides warmup_ratio.", None, group="optimisation", ge=0
+    )
+    warmup_ratio: float = setting("Fraction of all steps used for warmup.", 0.0, group="optimisation", ge=0, lt=1)
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = setting(
+        "Optimizer. adamw is PyTorch's; the others are bitsandbytes' with 8-bit or paged states.",
+        "adamw",
+        group="optimisation",
+    )
+    weight_decay: float = setting("Decoupled weight decay of AdamW.", 0.0, group="optimisation", ge=0, le=1)
+    adam_beta1: float = setting("AdamW beta1.", 0.9, group="optimisation", ge=0, lt=1)
+    adam_beta2: float = setting("AdamW beta2.", 0.999, group="optimisation", ge=0, lt=1)
+    adam_epsilon: float = setting("AdamW epsilon.", 1e-8, group="optimisation", gt=0, le=1)
+    max_grad_norm: float = setting(
+        "Maximum gradient norm. Larger gradients are clipped; 0 turns clipping off.", 1.0, group="optimisation", ge=0
+    )
+    val_set_size: HeldOut = setting(
+        "Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, group="essentials", ge=0
+    )
+    group_by_length: bool = setting("Put rows of similar length into the same step.", False, group="data")
+    seed: int = setting(
+        "Random seed of row order, split, dropout and adapter initialisation.", 42, group="expert", ge=0, lt=2**32
+    )
+    logging_steps: int = setting("Log every N steps.", 1, group="logging", ge=1)
+    eval_steps: OptionalInt = setting(
+        "Evaluate every N steps. none is once per epoch.", None, group="evaluation and saving", ge=1
+    )
+    save_steps: OptionalInt = setting(
+        "Save a checkpoint every N steps. none is once per epoch.", None, group="evaluation and saving", ge=1
+    )
+    save_total_limit: OptionalInt = setting(
+        "Number of checkpoints to keep besides the best one. none keeps all.", 3, group="evaluation and saving", ge=1
+    )
+    mirror_to: OptionalText = setting(
+        "Folder or URL that checkpoints are copied to. URLs are those of fsspec (s3://, gs://, ...); "
+        "`resume_from_checkpoint latest` restores from it.",
         None,
-        description="Shared folder or URL (s3://, gs://, anything fsspec knows) that checkpoints are copied to, and "
-        "that `latest` fetches them from.",
+        group="evaluation and saving",
+        metavar="PATH",
     )
-    early_stopping_patience: OptionalInt = Field(
-        None, description="Stop after this many evaluations without improvement.", ge=1
+    early_stopping_patience: OptionalInt = setting(
+        "Stop after this many evaluations without improvement.", None, group="evaluation and saving", ge=1
     )
-    resume_from_checkpoint: OptionalText = Field(
-        None, description="Checkpoint folder, `latest`, or a finished adapter to train further."
+    resume_from_checkpoint: OptionalText = setting(
+        "Checkpoint folder to resume from, or `latest`. A finished adapter is trained further.",
+        None,
+        group="essentials",
+        metavar="PATH",
     )
-    overwrite_output_dir: bool = Field(False, description="Start anew in an output_dir that holds another run.")
-    report_to: Names = Field([], description="Trackers: tensorboard, wandb, trackio, mlflow; none unless asked for.")
-    nproc: OptionalInt = Field(
-        None, description="Processes on this machine; none is one for each GPU, 1 switches it off.", ge=1, le=1024
+    overwrite_output_dir: bool = setting(
+        "Start over in an output_dir that holds another run.", False, group="evaluation and saving"
     )
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = Field(
+    report_to: Names = setting(f"Experiment trackers: {', '.join(TRACKERS)}.", [], group="logging")
+    nproc: OptionalInt = setting(
+        "Processes on this machine. none is one per GPU, 1 uses a single process.", None, group="expert", ge=1, le=1024
+    )
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = setting(
+        "How several processes share the weights. ddp replicates them, fsdp shards over all processes, hsdp over those "
+        "of each machine; auto shards if they would not fit otherwise.",
         "auto",
-        description="Several processes: whole weights in each (ddp), sharded over all (fsdp) or over each machine's "
-        "(hsdp); auto shards where the plan says that they do not fit.",
+        group="memory",
     )
-    cpu_offload: bool = Field(False, description="Keep sharded weights in the CPU's memory between their uses.")
-    load_in_4bit: Literal["auto"] | bool = Field(
+    cpu_offload: bool = setting("Keep sharded weights in CPU memory while they are not in use.", False, group="memory")
+    load_in_4bit: Literal["auto"] | bool = setting(
+        "Quantize the frozen weights to 4 bits (NF4 with double quantization). auto does so if nothing else fits.",
         "auto",
-        description="Hold the frozen weights in 4 bit (NF4, double quantisation); auto where nothing else fits.",
-        json_schema_extra={"alone": "True"},
+        group="memory",
+        alone="True",
     )
-    load_in_8bit: bool = Field(False, description="Hold the frozen weights in 8 bit.")
-    share_prefixes: Switch = Field(
+    load_in_8bit: bool = setting("Quantize the frozen weights to 8 bits.", False, group="memory")
+    share_prefixes: Switch = setting(
+        "Compute prefixes that examples share only once. auto is on for every model that supports it.",
         "auto",
-        description="Compute a prefix that examples share once (auto is on where the model allows it).",
+        group="expert",
     )
-    compile: Switch = Field(
+    compile: Switch = setting(
+        "torch.compile every layer in place of most of speed. auto does so in long runs, for layers that speed does "
+        "not support.",
         "auto",
-        description="torch.compile each layer instead of most of speed; auto: in long runs, layers that "
-        "speed does not know.",
+        group="expert",
     )
-    speed: Annotated[Names, BeforeValidator(on_off)] = Field(
+    speed: Annotated[Names, BeforeValidator(on_off)] = setting(
+        f"Which accelerations to use. auto enables all supported ones, off none; or some of {', '.join(SPEED)}.",
         ["auto"],
-        description=f"What makes a step faster: {', '.join(SPEED)}; auto is all that the device has; or off.",
+        group="expert",
         min_length=1,
     )
-    gradient_checkpointing: Recompute = Field(
+    gradient_checkpointing: Recompute = setting(
+        "Recompute activations in the backward pass to save memory. selective recomputes every second layer, full all "
+        "of them, offload all with their inputs in CPU memory; True means full, auto follows the plan.",
         "auto",
-        description="Recompute layers in the backward pass to save memory: every other one (selective), all (full), "
-        "or all with their inputs kept in the CPU's memory (offload); True is full, auto what the plan says.",
-        json_schema_extra={"alone": "full"},
+        group="memory",
+        alone="full",
     )
 
 
 class LoraSettings(Settings):
     """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
-    lora_r: int = Field(16, description="Rank of the adapter.", ge=1, le=4096)
-    lora_alpha: float = Field(16, description="Scale of the adapter; its output is multiplied by alpha / r.", gt=0)
-    lora_dropout: float = Field(0.0, description="Dropout on the adapter's input.", ge=0, lt=1)
-    lora_target_modules: Names = Field(
-        ["all-linear"],
-        description="Layers that get an adapter, by the end of their names, or all-linear.",
-        min_length=1,
+    lora_r: int = setting("Rank of the adapter.", 16, group="essentials", ge=1, le=4096)
+    lora_alpha: float = setting(
+        "Scale of the adapter. Its output is multiplied by lora_alpha / lora_r.", 16, group="LoRA", gt=0
     )
-    neftune_noise_alpha: float = Field(
-        0.0, description="NEFTune noise on embeddings (arXiv:2310.05914); 0 is off.", ge=0
+    lora_dropout: float = setting("Dropout on the adapter's input.", 0.0, group="LoRA", ge=0, lt=1)
+    lora_target_modules: Names = setting(
+        "Layers to adapt: endings of their names, or all-linear.", ["all-linear"], group="LoRA", min_length=1
+    )
+    neftune_noise_alpha: float = setting(
+        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, group="LoRA", ge=0
     )
 
 
 class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
-    """What every training job has."""
-
-    base_model: str = Field(
-        description="Folder or Hub id of the base model, or of an adapter to train further.", min_length=1
-    )
+    """Settings that every kind of training has."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -186,18 +249,19 @@ class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.load_in_4bit is True and self.load_in_8bit:
-            raise ValueError("load_in_4bit and load_in_8bit are given together; give one of them")
+            raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")
-        known = {"tensorboard", "wandb", "trackio", "mlflow"}
-        unknown = [name for name in self.report_to if name not in known and name != "none"]
+        unknown = [
+            f"{name!r}{nearest(name, list(TRACKERS))}" for name in self.report_to if name not in (*TRACKERS, "none")
+        ]
         if unknown:
-            raise ValueError(f"--report_to does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
-        unknown = [name for name in self.speed if name not in SPEED]
-        if unknown and self.speed not in (["auto"], ["off"]):
             raise ValueError(
-                f"--speed does not know {', '.join(unknown)}; it is auto, off, or some of {', '.join(SPEED)}"
+                f"--report_to: unknown {', '.join(unknown)}; the trackers are {', '.join(sorted(TRACKERS))}"
             )
+        unknown = [f"{name!r}{nearest(name, list(SPEED))}" for name in self.speed if name not in SPEED]
+        if unknown and self.speed not in (["auto"], ["off"]):
+            raise ValueError(f"--speed: unknown {', '.join(unknown)}; give auto, off, or some of {', '.join(SPEED)}")
         return self
 
 
@@ -206,22 +270,30 @@ class SftSettings(TrainSettings):
 
 
 class DpoSettings(TrainSettings):
-    """byeori dpo: prefer the chosen answer of each row to the rejected one; an example is a pair."""
+    """byeori dpo: prefer the chosen answer of each row to the rejected one. An example is a pair."""
 
-    learning_rate: float = Field(1e-5, description="Peak learning rate.", gt=0, le=10)
-    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = Field(
-        "sigmoid", description="Preference loss; sigmoid is DPO's own, simpo and orpo need no reference."
+    learning_rate: float = setting("Peak learning rate.", 1e-5, group="essentials", gt=0, le=10)
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = setting(
+        "Preference loss. sigmoid is the loss of DPO; simpo and orpo need no reference model.",
+        "sigmoid",
+        group="essentials",
     )
-    beta: float = Field(0.1, description="How strongly the model is held to the reference.", gt=0, le=1000)
-    label_smoothing: float = Field(
-        0.0, description="Share of pairs assumed to be labelled the wrong way round (sigmoid, simpo).", ge=0, lt=0.5
+    beta: float = setting(
+        "How closely the model is held to the reference model.", 0.1, group="essentials", gt=0, le=1000
     )
-    simpo_gamma: float = Field(0.5, description="SimPO's target margin.", ge=0, le=1000)
+    label_smoothing: float = setting(
+        "Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).",
+        0.0,
+        group="optimisation",
+        ge=0,
+        lt=0.5,
+    )
+    simpo_gamma: float = setting("Target reward margin of SimPO.", 0.5, group="optimisation", ge=0, le=1000)
 
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
         if self.train_on_inputs:
-            raise ValueError("train_on_inputs has no meaning for pairs, which share their prompt; leave it out")
+            raise ValueError("train_on_inputs does not apply to pairs, which share their prompt; leave it out")
         if self.label_smoothing and self.loss not in ("sigmoid", "simpo"):
             raise ValueError(f"label_smoothing belongs to the losses sigmoid and simpo, not {self.loss}")
         if self.simpo_gamma != type(self).model_fields["simpo_gamma"].default and self.loss != "simpo":
@@ -230,12 +302,14 @@ class DpoSettings(TrainSettings):
 
 
 class PreviewSettings(ModelSettings, DataSettings):
-    """byeori preview: what the model will see, before any weights are loaded."""
+    """byeori preview: show the tokens that training will see. No weights are loaded."""
 
-    val_set_size: HeldOut = Field(0, description="Rows held out for evaluation: a count or a fraction.", ge=0)
-    seed: int = Field(42, description="Seed of the split.", ge=0, lt=2**32)
-    rows: int = Field(3, description="Rows shown in full.", ge=0, le=1000)
-    html: OptionalText = Field(None, description="Write the preview to this HTML file as well.")
-    json_output: bool = Field(False, alias="json", description="Print one JSON object instead.")
+    val_set_size: HeldOut = setting(
+        "Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, group="data", ge=0
+    )
+    seed: int = setting("Random seed of the split.", 42, group="expert", ge=0, lt=2**32)
+    rows: int = setting("Number of rows to show in full.", 3, group="essentials", ge=0, le=1000)
+    html: OptionalText = setting("Also write the preview to this HTML file.", None, group="essentials", metavar="PATH")
+    json_output: bool = setting("Print JSON.", False, group="essentials", alias="json")
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
