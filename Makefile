@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench torture docs dist clean
+.PHONY: setup demo test test-all check bench torture faults exactness docs dist clean
 
 setup: $(READY)
 
@@ -17,7 +17,12 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/byeori demo
 
+# everything that can break, in a few minutes
 test: check
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# also what takes long: many seeds, all of a kind, compilations, the embedded model
+test-all: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
@@ -32,6 +37,14 @@ bench: setup
 # RUNS=100 runs killed at random instants, resumed, and compared bit by bit
 torture: setup
 	$(BIN)/python tests/torture.py $(RUNS)
+
+# RUNS=20 of each kind: memory that runs out, rows that are not finite, damaged checkpoints, full disks
+faults: setup
+	BYEORI_TEST_FAULTS=$(or $(RUNS),20) $(BIN)/python -m pytest -n 2 --dist worksteal tests/train/test_faults.py
+
+# SEEDS=1000 random cases for each test that compares with a plain computation
+exactness: setup
+	BYEORI_TEST_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -n 2 --dist worksteal -m exactness tests
 
 # the documentation in English and Korean, in docs-output/
 docs: setup

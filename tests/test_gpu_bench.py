@@ -39,6 +39,7 @@ def test_a_layer_moves_least_with_the_kernels() -> None:
     assert kernels == pytest.approx(by_hand, rel=0.05)
 
 
+@pytest.mark.slow
 def test_small(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small", "--only", "byeori,plain,byeori:compile=no"]
     command += ["--workloads", "packed,dpo1024", "--out", str(tmp_path), "--budget", "300"]

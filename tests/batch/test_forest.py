@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
+from drawn import drawn
 
 
 def spans(trained: list[bool]) -> tuple[tuple[int, int], ...]:
@@ -74,7 +75,7 @@ def check_shape(forest: Forest) -> None:
         assert sorted(family) == list(range(node, node + len(family)))  # descendants are contiguous
 
 
-@settings(max_examples=150, deadline=None)
+@drawn(150)
 @given(example_sets(), st.sampled_from([1, 2, 3, 16]))
 def test_every_path_is_its_example(examples: list[Example], min_shared: int) -> None:
     forest = forests.build(examples, min_shared=min_shared)
@@ -84,14 +85,14 @@ def test_every_path_is_its_example(examples: list[Example], min_shared: int) -> 
     assert forest.separate_tokens == sum(len(forests.needed(example)) for example in examples)
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(example_sets())
 def test_shared_tokens_are_held_once(examples: list[Example]) -> None:
     prefixes = {tuple(forests.needed(e)[:end]) for e in examples for end in range(1, len(forests.needed(e)) + 1)}
     assert forests.build(examples, min_shared=1).unique_tokens == len(prefixes)
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(example_sets(), st.sampled_from([2, 3, 5]))
 def test_no_shared_node_is_shorter_than_min_shared(examples: list[Example], min_shared: int) -> None:
     forest = forests.build(examples, min_shared=min_shared)
@@ -99,7 +100,7 @@ def test_no_shared_node_is_shorter_than_min_shared(examples: list[Example], min_
     assert all(forest.nodes[node][1] - forest.nodes[node][0] >= min_shared for node in parents)
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(example_sets())
 def test_share_off_lays_each_example_out_alone(examples: list[Example]) -> None:
     forest = forests.build(examples, share=False)
@@ -110,7 +111,7 @@ def test_share_off_lays_each_example_out_alone(examples: list[Example]) -> None:
     assert forest.token_ids.tolist() == tokens
 
 
-@settings(max_examples=40, deadline=None)
+@drawn(40)
 @given(example_sets())
 def test_building_twice_is_the_same(examples: list[Example]) -> None:
     one, two = forests.build(examples, min_shared=2), forests.build(examples, min_shared=2)

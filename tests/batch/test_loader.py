@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from byeori.batch import loader
+from drawn import drawn
 
 
 def plan(rows: int, batch: int, epochs: float = 1, **changes: object) -> loader.Schedule:
@@ -33,7 +34,7 @@ def test_steps_by_hand(rows: int, batch: int, epochs: float, max_steps: int | No
     assert plan(rows, batch, epochs, max_steps=max_steps).total_steps == steps
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 2**32 - 1), st.booleans())
 def test_an_epoch_meets_every_row_once(rows: int, batch: int, seed: int, by_length: bool) -> None:
     lengths = np.random.default_rng(seed).integers(1, 100, rows) if by_length else None

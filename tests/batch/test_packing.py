@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from byeori.batch import forest, packing
 from byeori.data.tokenize import Example
+from drawn import drawn
 
 Unit = list[list[int]]
 
@@ -16,7 +17,7 @@ def units_of(lengths: list[int]) -> list[Unit]:
     return [[[index] + [0] * (length - 1)] for index, length in enumerate(lengths)]
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(st.lists(st.integers(1, 500), max_size=30), st.integers(1, 5))
 def test_processes_share_a_step_without_loss(lengths: list[int], world: int) -> None:
     units = units_of(lengths)
@@ -38,7 +39,7 @@ def test_attention_makes_a_long_row_dearer() -> None:
     assert packing.share_of(0, 2, units) == [0]
 
 
-@settings(max_examples=80, deadline=None)
+@drawn(80)
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 60))
 def test_micro_batches_hold_all_rows_within_the_tokens(lengths: list[int], tokens: int) -> None:
     groups = packing.micro_batches(units_of(lengths), size=None, tokens=tokens)
@@ -94,7 +95,7 @@ def trees(draw: st.DrawFn) -> list[Unit]:
     return out
 
 
-@settings(max_examples=100, deadline=None)
+@drawn(100)
 @given(trees(), st.integers(10, 200))
 def test_micro_batches_keep_pairs_and_their_tokens(units: list[Unit], tokens: int) -> None:
     groups = packing.micro_batches(units, size=None, tokens=tokens, share=True)

@@ -7,13 +7,14 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 
 import kinds
 from byeori.data.template import Template, parse, resolve
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
 from byeori.errors import TemplateError, TooLongError
+from drawn import drawn
 
 _PIECES = [
     "봄",
@@ -49,7 +50,7 @@ TEMPLATES = [
     "a\t  {p}\t  {a}",
 ]
 every_kind = pytest.mark.parametrize("kind", kinds.KINDS)
-slowly = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+slowly = drawn(40, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
@@ -265,7 +266,7 @@ def test_truncation_and_padding_left_in_the_tokenizers_file_do_not_matter() -> N
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama3", "llama2", "gemma"])
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@drawn(80, suppress_health_check=list(HealthCheck))
 @given(x=TEXTS, y=TEXTS, answer=ANSWERS, cutoff=st.integers(8, 60))
 def test_only_the_longest_column_is_shortened(kind: str, x: str, y: str, answer: str, cutoff: int) -> None:
     template = "A\n{x}\n\nB\n{y}\n\nC\n{a}"

@@ -3,8 +3,6 @@
 import errno
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+import forks
 from byeori.artifacts import saved_model
 from byeori.artifacts.base_check import check_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
@@ -283,7 +282,6 @@ def test_side_files(tmp_path: Path) -> None:
 PEAK = """
 import resource, sys
 from pathlib import Path
-import byeori.model.load, peft, transformers.models.llama.modeling_llama
 from byeori.export.merge import merge
 base, adapter, out = sys.argv[1:]
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -299,8 +297,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         base = saved(llama(**changes), tmp_path / f"base{layers}")
         adapter = adapted(base, tmp_path / f"adapter{layers}")
         sizes.append((base / "model.safetensors").stat().st_size / 2**20)
-        command = [sys.executable, "-c", PEAK, str(base), str(adapter), str(tmp_path / f"out{layers}")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = forks.run("-c", PEAK, base, adapter, tmp_path / f"out{layers}")
+        assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout.split()[-1]))
     assert sizes[0] < 35 and sizes[1] > 260  # MiB
     assert peaks[1] < peaks[0] + 40

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import cuda_attention, cuda_calls, forest_attention
 from byeori.plan.memory_tracker import Tracker
+from drawn import drawn
 from forests import deep, plan, trees
 from written_out import WRITTEN_OUT, pieces
 
@@ -40,7 +41,7 @@ def compare(forest: forests.Forest, *, heads: int, groups: int, window: int | No
     return max(float((left - right).detach().abs().max()) for left, right in pairs)
 
 
-@settings(max_examples=60, deadline=None)
+@drawn(60)
 @given(
     examples=trees(),
     min_shared=st.integers(1, 3),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
@@ -17,6 +17,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import forest_attention
 from byeori.model import forward, load
+from drawn import drawn
 from forests import trees
 
 pair = functools.cache(zoo.tiny)
@@ -69,7 +70,7 @@ def test_float32(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-@settings(max_examples=15, deadline=None)
+@drawn(15)
 @given(examples=trees(), min_shared=st.integers(1, 4))
 def test_random_trees(kind: str, examples: list[Example], min_shared: int) -> None:
     loss, gradient = differences(kind, torch.float64, examples, min_shared=min_shared)

@@ -55,6 +55,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_float32_equals_the_plain_computation(embedded: Path) -> None:
     """Measured: loss equal to 2.6e-7, all gradients to 3.3e-6, the worst matrix to 7.7e-6 (norms of differences)."""
     rows, model = examples(embedded), adapted(embedded, torch.float32)
@@ -120,6 +121,7 @@ def test_the_command_prints_the_folder_and_nothing_else(embedded: Path, capsys: 
     assert sorted(path.name for path in embedded.iterdir()) == FILES
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_unpacking_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     """Two processes begin; the one that unpacks is killed in the middle, and the one that waits does it anew."""

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import forks
 from adapters import small_adapter, stepped, trained
 from byeori import cli
 from byeori.artifacts import layout
@@ -378,14 +379,7 @@ def test_a_file_size_limit(tiny_model: Path, title_rows: Path, tmp_path: Path) -
     values = settings(
         tiny_model, title_rows, output, num_epochs=1, save_steps=4, resume_from_checkpoint="latest", **wide
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "sft", *flags(values)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-        check=False,
-    )
+    done = forks.run("-c", script, "sft", *flags(values), env=environment(), timeout=120)
     assert done.returncode == 2, done.stderr
     assert "checkpoint-4 could not be written" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -1,10 +1,11 @@
-"""Faults at random places, twenty of each: memory that runs out, rows that are not finite, checkpoints that rot, disks
+"""Faults at random places: memory that runs out, rows that are not finite, checkpoints that rot, disks
 that fill. Nothing is lost, and the run ends as it would have."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -24,20 +25,16 @@ from byeori.train import checkpoint, oom, trainer
 from byeori.train.state import Abandoned
 from runs import checkpoints, command, leftovers, log, losses, same, settings, sft, sha
 
-COUNT = 20
-CASES = pytest.mark.parametrize("case", range(COUNT))
+COUNT = int(os.environ.get("BYEORI_TEST_FAULTS", 20))  # of each kind; `make faults RUNS=100`
+SHORT = 3  # as many kinds of errors and of values, and both places of them
+CASES = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case >= SHORT)) for case in range(COUNT)]
+)
 OUT_OF_MEMORY: list[Exception] = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
     MemoryError(),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def said() -> Any:
-    """The counts, at the end."""
-    yield
-    print(f"\nfaults: {COUNT} times out of memory, {COUNT} rows not finite, {COUNT} damaged checkpoints, all survived")
 
 
 # ---- out of memory -----------------------------------------------------------------------------------------------
@@ -378,16 +375,17 @@ def test_a_step_is_kept_whose_process_is_lost_behind_it(
 # ---- disks that fill ---------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_fills_at_a_random_byte() -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(COUNT, marks=pytest.mark.slow)])
+def test_a_disk_that_fills_at_a_random_byte(count: int) -> None:
     """A script of its own, because it mounts small file systems; see there."""
     script = Path(__file__).parents[1] / "full_disk.py"
     if shutil.which("unshare") is None:
         pytest.skip("this machine lets nobody mount a file system")
     done = subprocess.run(
-        ["unshare", "-mr", sys.executable, str(script), str(COUNT)], capture_output=True, text=True, check=False
+        ["unshare", "-mr", sys.executable, str(script), str(count)], capture_output=True, text=True, check=False
     )
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("this machine lets nobody mount a file system")
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{COUNT} of {COUNT} full disks: nothing lost" in done.stdout
+    assert f"{count} of {count} full disks: nothing lost" in done.stdout

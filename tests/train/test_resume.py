@@ -226,6 +226,7 @@ def test_a_checkpoint_is_not_resumed_with_settings_that_give_its_steps_other_row
         sft(tiny_model, title_rows, tmp_path / "out", batch_size=8, resume_from_checkpoint="latest")
 
 
+@pytest.mark.slow
 def test_compiled_layers_and_a_resume(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     """Compiled anew for another first length, in a process of its own, the layers compute the same bits."""
     if not (shutil.which("g++") or shutil.which("clang++")):
