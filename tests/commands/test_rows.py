@@ -101,9 +101,9 @@ def test_rows_without_an_answer_stop_training(
     assert job("sft", tiny_model, answerless, "--output_dir", tmp_path / "out") == 2
     said = capfd.readouterr().err.splitlines()
     named = f"rows.jsonl line 3: {EMPTY}; rows.jsonl line 6: {EMPTY}; rows.jsonl line 9: {EMPTY} (and 1 more)"
-    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
+    stops = "cannot be trained, and training will stop unless --on_bad_rows drop is given"
     assert f"4 rows (3 with an empty answer) {stops}: {named}" in said
-    assert said[-1] == f"error: {named}; mend the data, or drop such rows with --on_bad_rows drop"
+    assert said[-1] == f"error: {named}; fix the data, or drop such rows with --on_bad_rows drop"
     assert not (tmp_path / "out").exists()
 
 
@@ -138,7 +138,7 @@ def test_pairs_that_lack_an_answer(tiny_model: Path, tmp_path: Path, capfd: pyte
         "pairs.jsonl line 5: the answer, column 'rejected', is empty"
     )
     assert job("dpo", tiny_model, data, "--output_dir", tmp_path / "out") == 2
-    assert f"error: {named}; mend the data" in capfd.readouterr().err
+    assert f"error: {named}; fix the data" in capfd.readouterr().err
     assert job("dpo", tiny_model, data, "--output_dir", tmp_path / "out", "--on_bad_rows", "drop") == 0
     said = capfd.readouterr().err
     assert f"\n2 rows (2 with an empty answer) dropped: {named}\n" in said
@@ -160,7 +160,7 @@ def test_the_share_of_prefixes_says_of_how_many_rows(
     assert found["shared_prefix"] > 0.99
     given = ["--base_model", tiny_model, "--data_path", tmp_path / "rows.jsonl", "--cutoff_len", 512, *flags]
     assert main(["preview", *map(str, given)]) == 0
-    assert "\n100% of the tokens of the first 1,000 rows are prefixes that rows share\n" in capfd.readouterr().out
+    assert "\n100% of the tokens of the first 1,000 rows are in prefixes that rows share\n" in capfd.readouterr().out
     pairs = [
         {"question": f"{n} 봄은 언제 오나요? 봄 소식을 기다립니다.", "chosen": f"{n}", "rejected": "몰라"}
         for n in range(4)

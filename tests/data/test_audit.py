@@ -279,7 +279,7 @@ def test_rows_without_an_answer_stop_the_run_unless_dropped(rows_of: Callable[..
     empty = "the answer, column 'a', is empty"
     assert str(caught.value) == (
         f"line 2: {empty}; line 3: {empty}; line 4: {empty} (and 2 more); "
-        "mend the data, or drop such rows with --on_bad_rows drop"
+        "fix the data, or drop such rows with --on_bad_rows drop"
     )
     refuse_bad_rows(found, "drop")
 
@@ -292,7 +292,7 @@ def test_a_bad_row_behind_many_long_ones_is_named(rows_of: Callable[..., dataset
     rows = [GOOD] + [GOOD | {"a": "so " * 60}] * 25 + [GOOD | {"a": ""}]
     found = audit(table_of(rows_of(rows)), None, name)
     assert [problem["row"] for problem in found["dropped"]] == ["line 27", *(f"line {n}" for n in range(2, 27))]
-    with pytest.raises(DataError, match=r"^line 27: the answer, column 'a', is empty; mend the data"):
+    with pytest.raises(DataError, match=r"^line 27: the answer, column 'a', is empty; fix the data"):
         refuse_bad_rows(found, "stop")
 
 
@@ -329,27 +329,27 @@ def test_the_audit_in_words() -> None:
         "2 rows (1 with an empty answer) dropped: line 2: the answer, column 'a', is empty; line 5: column 'q' holds "
         "null, not text",
         "1,200 rows dropped: line 10: too long; line 11: too long; line 12: too long (and 1,197 more)",
-        "2 rows have nothing in the columns of the prompt; first line 9",
-        "3 rows repeat another row",
-        "2 held-out rows stand in the training part too, once tokenized",
-        "4 tokens reach over the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
+        "2 rows have an empty prompt; first line 9",
+        "3 rows are copies of another row",
+        "2 held-out rows have the same tokens as a training row",
+        "4 tokens span the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
         "differently there: end the prompt with a line break",
-        "25% of the tokens of the first 1,000 rows are prefixes that rows share",
+        "25% of the tokens of the first 1,000 rows are in prefixes that rows share",
     ]
     whole = sentences(every | {"shared_prefix_rows": 1200}, cutoff_len=64, policy="drop")
-    assert whole[-1] == "25% of the tokens are prefixes that rows share"
+    assert whole[-1] == "25% of the tokens are in prefixes that rows share"
     one = sentences(
         every | {"empty_prompts": 1, "duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1},
         cutoff_len=64,
         policy="drop",
     )
-    assert one[4] == "1 row has nothing in the columns of the prompt; first line 9"
-    assert one[5:7] == ["1 row repeats another row", "1 held-out row stands in the training part too, once tokenized"]
-    assert one[7].startswith("1 token reaches over the boundary between prompt and answer; it is trained")
+    assert one[4] == "1 row has an empty prompt; first line 9"
+    assert one[5:7] == ["1 row is a copy of another row", "1 held-out row has the same tokens as a training row"]
+    assert one[7].startswith("1 token spans the boundary between prompt and answer; it is trained")
     assert not any("\n" in line for line in one)
     stop = sentences(every, cutoff_len=64, policy="stop")
     assert stop[2] == (
-        "2 rows (1 with an empty answer) cannot be trained, and training stops there unless --on_bad_rows drop is "
+        "2 rows (1 with an empty answer) cannot be trained, and training will stop unless --on_bad_rows drop is "
         "given: line 2: the answer, column 'a', is empty; line 5: column 'q' holds null, not text"
     )
     assert sentences(nothing | {"train_rows": 0, "longest": []}, cutoff_len=64, policy="drop") == ["no row to train"]

@@ -167,7 +167,7 @@ def test_rows_without_a_pair() -> None:
         preference.choose(features({"question": "q", "chosen": "c"}))
     with pytest.raises(TemplateError, match=r"; or use `byeori dpo`, which trains on such pairs$"):
         template.choose(list(ROW))
-    with pytest.raises(TemplateError, match="there is no column beside chosen and rejected; add the prompt"):
+    with pytest.raises(TemplateError, match="there are no columns other than chosen and rejected; add the prompt"):
         preference.choose(features({"chosen": "c", "rejected": "r"}))
     with pytest.raises(TemplateError, match="no shipped template fits the columns topic"):
         preference.choose(features({"topic": "t", "chosen": "c", "rejected": "r"}))

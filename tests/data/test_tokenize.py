@@ -237,7 +237,7 @@ def test_an_empty_answer_is_refused() -> None:
 
 
 def test_a_row_of_one_token_has_nothing_to_train() -> None:
-    with pytest.raises(TemplateError, match=r"^no token is left to train, for nothing stands before the answer$"):
+    with pytest.raises(TemplateError, match=r"^no token is left to train, because nothing comes before the answer$"):
         encode_row({"p": "", "a": "a"}, how_of("gpt2", "{p}{a}", eos=False))
     assert encode_row({"p": "", "a": "a"}, how_of("gpt2-bos", "{p}{a}", eos=False)).targets == ((1, 2),)
 

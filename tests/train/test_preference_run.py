@@ -217,7 +217,7 @@ def test_bad_rows_are_named_once(tiny_model: Path, pair_rows: Path, tmp_path: Pa
     lines = pair_rows.read_text(encoding="utf-8").splitlines()
     bad = json.loads(lines[2]) | {"rejected": ""}
     (tmp_path / "bad.jsonl").write_text("\n".join([*lines[:2], json.dumps(bad), *lines[3:]]), encoding="utf-8")
-    with pytest.raises(DataError, match=r"^bad.jsonl line 3: the answer, column 'rejected', is empty; mend"):
+    with pytest.raises(DataError, match=r"^bad.jsonl line 3: the answer, column 'rejected', is empty; fix"):
         dpo(tiny_model, tmp_path / "bad.jsonl", tmp_path / "out")
     dpo(tiny_model, tmp_path / "bad.jsonl", tmp_path / "out", on_bad_rows="drop", max_steps=1)
     found = json.loads((tmp_path / "out" / "audit.json").read_text())

@@ -1,4 +1,4 @@
-"""What is wrong with these rows, before a GPU is paid for."""
+"""What is wrong with the rows, known before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, per_row: int = 1) -> dict[str, Any]:
-    """Counts over two tokenized tables (data/tokenized.py), as plain JSON.
+    """Count over two tokenized tables (data/tokenized.py) what sentences() reports; the result is plain JSON.
 
-    name: how the user finds a row, from its position ("news.jsonl line 12"). per_row: lines of a row.
+    name: a row's name for the user ("news.jsonl line 12"), from its position. per_row: lines of a row.
     """
     tables = [table for table in (train, held_out) if table is not None]
     problems = [
@@ -45,7 +45,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         "shortened_rows": int(np.count_nonzero(shortened)),
         "tokens_cut": int(shortened.sum()),
         "dropped_rows": len(problems),
-        # rows without a text or an answer before those that are too long: they stop a run
+        # rows without a text or an answer come before those that are too long: they stop a run
         "dropped": sorted(problems, key=lambda problem: problem["too_long"]),
         "too_long_rows": sum(problem["too_long"] for problem in problems),
         "empty_prompts": len(unasked),
@@ -58,7 +58,7 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
 
 
 def _rows(table: Dataset, per_row: int) -> Dataset:
-    """The first line of each row."""
+    """Return the first line of each row."""
     return table if per_row == 1 else table.select(np.arange(0, len(table), per_row))
 
 
@@ -68,13 +68,13 @@ def _problems(table: Dataset) -> list[dict[str, Any]]:
 
 
 def _without_prompt(table: Dataset) -> list[int]:
-    """Positions of the rows whose prompt is empty."""
-    found: list[int] = tokenized.column(table, "row").filter(tokenized.column(table, "no_prompt")).to_pylist()
-    return found
+    """Return the positions of the rows whose prompt is empty."""
+    rows: list[int] = tokenized.column(table, "row").filter(tokenized.column(table, "no_prompt")).to_pylist()
+    return rows
 
 
 def _in_both(train: pa.ChunkedArray, held_out: pa.ChunkedArray | None = None) -> int:
-    """Held-out rows that stand in the training part too, by their digests."""
+    """Count the held-out rows that are also in the training part, by their digests."""
     if held_out is None:
         return 0
     return int(np.count_nonzero(pc.is_in(held_out, value_set=train.unique())))
@@ -88,82 +88,78 @@ def _longest(tables: list[Dataset], tokens: list[np.ndarray], name: Callable[[in
     return [{"row": name(row), "tokens": count} for count, row in sorted(every, reverse=True)[:3]]
 
 
-def refuse_bad_rows(found: dict[str, Any], policy: str) -> None:
-    """Stop where rows have no text or no answer and nobody asked to drop them; or where no row is left.
+def refuse_bad_rows(counts: dict[str, Any], policy: str) -> None:
+    """Raise if rows lack a text or an answer and `policy` is stop, or if no row is left.
 
     Raises:
-        DataError: names the first bad rows and what to do.
+        DataError: with the first bad rows and what to do.
     """
-    bad = [problem for problem in found["dropped"] if not problem["too_long"]]
+    bad = [problem for problem in counts["dropped"] if not problem["too_long"]]
     if bad and policy == "stop":
-        raise DataError(f"{named(bad)}; mend the data, or drop such rows with --on_bad_rows drop")
-    if not found["train_rows"]:
-        reason = found["dropped"][0] if found["dropped"] else {"row": "the table", "reason": "holds no rows"}
+        raise DataError(f"{named(bad)}; fix the data, or drop such rows with --on_bad_rows drop")
+    if not counts["train_rows"]:
+        reason = counts["dropped"][0] if counts["dropped"] else {"row": "the table", "reason": "has no rows"}
         raise DataError(f"no row is left to train: {reason['row']}: {reason['reason']}")
 
 
 def named(problems: list[dict[str, Any]]) -> str:
-    """The first bad rows with what is wrong with them, and how many more there are."""
+    """Return the first bad rows with what is wrong with them, and how many more there are."""
     first = "; ".join(f"{problem['row']}: {problem['reason']}" for problem in problems[:3])
     return f"{first} (and {len(problems) - 3:,} more)" if len(problems) > 3 else first
 
 
-def sentences(found: dict[str, Any], *, cutoff_len: int, policy: str) -> list[str]:
-    """The audit in words, one finding a line; findings that are zero are left out.
+def sentences(counts: dict[str, Any], *, cutoff_len: int, policy: str) -> list[str]:
+    """Return the audit as sentences, without counts that are zero.
 
-    policy: what becomes of rows without a text or an answer, stop or drop.
+    policy: what is done with rows without a text or an answer, stop or drop.
     """
-    lines = [_size(found)]
-    if count := found["shortened_rows"]:
+    lines = [_size(counts)]
+    if count := counts["shortened_rows"]:
         lines.append(
             f"{_number(count, 'prompt')} shortened to cutoff_len {cutoff_len} "
-            f"({_number(found['tokens_cut'], 'token')} cut; answers are never cut)"
+            f"({_number(counts['tokens_cut'], 'token')} cut; answers are never cut)"
         )
-    lines += left_out(found, policy)
-    if count := found["empty_prompts"]:
+    lines += left_out(counts, policy)
+    if count := counts["empty_prompts"]:
+        verb = "has" if count == 1 else "have"
+        lines.append(f"{_number(count, 'row')} {verb} an empty prompt; first {counts['first_empty_prompt']}")
+    if count := counts["duplicate_rows"]:
+        lines.append(f"{_number(count, 'row')} {'is a copy' if count == 1 else 'are copies'} of another row")
+    if count := counts["rows_in_both_parts"]:
+        verb = "has" if count == 1 else "have"
+        lines.append(f"{_number(count, 'held-out row')} {verb} the same tokens as a training row")
+    if count := counts["straddling_tokens"]:
+        span, they = ("spans", "it is") if count == 1 else ("span", "they are")
         lines.append(
-            f"{_number(count, 'row')} {'has' if count == 1 else 'have'} nothing in the columns of the prompt; "
-            f"first {found['first_empty_prompt']}"
+            f"{_number(count, 'token')} {span} the boundary between prompt and answer; {they} trained, but a prompt "
+            "alone is tokenized differently there: end the prompt with a line break"
         )
-    if count := found["duplicate_rows"]:
-        lines.append(f"{_number(count, 'row')} {'repeats' if count == 1 else 'repeat'} another row")
-    if count := found["rows_in_both_parts"]:
-        lines.append(
-            f"{_number(count, 'held-out row')} {'stands' if count == 1 else 'stand'} in the training part too, "
-            "once tokenized"
-        )
-    if count := found["straddling_tokens"]:
-        reach, they = ("reaches", "it is") if count == 1 else ("reach", "they are")
-        lines.append(
-            f"{_number(count, 'token')} {reach} over the boundary between prompt and answer; {they} trained, but a "
-            "prompt alone is tokenized differently there: end the prompt with a line break"
-        )
-    if found.get("shared_prefix"):
-        met = found["shared_prefix_rows"]
-        where = f" of the first {met:,} rows" if met < found["train_rows"] else ""
-        lines.append(f"{found['shared_prefix']:.0%} of the tokens{where} are prefixes that rows share")
+    if counts.get("shared_prefix"):
+        sampled = counts["shared_prefix_rows"]
+        where = f" of the first {sampled:,} rows" if sampled < counts["train_rows"] else ""
+        lines.append(f"{counts['shared_prefix']:.0%} of the tokens{where} are in prefixes that rows share")
     return lines
 
 
-def left_out(found: dict[str, Any], policy: str) -> list[str]:
-    """The rows that are not trained, in words: those without a text or an answer, then those that are too long."""
+def left_out(counts: dict[str, Any], policy: str) -> list[str]:
+    """Return sentences about the rows that are not trained: without a text or an answer, then too long."""
     lines = []
-    stops = "cannot be trained, and training stops there unless --on_bad_rows drop is given"
-    empty = f" ({found['empty_answers']:,} with an empty answer)" if found["empty_answers"] else ""
-    for too_long, words in ((False, f"{empty} {stops if policy == 'stop' else 'dropped'}"), (True, " dropped")):
-        if bad := [problem for problem in found["dropped"] if problem["too_long"] == too_long]:
-            lines.append(f"{_number(len(bad), 'row')}{words}: {named(bad)}")
+    stops = "cannot be trained, and training will stop unless --on_bad_rows drop is given"
+    empty = f" ({counts['empty_answers']:,} with an empty answer)" if counts["empty_answers"] else ""
+    for too_long, verb in ((False, f"{empty} {stops if policy == 'stop' else 'dropped'}"), (True, " dropped")):
+        if bad := [problem for problem in counts["dropped"] if problem["too_long"] == too_long]:
+            lines.append(f"{_number(len(bad), 'row')}{verb}: {named(bad)}")
     return lines
 
 
-def _size(found: dict[str, Any]) -> str:
-    if not found["longest"]:
+def _size(counts: dict[str, Any]) -> str:
+    if not counts["longest"]:
         return "no row to train"
-    held_out = f", {found['validation_rows']:,} held out" if found["validation_rows"] else ""
-    share = found["target_tokens"] / max(1, found["tokens"])
+    held_out = f", {counts['validation_rows']:,} held out" if counts["validation_rows"] else ""
+    share = counts["target_tokens"] / max(1, counts["tokens"])
     return (
-        f"{_number(found['train_rows'], 'row')} to train{held_out}; {_number(found['tokens'], 'token')}, "
-        f"{found['target_tokens']:,} of them trained ({share:.0%}); longest {found['longest'][0]['tokens']:,}"
+        f"{_number(counts['train_rows'], 'row')} to train{held_out}; {_number(counts['tokens'], 'token')}, "
+        f"{counts['target_tokens']:,} of them trained ({share:.0%}); longest {counts['longest'][0]['tokens']:,}"
     )
 
 

@@ -1,7 +1,7 @@
 """Rows from a dataset on the Hugging Face Hub.
 
-`datasets` says which files a configuration's splits have. Where all of them are of a kind that `files` reads, they are
-downloaded as they are and read there, so that no value changes on the way; anything else is loaded by `datasets`.
+`datasets` lists the files of a configuration's splits. If data/readers can read all of them, they are downloaded as
+they are and read there, so that no value changes; anything else is loaded by `datasets`.
 """
 
 from __future__ import annotations
@@ -18,40 +18,44 @@ from byeori.data.files import load_file
 from byeori.data.readers import READERS, ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
+from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
-if TYPE_CHECKING:  # importing them takes a second, which `byeori --help` must not
+if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset, DatasetBuilder
 
 _FILE = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+)")
 _SPLIT = re.compile(r"(?:^|\+)\s*([^\s+\[(]+)")  # the names in "train[:10%] + test"
-_UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # names of errors
+_UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # in names of errors
 
 Files = dict[str, list[tuple[str, str, str]]]
 """Split -> (repository, commit, path) of every file."""
 
 
 def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> list[tuple[str, Dataset]]:
-    """(name for messages, rows) of every file of a split, or of a slice of splits as in `train[:10%]+test`.
+    """Return (name for messages, rows) of every file of a split, or of a slice of splits as in `train[:10%]+test`.
 
     Raises:
-        HubError: anything wrong with the repository or the network. DataError: anything wrong with a file in it.
+        HubError: if anything is wrong with the repository or the network.
+        DataError: if anything is wrong with a file in it.
     """
     try:
         with _online(name) as online:
-            files = _ask(name, config, revision) if online else _recall(name, config, revision)
-            if not files:
-                return [(name, _by_datasets(name, config, split, revision))]
-            return _read(files, split)
+            files = _list_files(name, config, revision) if online else _files_listed_before(name, config, revision)
+            if files:
+                return _read(files, split)
+            import datasets
+
+            return [(name, datasets.load_dataset(name, config, split=split, revision=revision))]
     except ByeoriError:
         raise
-    except Exception as error:  # whatever a remote repository or the network can bring about
+    except Exception as error:  # whatever a remote repository or the network can raise
         raise HubError(f"the dataset {name} {_problem(error, name, config, split, revision)}") from None
 
 
 @contextmanager
 def _online(name: str) -> Iterator[bool]:
-    """Whether the Hub answers; where not, datasets is told, which would find it out in half a minute of retries."""
+    """Yield whether the Hub answers; if not, `datasets` works offline, instead of half a minute of retries."""
     import datasets
 
     offline = datasets.config.HF_HUB_OFFLINE
@@ -63,36 +67,30 @@ def _online(name: str) -> Iterator[bool]:
         datasets.config.HF_HUB_OFFLINE = offline
 
 
-def _by_datasets(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
-    import datasets
-
-    return datasets.load_dataset(name, config, split=split, revision=revision)
-
-
 # --- which files ----------------------------------------------------------------------------------
 
 
-def _ask(name: str, config: str | None, revision: str | None) -> Files:
-    """The files of every split, remembered for a time without a network; none where datasets must read them."""
+def _list_files(name: str, config: str | None, revision: str | None) -> Files:
+    """Return the files of every split and write them down for use offline; none if `datasets` must read them."""
     import datasets
 
     builder = datasets.load_dataset_builder(name, config, revision=revision)
     files: Files = {}
     for split, addresses in (builder.config.data_files or {}).items():
-        found = [_FILE.fullmatch(address) for address in addresses]
-        files[str(split)] = [(match[1], match[2], match[3]) for match in found if match]
+        matches = map(_FILE.fullmatch, addresses)
+        files[str(split)] = [(match[1], match[2], match[3]) for match in matches if match]
         if len(files[str(split)]) < len(addresses):
             return {}
-    if not _as_they_are(builder, files):
+    if not _are_plain_files(builder, files):
         return {}
-    note = _note(name, config, revision)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(files), encoding="utf-8")
+    listing = _listing(name, config, revision)
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    listing.write_text(json.dumps(files), encoding="utf-8")
     return files
 
 
-def _as_they_are(builder: DatasetBuilder, files: Files) -> bool:
-    """Whether the files are of known kinds, and the dataset's card asks for nothing special in reading them."""
+def _are_plain_files(builder: DatasetBuilder, files: Files) -> bool:
+    """Return whether the files are of known kinds, and the dataset's card asks for no special way to read them."""
     endings = {ending(Path(path)) for split in files.values() for _, _, path in split}
     if not endings <= set(READERS):
         return False
@@ -104,12 +102,12 @@ def _as_they_are(builder: DatasetBuilder, files: Files) -> bool:
     return not special
 
 
-def _recall(name: str, config: str | None, revision: str | None) -> Files:
-    note = _note(name, config, revision)
-    return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+def _files_listed_before(name: str, config: str | None, revision: str | None) -> Files:
+    listing = _listing(name, config, revision)
+    return json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
 
 
-def _note(name: str, config: str | None, revision: str | None) -> Path:
+def _listing(name: str, config: str | None, revision: str | None) -> Path:
     import datasets
 
     key = hashlib.blake2b(json.dumps([name, config, revision]).encode(), digest_size=16).hexdigest()
@@ -125,35 +123,35 @@ def _read(files: Files, split: str) -> list[tuple[str, Dataset]]:
     split = "+".join(files) if split == "all" else split
     wanted = dict.fromkeys(_SPLIT.findall(split))
     if unknown := [part for part in wanted if part not in files]:
-        raise ValueError(f"Unknown split {unknown[0]!r}. Should be one of {list(files)}.")
+        raise ValueError(f"Unknown split {unknown[0]!r}. Should be one of {list(files)}.")  # as `datasets` says it
     rows = {part: list(_parts(files[part])) for part in wanted}
     lengths = {part: sum(len(table) for _, table in tables) for part, tables in rows.items()}
-    found = [
+    parts = [
         part
         for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
         for part in _between(rows[piece.splitname], piece.from_, piece.to)
     ]
-    if not found:
+    if not parts:
         raise DataError(f"the split {split!r} on the Hub has no rows; set dataset_split to another.")
-    return found
+    return parts
 
 
 def _parts(files: list[tuple[str, str, str]]) -> Iterator[tuple[str, Dataset]]:
-    """(name, rows) of every file."""
+    """Yield (name, rows) of every file."""
     for repository, commit in dict.fromkeys((repository, commit) for repository, commit, _ in files):
         paths = tuple(path for *origin, path in files if [repository, commit] == origin)
         folder = hub.fetch(repository, paths, revision=commit, kind="dataset")
         for path in paths:
             if not (folder / path).is_file():
-                raise HubError(f"{repository}/{path} is not in the cache and the Hugging Face Hub is out of reach")
+                raise HubError(f"{repository}/{path} is not in the cache and the Hugging Face Hub cannot be reached")
             try:
                 yield f"{repository}/{path}", load_file(folder / path)
-            except DataError as error:  # the place in the cache is nothing that a person can mend
+            except DataError as error:  # the user does not know the path in the cache
                 raise DataError(str(error).replace(str(folder / path), f"{repository}/{path} (on the Hub)")) from None
 
 
 def _between(parts: list[tuple[str, Dataset]], start: int, stop: int) -> Iterator[tuple[str, Dataset]]:
-    """Rows start to stop of all parts one after the other; parts without a row of it are left out."""
+    """Yield rows `start` to `stop` of all parts in a row, without the parts that have none of them."""
     for name, rows in parts:
         low, high = max(start, 0), min(stop, len(rows))
         if low < high:
@@ -162,14 +160,14 @@ def _between(parts: list[tuple[str, Dataset]], start: int, stop: int) -> Iterato
 
 
 def _problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
-    """The end of the sentence "the dataset x ...", from the messages of datasets 4 and 5."""
+    """Return the end of the sentence "the dataset x ...", from the messages of datasets 4 and 5."""
     problem = one_line(error)
     if listed := re.search(r"(BuilderConfig|Config name|Unknown split).*?(\[.*?\])", problem):
-        there = ", ".join(re.findall(r"'(.*?)'", listed[2]))
+        names = re.findall(r"'(.*?)'", listed[2])
         if listed[1] == "Unknown split":
-            return f"has no split {split!r}; set dataset_split to one of: {there}."
-        lacks = f"has no configuration {config!r}" if config else "needs a configuration"
-        return f"{lacks}; set dataset_config to one of: {there}."
+            return f"has no split {split!r}{nearest(split, names)}; set dataset_split to one of: {', '.join(names)}."
+        lacks = f"has no configuration {config!r}{nearest(config, names)}" if config else "needs a configuration"
+        return f"{lacks}; set dataset_config to one of: {', '.join(names)}."
     if "is a gated dataset" in problem:
         page = f"https://huggingface.co/datasets/{name}"
         return f"is gated; ask for access at {page} and log in with `hf auth login`."
@@ -177,12 +175,12 @@ def _problem(error: Exception, name: str, config: str | None, split: str, revisi
         return f"has no revision {revision!r}; check dataset_revision."
     if "doesn't exist" in problem:
         return (
-            "is no file or folder here and was not found on the Hugging Face Hub; check the spelling, or log "
-            "in with `hf auth login` if it is private."
+            "is not a local file or folder and was not found on the Hugging Face Hub; check the spelling, or log in "
+            "with `hf auth login` if it is private."
         )
     if _UNREACHABLE.search(type(error).__name__):
         return (
-            "is no file or folder here and the Hugging Face Hub cannot be reached; check the path, or the "
+            "is not a local file or folder and the Hugging Face Hub cannot be reached; check the path, or the "
             "network, HF_ENDPOINT and HF_HUB_OFFLINE."
         )
     return f"cannot be loaded from the Hugging Face Hub: {problem}"

@@ -1,10 +1,10 @@
-"""Rows with a chosen and a rejected answer -> pairs of Examples whose prompts are the same tokens.
+"""Rows with a chosen and a rejected answer -> pairs of Examples with the same prompt tokens.
 
     question, chosen, rejected ── template ──> question + chosen     chosen   q q q | c c
                                                question + rejected   rejected q q q | r r r r
 
-The template is that of SFT; its answer column is filled with the chosen, then with the rejected answer. Rows of
-messages use the tokenizer's chat template; the last assistant turn is the answer, and the only one that is trained.
+The template is the one for SFT; its answer column is filled with the chosen, then with the rejected answer. Rows of
+messages use the tokenizer's chat template; the last assistant turn is the answer, and only that turn is trained.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 SIDES = ("chosen", "rejected")
 CONVERSATION = ("system", "prompt", "question", *SIDES)
-"""Columns of a row that its conversation is made of, where the tokenizer's chat template writes it."""
+"""The columns that a row's conversation is made of if the tokenizer's chat template is used."""
 
 _OPENING = ("system", "user", "human")
 
 
 def choose(features: Features) -> str:
-    """The name of the template for a table with these columns, by their types: lists of messages take `chat`.
+    """Return the name of the template for a table with these columns: `chat` if they hold lists of messages.
 
     Raises:
-        TemplateError: no pair of answers, or no shipped template for the prompt's columns.
+        TemplateError: if a row has no pair of answers, or no shipped template fits the prompt's columns.
     """
     from datasets import Value
 
@@ -43,31 +43,27 @@ def choose(features: Features) -> str:
     prompts = [name for name in columns if name not in SIDES]
     if not prompts:
         raise TemplateError(
-            "there is no column beside chosen and rejected; add the prompt that they answer as `prompt`"
+            "there are no columns other than chosen and rejected; add the prompt that they answer as `prompt`"
         )
     return template.choose(prompts, with_answer=False)
 
 
 def check_columns(columns: list[str]) -> None:
-    """See whether there are two answers.
-
-    Raises:
-        TemplateError: a column is missing.
-    """
+    """Raise TemplateError if the column of an answer is missing."""
     for side in SIDES:
         if side not in columns:
             names = ", ".join(name for name in columns if not name.startswith("__"))
             raise TemplateError(
                 f"preference rows need the columns chosen and rejected, and there is no {side!r}; the columns are "
-                f"{names}; rename yours, or train on one answer with `byeori sft`"
+                f"{names}; rename yours, or train on one answer per row with `byeori sft`"
             )
 
 
 def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> dict[str, object]:
-    """The row as SFT would have it, with the answer of one side.
+    """Return the row as SFT expects it, with the answer of one side.
 
     Raises:
-        TemplateError: the answer is empty or no text, or its messages do not end with an assistant's turn.
+        TemplateError: if the answer is empty or not text, or its messages do not end with an assistant turn.
     """
     answer = None if template.is_missing(row[side]) else row[side]
     if chosen is None:
@@ -80,9 +76,9 @@ def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> d
 
 
 def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[dict[str, str]]:
-    """System, prompt or question, and an answer, each text or messages, as one conversation.
+    """Join system, prompt or question, and an answer, each text or messages, to one conversation.
 
-    An answer whose messages do not begin with the assistant holds the whole conversation, as some tables have it.
+    An answer whose messages begin with the system or the user is the whole conversation, as in some tables.
     """
     prompt = row.get("prompt") or row.get("question")
     turns = _turns(prompt, "user")
@@ -92,7 +88,7 @@ def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[
     whole = bool(ending) and isinstance(ending[0], Mapping) and ending[0].get("role", ending[0].get("from")) in _OPENING
     messages = chat.messages_of({"messages": ending if whole else [*turns, *ending]})
     if not ending or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-        raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with the assistant's")
+        raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with an assistant turn")
     return messages
 
 
@@ -103,7 +99,7 @@ def _turns(value: object, role: str) -> list[Any]:
 
 
 def segments_of(row: Mapping[str, object], side: str, how: Encoding) -> tuple[Segment, ...]:
-    """The text of one side."""
+    """Return the text of one side."""
     filled = side_row(row, side, how.template)
     if how.template is None:
         return chat.last_turn_segments(filled, how.tokenizer)
@@ -111,11 +107,11 @@ def segments_of(row: Mapping[str, object], side: str, how: Encoding) -> tuple[Se
 
 
 def encode_pair(row: Mapping[str, object], how: Encoding) -> list[Example]:
-    """[chosen, rejected]; a prompt that is too long is shortened alike in both.
+    """Return the examples [chosen, rejected]; a prompt that is too long is shortened equally in both.
 
     Raises:
-        TemplateError: as `tokenize.encode_row`, or the two answers are the same.
-        TooLongError: the row does not fit into cutoff_len.
+        TemplateError: as `tokenize.encode_row`, or if the two answers are the same.
+        TooLongError: if the row does not fit into cutoff_len.
     """
     number = int(str(row.get("__row__", 0)))
     sides = [segments_of(row, side, how) for side in SIDES]
@@ -131,11 +127,11 @@ def encode_pair(row: Mapping[str, object], how: Encoding) -> list[Example]:
         for (example, _), before in zip(fitted, whole, strict=True)
     ]
     if not all(example.targets for example in pair):
-        raise TemplateError("no token is left to train, for nothing stands before the answer")
+        raise TemplateError(tokenize.NO_TARGETS)
     return pair
 
 
 def _with_prompt_of(shorter: tuple[Segment, ...], segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """The segments with the texts of another side's prompt columns."""
+    """Return the segments with the texts of another side's prompt columns."""
     texts = (segment for segment in shorter if segment.column and not segment.trained)
     return tuple(next(texts) if segment.column and not segment.trained else segment for segment in segments)

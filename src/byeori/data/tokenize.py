@@ -22,6 +22,7 @@ from byeori.data.template import Segment, Template
 from byeori.errors import TemplateError, TooLongError
 
 Spans = tuple[tuple[int, int], ...]
+NO_TARGETS = "no token is left to train, because nothing comes before the answer"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +125,7 @@ def encode_row(row: Mapping[str, object], how: Encoding) -> Example:
     """
     example = encode_segments(row_segments(row, how), how, row=int(str(row.get("__row__", 0))))
     if not example.targets:  # one token, without a prompt or BOS to predict it from
-        raise TemplateError("no token is left to train, for nothing stands before the answer")
+        raise TemplateError(NO_TARGETS)
     return example
 
 

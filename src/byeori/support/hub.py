@@ -1,7 +1,7 @@
-"""Reading from the Hugging Face Hub: whether it answers, and files in its cache, downloaded where they are not there.
+"""Files from the Hugging Face Hub, by way of its cache.
 
-A download is announced in one line with its size and shows the client's bar on a terminal. What was downloaded once
-is found again without a network.
+A download is announced in one line with its size, and shows the client's progress bar on a terminal. Files that were
+downloaded once are found without a network.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MODEL = (*WEIGHTS, "adapter_config.json", "adapter*.safetensors", "*.json", "*.m
 
 
 def reachable(name: str) -> bool:
-    """Whether it makes sense to ask the Hub for `name`; where not, its cache is all there is.
+    """Return whether to ask the Hub for `name`; if not, only its cache can have it.
 
-    Clients ask again and again for half a minute where nobody answers; here it is found out once, in seconds.
+    Clients retry for half a minute if nobody answers; this asks once, and takes seconds.
     """
     if Path(name).exists():
         return True
@@ -30,7 +30,7 @@ def reachable(name: str) -> bool:
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name can only be a path."""
+    """Return whether a name can only be a path."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
@@ -42,16 +42,19 @@ def _answers(minute: int) -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the network can bring about; any answer at all is an answer
+    except Exception:  # whatever the network can raise; any answer at all is an answer
         return False
     return True
 
 
 def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, kind: str = "model") -> Path:
-    """The folder in the Hub's cache with the files of a repository that match, down to date where the Hub answers.
+    """Return the folder in the Hub's cache with the matching files of a repository, up to date if the Hub answers.
 
-    patterns: `*` does not reach into folders. kind: model or dataset.
-    Raises whatever the Hub's client raises; LocalEntryNotFoundError where it does not answer and the cache has nothing.
+    patterns: `*` does not match `/`. kind: model or dataset.
+
+    Raises:
+        LocalEntryNotFoundError: if the Hub does not answer and the cache has none of the files.
+        Exception: whatever the Hub's client raises.
     """
     from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 
@@ -60,7 +63,7 @@ def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, 
     about: Any = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
     sizes = {item.rfilename: item.size or 0 for item in about.siblings or []}
     files = [file for file in sizes if any(_matches(file, pattern) for pattern in patterns)]
-    if "model.safetensors" in files:  # the same weights once more in parts
+    if "model.safetensors" in files:  # the parts are the same weights once more
         files = [file for file in files if not _matches(file, "model-*-of-*.safetensors")]
     new = [
         file
@@ -76,18 +79,18 @@ def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, 
 
 
 def cached(name: str, patterns: tuple[str, ...], *, revision: str | None = None, kind: str = "model") -> Path:
-    """The folder in the Hub's cache that has one of the files that `patterns` names without a `*`.
+    """Return the folder in the Hub's cache that has one of the files that `patterns` names without a `*`.
 
     Raises:
-        LocalEntryNotFoundError: it has none.
+        LocalEntryNotFoundError: if it has none.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     for file in patterns:
-        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
-        if isinstance(found, str):
-            return Path(found).parents[file.count("/")]
+        path = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+        if isinstance(path, str):
+            return Path(path).parents[file.count("/")]
     raise LocalEntryNotFoundError(f"{name} is not in the cache and the Hub does not answer")
 
 
@@ -96,7 +99,7 @@ def _matches(file: str, pattern: str) -> bool:
 
 
 def human_size(size: int) -> str:
-    """`812 B`, `4.2 KB`, `1.1 GB`."""
+    """Return a number of bytes as `812 B`, `4.2 KB` or `1.1 GB`."""
     number = float(size)
     for unit in ("B", "KB", "MB"):
         if number < 1000:

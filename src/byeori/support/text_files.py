@@ -1,4 +1,4 @@
-"""Text that others wrote: the user's files, in UTF-8 or else a sentence that says how to, and foreign errors."""
+"""Text from outside: the user's files, which must be UTF-8, and the messages of other libraries' errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from byeori.errors import ByeoriError
 
 
 def read_text(path: Path, error: type[ByeoriError]) -> str:
-    """What a small file holds, with \\n for every kind of line break. error: what is raised where it is not UTF-8.
+    """Return the content of a small file, with \\n for every kind of line break.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: if it cannot be read.
+        ByeoriError: of the class `error`, if it is not UTF-8.
     """
     data = path.read_bytes()
     try:
@@ -25,8 +26,7 @@ def read_text(path: Path, error: type[ByeoriError]) -> str:
 
 
 def not_utf8(path: Path, lines: io.BufferedIOBase) -> str:
-    """Where a file stops being UTF-8, what it looks like, and the command that converts it. lines: what it holds."""
-    packed = path.suffix.lower() == ".gz"
+    """Say in which line a file stops being UTF-8, and with which command to convert it. lines: its content."""
     number, line, more = 0, b"", b""
     for line in lines:
         number += 1
@@ -39,13 +39,14 @@ def not_utf8(path: Path, lines: io.BufferedIOBase) -> str:
     if encoding is None:
         return f"{path} line {number} is not text (UTF-8, cp949 or UTF-16); save the file as UTF-8 text."
     source, target = str(path), str(path.with_name("utf8-" + path.name.removesuffix(".gz")))
-    pipe, given = (f"zcat {shlex.quote(source)} | ", "") if packed else ("", f"{shlex.quote(source)} ")
-    command = f"{pipe}iconv -f {encoding} -t utf-8 {given}> {shlex.quote(target)}"
-    return f"{path} line {number} is not UTF-8, it looks like {encoding}; convert the file: {command}"
+    iconv = f"iconv -f {encoding} -t utf-8"
+    zipped = path.suffix.lower() == ".gz"
+    command = f"zcat {shlex.quote(source)} | {iconv}" if zipped else f"{iconv} {shlex.quote(source)}"
+    return f"{path} line {number} is not UTF-8, it looks like {encoding}; convert the file: {command} > {shlex.quote(target)}"
 
 
 def _guess_encoding(sample: bytes) -> str | None:
-    """utf-16 or cp949 (which contains euc-kr) for bytes that are not UTF-8, None if they are neither."""
+    """Return utf-16 or cp949 (which contains euc-kr) for bytes that are not UTF-8, None if they are neither."""
     if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
     try:
@@ -56,6 +57,6 @@ def _guess_encoding(sample: bytes) -> str | None:
 
 
 def one_line(error: BaseException | str, most: int = 300) -> str:
-    """A text, or an error's words (its kind where it has none), on one line, of at most so many characters."""
-    words = " ".join(str(error).split())[:most]
-    return words or (type(error).__name__ if isinstance(error, BaseException) else "")
+    """Return a text or an error's message (its class if it has none) on one line, cut to `most` characters."""
+    text = " ".join(str(error).split())[:most]
+    return text or (type(error).__name__ if isinstance(error, BaseException) else "")
