@@ -42,7 +42,8 @@ def not_utf8(path: Path, lines: io.BufferedIOBase) -> str:
     iconv = f"iconv -f {encoding} -t utf-8"
     zipped = path.suffix.lower() == ".gz"
     command = f"zcat {shlex.quote(source)} | {iconv}" if zipped else f"{iconv} {shlex.quote(source)}"
-    return f"{path} line {number} is not UTF-8, it looks like {encoding}; convert the file: {command} > {shlex.quote(target)}"
+    command += f" > {shlex.quote(target)}"
+    return f"{path} line {number} is not UTF-8, it looks like {encoding}; convert the file: {command}"
 
 
 def _guess_encoding(sample: bytes) -> str | None:
