@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ import forks
 from byeori.artifacts import saved_model
 from byeori.artifacts.base_check import check_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
-from byeori.export import merge as merge_module
+from byeori.export import merge_check, merged_tensors
 from byeori.export.merge import MergeResult, merge
+from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.fingerprint import base_fingerprint, read_header
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
@@ -203,7 +205,9 @@ def test_experts_are_copied_and_attention_is_merged(tmp_path: Path) -> None:
 def test_shards_in_and_out(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path / "base", max_shard_size="20KB")
     assert len(list(base.glob("*.safetensors"))) > 3
-    result = check(tmp_path, base, adapted(base, tmp_path / "adapter"), max_shard_bytes=16_000)
+    result = check(
+        tmp_path, base, adapted(base, tmp_path / "adapter"), output_format=SafetensorsFolder(max_shard_bytes=16_000)
+    )
     index = json.loads((result.output_dir / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in result.output_dir.glob("*.safetensors"))
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
@@ -219,7 +223,7 @@ def test_small_blocks_of_rows_change_nothing(tmp_path: Path, monkeypatch: pytest
     base = saved(llama(), tmp_path / "base")
     adapter = adapted(base, tmp_path / "adapter", target_modules=["embed_tokens", "up_proj"])
     whole = load_file(run(tmp_path, base, adapter).output_dir / "model.safetensors")
-    monkeypatch.setattr(merge_module, "_BLOCK_BYTES", 700)
+    monkeypatch.setattr(merged_tensors, "_BLOCK_BYTES", 700)
     blocks = run(tmp_path, base, adapter, overwrite=True).output_dir / "model.safetensors"
     torch.testing.assert_close(load_file(blocks), whole, rtol=1e-6, atol=1e-7)
 
@@ -248,7 +252,7 @@ def test_auto_keeps_the_type_and_rounds_once(tmp_path: Path) -> None:
 
 def test_rounding_alone_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter merged by PEFT and rounded alike is what a merge must equal, as closely as in float32."""
-    monkeypatch.setitem(merge_module.merge_check.TOLERANCE, "bfloat16", merge_module.merge_check.TOLERANCE["float32"])
+    monkeypatch.setitem(merge_check.TOLERANCE, "bfloat16", merge_check.TOLERANCE["float32"])
     base = saved(llama().to(torch.bfloat16), tmp_path / "base")
     output = run(tmp_path, base, adapted(base, tmp_path / "adapter")).output_dir
     report = json.loads((output / "merge_report.json").read_text())
@@ -283,9 +287,11 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from byeori.export.merge import merge
+from byeori.export.safetensors_folder import SafetensorsFolder
 base, adapter, out = sys.argv[1:]
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-merge(adapter=Path(adapter), base=base, output_dir=Path(out), verify=False, max_shard_bytes=8 << 20)
+shards = SafetensorsFolder(max_shard_bytes=8 << 20)
+merge(adapter=Path(adapter), base=base, output_dir=Path(out), verify=False, output_format=shards)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
 """
 
@@ -497,8 +503,8 @@ def test_quantised_base(tmp_path: Path, base: Path, adapter: Path) -> None:
 def test_a_merge_that_is_wrong_is_set_aside(
     tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Any = merge_module._factors
-    monkeypatch.setattr(merge_module, "_factors", lambda change: [0.9 * item for item in real(change)])
+    real: Any = merged_tensors._factors
+    monkeypatch.setattr(merged_tensors, "_factors", lambda change: [0.9 * item for item in real(change)])
     with pytest.raises(ModelError, match="logits differ by up to"):
         run(tmp_path, base, adapter, dtype="bfloat16")
     assert not (tmp_path / "merged").exists()
@@ -538,9 +544,9 @@ def test_full_disk(tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytes
     output.mkdir()
     (output / "config.json").write_text("before")
     if place == "fsync":
-        monkeypatch.setattr(merge_module.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr(merge_module, "merged_blocks", full)
+        monkeypatch.setattr(merged_tensors, "blocks", full)
     before = set(tmp_path.iterdir())
     with pytest.raises(CheckpointError, match="the disk is full") as caught:
         run(tmp_path, base, adapter, verify=False, overwrite=True)
@@ -551,7 +557,7 @@ def test_full_disk(tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytes
 def test_too_little_space_is_seen_before(
     tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_module.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(CheckpointError, match="the disk is full"):
         run(tmp_path, base, adapter, verify=False)
 

@@ -104,7 +104,7 @@ def test_a_template_that_is_long_by_itself(merged: Path, tmp_path: Path) -> None
     assert len(AutoTokenizer.from_pretrained(folder)("봄 " * 90)["input_ids"]) > 256
     assert all(text.startswith("봄 " * 90) and text.endswith("\n") for text in found)
     (folder / "template.txt").write_text("봄 " * 2000 + "{document}\n{title}", encoding="utf-8")
-    assert texts_of(folder) == (list(merge_check.TEXTS), "fixed texts, for the saved template is too long")
+    assert texts_of(folder) == (list(merge_check.TEXTS), "fixed texts, because the saved template is too long")
 
 
 def test_messages_and_neither_template(merged: Path, tmp_path: Path) -> None:

@@ -228,12 +228,12 @@ def test_numbers_of_another_adapter_are_not_taken(compared: Path) -> None:
         return next(line for line in lines if line.startswith("Note:"))
 
     (adapter / "metrics.json").rename(adapter / "kept.json")
-    assert "for `byeori compare titles` was not run" in said()
+    assert "because `byeori compare titles` was not run" in said()
     (adapter / "kept.json").rename(adapter / "metrics.json")
     save_file({"a": torch.zeros(3)}, adapter / "adapter_model.safetensors")
-    assert "of the adapter titles, for it does not lie here as it was merged" in said()
+    assert "of the adapter titles, because it is no longer here as it was merged" in said()
     shutil.rmtree(adapter)
-    assert "for it does not lie here as it was merged" in said()
+    assert "because it is no longer here as it was merged" in said()
 
 
 def test_own_readme_is_kept_and_blank_ones_are_not(adapter: Path) -> None:
@@ -271,7 +271,7 @@ def test_dry_run_result(adapter: Path) -> None:
 
 def test_no_token(hub: Hub, adapter: Path) -> None:
     status, output = upload(hub, adapter, token=None)
-    assert status == 2 and "HubError: there is no token" in output
+    assert status == 2 and "HubError: no token for the Hub" in output
     assert "hf auth login" in output and "HF_TOKEN" in output and not hub.requests
 
 
@@ -303,8 +303,8 @@ def test_no_right_to_write(hub: Hub, adapter: Path) -> None:
     [
         ("/commit/", 403, "may not write"),
         ("/preupload/", 404, "has no me/titles that this token may see"),
-        ("/repos/create", 500, "has a fault (HTTP 500)"),
-        ("/lfs/", 400, "refuses me/titles (HTTP 400)"),
+        ("/repos/create", 500, "the Hub failed (HTTP 500)"),
+        ("/lfs/", 400, "the Hub rejected me/titles (HTTP 400)"),
         ("/validate-yaml", 400, "me/titles"),
     ],
 )
@@ -321,7 +321,7 @@ def test_closed_port(adapter: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     status, output = upload(f"http://127.0.0.1:{port}", adapter)
-    assert status == 2 and "out of reach" in output and "Connection refused" in output
+    assert status == 2 and "cannot reach the Hugging Face Hub" in output and "Connection refused" in output
 
 
 def test_public_where_private_was_wanted(hub: Hub, adapter: Path) -> None:
@@ -340,7 +340,7 @@ def test_weights_of_another_upload(hub: Hub, adapter: Path, merged: Path) -> Non
 
 @pytest.mark.parametrize("name", ["titles", "a/b/c", "me/ti tles", "me/--", "me/x..y", ""])
 def test_names(adapter: Path, name: str) -> None:
-    with pytest.raises(HubError, match="is no name for a repository"):
+    with pytest.raises(HubError, match="is not a repository name"):
         publish(folder=adapter, repo_id=name, private=False, dry_run=True, commit_message="x")
 
 
@@ -363,7 +363,7 @@ def test_unfinished_and_damaged_folders(adapter: Path, merged: Path) -> None:
     (merged / "model-00001-of-00002.safetensors").unlink()
     refused(merged, "lacks model-00001-of-00002.safetensors")
     write(merged, "model.safetensors.index.json", {"weight_map": {"t": "../adapter/optimizer.safetensors"}})
-    refused(merged, "lies in another folder")
+    refused(merged, "is in another folder")
 
 
 # ---- the card --------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""What a merge will do to every tensor of the base, found from names and shapes alone.
+"""Plan a merge from names and shapes alone: what the adapter does to every tensor of the base.
 
     adapter's tensors ──> changes by parameter ─┐
-    base's tensors, named as transformers does ─┴─> one Output for each tensor of the merged model
+    base's tensors, named as transformers does ─┴─> MergedModel, one MergedTensor for each tensor to write
 
-Everything that cannot be merged exactly is refused here, before a byte is written.
+Whatever cannot be merged exactly is rejected here, before a byte is written.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts import layout
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, read_header, stored_tensors
+from byeori.model.load import explain, load_config
 
-WEIGHTS = "adapter_model.safetensors"
+Progress = Callable[[int, int, str], None]
+"""Called with (tensors done, total, name of the last one)."""
+
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""torch's name of a type -> safetensors' name."""
+"""torch's name of a dtype -> safetensors' name."""
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_NOT_QUANTISED = {*_BYTES, "I64", "BOOL"}
+_FULL_PRECISION = {*_BYTES, "I64", "BOOL"}
 
-# Settings of an adapter that change more than W + scale * B A, and what to call them.
+# Settings of adapters that are more than W + scale * B A, and their names.
 _OTHER_KINDS = {
     "use_dora": "DoRA",
     "lora_bias": "a bias in lora_B",
@@ -46,9 +50,9 @@ _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What the adapter does to one parameter: replaces it by `whole`, then adds scale * L R.
+    """A change of one parameter: it is replaced by `whole`, if given, then scale * L R is added.
 
-    L = B [out, r], R = A [r, in] for a linear layer; L = A^T, R = B^T where the weight is stored the other way round
+    L = B [out, r] and R = A [r, in] for a linear layer; L = A^T and R = B^T if the weight is stored transposed
     (`transposed`: GPT-2's Conv1D [in, out], an embedding [words, hidden]).
     """
 
@@ -61,7 +65,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class MergedTensor:
     """One tensor of the merged model. source: where its bytes come from. dtype: safetensors' name."""
 
     name: str
@@ -76,8 +80,31 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedModel:
+    """A planned merge: all that a format needs to write the merged model.
+
+    base, adapter: their folders. dtype: as asked for, `auto` or torch's name. untied: whether embedding and head were
+    one tensor in the base and are two in the merged model.
+    """
+
+    base: Path
+    adapter: Path
+    dtype: str
+    tensors: list[MergedTensor]
+    untied: bool
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.size for item in self.tensors)
+
+    @property
+    def parameters(self) -> int:
+        return sum(item.source.count for item in self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Names:
-    """How transformers names what the base's files hold.
+    """How transformers names the tensors of the base's files.
 
     stored: parameter -> tensor in the files. fused: parameters made of several tensors. tied: parameter -> the one
     that it shares its weight with. transposed: weights of Conv1D layers. rename: tensor in the files -> parameter.
@@ -90,54 +117,51 @@ class Names:
     rename: Callable[[str], str]
 
 
-def plan(*, folder: Path, base: str, adapter: Path, config: dict[str, Any], dtype: str) -> tuple[list[Output], bool]:
-    """Every tensor of the merged model, and whether embedding and head are one tensor in the base and two in it.
-
-    folder: the base's; base: what to call it. config: the adapter's.
+def plan(*, folder: Path, base: str, adapter: Path, config: dict[str, Any], dtype: str) -> MergedModel:
+    """Plan the merge of an adapter. folder: the base's; base: its name as given; config: the adapter's.
 
     Raises:
-        ModelError: adapter and base do not belong together, or one of them is damaged or of an unsuitable kind.
+        ModelError: if adapter and base do not belong together, or one is damaged or of a kind that cannot be merged.
     """
     tensors = stored_tensors(folder)
     _check_full_precision(folder, base, tensors)
     changes = adapter_changes(adapter, config)
     names = parameter_names(folder, sorted(tensors))
-    apart, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
-    stored = {**names.stored, **{parameter: names.stored[twin] for parameter, twin in apart.items()}}
-    left_over = [parameter for parameter in changes if parameter not in stored]
-    if left_over:
-        why = " as a tensor of its own (it is fused when loaded)" if left_over[0] in names.fused else ""
+    split, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
+    stored = {**names.stored, **{parameter: names.stored[twin] for parameter, twin in split.items()}}
+    unknown = [parameter for parameter in changes if parameter not in stored]
+    if unknown:
+        why = " as a tensor of its own (it is fused when loaded)" if unknown[0] in names.fused else ""
         raise ModelError(
-            f"{base} has no {left_over[0]}{why}, which the adapter {adapter} changes ({len(left_over)} modules left "
-            f"over); give the base it was trained on ({config.get('base_model_name_or_path')}), or serve it as it is"
+            f"{base} has no {unknown[0]}{why}, which the adapter {adapter} changes ({len(unknown)} modules left over); "
+            f"use the base it was trained on ({config.get('base_model_name_or_path')}), or serve the adapter unmerged"
         )
     by_file = {file_name: parameter for parameter, file_name in names.stored.items()}
-    outputs = []
-    for name, parameter in [
-        *((name, by_file.get(name)) for name in tensors),
-        *((name, name) for name in apart),
-    ]:
+    merged = []
+    for name, parameter in [*((name, by_file.get(name)) for name in tensors), *((name, name) for name in split)]:
         source = tensors[name if parameter is None else stored[parameter]]
         change = changes.get(parameter) if parameter else None
         if change and parameter in names.transposed:
             change = replace(change, transposed=True)
-        kept = dtype == "auto" or source.dtype not in _BYTES
-        item = Output(name=name, source=source, dtype=source.dtype if kept else FLOATS[dtype], change=change)
-        outputs.append(item if change is None else _fitted(item, change, base, config))
-    return outputs, untied
+        same = dtype == "auto" or source.dtype not in _BYTES
+        item = MergedTensor(name=name, source=source, dtype=source.dtype if same else FLOATS[dtype], change=change)
+        merged.append(item if change is None else _fitted(item, change, base, config))
+    return MergedModel(base=folder, adapter=adapter, dtype=dtype, tensors=merged, untied=untied)
 
 
 def adapter_config(adapter: Path) -> dict[str, Any]:
-    """The adapter's adapter_config.json.
+    """Return the adapter's adapter_config.json.
 
     Raises:
-        ModelError: not an adapter, or one of a kind that is not merged.
+        ModelError: if it is not an adapter, or one of a kind that cannot be merged.
     """
     path = adapter / "adapter_config.json"
     if not adapter.is_dir():
-        raise ModelError(f"there is no adapter folder {adapter}; give the folder that training wrote")
+        raise ModelError(f"there is no adapter folder {adapter}; use the folder that training wrote")
     if not path.is_file():
-        raise ModelError(f"{adapter} is not an adapter: it has no adapter_config.json; give the folder of an adapter")
+        raise ModelError(
+            f"{adapter} is not an adapter: it has no adapter_config.json; use the folder that training wrote"
+        )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = config["peft_type"]
@@ -145,10 +169,10 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is damaged; copy the adapter again") from None
     if kind != "LORA":
-        raise ModelError(f"{adapter} is an adapter of type {kind}; only LORA is merged, serve it as an adapter")
-    for setting, words in _OTHER_KINDS.items():
+        raise ModelError(f"{adapter} is an adapter of type {kind}; only LORA can be merged, serve it unmerged")
+    for setting, kind_name in _OTHER_KINDS.items():
         if config.get(setting):
-            raise ModelError(f"{adapter} uses {words} ({setting}), which is not merged; serve it as an adapter")
+            raise ModelError(f"{adapter} uses {kind_name} ({setting}), which cannot be merged; serve it unmerged")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_REWRITES_BASE):
         raise ModelError(
@@ -158,44 +182,44 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
 
 
 def trained_over(adapter: Path, base: str | None) -> str | None:
-    """What the adapter met in training. Where that was rounded, it is still merged into the weights as they are."""
-    held = run_settings(adapter)
-    bits = next((bits for bits in (4, 8) if held.get(f"load_in_{bits}bit")), None)
+    """Return the base of the training run, with its quantization; the merge itself is into the unquantized weights."""
+    settings = run_settings(adapter)
+    bits = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
     return f"{base}, held in {bits} bit" if bits else base
 
 
 def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
-    """Parameter -> change, from the names of the adapter's tensors (which layers are Conv1D is not known here).
+    """Return parameter -> change from the names of the adapter's tensors (Conv1D layers are not known here).
 
     Raises:
-        ModelError: no safetensors weights, damaged ones, or something that plain LoRA does not have.
+        ModelError: if there are no safetensors weights, or if they are damaged or more than plain LoRA.
     """
-    path = adapter / WEIGHTS
+    path = adapter / layout.ADAPTER
     if not path.is_file():
         pickled = " but a pickle (adapter_model.bin), which is never loaded" if any(adapter.glob("*.bin")) else ""
-        raise ModelError(f"{adapter} has no {WEIGHTS}{pickled}; save the adapter as safetensors")
-    found: dict[str, Change] = {}
+        raise ModelError(f"{adapter} has no {layout.ADAPTER}{pickled}; save the adapter as safetensors")
+    changes: dict[str, Change] = {}
     for key, stored in read_header(path).items():
         module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
         parameter = f"{module}.weight" if part else module.replace(".base_layer.", ".")
-        change = found.get(parameter) or Change(module=parameter.rpartition(".")[0])
+        change = changes.get(parameter) or Change(module=parameter.rpartition(".")[0])
         if stored.dtype not in _BYTES:
             raise ModelError(f"{path}: {key} is stored as {stored.dtype}; save the adapter in float32 or bfloat16")
         if not part:
-            found[parameter] = replace(change, whole=stored)
+            changes[parameter] = replace(change, whole=stored)
         elif part in ("A.weight", "embedding_A"):
-            found[parameter] = replace(change, a=stored, transposed=part == "embedding_A")
+            changes[parameter] = replace(change, a=stored, transposed=part == "embedding_A")
         elif part in ("B.weight", "embedding_B"):
-            found[parameter] = replace(change, b=stored)
+            changes[parameter] = replace(change, b=stored)
         else:
-            raise ModelError(f"{path} holds {key}, which plain LoRA does not have; serve it as an adapter")
-    if not found:
+            raise ModelError(f"{path} holds {key}, which plain LoRA does not have; serve the adapter unmerged")
+    if not changes:
         raise ModelError(f"{path} is empty; train the adapter, or copy it again")
-    return {name: _scaled(change, config, path) for name, change in found.items()}
+    return {name: _scaled(change, config, path) for name, change in changes.items()}
 
 
 def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
-    """The change with its scale; A and B must be a pair of the rank that the config names."""
+    """Return the change with its scale, after checking that A and B have the rank that the config names."""
     from peft.utils.other import get_pattern_key
 
     if change.a is None and change.b is None:
@@ -208,14 +232,14 @@ def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
     a, b = change.a.shape, change.b.shape
     if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rank, rank):
         raise ModelError(
-            f"{path}: A {list(a)} and B {list(b)} of {change.module} are not of rank {rank}, "
-            "which adapter_config.json names; copy the adapter again"
+            f"{path}: A {list(a)} and B {list(b)} of {change.module} are not of rank {rank}, as adapter_config.json "
+            "says; copy the adapter again"
         )
     return replace(change, scale=alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _fitted(item: Output, change: Change, base: str, config: dict[str, Any]) -> Output:
-    """The output with its change, its source swapped for the adapter's whole tensor where there is one."""
+def _fitted(item: MergedTensor, change: Change, base: str, config: dict[str, Any]) -> MergedTensor:
+    """Return the tensor with its change, and the adapter's whole tensor as its source if there is one."""
     shapes = [change.whole.shape] if change.whole else []
     if change.a and change.b:
         pair = (change.b.shape[0], change.a.shape[1])
@@ -224,52 +248,52 @@ def _fitted(item: Output, change: Change, base: str, config: dict[str, Any]) -> 
         if shape != item.source.shape:
             raise ModelError(
                 f"{change.module} is {list(item.source.shape)} in {base} and {list(shape)} in the adapter; "
-                f"give the base it was trained on ({config.get('base_model_name_or_path')})"
+                f"use the base it was trained on ({config.get('base_model_name_or_path')})"
             )
     if item.dtype not in _BYTES:
-        raise ModelError(f"{item.name} of {base} is stored as {item.dtype}; give that base in full precision")
+        raise ModelError(f"{item.name} of {base} is stored as {item.dtype}; use the base in full precision")
     return replace(item, source=change.whole or item.source, change=change)
 
 
 def untie(names: Names, changes: dict[str, Change], *, keep: bool) -> tuple[dict[str, str], bool]:
-    """({parameter that gets a tensor of its own: the one whose weight it shared}, are any untied?)
+    """Return {parameter that gets its own tensor: the one whose weight it shared}, and whether any are untied.
 
-    PEFT gives embedding and head an adapter each, also where they share one weight, so that a change of one does not
+    PEFT gives embedding and head separate adapters even if they share one weight, so that a change of one does not
     reach the other. With ensure_weight_tying (`keep`) both have the same change, and `changes` is left with one.
 
     Raises:
-        ModelError: the shared weight has no name of its own in the base's files.
+        ModelError: if the shared weight has no name of its own in the base's files.
     """
-    apart: dict[str, str] = {}
+    split: dict[str, str] = {}
     untied = False
     for parameter, twin in names.tied.items():
-        there = [item for item in (parameter, twin) if item in names.stored]
-        if not there or not (parameter in changes or twin in changes):
+        present = [item for item in (parameter, twin) if item in names.stored]
+        if not present or not (parameter in changes or twin in changes):
             continue
         if keep:
             second, first = changes.pop(parameter, None), changes.pop(twin, None)
-            changes.update({item: change for item in there if (change := first or second)})
+            changes.update({item: change for item in present if (change := first or second)})
             continue
         untied = True
-        for missing in {parameter, twin} - set(there):
+        for missing in {parameter, twin} - set(present):
             if names.rename(missing) != missing:
-                raise ModelError(f"{missing} shares its weight and cannot be stored apart; serve it as an adapter")
-            apart[missing] = there[0]
-    return apart, untied
+                raise ModelError(
+                    f"{missing} shares its weight and cannot be stored separately; serve the adapter unmerged"
+                )
+            split[missing] = present[0]
+    return split, untied
 
 
 def parameter_names(folder: Path, keys: list[str]) -> Names:
     """Name the tensors of the files as transformers does when it loads them, on a model without weights.
 
     Raises:
-        ModelError: transformers does not know the model.
+        ModelError: if transformers does not know the model.
     """
     from transformers import AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     from transformers.pytorch_utils import Conv1D
-
-    from byeori.model.load import explain, load_config
 
     config = load_config(str(folder))
     try:
@@ -300,12 +324,12 @@ def parameter_names(folder: Path, keys: list[str]) -> Names:
 
 
 def _check_full_precision(folder: Path, base: str, tensors: dict[str, Stored]) -> None:
-    """A base stored in 4 or 8 bits is refused: a delta cannot be added to its codes."""
+    """Raise unless the base is stored unquantized: a change cannot be added to 4- or 8-bit codes."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     method = (config.get("quantization_config") or {}).get("quant_method")
-    codes = sorted({item.dtype for item in tensors.values()} - _NOT_QUANTISED)
+    codes = sorted({item.dtype for item in tensors.values()} - _FULL_PRECISION)
     if method and codes:
         raise ModelError(
-            f"{base} is stored quantised ({method}, {', '.join(codes)}); "
-            "give the folder of the full-precision model that it was made from with --base_model_name_or_path"
+            f"{base} is stored quantised ({method}, {', '.join(codes)}); use --base_model_name_or_path with the folder "
+            "of the full-precision model it was made from"
         )
