@@ -113,18 +113,18 @@ def measure(how: Combination) -> dict[str, int]:
     objective = SFT if how.objective == "sft" else preference(Preference(loss="sigmoid", beta=0.1))
     units = 2 if how.objective == "sft" else 1
     schedule = loader.schedule(8, batch_size=8, num_epochs=1, max_steps=None, seed=0)
-    work = workload.made_up(
+    work = workload.assumed(
         cutoff_len=how.length,
         mean=how.length,
         rows=8,
         per_row=ROW_KINDS[objective.row_kind].examples,
-        plan=schedule,
+        schedule=schedule,
         size=units,
         tokens=4096,
     )
-    examples, dtype = work.micros[0].worst, getattr(torch, how.dtype)
+    examples, dtype = work.micro_batches[0].largest, getattr(torch, how.dtype)
     found = rehearsal.rehearse(
-        rehearsal.stage(config),
+        rehearsal.architecture(config),
         adapter,
         examples,
         dtype=dtype,
@@ -132,7 +132,7 @@ def measure(how: Combination) -> dict[str, int]:
         four_bit=how.four_bit,
         objective=objective,
         device="cpu",
-        several=True,
+        accumulates=True,
     )
     if how.four_bit:
         from bitsandbytes import functional
@@ -148,16 +148,18 @@ def measure(how: Combination) -> dict[str, int]:
         dtype,
         recompute="full" if how.checkpointing else "none",
         four_bit=how.four_bit,
-        chosen=parts,
+        fast_paths=parts,
         device="cpu",
-        pack=_pack,
+        quantize_layers=_quantize,
     )
     memory.give_back(torch.device("cpu"))
-    plain = not forward.use_forest_attention(model)
-    optimizer = measured_step.optimizer_of(model)
+    one_sequence = not forward.use_forest_attention(model)
+    optimizer = measured_step.make_optimizer(model)
     loaded = _peak() - before
     _forget_peak()
-    run = measured_step.run(model, optimizer, examples, objective=objective, ends=(1, 1), several=True, plain=plain)
+    run = measured_step.run(
+        model, optimizer, examples, objective=objective, ends=(1, 1), accumulates=True, one_sequence=one_sequence
+    )
     return {
         "tokens": found.tokens,
         "predicted": found.peak,
@@ -178,14 +180,14 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _pack(causal: Any) -> None:
+def _quantize(causal: Any) -> None:
     """Real 4-bit layers by bitsandbytes, with what the plan counts on computed by it."""
     import torch
     from bitsandbytes import functional
 
-    from byeori.plan.meta_quantized import Packed, pack_layers
+    from byeori.plan.meta_quantized import MetaQuantizedLinear, quantize_layers
 
-    class Real(Packed):
+    class Real(MetaQuantizedLinear):
         """Keeps bitsandbytes' own packed weight and scales."""
 
         def __init__(self, linear: torch.nn.Linear) -> None:
@@ -205,7 +207,7 @@ def _pack(causal: Any) -> None:
         def open(self, packed: torch.Tensor) -> torch.Tensor:
             return functional.dequantize_4bit(packed, self.state).view(self.out_features, self.in_features)
 
-    pack_layers(causal, Real)
+    quantize_layers(causal, Real)
 
 
 def row(how: Combination, found: dict[str, int]) -> str:

@@ -95,7 +95,7 @@ def moved(shape: str, layers: int, chosen: list[str], tokens: int) -> Counter[st
     row = Example(token_ids=tuple(range(tokens)), targets=((1, tokens),))
     patch.everywhere(chosen)
     with device_kind.stand_for("cuda"):
-        model = rehearsal.build(config, adapter, torch.bfloat16, layers=layers, chosen=chosen)
+        model = rehearsal.build(config, adapter, torch.bfloat16, layers=layers, fast_paths=chosen)
         forward.use_forest_attention(model)
         count = Count()
         batch = place(forests.build([row]), torch.device("meta"))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from byeori.commands.train import TrainResult
     from byeori.export.merge import MergeResult
     from byeori.export.publish import PublishResult
+    from byeori.plan.report import PlanResult
 
 __version__ = "0.1.0"
 
@@ -81,7 +82,7 @@ def dpo(**settings: Any) -> TrainResult:
     return command.dpo(config.check(config.DpoSettings, settings))
 
 
-def plan(**settings: Any) -> dict[str, Any]:
+def plan(**settings: Any) -> PlanResult:
     """What a run needs, on which machine; keywords are config.PlanSettings. Returns the plan. Raises ByeoriError."""
     from byeori.commands import plan as planning
 

@@ -226,7 +226,7 @@ def test_a_step_allocates_what_the_plan_says(objective: str, recompute: str) -> 
     }
     how["gradient_checkpointing"] = recompute
     for _ in range(2 if torch.version.cuda else 1):  # the libraries of products keep the working memory they once took
-        found = byeori.plan(shape=SHAPE, objective=objective, calibrate=True, **how)["calibration"]
+        found = byeori.plan(shape=SHAPE, objective=objective, calibrate=True, **how).calibration
     assert found["device"] == "cuda"
     assert abs(found["error"]) < 0.02
 

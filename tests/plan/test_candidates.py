@@ -14,7 +14,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import bf16_matmul
 from byeori.plan import candidates, machines, report, skypilot, workload
-from byeori.plan.candidates import Candidate, PlanInput, SearchSpace
+from byeori.plan.candidates import Candidate, Cost, PlanInput, SearchSpace
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import PARTS, Rehearsal
 from byeori.plan.workload import MicroBatch, Workload
@@ -24,7 +24,7 @@ TABLE = machines.read()
 
 def _micro(size: int) -> MicroBatch:
     rows = tuple(Example(token_ids=[1] * 9, targets=((4, 9),)) for _ in range(size))
-    return MicroBatch(size=size, tokens=4096, worst=rows, usual=rows, several=size < 8)
+    return MicroBatch(size=size, tokens=4096, largest=rows, typical=rows, accumulates=size < 8)
 
 
 def _machine(memory: float, **changes: Any) -> Machine:
@@ -37,14 +37,14 @@ def _machine(memory: float, **changes: Any) -> Machine:
         "link": "PCIe",
         "link_speed": 1e10,
         "workspace": 0,
-        "share": 0.5,
-        "share_source": "assumed",
+        "utilisation": 0.5,
+        "utilisation_source": "assumed",
         "skypilot": "GPU",
     }
     return Machine(**values | changes)
 
 
-def _case(*, batch_size: int = 8, **choice: Any) -> PlanInput:
+def _case(*, batch_size: int = 8, **set_values: Any) -> PlanInput:
     """A model of 16 GiB (4 in 4 bit) that keeps 4 GiB for a row, 1 with checkpointing; 1e12 operations a row."""
 
     def rehearse(micro: MicroBatch, recompute: str, four_bit: bool, device: str) -> Rehearsal:
@@ -63,28 +63,35 @@ def _case(*, batch_size: int = 8, **choice: Any) -> PlanInput:
             outside=GIB,
             layers=30,
             weight_count=8 * 10**9,
-            opened=8 * 10**9 if four_bit else 0,
+            quantized=8 * 10**9 if four_bit else 0,
         )
 
     work = Workload(
-        micros=tuple(_micro(size) for size in (4, 2, 1)),
+        micro_batches=tuple(_micro(size) for size in (4, 2, 1)),
         tokens=3.6e6,
-        reference=0.0,
+        reference_tokens=0.0,
         steps=100,
         batch_size=batch_size,
         rows=800,
-        assumed="",
+        source="",
     )
-    given: dict[str, Any] = {"recompute": None, "four_bit": None, "sharding": None} | choice
+    given: dict[str, Any] = {"recompute": None, "four_bit": None, "sharding": None} | set_values
 
-    def usual(micro: MicroBatch, device: str) -> tuple[float, float, float]:
-        return 1e12 * micro.size, 1e12 / 3 * micro.size, 1000.0 * micro.size
+    def typical_cost(micro_batch: MicroBatch) -> Cost:
+        size = micro_batch.size or 1
+        return Cost(1e12 * size, 1e12 / 3 * size, 1000.0 * size)
 
-    return PlanInput(work=work, choice=SearchSpace(**given), table=TABLE, rehearse=rehearse, usual=usual)
+    return PlanInput(
+        workload=work,
+        search_space=SearchSpace(**given),
+        table=TABLE,
+        rehearse=rehearse,
+        typical_cost=typical_cost,
+    )
 
 
-def _offers(memory: float, **changes: Any) -> list[Candidate]:
-    return candidates.offers(_case(**changes), [_machine(memory, bandwidth=1e13)])
+def _candidates(memory: float, **changes: Any) -> list[Candidate]:
+    return candidates.all_machines(_case(**changes), [_machine(memory, bandwidth=1e13)])
 
 
 @pytest.mark.parametrize(
@@ -99,39 +106,41 @@ def _offers(memory: float, **changes: Any) -> list[Candidate]:
     ],
 )
 def test_the_fastest_settings_that_fit(memory: float, words: str) -> None:
-    alone = _offers(memory)[0]
+    alone = _candidates(memory)[0]
     assert alone.fits
-    assert alone.way is not None
-    assert alone.way.words == words
+    assert alone.run_config is not None
+    assert alone.run_config.label == words
     assert alone.need == sum(alone.parts.values())
 
 
 def test_what_does_not_fit_says_how_much_is_missing() -> None:
-    alone = _offers(5)[0]
+    alone = _candidates(5)[0]
     assert not alone.fits
-    assert alone.way is not None
-    assert alone.way.words == "4-bit, checkpointing, micro-batch 1"
+    assert alone.run_config is not None
+    assert alone.run_config.label == "4-bit, checkpointing, micro-batch 1"
     assert alone.lacks == alone.need - int(5 * GIB * (1 - TABLE.headroom))
 
 
 def test_several_share_the_weights_where_one_cannot_hold_them() -> None:
-    four = _offers(12, four_bit=False)[2]
+    four = _candidates(12, four_bit=False)[2]
     assert (four.count, four.fits) == (4, True)
-    assert four.way is not None
-    assert four.way.settings["parallel"] == "fsdp"
+    assert four.run_config is not None
+    assert four.run_config.settings["parallel"] == "fsdp"
     assert four.parts["weights"] == 4 * GIB + GIB + 2 * GIB // 2  # a quarter, what is in no layer, two whole layers
 
 
 def test_weights_are_rounded_only_where_they_do_not_fit_shared_either() -> None:
-    words = [offer.way.words for offer in _offers(12) if offer.way]
+    words = [candidate.run_config.label for candidate in _candidates(12) if candidate.run_config]
     assert words[0] == "4-bit, micro-batch 1"
     assert words[1] == "checkpointing, micro-batch 1, FSDP2"  # 8 GiB of its shard, and 2 that are whole
-    assert [offer.way.words for offer in _offers(10) if offer.way][1] == "4-bit, micro-batch 1"
+    assert [candidate.run_config.label for candidate in _candidates(10) if candidate.run_config][
+        1
+    ] == "4-bit, micro-batch 1"
 
 
 def test_the_embeddings_of_shared_weights_are_there_more_than_once_while_they_are_gathered() -> None:
     case = _case()
-    found = replace(case.rehearse(case.work.micros[-1], "full", False, "cuda"), outside=6 * GIB)
+    found = replace(case.rehearse(case.workload.micro_batches[-1], "full", False, "cuda"), outside=6 * GIB)
     found = replace(found, resident=found.resident | {"optimizer": GIB})
     for device, times in (("cuda", 2), ("cpu", 3)):
         parts = candidates.memory(found, TABLE, _machine(24, device=device), 2)
@@ -142,39 +151,44 @@ def test_the_embeddings_of_shared_weights_are_there_more_than_once_while_they_ar
 
 
 def test_what_is_set_is_not_changed() -> None:
-    alone = _offers(40, recompute="full")[0]
-    assert alone.way is not None
-    assert alone.way.settings == {"gradient_checkpointing": "full", "micro_batch_size": 4, "load_in_4bit": False}
+    alone = _candidates(40, recompute="full")[0]
+    assert alone.run_config is not None
+    assert alone.run_config.settings == {"gradient_checkpointing": "full", "micro_batch_size": 4, "load_in_4bit": False}
 
 
 def test_time_and_cost_by_hand() -> None:
-    offer = candidates.offers(_case(), [_machine(40, price=2.0)])[0]
+    candidate = candidates.all_machines(_case(), [_machine(40, price=2.0)])[0]
     # a row of 1,000 tokens: 1e12 operations at half of 1e14 a second; reading the weights twice takes 0.034 s of 0.08
-    assert offer.tokens_per_second == pytest.approx(50_000)
-    assert offer.hours == pytest.approx(3.6e6 / 50_000 / 3600)
-    assert offer.cost == pytest.approx(2.0 * offer.hours)
-    slow = candidates.offers(_case(), [_machine(40, bandwidth=1e11)])[0]
+    assert candidate.tokens_per_second == pytest.approx(50_000)
+    assert candidate.hours == pytest.approx(3.6e6 / 50_000 / 3600)
+    assert candidate.cost == pytest.approx(2.0 * candidate.hours)
+    slow = candidates.all_machines(_case(), [_machine(40, bandwidth=1e11)])[0]
     assert slow.tokens_per_second == pytest.approx(4000 / (2 * 16 * GIB / 1e11))
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_as_training_refuses_it() -> None:
-    offers = _offers(40, batch_size=4)
-    assert [offer.refused for offer in offers] == ["", "", "", "batch_size 4 is not a multiple of 8 processes"]
+    results = _candidates(40, batch_size=4)
+    assert [candidate.refused for candidate in results] == [
+        "",
+        "",
+        "",
+        "batch_size 4 is not a multiple of 8 processes",
+    ]
 
 
 def test_best_value_first() -> None:
     cheap, dear = _machine(40, name="cheap", price=1.0), _machine(40, name="dear", price=9.0)
     free, cpu = _machine(20, name="unpriced"), _machine(64, name="CPU", device="cpu", link_speed=None)
-    ranked = candidates.ranked(candidates.offers(_case(), [cpu, free, dear, cheap]))
-    names = list(dict.fromkeys(offer.machine.name for offer in ranked))
+    ranked = candidates.ranked(candidates.all_machines(_case(), [cpu, free, dear, cheap]))
+    names = list(dict.fromkeys(candidate.machine.name for candidate in ranked))
     assert names == ["cheap", "dear", "unpriced", "CPU"]
-    assert [offer.count for offer in ranked if offer.machine.name == "CPU"] == [1]
+    assert [candidate.count for candidate in ranked if candidate.machine.name == "CPU"] == [1]
     assert report.sentence(ranked[0]).startswith("cheap x 1 is enough: micro-batch 4, about 1 min, $0.02")
 
 
 @pytest.mark.parametrize("name", ["4090", "rtx4090", "RTX 4090", "rtx-4090"])
 def test_machines_by_name(name: str) -> None:
-    assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == ["RTX 4090"]
+    assert [machine.name for machine in machines.select(TABLE.machines, [name])] == ["RTX 4090"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +206,7 @@ def test_machines_by_name(name: str) -> None:
     ],
 )
 def test_machines_by_the_beginning_of_a_name(name: str, found: list[str]) -> None:
-    assert [machine.name for machine in machines.pick(TABLE.machines, [name])] == found
+    assert [machine.name for machine in machines.select(TABLE.machines, [name])] == found
 
 
 @pytest.mark.parametrize(
@@ -200,7 +214,7 @@ def test_machines_by_the_beginning_of_a_name(name: str, found: list[str]) -> Non
 )
 def test_part_of_a_word_names_no_machine(name: str, meant: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no GPU '{name}'.*{meant}"):
-        machines.pick(TABLE.machines, [name])
+        machines.select(TABLE.machines, [name])
 
 
 def test_the_table_has_every_machine_and_no_invented_price() -> None:
@@ -216,7 +230,7 @@ def test_the_table_has_every_machine_and_no_invented_price() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("H1000: 2", "names a GPU that is not known, 'H1000' (did you mean H100?)"),
+        ("H1000: 2", "names an unknown GPU 'H1000' (did you mean H100?)"),
         ("H100: {usd_per_hour: -3}", "the price of H100 is -3; give dollars an hour"),
         ("H100: {usd_per_hour: cheap}", "the price of H100 is 'cheap'"),
         ("- 1", "holds no prices; start from a copy"),
@@ -250,49 +264,49 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
 def test_rows_that_are_made_up() -> None:
     from byeori.batch import forest, loader
 
-    plan = loader.schedule(100, batch_size=8, num_epochs=2, max_steps=None, seed=0)
-    rows: dict[str, Any] = {"cutoff_len": 512, "mean": 256, "rows": 100, "plan": plan, "tokens": 4096}
-    single = workload.made_up(**rows, per_row=1, size=4)
-    assert [micro.size for micro in single.micros] == [4, 2, 1]
-    assert forest.build(single.micros[0].worst).unique_tokens == 4 * 511
+    schedule = loader.schedule(100, batch_size=8, num_epochs=2, max_steps=None, seed=0)
+    rows: dict[str, Any] = {"cutoff_len": 512, "mean": 256, "rows": 100, "schedule": schedule, "tokens": 4096}
+    single = workload.assumed(**rows, per_row=1, size=4)
+    assert [micro.size for micro in single.micro_batches] == [4, 2, 1]
+    assert forest.build(single.micro_batches[0].largest).unique_tokens == 4 * 511
     assert single.tokens == 200 * 255
-    pairs = workload.made_up(**rows, per_row=2, size=2)
-    assert forest.build(pairs.micros[-1].worst).unique_tokens == 512 - 64 + 2 * 63  # the prompt counts once
-    budget = workload.made_up(**rows, per_row=1, size=None)
-    assert [micro.tokens for micro in budget.micros] == [4096, 2048, 1024, 512]
-    assert [len(micro.worst) for micro in budget.micros] == [8, 4, 2, 1]
+    pairs = workload.assumed(**rows, per_row=2, size=2)
+    assert forest.build(pairs.micro_batches[-1].largest).unique_tokens == 512 - 64 + 2 * 63  # the prompt counts once
+    budget = workload.assumed(**rows, per_row=1, size=None)
+    assert [micro.tokens for micro in budget.micro_batches] == [4096, 2048, 1024, 512]
+    assert [len(micro.largest) for micro in budget.micro_batches] == [8, 4, 2, 1]
 
 
 def test_a_task_for_skypilot() -> None:
-    offer = _offers(12, four_bit=False)[2]
+    candidate = _candidates(12, four_bit=False)[2]
 
-    def task(offer: Candidate, **settings: Any) -> dict[str, Any]:
+    def task(candidate: Candidate, **settings: Any) -> dict[str, Any]:
         how: dict[str, Any] = {"objective": "sft", "text": "batch_size: 8\n", "weight_bytes": 16 * 10**9}
-        return skypilot.task(offer, settings=settings, mounts={"/a": "b"}, **how)
+        return skypilot.task(candidate, settings=settings, mounts={"/a": "b"}, **how)
 
-    made = task(offer)
+    made = task(candidate)
     assert made["resources"]["accelerators"] == "GPU:4"
     assert made["file_mounts"] == {"/a": "b"}
     assert made["run"].endswith("byeori sft --config run.yaml\n")
     assert made["setup"].endswith("bin/python .\n")
-    assert task(offer, load_in_4bit=True)["setup"].endswith("'.[quant]'\n")
-    assert task(offer, load_in_8bit=True)["setup"].endswith("'.[quant]'\n")
-    assert task(offer, optim="paged_adamw_8bit", report_to=["wandb"])["setup"].endswith("'.[quant,wandb]'\n")
+    assert task(candidate, load_in_4bit=True)["setup"].endswith("'.[quant]'\n")
+    assert task(candidate, load_in_8bit=True)["setup"].endswith("'.[quant]'\n")
+    assert task(candidate, optim="paged_adamw_8bit", report_to=["wandb"])["setup"].endswith("'.[quant,wandb]'\n")
     with pytest.raises(ConfigError, match="SkyPilot rents no CPU"):
         task(Candidate(machine=_machine(1, name="CPU", skypilot=None), count=1))
 
 
 def test_a_task_is_not_made_of_what_cannot_go_along(tmp_path: Path) -> None:
     settings = {"base_model": str(tmp_path), "data_path": ["user/rows"]}
-    assert skypilot.travelling(settings) == (
+    assert skypilot.mounted(settings) == (
         settings | {"base_model": f"/tmp/byeori/0/{tmp_path.name}"},
         {f"/tmp/byeori/0/{tmp_path.name}": str(tmp_path)},
     )
     with pytest.raises(ConfigError, match="copy it to a URL"):
-        skypilot.travelling(settings | {"resume_from_checkpoint": str(tmp_path)})
+        skypilot.mounted(settings | {"resume_from_checkpoint": str(tmp_path)})
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     with pytest.raises(ConfigError, match=r"the adapter .* needs .*, a folder of this machine.* byeori merge"):
-        skypilot.travelling(settings)
+        skypilot.mounted(settings)
 
 
 def test_byeori_is_installed_from_where_it_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

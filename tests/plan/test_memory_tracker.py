@@ -14,7 +14,7 @@ from byeori.plan.memory_tracker import Tracker
 def test_a_peak_worked_out_by_hand(device: str) -> None:
     x = torch.ones(10, 10, device=device)  # 400 bytes
     with Tracker() as tracker:
-        tracker.own("weights", [x])
+        tracker.assign("weights", [x])
         tracker.part = "activations"
         tracker.enter("first")
         y = x + 1
@@ -55,7 +55,7 @@ def test_a_part_can_be_named_afterwards() -> None:
     with Tracker() as tracker:
         tracker.part = "workspace"
         grad = torch.ones(25, device="meta")
-        tracker.own("gradients", [grad])
+        tracker.assign("gradients", [grad])
     assert +tracker.parts == {"gradients": 100}
 
 

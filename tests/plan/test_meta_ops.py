@@ -22,7 +22,7 @@ def test_a_rehearsal_is_the_same_without_memory(kind: str, device: str, monkeypa
     def run() -> rehearsal.Rehearsal:
         rehearsal._on_meta.cache_clear()
         how: dict[str, Any] = {"dtype": torch.bfloat16, "recompute": "selective", "device": device, "explain": True}
-        return rehearsal.rehearse(rehearsal.stage(config), adapter, rows, **how)
+        return rehearsal.rehearse(rehearsal.architecture(config), adapter, rows, **how)
 
     first, second = run(), run()
     monkeypatch.setattr(meta_ops, "call", lambda func, args, kwargs: func(*args, **kwargs))
@@ -36,14 +36,14 @@ def test_strides_types_and_aliases() -> None:
 
     expected = made(torch.ones(4, 6))
     for _ in range(2):
-        with meta_ops.WithoutNumbers():
+        with meta_ops.Remembering():
             found = made(torch.empty(4, 6, device="meta"))
         for one, other in zip(found, expected, strict=True):
             assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
 def test_writing_gives_the_argument_back_and_views_share_it() -> None:
-    with meta_ops.WithoutNumbers():
+    with meta_ops.Remembering():
         x = torch.empty(3, 4, device="meta")
         assert x.add_(1) is x
         y = torch.empty(3, 4, device="meta")
@@ -55,6 +55,6 @@ def test_writing_gives_the_argument_back_and_views_share_it() -> None:
 
 
 def test_numbers_are_computed() -> None:
-    with meta_ops.WithoutNumbers():
+    with meta_ops.Remembering():
         x = torch.ones(3)
         assert x.add_(1).sum().item() == 6

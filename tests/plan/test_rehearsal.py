@@ -45,12 +45,14 @@ def _pair(length: int) -> list[Example]:
 def _measured(
     config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any
 ) -> measured_step.Step:
-    several = how.pop("several", False)
-    chosen = patch.parts(["auto"], CPU)
-    model = rehearsal.build(config, adapter, torch.float32, chosen=chosen, device="cpu", **how)
-    plain = not forward.use_forest_attention(model)
-    optimizer = measured_step.optimizer_of(model)
-    return measured_step.run(model, optimizer, rows, objective=objective, ends=(1, 1), several=several, plain=plain)
+    accumulates = how.pop("accumulates", False)
+    fast_paths = patch.parts(["auto"], CPU)
+    model = rehearsal.build(config, adapter, torch.float32, fast_paths=fast_paths, device="cpu", **how)
+    one_sequence = not forward.use_forest_attention(model)
+    optimizer = measured_step.make_optimizer(model)
+    return measured_step.run(
+        model, optimizer, rows, objective=objective, ends=(1, 1), accumulates=accumulates, one_sequence=one_sequence
+    )
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -58,8 +60,10 @@ def _measured(
 def test_it_takes_what_the_real_step_takes(kind: str, recompute: str) -> None:
     rows = _rows(60) if kind in zoo.STATEFUL else zoo.tree()
     config = _config(kind)
-    stage = rehearsal.stage(config)
-    found = rehearsal.rehearse(stage, _adapter(kind), rows, dtype=torch.float32, recompute=recompute, device="cpu")
+    architecture = rehearsal.architecture(config)
+    found = rehearsal.rehearse(
+        architecture, _adapter(kind), rows, dtype=torch.float32, recompute=recompute, device="cpu"
+    )
     real = _measured(config, _adapter(kind), rows, SFT, recompute=recompute)
     peak = max(each.total for each in real.peaks.values())
     assert found.peak == pytest.approx(peak, rel=0.01)  # a few tables of indices, in a model of 10 kB
@@ -67,15 +71,21 @@ def test_it_takes_what_the_real_step_takes(kind: str, recompute: str) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("accumulates", [False, True])
 @pytest.mark.parametrize("objective", [SFT, DPO])
-def test_both_objectives(objective: Objective, several: bool, dropout: float) -> None:
+def test_both_objectives(objective: Objective, accumulates: bool, dropout: float) -> None:
     config, rows = _config("llama"), _pair(48) if objective is DPO else _rows(40, 21)
     adapter = _adapter("llama", dropout)
     found = rehearsal.rehearse(
-        rehearsal.stage(config), adapter, rows, dtype=torch.float32, objective=objective, device="cpu", several=several
+        rehearsal.architecture(config),
+        adapter,
+        rows,
+        dtype=torch.float32,
+        objective=objective,
+        device="cpu",
+        accumulates=accumulates,
     )
-    real = _measured(config, adapter, rows, objective, several=several)
+    real = _measured(config, adapter, rows, objective, accumulates=accumulates)
     name = max(real.peaks, key=lambda key: real.peaks[key].total)
     assert found.peak == pytest.approx(real.peaks[name].total, rel=0.01)
     assert sum(found.parts.values()) == found.peak
@@ -84,18 +94,18 @@ def test_both_objectives(objective: Objective, several: bool, dropout: float) ->
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
-    "how", [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"several": True}]
+    "how", [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"accumulates": True}]
 )
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
 def test_two_heights_give_the_whole_model(kind: str, how: dict[str, Any], device: str) -> None:
     changes: dict[str, Any] = {"num_hidden_layers": 14}
     if kind == "gemma3":
         changes["layer_types"] = ["sliding_attention", "full_attention"] * 7
-    stage = rehearsal.stage(_config(kind, **changes))
-    assert (stage.layers, stage.period) == (14, 2 if kind == "gemma3" else 1)
+    architecture = rehearsal.architecture(_config(kind, **changes))
+    assert (architecture.layers, architecture.period) == (14, 2 if kind == "gemma3" else 1)
     rows: dict[str, Any] = {"dtype": torch.float32, "device": device, "explain": True, **how}
-    few = rehearsal.rehearse(stage, _adapter(kind), zoo.tree(), **rows)
-    whole = rehearsal.rehearse(stage, _adapter(kind), zoo.tree(), whole=True, **rows)
+    few = rehearsal.rehearse(architecture, _adapter(kind), zoo.tree(), **rows)
+    whole = rehearsal.rehearse(architecture, _adapter(kind), zoo.tree(), every_layer=True, **rows)
     for name in (
         "segment",
         "flops",
@@ -104,7 +114,7 @@ def test_two_heights_give_the_whole_model(kind: str, how: dict[str, Any], device
         "resident",
         "layer",
         "outside",
-        "opened",
+        "quantized",
         "weight_count",
     ):
         assert getattr(few, name) == getattr(whole, name), name
@@ -117,7 +127,12 @@ def test_two_heights_give_the_whole_model(kind: str, how: dict[str, Any], device
 def test_the_parts_worked_out_by_hand() -> None:
     config = _config("llama", tie_word_embeddings=False)
     found = rehearsal.rehearse(
-        rehearsal.stage(config), _adapter("llama"), _rows(20), dtype=torch.float32, device="cpu", several=True
+        rehearsal.architecture(config),
+        _adapter("llama"),
+        _rows(20),
+        dtype=torch.float32,
+        device="cpu",
+        accumulates=True,
     )
     # 16 wide, 40 words, heads of 4 (4 for queries, 2 for keys), 24 inside the feed-forward layer, 2 layers
     attention, feed = 16 * 16 * 2 + 16 * 8 * 2, 3 * 16 * 24
@@ -128,7 +143,7 @@ def test_the_parts_worked_out_by_hand() -> None:
 
 
 def test_bytes_of_a_4_bit_layer() -> None:
-    layer = meta_quantized.Packed(torch.nn.Linear(96, 1024, bias=False))
+    layer = meta_quantized.MetaQuantizedLinear(torch.nn.Linear(96, 1024, bias=False))
     numbers = 96 * 1024
     assert layer.weight.nbytes == numbers // 2
     assert layer.scales.nbytes == numbers // 64
@@ -138,16 +153,16 @@ def test_bytes_of_a_4_bit_layer() -> None:
 def test_experts_in_bfloat16() -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
     config = _config("mixtral", **sizes)
-    found = rehearsal.rehearse(rehearsal.stage(config), _adapter("mixtral"), _rows(32), dtype=torch.bfloat16)
+    found = rehearsal.rehearse(rehearsal.architecture(config), _adapter("mixtral"), _rows(32), dtype=torch.bfloat16)
     experts = 3 * 2 * 32 * 64 * 2 * 2 * 31  # two of the experts for every token, in both layers
     assert found.flops > experts
 
 
 def test_a_model_whose_code_asks_for_numbers() -> None:
     with pytest.raises(ModelError, match="a lfm2 model cannot be rehearsed without numbers"):
-        rehearsal.rehearse(rehearsal.stage(_config("lfm2")), _adapter("lfm2"), _rows(16), dtype=torch.float32)
+        rehearsal.rehearse(rehearsal.architecture(_config("lfm2")), _adapter("lfm2"), _rows(16), dtype=torch.float32)
 
 
 def test_a_config_that_no_model_has() -> None:
     with pytest.raises(ModelError, match="no model can be made of this llama config"):
-        rehearsal.stage(_config("llama", hidden_act="no_such_thing"))
+        rehearsal.architecture(_config("llama", hidden_act="no_such_thing"))

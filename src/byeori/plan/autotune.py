@@ -19,7 +19,7 @@ from byeori.distributed.processes import Processes
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load
 from byeori.plan import candidates, machines, workload
-from byeori.plan.candidates import Candidate, PlanInput
+from byeori.plan.candidates import Candidate, Cost, PlanInput
 from byeori.plan.machines import GIB, MIB, Machine
 from byeori.plan.rehearser import PlannedRun, Rehearser
 from byeori.support import hub
@@ -42,13 +42,13 @@ class Forecast:
     def write(self, folder: Path, measured: int) -> None:
         """Write plan.json. measured: bytes at the peak of the run."""
         candidate = self.candidate
-        assert candidate.way is not None
+        assert candidate.run_config is not None
         values: dict[str, Any] = {
             "device": candidate.machine.name,
             "processes": candidate.count,
             "memory_bytes": candidate.machine.memory,
             "fits": candidate.fits,
-            "chosen": candidate.way.settings,
+            "chosen": candidate.run_config.settings,
             "predicted": {"need_bytes": candidate.need, "peak_bytes": self.peak, "parts": candidate.parts},
             "measured": {"peak_bytes": measured},
             "error": round(self.peak / measured - 1, 4),
@@ -103,12 +103,15 @@ def choose(
         say(f"{processes.world} processes{shared}")
     if best is None:
         return Chosen(settings=_resolved(run, "none", False, None), processes=processes, forecast=None)
-    candidate, way = best[0], best[0].way
-    assert way is not None
+    candidate, config = best[0], best[0].run_config
+    assert config is not None
     say(_sentence(candidate))
+    micro_batch = config.micro_batch
     peak = candidate.allocated if candidate.machine.device == "cuda" else candidate.need
     return Chosen(
-        settings=_resolved(run, way.recompute, way.four_bit, None if way.micro.size else way.micro.tokens),
+        settings=_resolved(
+            run, config.recompute, config.four_bit, micro_batch.tokens if not micro_batch.size else None
+        ),
         processes=processes,
         forecast=Forecast(candidate=candidate, peak=peak),
     )
@@ -133,18 +136,18 @@ def _resolved(run: PlannedRun, recompute: str, four_bit: bool, tokens: int | Non
 
 
 def _best(
-    run: PlannedRun, config: Any, rows: Rows, schedule: Schedule, processes: Processes
+    run: PlannedRun, model_config: Any, rows: Rows, schedule: Schedule, processes: Processes
 ) -> tuple[Candidate, str] | None:
     """The best candidate on as many of this machine as there are processes, and the setting `parallel` for it."""
-    if run.eight_bit or getattr(config, "quantization_config", None):
+    if run.eight_bit or getattr(model_config, "quantization_config", None):
         return None  # a rehearsal does not know how these weights are stored
-    rehearser, table = Rehearser(config, run), machines.read()
+    rehearser, table = Rehearser(model_config, run), machines.read()
     space, world = rehearser.search_space, processes.world
     if space.four_bit is None and importlib.util.find_spec("bitsandbytes") is None:
         space = replace(space, four_bit=False)
     work = workload.of_rows(
         rows,
-        plan=schedule,
+        schedule=schedule,
         world=world,
         size=run.micro_batch_size,
         tokens=rehearser.micro_batch_tokens(processes.device.type),
@@ -153,18 +156,19 @@ def _best(
     )
     # three equal passes of one token each: no speed is asked for, only the order of the candidates
     case = PlanInput(
-        work=work,
-        choice=space,
+        workload=work,
+        search_space=space,
         table=table,
         rehearse=rehearser.rehearse,
-        usual=lambda *_: (3.0, 1.0, 1.0),
-        least=rehearser.smallest_weights,
+        typical_cost=lambda micro_batch: Cost(3.0, 1.0, 1.0),
+        smallest_weights=rehearser.smallest_weights,
     )
     here = _this_machine(processes)
     best = candidates.best(case, here, world)
-    if best.way is None or not best.way.sharded:
+    config = best.run_config
+    if config is None or not config.sharded:
         return best, "ddp"
-    rehearsed = rehearser.rehearse(best.way.micro, best.way.recompute, best.way.four_bit, here.device)
+    rehearsed = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, here.device)
     need = sum(candidates.memory(rehearsed, table, here, processes.local_world).values())
     return best, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp"
 
@@ -187,18 +191,17 @@ def _this_machine(processes: Processes) -> Machine:
         link="",
         link_speed=None,
         workspace=-int(parallel.least(-float(workspace), processes)),
-        share=1.0,
-        share_source="",
+        utilisation=1.0,
+        utilisation_source="",
     )
 
 
 def _sentence(candidate: Candidate) -> str:
-    assert candidate.way is not None
     available, need = f"{candidate.machine.memory / GIB:.1f} GiB", f"{candidate.need / GIB:.1f}"
     each = " in each process" if candidate.count > 1 else ""
     if candidate.fits:
-        return f"Plan: {candidate.way.words}, which takes about {need} of {available}{each}"
+        return f"Plan: {candidate.label}, which takes about {need} of {available}{each}"
     return (
-        f"Plan: {need} GiB are needed{each} even with {candidate.way.words}, and {available} are available: "
+        f"Plan: {need} GiB are needed{each} even with {candidate.label}, and {available} are available: "
         "the run may run out of memory; byeori plan shows where it fits"
     )

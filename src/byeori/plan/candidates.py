@@ -1,67 +1,69 @@
-"""From rehearsals and a table of machines to offers: what fits where, how fast, for how much.
+"""From rehearsals and a table of machines to candidates: what fits where, how fast, at what cost.
 
-    seconds of a micro-batch = max(operations / (peak share), bytes read of the weights / bandwidth, bytes gathered /
-                               link) + bytes of weights opened from 4 bit / bandwidth
+    seconds of a micro-batch = max(operations / (peak utilisation), bytes read of the weights / bandwidth,
+                               bytes gathered / link) + bytes dequantized from 4 bit / bandwidth
 
-Several processes each compute their own micro-batches; what they send for adapters is left out.
+Several processes each compute micro-batches of their own; the traffic of the adapters' gradients is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from byeori.plan.machines import GIB, Machine, Table
 from byeori.plan.rehearsal import Rehearsal
 from byeori.plan.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8)
-# gradient_checkpointing: in words, and the part of the layers that is computed twice
-AGAIN = {"none": ("", 0.0), "selective": ("half checkpointing", 0.5), "full": ("checkpointing", 1.0)}
+# gradient_checkpointing: its label, and the fraction of the layers that is computed twice
+RECOMPUTE = {"none": ("", 0.0), "selective": ("half checkpointing", 0.5), "full": ("checkpointing", 1.0)}
 OUTSIDE = "context"  # the part that PyTorch does not count
-# How often what belongs to no layer is there while it is gathered, before anything is computed: where it arrives and
-# where it stays (FSDP2); between processes on CPUs also where gloo puts it together.
+# How many copies of the weights outside layers exist while they are gathered, before anything is computed: the one
+# that arrives and the one that stays (FSDP2); between processes on CPUs also the one that gloo assembles.
 _GATHERED = {"cuda": 2, "cpu": 3}
 _UNSHARDED = 2  # layers whose weights are whole at once under FSDP2: the one that computes and the one fetched ahead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Settings that make a run fit, from the fastest to the most sparing."""
+    """The settings by which a run is made to fit."""
 
-    micro: MicroBatch
+    micro_batch: MicroBatch
     recompute: str
     four_bit: bool
     sharded: bool
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """`4-bit, checkpointing, micro-batch 2, FSDP2`."""
-        said = ["4-bit"] * self.four_bit + [AGAIN[self.recompute][0], self.micro.words]
-        return ", ".join(filter(None, [*said, *["FSDP2"] * self.sharded]))
+        parts = ["4-bit" * self.four_bit, RECOMPUTE[self.recompute][0], self.micro_batch.label, "FSDP2" * self.sharded]
+        return ", ".join(filter(None, parts))
 
     @property
     def settings(self) -> dict[str, Any]:
         """As the settings file has them."""
-        found: dict[str, Any] = {"gradient_checkpointing": self.recompute}
-        found |= {"micro_batch_size": self.micro.size} if self.micro.size else {"micro_batch_tokens": self.micro.tokens}
-        found |= {"load_in_4bit": self.four_bit}
-        return found | ({"parallel": "fsdp"} if self.sharded else {})
+        size, tokens = self.micro_batch.size, self.micro_batch.tokens
+        settings: dict[str, Any] = {"gradient_checkpointing": self.recompute}
+        settings |= {"micro_batch_size": size} if size else {"micro_batch_tokens": tokens}
+        settings |= {"load_in_4bit": self.four_bit}
+        return settings | ({"parallel": "fsdp"} if self.sharded else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A number of one machine, and the best way on it. parts: bytes by part, with what lies outside PyTorch.
+    """A number of one machine, and the best settings on it. parts: bytes by part, with what is outside PyTorch.
 
-    allocated: what torch.cuda.max_memory_allocated will say. need: all of it. lacks: bytes missing where it does not
-    fit. refused: why training would not start.
-    tokens_per_second: of all together, 0 where no speed is predicted. cost: US dollars, None without a price.
+    allocated: what torch.cuda.max_memory_allocated will show. need: all of it. lacks: bytes missing if it does not fit.
+    refused: why training would not start.
+    tokens_per_second: of all together, 0 if no speed is predicted. cost: US dollars, None without a price.
     """
 
     machine: Machine
     count: int
-    way: RunConfig | None = None
+    run_config: RunConfig | None = None
     fits: bool = False
     parts: dict[str, int] = field(default_factory=dict)
     allocated: int = 0
@@ -72,138 +74,151 @@ class Candidate:
     cost: float | None = None
     refused: str = ""
 
+    @property
+    def label(self) -> str:
+        """Of its settings."""
+        return self.run_config.label if self.run_config else self.refused
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSpace:
-    """What the settings leave open. None: both are tried."""
+    """What the settings say; None where the plan chooses."""
 
     recompute: str | None
     four_bit: bool | None
     sharding: bool | None
 
 
-Rehearse = Callable[[MicroBatch, str, bool, str], Rehearsal]  # micro, recompute, four_bit, device
+class Cost(NamedTuple):
+    """A typical micro-batch without recomputation: operations, those of its forward pass, unique tokens."""
+
+    flops: float
+    forward_flops: float
+    tokens: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanInput:
-    """Everything that offers are made from.
+    """What candidates are made from.
 
-    rehearse: the largest micro-batch of a MicroBatch. usual: (operations, those of the forward pass, tokens) of its
-    usual one, without recomputation. half: whether the run computes in 16 bit, for which the peaks are known.
-    least: bytes that the weights take at least, for 4 bit or not; a way without room for them is not rehearsed.
+    rehearse: of the largest micro-batch: (micro-batch, recompute, four_bit, kind of device). typical_cost: of a typical
+    one. speed_known: whether the run computes in 16 bit, for which the peaks of machines are known.
+    smallest_weights: bytes that the weights take at least, in 4 bit or not; without room for them nothing is rehearsed.
     """
 
-    work: Workload
-    choice: SearchSpace
+    workload: Workload
+    search_space: SearchSpace
     table: Table
-    rehearse: Rehearse
-    usual: Callable[[MicroBatch, str], tuple[float, float, float]]
-    half: bool = True
-    least: Callable[[bool], float] = lambda four_bit: 0.0
+    rehearse: Callable[[MicroBatch, str, bool, str], Rehearsal]
+    typical_cost: Callable[[MicroBatch], Cost]
+    speed_known: bool = True
+    smallest_weights: Callable[[bool], float] = lambda four_bit: 0.0
 
 
-def offers(case: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
-    """The best way for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
-    counts = {machine.name: COUNTS if machine.device == "cuda" else (1,) for machine in machines}
-    return [best(case, machine, count) for machine in machines for count in counts[machine.name]]
+def all_machines(case: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
+    """Return the best candidate for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
+    return [
+        best(case, machine, count)
+        for machine in machines
+        for count in (COUNTS if machine.device == "cuda" else COUNTS[:1])
+    ]
 
 
-def ranked(found: Sequence[Candidate]) -> list[Candidate]:
-    """Those that fit, best value first: by cost where there are prices, else by memory held times hours."""
+def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that fit, best value first: by cost if there are prices, else by memory held times hours; CPUs last."""
 
-    def key(offer: Candidate) -> tuple[float, ...]:
-        held = offer.machine.memory / GIB * offer.count
-        if offer.machine.device == "cpu":
-            return (2, offer.hours, held)
-        return (0, offer.cost, held) if offer.cost is not None else (1, held * (offer.hours or 1.0), held)
+    def key(candidate: Candidate) -> tuple[float, ...]:
+        held = candidate.machine.memory / GIB * candidate.count
+        if candidate.machine.device == "cpu":
+            return (2, candidate.hours, held)
+        return (0, candidate.cost, held) if candidate.cost is not None else (1, held * (candidate.hours or 1.0), held)
 
-    return sorted((offer for offer in found if offer.fits), key=key)
+    return sorted((candidate for candidate in candidates if candidate.fits), key=key)
 
 
 def best(case: PlanInput, machine: Machine, count: int) -> Candidate:
-    """The fastest way that fits `count` of a machine; where none does, the one that needs least."""
-    if refused := _refused(case, count):
+    """Return the fastest candidate of the first tier in which one fits; if none does, the one that needs least."""
+    if case.workload.batch_size % count:
+        refused = f"batch_size {case.workload.batch_size} is not a multiple of {count} processes"
         return Candidate(machine=machine, count=count, refused=refused)
-    tried: list[Candidate] = []
-    for tier in _tiers(case, machine, count):
-        here = [_offer(case, machine, count, way) for way in tier]
-        fitting = [offer for offer in here if offer.fits]
-        if fitting:  # fastest first; the earlier way, which changes less, where two are as fast
-            return min(fitting, key=lambda offer: float(f"{offer.hours:.2g}"))
-        tried += here
-    return min(tried, key=lambda offer: offer.need)
+    configs = _run_configs(case, machine, count)
+    smallest = {(config.four_bit, config.sharded): config for _, config in configs}  # the last of each kind
+
+    def evaluate(config: RunConfig) -> Candidate:
+        return _candidate(case, machine, count, config)
+
+    tried = []
+    for tier, group in itertools.groupby(configs, key=lambda item: item[0]):
+        candidates = [
+            evaluate(config)
+            for _, config in group
+            # if the smallest of its kind does not fit, no other does; the settings' own is tried without asking
+            if not tier or evaluate(smallest[config.four_bit, config.sharded]).fits
+        ]
+        fitting = [candidate for candidate in candidates if candidate.fits]
+        if fitting:  # of two that are about as fast, the earlier one, which changes less
+            return min(fitting, key=lambda candidate: float(f"{candidate.hours:.2g}"))
+        tried += candidates
+    return min([*tried, *map(evaluate, smallest.values())], key=lambda candidate: candidate.need)
 
 
-def _refused(case: PlanInput, count: int) -> str:
-    if case.work.batch_size % count:
-        return f"batch_size {case.work.batch_size} is not a multiple of {count} processes"
-    return ""
+def _run_configs(case: PlanInput, machine: Machine, count: int) -> list[tuple[int, RunConfig]]:
+    """What may be tried with its tier, sorted: a later tier is slower, or rounds the weights.
 
-
-def _tiers(case: PlanInput, machine: Machine, count: int) -> Iterator[list[RunConfig]]:
-    """Ways to try, those of a later tier only where none of the earlier fits: they are slower, or round the weights.
-
-    First the settings' own. After it the most sparing way of each kind: where that does not fit, no other of its kind
-    does. 4 bit comes after all of 16. Kinds whose weights alone are too much are left out, but for the last.
+    Tiers: 0, the settings' own; 1, smaller micro-batches and recomputation; 2, sharded weights; 3, weights in 4 bit.
+    Kinds whose weights alone are too much are left out; if all are, the one that needs least stays.
     """
-    open_to, both = case.choice, (False, True)
-    again = tuple(AGAIN) if open_to.recompute is None else (open_to.recompute,)
-    packed = both if open_to.four_bit is None else (open_to.four_bit,)
-    sharded = (False,) if count == 1 else both if open_to.sharding is None else (open_to.sharding,)
-    pairs = [
-        (micro, recompute)
-        for micro in case.work.micros
-        for recompute in again
-        if not case.work.batch_size % ((micro.size or 1) * count)
+    space, both = case.search_space, (False, True)
+    recompute = tuple(RECOMPUTE) if space.recompute is None else (space.recompute,)
+    four_bit = both if space.four_bit is None else (space.four_bit,)
+    sharded = (False,) if count == 1 else both if space.sharding is None else (space.sharding,)
+    micro_batches = [m for m in case.workload.micro_batches if not case.workload.batch_size % ((m.size or 1) * count)]
+    configs = [
+        RunConfig(micro_batch=micro_batch, recompute=again, four_bit=packed, sharded=over)
+        for packed, over, micro_batch, again in itertools.product(four_bit, sharded, micro_batches, recompute)
     ]
-    kinds = [(over, four_bit) for four_bit in packed for over in sharded]
-    small = [kind for kind in kinds if case.least(kind[1]) / (count if kind[0] else 1) <= machine.memory]
-    rounded: list[RunConfig] = []
-    sparing: list[RunConfig] = []
-    if kinds[0] in small:
-        yield [RunConfig(micro=pairs[0][0], recompute=pairs[0][1], four_bit=packed[0], sharded=sharded[0])]
-    for over, four_bit in small or kinds[-1:]:
-        ways = [RunConfig(micro=m, recompute=r, four_bit=four_bit, sharded=over) for m, r in pairs]
-        sparing.append(ways[-1])
-        if not _offer(case, machine, count, ways[-1]).fits:
-            continue
-        if four_bit != packed[0]:
-            rounded += ways
-        else:
-            yield ways[1:] if (over, four_bit) == kinds[0] else ways
-    yield rounded
-    yield sparing
+    own = configs[0]
+
+    def has_room(config: RunConfig) -> bool:
+        return case.smallest_weights(config.four_bit) / (count if config.sharded else 1) <= machine.memory
+
+    def tier(config: RunConfig) -> int:
+        if config is own:
+            return 0
+        return 3 if config.four_bit != own.four_bit else 2 if config.sharded != own.sharded else 1
+
+    possible = [config for config in configs if has_room(config)] or configs[-1:]
+    return sorted(((tier(config), config) for config in possible), key=lambda item: item[0])
 
 
-def _offer(case: PlanInput, machine: Machine, count: int, way: RunConfig) -> Candidate:
-    found = case.rehearse(way.micro, way.recompute, way.four_bit, machine.device)
-    parts = memory(found, case.table, machine, count if way.sharded else 1)
-    need = sum(parts.values())
-    speed, hours = _speed(case, machine, count, way, found) if case.half else (0.0, 0.0)
+def _candidate(case: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
+    rehearsal = case.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.device)
+    parts = memory(rehearsal, case.table, machine, count if config.sharded else 1)
+    need, available = sum(parts.values()), machine.memory * (1 - case.table.headroom)
+    speed, hours = _speed(case, machine, count, config, rehearsal) if case.speed_known else (0.0, 0.0)
     return Candidate(
         machine=machine,
         count=count,
-        way=way,
-        fits=need <= machine.memory * (1 - case.table.headroom),
+        run_config=config,
+        fits=need <= available,
         parts=parts,
         allocated=need - parts[OUTSIDE] + (machine.workspace if machine.device == "cuda" else 0),
         need=need,
-        lacks=max(0, need - int(machine.memory * (1 - case.table.headroom))),
+        lacks=max(0, need - int(available)),
         tokens_per_second=speed,
         hours=hours,
         cost=None if machine.price is None else machine.price * hours * count,
     )
 
 
-def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dict[str, int]:
-    """Bytes by part on one device. shards: over how many the frozen weights are divided."""
-    parts, gathering = dict(found.parts), 0
+def memory(rehearsal: Rehearsal, table: Table, machine: Machine, shards: int) -> dict[str, int]:
+    """Return bytes by part on one device. shards: over how many the frozen weights are divided."""
+    parts, gathering = dict(rehearsal.parts), 0
     if shards > 1:
-        whole, mine = parts["weights"] - found.outside, parts["weights"] // shards
-        parts["weights"] = mine + found.outside + min(whole, _UNSHARDED * found.layer)
-        waiting = sum(size for part, size in found.resident.items() if part != "weights") + parts["gradients"]
-        gathering = mine + _GATHERED[machine.device] * found.outside + waiting
+        inside, shard = parts["weights"] - rehearsal.outside, parts["weights"] // shards
+        parts["weights"] = shard + rehearsal.outside + min(inside, _UNSHARDED * rehearsal.layer)
+        waiting = sum(size for part, size in rehearsal.resident.items() if part != "weights") + parts["gradients"]
+        gathering = shard + _GATHERED[machine.device] * rehearsal.outside + waiting
     working = sum(parts.values()) - parts["weights"]
     parts["workspace"] += max(0, gathering - parts["weights"] - working)
     if machine.device == "cpu":
@@ -211,19 +226,20 @@ def memory(found: Rehearsal, table: Table, machine: Machine, shards: int) -> dic
     return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
 
 
-def _speed(case: PlanInput, machine: Machine, count: int, way: RunConfig, found: Rehearsal) -> tuple[float, float]:
+def _speed(
+    case: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal
+) -> tuple[float, float]:
     """Tokens a second of all processes, and hours of the whole run with DPO's reference pass."""
-    flops, forward, tokens = case.usual(way.micro, machine.device)
-    again = AGAIN[way.recompute][1]
-    reads, passes = 2 + again, flops + forward * again  # forward, backward, and forward again
-    weights = found.resident["weights"]
-    seconds = passes / (machine.flops * machine.share)
+    cost, again = case.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
+    flops = cost.flops + cost.forward_flops * again
+    reads = (2 + again) * rehearsal.resident["weights"]  # forward, backward, and forward again
+    seconds = flops / (machine.flops * machine.utilisation)
     if machine.bandwidth:
-        seconds = max(seconds, reads * weights / machine.bandwidth)
-    if way.sharded and machine.link_speed:
-        seconds = max(seconds, reads * weights * (count - 1) / count / machine.link_speed)
-    if way.four_bit and machine.bandwidth:  # a byte of each pair is read, four are written and read again
-        seconds += reads * found.opened * 4.5 / machine.bandwidth
-    speed = tokens / seconds * count
-    reference = case.work.reference / speed * (forward / passes)
-    return speed, (case.work.tokens / speed + reference) / 3600
+        seconds = max(seconds, reads / machine.bandwidth)
+    if config.sharded and machine.link_speed:
+        seconds = max(seconds, reads * (count - 1) / count / machine.link_speed)
+    if config.four_bit and machine.bandwidth:  # a byte of each pair is read, four are written and read again
+        seconds += (2 + again) * rehearsal.quantized * 4.5 / machine.bandwidth
+    speed = cost.tokens / seconds * count
+    reference = case.workload.reference_tokens / speed * (cost.forward_flops / flops)
+    return speed, (case.workload.tokens / speed + reference) / 3600

@@ -1,4 +1,4 @@
-"""What is known of each machine: machines.yaml and prices.yaml beside this file, or the user's own copies."""
+"""What is known about each machine: machines.yaml and prices.yaml in this folder, or the user's own copies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MIB, GIB = 2**20, 2**30
 class Machine:
     """One GPU, or this machine's CPU.
 
-    memory: bytes. bandwidth: bytes a second, None where it is not known. flops: matrix peak, operations a second.
-    link, link_speed: how several are joined, bytes a second in one direction. workspace: bytes of the matrix library,
-    on a CPU of this process before a model is there.
-    share: part of the peak that a step is assumed to reach, and where that number comes from. price: US dollars an
-    hour, None where none was given.
+    memory: bytes. bandwidth: bytes a second, None if unknown. flops: matrix peak, operations a second.
+    link, link_speed: how several are connected, bytes a second in one direction. workspace: bytes of the matrix
+    library; on a CPU also those of this process before there is a model.
+    utilisation: fraction of the peak that a step is assumed to reach, with its source. price: US dollars an hour, None
+    if none was given.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Machine:
     link: str
     link_speed: float | None
     workspace: int
-    share: float
-    share_source: str
+    utilisation: float
+    utilisation_source: str
     skypilot: str | None = None
     price: float | None = None
     price_source: str = ""
@@ -52,11 +52,10 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """machines: the GPUs. context: bytes outside the allocator. fragmentation: of all but the weights; cpu_holes: the
-    same of a CPU's heap.
+    """machines: the GPUs. context: bytes outside the allocator. fragmentation, cpu_holes: fractions of all memory but
+    the weights that is lost in a GPU's allocator and in a CPU process's heap. headroom: fraction that is left free.
 
-    headroom: part of the memory that is left free.
-    cpu_share: the CPU's assumed share and its source. cpu_price: dollars an hour, or None. source, date: the file's.
+    cpu_utilisation: as of a Machine, with its source. cpu_price: dollars an hour, or None. source, date: the file's.
     """
 
     machines: tuple[Machine, ...]
@@ -64,22 +63,21 @@ class Table:
     fragmentation: float
     cpu_holes: float
     headroom: float
-    cpu_share: tuple[float, str]
+    cpu_utilisation: tuple[float, str]
     cpu_price: float | None
     source: str
     date: str
 
 
 def read(machines: str | None = None, prices: str | None = None) -> Table:
-    """The table, from the user's files where given.
+    """Return the table; from the user's files if given.
 
     Raises:
-        ConfigError: a file that cannot be read, or an entry that lacks a number; the sentence names it.
+        ConfigError: if a file cannot be read or an entry lacks a number; the sentence names it.
     """
     known = yaml_mapping(machines or _HERE / "machines.yaml", what="machines", advice=_ADVICE)
     own = yaml_mapping(prices, what="prices", advice=_ADVICE) if prices else {}
     priced = yaml_mapping(_HERE / "prices.yaml", what="prices", advice=_ADVICE) | own
-    where = machines or "machines.yaml"
     try:
         names = list(known["machines"])
         assumed = {name: (float(item["value"]), str(item["source"])) for name, item in known["assumptions"].items()}
@@ -90,18 +88,16 @@ def read(machines: str | None = None, prices: str | None = None) -> Table:
             fragmentation=assumed["fragmentation"][0],
             cpu_holes=assumed["cpu_holes"][0],
             headroom=assumed["headroom"][0],
-            cpu_share=assumed["cpu_share"],
+            cpu_utilisation=assumed["cpu_share"],
             cpu_price=_price(priced, "CPU", prices)[0],
             source=str(known.get("source", "")),
             date=str(known.get("date", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{where} is not a table of machines ({error}); start from a copy of the shipped one"
-        ) from None
+        raise ConfigError(f"{machines or 'machines.yaml'} is not a table of machines ({error}); {_ADVICE}") from None
     for name in priced:
         if name not in [*names, "CPU"]:
-            raise ConfigError(f"{prices} names a GPU that is not known, {name!r}{nearest(name, names)}")
+            raise ConfigError(f"{prices} names an unknown GPU {name!r}{nearest(name, names)}")
     return table
 
 
@@ -115,8 +111,8 @@ def _machine(name: str, row: dict[str, Any], price: tuple[float | None, str]) ->
         link=str(row["link"]),
         link_speed=float(row["link_gbs"]) * 1e9,
         workspace=2 * int(row["workspace_mib"]) * MIB,
-        share=float(row["share"]),
-        share_source=str(row["share_source"]),
+        utilisation=float(row["share"]),
+        utilisation_source=str(row["share_source"]),
         skypilot=row.get("skypilot"),
         price=price[0],
         price_source=price[1],
@@ -124,52 +120,51 @@ def _machine(name: str, row: dict[str, Any], price: tuple[float | None, str]) ->
 
 
 def _price(priced: dict[str, Any], name: str, file: str | None) -> tuple[float | None, str]:
-    found = priced.get(name)
-    if isinstance(found, (int, float)) and not isinstance(found, bool):
-        found = {"usd_per_hour": found}
-    if found is None or not isinstance(found, dict) or found.get("usd_per_hour") is None:
+    entry = priced.get(name)
+    entry = entry if isinstance(entry, dict) else {"usd_per_hour": entry}
+    price = entry.get("usd_per_hour")
+    if price is None:
         return None, ""
     try:
-        value = float(found["usd_per_hour"])
+        value = -1.0 if isinstance(price, bool) else float(price)
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value < 1e6:
-        raise ConfigError(f"{file}: the price of {name} is {found['usd_per_hour']!r}; give dollars an hour for one GPU")
-    said = ", ".join(str(found[key]) for key in ("source", "date") if found.get(key))
-    return value, said or (file or "")
+        raise ConfigError(f"{file}: the price of {name} is {price!r}; give dollars an hour for one GPU")
+    return value, ", ".join(str(entry[key]) for key in ("source", "date") if entry.get(key)) or (file or "")
 
 
-def pick(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
-    """The machines of these names, or of names that begin with these words; all where none is named.
+def select(machines: Sequence[Machine], wanted: Sequence[str]) -> list[Machine]:
+    """Return the machines with these names, or with names that begin with these words; all if none is named.
 
     Spaces, dashes, RTX and GB may be left out, and the size of the memory added. Part of a word is not enough: an A10
     is neither an A10G nor an A100.
 
     Raises:
-        ConfigError: a name that is not there; the sentence has the nearest ones.
+        ConfigError: if there is no such machine; the sentence has the nearest name.
     """
-    refuse_unknown(machines, wanted)
-    found = [machine for name in wanted for machine in _named(machines, name)]
-    return list(dict.fromkeys(found)) if wanted else list(machines)
+    check_names(machines, wanted)
+    selected = [machine for name in wanted for machine in _named(machines, name)]
+    return list(dict.fromkeys(selected)) if wanted else list(machines)
 
 
-def refuse_unknown(machines: Sequence[Machine], wanted: Sequence[str]) -> None:
-    """See whether there are machines of all these names.
+def check_names(machines: Sequence[Machine], wanted: Sequence[str]) -> None:
+    """Raise unless all these names are of machines, or CPU.
 
     Raises:
-        ConfigError: a name that is neither one of theirs nor the CPU's.
+        ConfigError: if one is not.
     """
     names = list(dict.fromkeys([*(machine.name for machine in machines), "CPU"]))
     for name in wanted:
         if _plain(name) != "cpu" and not _named(machines, name):
             near = nearest(_SIZE.sub("", name).upper(), names)
-            raise ConfigError(f"there is no GPU {name!r}{near}; known are {', '.join(names)}")
+            raise ConfigError(f"there is no GPU {name!r}{near}; the known ones are {', '.join(names)}")
 
 
 def _named(machines: Sequence[Machine], name: str) -> list[Machine]:
     exact = [machine for machine in machines if _plain(name) == _plain(machine.name)]
-    if exact or (found := [machine for machine in machines if _plain(name) in _beginnings(machine.name)]):
-        return exact or found
+    if named := exact or [machine for machine in machines if _plain(name) in _beginnings(machine.name)]:
+        return named
     if not (size := _SIZE.search(name)):
         return []
     least, most = (part * float(size[1]) for part in (0.9, 1.1))
@@ -186,7 +181,7 @@ def _beginnings(name: str) -> list[str]:
 
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
-    """This machine's processor, with the peak that it shows now in a matrix product of this type."""
+    """Return this machine's processor, with the peak measured now in a matrix product of this type."""
     extra = bf16_matmul.prepare(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
     return Machine(
         name="CPU",
@@ -197,15 +192,15 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
         link="",
         link_speed=None,
         workspace=memory.resident_bytes() + extra,
-        share=table.cpu_share[0],
-        share_source=table.cpu_share[1],
+        utilisation=table.cpu_utilisation[0],
+        utilisation_source=table.cpu_utilisation[1],
         price=table.cpu_price,
     )
 
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations a second of a matrix product, the best of four."""
-    bf16_matmul.prepare(dtype, torch.device("cpu"))  # this may be the first one, which reads how many are kept
+    """Return operations a second of a matrix product, the best of four."""
+    bf16_matmul.prepare(dtype, torch.device("cpu"))  # before the first product, which reads the size of its cache
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
     for _ in range(4):

@@ -1,7 +1,7 @@
 """One training step under the tracker: the same code on the meta device (a rehearsal) and on a real one (the truth).
 
-The peak is kept by segment: forward, head, head back, back end.i and back start.i (the layers counted from either end,
-back middle between them), optimizer. In each segment it is affine in the number of layers, which their maximum is not.
+The peak is recorded by segment: forward, head, head back, back end.i and back start.i (the layers counted from either
+end, back middle between them), optimizer. In each segment it is affine in the number of layers; their maximum is not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.losses.base import Objective, Targets
-from byeori.model import forward, load
+from byeori.model import forward, load, skeleton
 from byeori.plan.memory_tracker import Peak, Tracker
 from byeori.train import optim
 
@@ -36,18 +36,8 @@ class Step:
     resident: dict[str, int]
 
 
-def layers_of(model: Any) -> Any:
-    """The decoder's layers, a ModuleList; None where the model keeps them under no usual name."""
-    backbone, _ = load.parts(model)
-    for holder in (backbone, getattr(backbone, "language_model", None), getattr(backbone, "decoder", None)):
-        for name in ("layers", "h", "blocks"):
-            if isinstance(found := getattr(holder, name, None), torch.nn.ModuleList):
-                return found
-    return None
-
-
-def optimizer_of(model: Any) -> torch.optim.Optimizer:
-    """The run's optimizer over the adapters, with the state that it has from the second step on."""
+def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    """Return the run's optimizer over the adapters, with the state that it has from the second step on."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = optim.make("adamw", parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     for parameter in parameters:
@@ -65,29 +55,29 @@ def run(
     objective: Objective,
     ends: tuple[int, int],
     block: int = 1,
-    several: bool = False,
-    plain: bool = False,
+    accumulates: bool = False,
+    one_sequence: bool = False,
     explain: tuple[str, int] | None = None,
 ) -> Step:
-    """One whole step over a micro-batch, with the optimizer's state already there, as from the second step on.
+    """Run one whole step over a micro-batch, with the optimizer's state of a second step.
 
-    model: with its adapters, training. optimizer: of `optimizer_of`. ends: how many of the first and of the last
-    layers have a segment of their own. several: the step has micro-batches before this one, whose gradients are there.
-    plain: one sequence, without forest attention. explain: see Tracker.
+    model: with its adapters, training. optimizer: of `make_optimizer`. ends: how many of the first and of the last
+    layers have a segment of their own. accumulates: the step has micro-batches before this one, whose gradients exist.
+    one_sequence: without forest attention. block, explain: see Tracker.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracker = Tracker(block=block, explain=explain)
     batch = forests.build(list(examples))
     with tracker, _segments(model, parameters, tracker, ends, explained=explain is not None):
-        _name_what_is_there(tracker, model, parameters)
-        tracker.own("optimizer", _states(optimizer))
+        _assign_existing(tracker, model, parameters)
+        tracker.assign("optimizer", _states(optimizer))
         resident = dict(tracker.parts)
-        if several:
+        if accumulates:
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
-                tracker.own("gradients", [parameter.grad])
+                tracker.assign("gradients", [parameter.grad])
         tracker.peaks.clear()
-        forward_flops = _forward_backward(tracker, model, batch, objective, plain)
+        forward_flops = _forward_backward(tracker, model, batch, objective, one_sequence)
         flops = tracker.flops
         tracker.part = "workspace"
         tracker.enter("optimizer")
@@ -103,14 +93,14 @@ def run(
     )
 
 
-def _name_what_is_there(tracker: Tracker, model: Any, parameters: list[torch.nn.Parameter]) -> None:
-    mine = {id(parameter) for parameter in parameters}
+def _assign_existing(tracker: Tracker, model: Any, parameters: list[torch.nn.Parameter]) -> None:
+    trained = {id(parameter) for parameter in parameters}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tracker.own("adapters" if id(tensor) in mine else "weights", [tensor], where=_general(name))
-    for name, module in model.named_modules():  # what fused functions keep beside parameters
+        tracker.assign("adapters" if id(tensor) in trained else "weights", [tensor], module=_general(name))
+    for name, module in model.named_modules():  # tensors that fused functions hold as plain attributes
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
-                tracker.own("weights", [value], where=_general(f"{name}.{key}"))
+                tracker.assign("weights", [value], module=_general(f"{name}.{key}"))
 
 
 def _states(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
@@ -118,12 +108,12 @@ def _states(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def _forward_backward(tracker: Tracker, model: Any, batch: Forest, objective: Objective, plain: bool) -> int:
+def _forward_backward(tracker: Tracker, model: Any, batch: Forest, objective: Objective, one_sequence: bool) -> int:
     """Returns the operations of the forward pass."""
     before = tracker.flops
     tracker.part = "activations"
     tracker.enter("forward")
-    logprobs = forward.forest_logprobs(model, batch, plain=plain)
+    logprobs = forward.forest_logprobs(model, batch, plain=one_sequence)
     targets = Targets(
         weights=torch.from_numpy(batch.target_weight).to(logprobs),
         owner=torch.from_numpy(batch.target_owner).to(logprobs.device),
@@ -131,11 +121,11 @@ def _forward_backward(tracker: Tracker, model: Any, batch: Forest, objective: Ob
         reference=torch.zeros_like(logprobs, requires_grad=False) if objective.reference else None,
     )
     total = objective.sums(logprobs, targets).total
-    found = tracker.flops - before
+    forward_flops = tracker.flops - before
     tracker.enter("head back")
     total.backward()
     tracker.flops -= before
-    return found
+    return forward_flops
 
 
 @contextmanager
@@ -144,63 +134,61 @@ def _segments(
 ) -> Iterator[None]:
     """Hooks that tell the tracker which segment and part it is in."""
     backbone, _ = load.parts(model)
-    layers = layers_of(model) or []
+    layers = skeleton.layers_of(model)
+
+    def after_backbone(module: Any, args: Any, output: Any) -> None:
+        tracker.part = "head"
+        tracker.enter("head")
+
+    def after_layer(segment: str) -> Callable[..., None]:
+        def gradient_arrived(gradient: torch.Tensor) -> None:
+            tracker.part = "workspace"
+            tracker.enter(segment)
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad and tracker.segment == "forward":
+                hidden.register_hook(gradient_arrived)
+
+        return after
+
+    def accumulated(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            tracker.assign("gradients", [parameter.grad])
+
     with ExitStack() as stack:
-
-        def hook(handle: Any) -> None:
-            stack.callback(handle.remove)
-
-        def after_backbone(module: Any, args: Any, output: Any) -> None:
-            tracker.part = "head"
-            tracker.enter("head")
-
-        def after_layer(name: str) -> Callable[..., None]:
-            def entered(gradient: torch.Tensor) -> None:
-                tracker.part = "workspace"
-                tracker.enter(name)
-
-            def after(module: Any, args: Any, output: Any) -> None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                if hidden.requires_grad and tracker.segment == "forward":
-                    hidden.register_hook(entered)
-
-            return after
-
-        def arrived(parameter: torch.Tensor) -> None:
-            if parameter.grad is not None:
-                tracker.own("gradients", [parameter.grad])
-
-        hook(backbone.register_forward_hook(after_backbone))
+        handles = [backbone.register_forward_hook(after_backbone)]
         for index, layer in enumerate(layers):
-            hook(layer.register_forward_hook(after_layer(_place(index, len(layers), ends))))
-        for parameter in parameters:
-            hook(parameter.register_post_accumulate_grad_hook(arrived))
+            handles.append(layer.register_forward_hook(after_layer(_segment(index, len(layers), ends))))
+        handles += [parameter.register_post_accumulate_grad_hook(accumulated) for parameter in parameters]
+        for handle in handles:
+            stack.callback(handle.remove)
         if explained:
-            stack.enter_context(_named(model, tracker))
+            stack.enter_context(_modules(model, tracker))
         yield
 
 
-def _place(index: int, count: int, ends: tuple[int, int]) -> str:
+def _segment(index: int, count: int, ends: tuple[int, int]) -> str:
     if count - index <= ends[1]:
         return f"back end.{count - index}"
     return f"back start.{index}" if index < ends[0] else "back middle"
 
 
 @contextmanager
-def _named(model: Any, tracker: Tracker) -> Iterator[None]:
-    """While open, the tracker knows which module runs."""
-    before: list[str] = []
+def _modules(model: Any, tracker: Tracker) -> Iterator[None]:
+    """Inside it the tracker knows which module runs."""
+    outer: list[str] = []
     with ExitStack() as stack:
         for name, module in model.named_modules():
 
-            def into(module: Any, args: Any, name: str = _general(name)) -> None:
-                before.append(tracker.where)
-                tracker.where = name
+            def enter(module: Any, args: Any, name: str = _general(name)) -> None:
+                outer.append(tracker.module)
+                tracker.module = name
 
-            def out(module: Any, args: Any, output: Any) -> None:
-                tracker.where = before.pop() if before else ""
+            def leave(module: Any, args: Any, output: Any) -> None:
+                tracker.module = outer.pop() if outer else ""
 
-            for handle in (module.register_forward_pre_hook(into), module.register_forward_hook(out)):
+            for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave)):
                 stack.callback(handle.remove)
         yield
 

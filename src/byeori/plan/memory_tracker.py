@@ -1,8 +1,8 @@
 """Which storages are alive at every moment of a piece of PyTorch code, and how many floating point operations it makes.
 
 The mode sees every operation, on the meta device as on a real one, so what it counts there is what the same code
-allocates here. Memory that a kernel takes and gives back inside one operation is not seen; for attention on a GPU
-cuda_attention.py allocates as much in a rehearsal.
+allocates here. Memory that a kernel allocates and frees inside one operation is not seen; for attention on a GPU
+kernels/cuda_attention.py allocates as much in a rehearsal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import flop_registry
@@ -23,22 +23,35 @@ from byeori.plan import meta_ops
 Source = tuple[str, str, str, str]  # part, module, operation, what it made
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Peak:
-    """The most that was alive in one segment of the code. parts: bytes by part, at that moment."""
+    """The most that was alive in one segment of the code. parts: bytes by part, at that moment.
+
+    sources, counts: bytes and number of storages by source, for the peak that is explained.
+    """
 
     total: int = 0
-    parts: Counter[str] = field(default_factory=Counter)
-    sources: Counter[Source] | None = None
-    counts: Counter[Source] | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+    sources: Counter[Source] = field(default_factory=Counter)
+    counts: Counter[Source] = field(default_factory=Counter)
+
+
+class _Storage(NamedTuple):
+    """A storage that is alive."""
+
+    ref: weakref.ref[Any]
+    size: int
+    part: str
+    source: Source | None
 
 
 class Tracker(meta_ops.Mode):
     """Counts storages by part and peaks by segment.
 
     block: every storage is rounded up to a multiple of this many bytes, as the device's allocator does.
-    explain: (segment, bytes) of a peak known from an earlier run of the same code; the storages alive at it are kept.
-    part: what new storages belong to. segment: the stretch of code whose peak is being measured. where: the module.
+    explain: (segment, bytes) of a peak known from an earlier run of the same code, whose sources are recorded.
+    part: what new storages belong to. segment: the stretch of code whose peak is being measured. module: the one that
+    runs.
     """
 
     def __init__(self, *, block: int = 1, explain: tuple[str, int] | None = None) -> None:
@@ -47,44 +60,44 @@ class Tracker(meta_ops.Mode):
         self.total, self.flops = 0, 0
         self.parts: Counter[str] = Counter()
         self.peaks: dict[str, Peak] = {}
-        self.part, self.where, self.segment = "weights", "", "before"
-        self._alive: dict[int, tuple[weakref.ref[Any], int, str, Source | None]] = {}
+        self.part, self.module, self.segment = "weights", "", "before"
+        self._alive: dict[int, _Storage] = {}
         self.enter("before")
 
     def enter(self, segment: str) -> None:
         """From here on peaks belong to this segment; it may be entered again."""
         self.segment = segment
         self.peaks.setdefault(segment, Peak())
-        self._look()
+        self._record_peak()
 
-    def own(self, part: str, tensors: Iterable[torch.Tensor], where: str = "") -> None:
-        """These tensors belong to a part, whether they were seen before or not."""
+    def assign(self, part: str, tensors: Iterable[torch.Tensor], module: str = "") -> None:
+        """Count these tensors under a part, whether they were seen before or not."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
-            if key in self._alive:
-                ref, size, before, source = self._alive[key]
-                self.parts[before] -= size
-                self.parts[part] += size
-                self._alive[key] = (ref, size, part, source and (part, *source[1:]))
+            if known := self._alive.get(key):
+                self.parts[known.part] -= known.size
+                self.parts[part] += known.size
+                source = known.source and (part, *known.source[1:])
+                self._alive[key] = known._replace(part=part, source=source)
             else:
-                self._add(tensor, part, where, part)
-        self._look()
+                self._add(tensor, part, module, part)
+        self._record_peak()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = meta_ops.call(func, args, kwargs)
         for tensor in (out,) if type(out) is torch.Tensor else meta_ops.tensors(out):
             if tensor.untyped_storage()._cdata not in self._alive:
-                self._add(tensor, self.part, self.where, func)
+                self._add(tensor, self.part, self.module, func)
         if func.is_view:
             return out
-        self._look()
+        self._record_peak()
         count = _formula(func)
         if count is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out
 
-    def _add(self, tensor: torch.Tensor, part: str, where: str, made_by: Any) -> None:
+    def _add(self, tensor: torch.Tensor, part: str, module: str, made_by: Any) -> None:
         storage = tensor.untyped_storage()
         size = math.ceil(storage.nbytes() / self.block) * self.block
         if not size:
@@ -93,32 +106,30 @@ class Tracker(meta_ops.Mode):
         if self.explain is not None:
             shape = f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
             name = getattr(getattr(made_by, "overloadpacket", made_by), "__name__", str(made_by))
-            source = (part, where, name, shape)
+            source = (part, module, name, shape)
         key = storage._cdata
-        self._alive[key] = (weakref.ref(storage, self._forget(key)), size, part, source)
+        self._alive[key] = _Storage(weakref.ref(storage, functools.partial(self._freed, key)), size, part, source)
         self.total += size
         self.parts[part] += size
 
-    def _forget(self, key: int) -> Callable[[Any], None]:
-        def forget(ref: Any) -> None:
-            found = self._alive.get(key)
-            if found is not None and found[0] is ref:
-                del self._alive[key]
-                self.total -= found[1]
-                self.parts[found[2]] -= found[1]
+    def _freed(self, key: int, ref: Any) -> None:
+        known = self._alive.get(key)
+        if known is not None and known.ref is ref:
+            del self._alive[key]
+            self.total -= known.size
+            self.parts[known.part] -= known.size
 
-        return forget
-
-    def _look(self) -> None:
+    def _record_peak(self) -> None:
         peak = self.peaks[self.segment]
         if self.total <= peak.total:
             return
-        peak.total, peak.parts = self.total, Counter(self.parts)
+        peak.total, peak.parts = self.total, dict(self.parts)
         if self.explain == (self.segment, self.total):
-            alive = [(entry[3], entry[1]) for entry in self._alive.values() if entry[3] is not None]
-            peak.sources, peak.counts = Counter(), Counter(source for source, _ in alive)
-            for source, size in alive:
-                peak.sources[source] += size
+            peak.sources, peak.counts = Counter(), Counter()
+            for known in self._alive.values():
+                if known.source is not None:
+                    peak.sources[known.source] += known.size
+                    peak.counts[known.source] += 1
 
 
 @functools.cache
@@ -128,13 +139,13 @@ def _formula(func: Any) -> Callable[..., int] | None:
 
 
 def _product(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    """[.., m, k] by [.., k, n], whatever it is added to; PyTorch's own counter passes over what is added in place."""
+    """[.., m, k] by [.., k, n], whatever it is added to; PyTorch's own counter skips the in-place forms."""
     a, b = [value for value in args if isinstance(value, torch.Tensor)][-2:]
     return 2 * a.numel() * b.shape[-1]
 
 
 def _lengths_forward(query: Any, key: Any, value: Any, cu_q: Any, cu_k: Any, *args: Any, **kwargs: Any) -> int:
-    """Sequences of different lengths, [T, H, D]; on the meta device they are taken as equally long."""
+    """Sequences of different lengths, [T, H, D]; the meta device knows no lengths, so they count as equally long."""
     count = max(1, len(cu_q) - 1)
     n, m = len(query) / count, len(key) / count
     pairs = n * m - n * (n - 1) / 2 if kwargs.get("window_size_right") == 0 else n * m

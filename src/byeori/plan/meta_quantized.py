@@ -1,8 +1,8 @@
-"""Linear layers as 4-bit training holds them, for a rehearsal: the sizes of their numbers, on the meta device.
+"""Linear layers as 4-bit training stores them, for a rehearsal: the sizes of their numbers, on the meta device.
 
-    n numbers: n / 2 bytes of NF4, n / 64 one-byte scales, n / 16,384 four-byte scales of these, and small tables
+    n weights: n / 2 bytes of NF4, n / 64 one-byte scales, n / 16,384 four-byte scales of these, and small tables
 
-Here nothing of bitsandbytes is needed, which a machine that only plans may not have.
+Needs nothing of bitsandbytes, which a machine that only plans may not have.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from byeori.model import quantize
 _BLOCK, _SCALES = 64, 256
 
 
-class Packed(quantized_linear.QuantizedLinear):
-    """A frozen linear layer, its weight in 4 bit. numbers: how many the weight has."""
+class MetaQuantizedLinear(quantized_linear.QuantizedLinear):
+    """A frozen linear layer with its weight in 4 bit. weight_count: how many numbers the weight has."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear, 4)
-        self.numbers = linear.weight.numel()
-        blocks = math.ceil(self.numbers / _BLOCK)
-        sizes = {"scales": blocks, "scale_scales": math.ceil(blocks / _SCALES), "offset": 1, "code": 16}
-        for name, count in (sizes | {"scale_code": 256}).items():
-            dtype = torch.uint8 if name == "scales" else torch.float32
-            setattr(self, name, torch.empty(count, dtype=dtype, device="meta"))
+        self.weight_count = linear.weight.numel()
+        blocks = math.ceil(self.weight_count / _BLOCK)
+        self.scales = torch.empty(blocks, dtype=torch.uint8, device="meta")
+        sizes = {"scale_scales": math.ceil(blocks / _SCALES), "offset": 1, "code": 16, "scale_code": 256}
+        for name, count in sizes.items():
+            setattr(self, name, torch.empty(count, dtype=torch.float32, device="meta"))
 
     def open(self, packed: torch.Tensor) -> torch.Tensor:
-        """The weight [out, in] in the compute type; its scales are opened to float32 on the way."""
+        """The weight [out, in] in the compute type; its scales are dequantized to float32 for it."""
         scales = torch.empty_like(self.scales, dtype=torch.float32)
         opened = torch.empty(self.out_features, self.in_features, dtype=self.opened_dtype, device=scales.device)
         del scales
         return opened
 
 
-def pack_layers(causal: Any, kind: type[Packed] = Packed) -> int:
-    """Put a Packed in the place of every plain linear layer but the output embedding; returns how many."""
-    found = quantize.plain_layers(causal)
-    for parent, name, child in found:
+def quantize_layers(causal: Any, kind: type[MetaQuantizedLinear] = MetaQuantizedLinear) -> int:
+    """Replace every plain linear layer but the output embedding; returns how many."""
+    layers = quantize.plain_layers(causal)
+    for parent, name, child in layers:
         setattr(parent, name, kind(child))
-    return len(found)
+    return len(layers)

@@ -10,12 +10,10 @@ A model without a period, or a low one, is rehearsed whole.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +21,14 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind, forest_attention, lora_linear, patch
+from byeori.kernels import device_kind, lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import forward, quantize, wrap
+from byeori.model import forward, quantize, skeleton, wrap
 from byeori.model.adapter import attach
-from byeori.plan import measured_step, meta_quantized
-from byeori.plan import meta_ops as shapes
+from byeori.plan import measured_step, meta_ops, meta_quantized
+from byeori.plan.measured_step import Step
 from byeori.plan.memory_tracker import Peak, Source
-from byeori.support.text_files import one_line
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
 # The CUDA allocator hands out multiples of this (PyTorch, c10/cuda/CUDACachingAllocator, kMinBlockSize).
@@ -50,13 +47,13 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rehearsal:
-    """What one step takes on one device, everything in bytes unless said otherwise.
+    """What one step needs on one device; bytes unless said otherwise.
 
     peak: the most alive at once; parts: the same by part. segment: where in the step that is.
     flops: operations of one micro-batch, with recomputation; forward_flops: of its forward pass alone.
     tokens: its unique tokens.
-    resident: what stays between steps, by part. layer: the weights of the largest layer, outside: those of no layer.
-    layers: how many there are. weight_count: numbers in the frozen matrices. opened: those kept in 4 bit.
+    resident: what stays between steps, by part. layer: weights of the largest layer; outside: weights of no layer.
+    layers: how many there are. weight_count: how many frozen weights; quantized: how many of them in 4 bit.
     sources: bytes and count of every (part, module, operation, shape) alive at the peak; only where asked for.
     """
 
@@ -71,43 +68,48 @@ class Rehearsal:
     outside: int
     layers: int
     weight_count: int
-    opened: int
+    quantized: int
     sources: dict[Source, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Stage:
-    """A model's config. layers: how many. Their kinds repeat after `period` layers, from layer `first` on.
+class Architecture:
+    """A model's config and its layers. Their kinds repeat after `period` layers, from layer `first` on.
 
-    numbers: of all its weights. packable: whether it has layers that 4 bit can hold.
+    weight_count: how many weights in all. quantizable: whether it has layers that 4 bit can hold.
     """
 
     config: Any
-    numbers: int
-    packable: bool
+    weight_count: int
+    quantizable: bool
     layers: int
     period: int
     first: int
 
 
-def stage(config: Any, bits: int | None = None) -> Stage:
-    """Look at a config once, for any number of rehearsals. bits: those that its weights are asked to be held in.
+def architecture(config: Any, bits: int | None = None) -> Architecture:
+    """Inspect a config once, for any number of rehearsals. bits: 4 or 8 if the settings ask for quantized weights.
 
     Raises:
-        ModelError: no model can be made of it. ConfigError: it has no layers to hold in so many bits.
+        ModelError: if no model can be made of it. ConfigError: if it has no layers to quantize to so many bits.
     """
-    whole = _base(config, torch.bfloat16, "meta")
+    model = skeleton.frozen_model(config, torch.bfloat16, "meta")
     if bits:
-        quantize.refuse_without_layers(whole, bits)
-    kinds = _kinds(config, whole)
+        quantize.refuse_without_layers(model, bits)
+    kinds = _kinds(config, model)
     period, first = _period(kinds)
-    numbers = sum(parameter.numel() for parameter in whole.parameters())
-    packable = bool(quantize.plain_layers(whole))
-    return Stage(config=config, numbers=numbers, packable=packable, layers=len(kinds), period=period, first=first)
+    return Architecture(
+        config=config,
+        weight_count=sum(parameter.numel() for parameter in model.parameters()),
+        quantizable=bool(quantize.plain_layers(model)),
+        layers=len(kinds),
+        period=period,
+        first=first,
+    )
 
 
 def rehearse(
-    on: Stage,
+    architecture: Architecture,
     adapter: Adapter,
     examples: Sequence[Example],
     *,
@@ -116,54 +118,59 @@ def rehearse(
     four_bit: bool = False,
     objective: Objective = SFT,
     device: str = "cuda",
-    several: bool = False,
-    wanted: Sequence[str] = ("auto",),
+    accumulates: bool = False,
+    speed: Sequence[str] = ("auto",),
     explain: bool = False,
-    whole: bool = False,
+    every_layer: bool = False,
 ) -> Rehearsal:
-    """One micro-batch of `examples` through the whole model.
+    """Run one micro-batch of `examples` through the whole model, without numbers.
 
-    device: the kind that is planned for, cpu or cuda. several: the step has more micro-batches than one.
-    wanted: the setting `speed`. whole: rehearse every layer, however many there are.
+    device: the kind that is planned for, cpu or cuda. accumulates: whether a step has several micro-batches.
+    speed: the setting. every_layer: build all layers, however many there are.
 
     Raises:
-        ModelError: no model can be made of this config, or its code cannot run without numbers.
+        ModelError: if no model can be made of this config, or its code needs numbers.
     """
-    chosen = tuple(patch.parts(list(wanted), torch.device(device)))
-    period = math.lcm(on.period, 2) if recompute == "selective" else on.period
-    tail = period + ("last_layer" in chosen)  # the last layer may be a kind of its own
-    low = _same_end(on.layers, period, on.first + period + tail)
-    heights = [on.layers] if whole or 2 * low + period >= on.layers else [low, low + period]
-    periods = (on.layers - heights[0]) // period if len(heights) == 2 else 0
+    fast_paths = tuple(patch.parts(list(speed), torch.device(device)))
+    layers, period = architecture.layers, architecture.period
+    if recompute == "selective":
+        period = math.lcm(period, 2)
+    tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
+    lowest = architecture.first + period + tail
+    low = lowest + (layers - lowest) % period  # differs from the whole by full periods
+    heights = [layers] if every_layer or 2 * low + period >= layers else [low, low + period]
+    periods = (layers - low) // period if len(heights) == 2 else 0
 
-    def run(height: int, at: str | None) -> tuple[measured_step.Step, dict[str, int]]:
+    def run(height: int, explained: str | None) -> tuple[Step, dict[str, int]]:
         with device_kind.stand_for(device), _autocast_on_meta():
-            with shapes.WithoutNumbers():
-                model, optimizer = _on_meta(on, adapter, dtype, height, four_bit, chosen)
+            with meta_ops.Remembering():
+                model, optimizer = _on_meta(architecture, adapter, dtype, height, four_bit, fast_paths)
                 wrap.recompute_layers(model.get_base_model(), recompute)
-            how = {
+            settings = {
                 "objective": objective,
-                "ends": (on.first + period, tail),
+                "ends": (architecture.first + period, tail),
                 "block": _CUDA_BLOCK if device == "cuda" else 1,
-                "several": several,
-                "plain": not forward.use_forest_attention(model),
+                "accumulates": accumulates,
+                "one_sequence": not forward.use_forest_attention(model),
             }
-            return _run(model, optimizer, examples, how, at), _sizes(model)
+            return _run(model, optimizer, examples, settings, explained), _sizes(model)
 
-    found = _extend([run(height, None) for height in heights], periods, on.layers)
-    return _extend([run(height, found.segment) for height in heights], periods, on.layers) if explain else found
+    rehearsal = _extend([run(height, None) for height in heights], periods, layers)
+    if not explain:
+        return rehearsal
+    return _extend([run(height, rehearsal.segment) for height in heights], periods, layers)
 
 
 def _run(
-    model: Any, optimizer: Any, examples: Sequence[Example], how: dict[str, Any], at: str | None
-) -> measured_step.Step:
-    """at: the segment whose peak is to be explained, which takes a second run."""
+    model: Any, optimizer: Any, examples: Sequence[Example], settings: dict[str, Any], explained: str | None
+) -> Step:
+    """explained: the segment whose peak is to be explained, which takes a second run."""
     try:
-        found = measured_step.run(model, optimizer, examples, **how)
-        return (
-            found
-            if at is None
-            else measured_step.run(model, optimizer, examples, explain=(at, found.peaks[at].total), **how)
+        step = measured_step.run(model, optimizer, examples, **settings)
+        if explained is None:
+            return step
+        return measured_step.run(
+            model, optimizer, examples, explain=(explained, step.peaks[explained].total), **settings
         )
     except ByeoriError:
         raise
@@ -174,7 +181,7 @@ def _run(
 
 @contextmanager
 def _autocast_on_meta() -> Iterator[None]:
-    """PEFT switches autocast off for the weights' kind of device; there is none for meta, so it is told the CPU."""
+    """PEFT turns autocast off for the weights' device type; PyTorch has no autocast for meta, so use the CPU's."""
     before = torch.autocast
 
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
@@ -195,83 +202,71 @@ def build(
     layers: int | None = None,
     recompute: str = "none",
     four_bit: bool = False,
-    chosen: Sequence[str] = (),
+    fast_paths: Sequence[str] = (),
     device: str = "meta",
-    pack: Callable[[Any], object] = meta_quantized.pack_layers,
+    quantize_layers: Callable[[Any], object] = meta_quantized.quantize_layers,
 ) -> Any:
-    """The adapted model as a run makes it, with the given number of layers; on the meta device its weights are empty.
+    """Return the adapted model as a run makes it, with the given number of layers; empty on the meta device.
 
-    recompute: none, selective or full, as in the settings. chosen: the parts of speed.py that the run has. pack: what
-    puts the frozen layers into 4 bit.
+    recompute: none, selective or full. fast_paths: those of the setting `speed` that the run has.
+    quantize_layers: puts the frozen layers into 4 bit.
 
     Raises:
-        ModelError: transformers cannot make this model.
+        ModelError: if transformers cannot make this model.
     """
-    from transformers.initialization import no_init_weights
-
-    base = _base(config if layers is None else _with_layers(config, layers), dtype, device)
+    base = skeleton.frozen_model(config if layers is None else skeleton.with_layers(config, layers), dtype, device)
     if four_bit:
-        pack(base)
-    with no_init_weights() if device == "meta" else nullcontext():  # there are no first values to draw
+        quantize_layers(base)
+    with skeleton.no_initial_values(device):
         model = attach(
             base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
         )
     lora_linear.fuse(model)
     wrap.recompute_layers(model.get_base_model(), recompute)
-    _fuse(model, list(chosen))
+    _fuse(model, list(fast_paths))
     return model.train()
 
 
 @functools.lru_cache(maxsize=16)
 def _on_meta(
-    on: Stage,
+    architecture: Architecture,
     adapter: Adapter,
     dtype: torch.dtype,
     layers: int,
     four_bit: bool,
-    chosen: tuple[str, ...],
+    fast_paths: tuple[str, ...],
 ) -> tuple[Any, Any]:
-    model = build(on.config, adapter, dtype, layers=layers, four_bit=four_bit, chosen=chosen)
-    return model, measured_step.optimizer_of(model)
+    model = build(architecture.config, adapter, dtype, layers=layers, four_bit=four_bit, fast_paths=fast_paths)
+    return model, measured_step.make_optimizer(model)
 
 
-def _base(config: Any, dtype: torch.dtype, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    forest_attention.register()
-    try:
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
-    except Exception as error:  # a config can be wrong in as many ways as there are models
-        text = one_line(error, 200)
-        raise ModelError(f"no model can be made of this {config.model_type} config: {text}") from None
-
-
-def _fuse(model: Any, chosen: list[str]) -> None:
-    """Fusing norms looks at numbers: lend it some, then take them back to the meta device."""
+def _fuse(model: Any, fast_paths: list[str]) -> None:
+    """Fuse as a run does. Fusing norms looks at numbers: lend them some on the meta device, then take them back."""
     on_meta = next(model.parameters()).device.type == "meta"
-    lent = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")] if on_meta else []
-    for module in lent:
-        module.to_empty(device="cpu", recurse=False)
-        for parameter in module.parameters(recurse=False):
+    norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")] if on_meta else []
+    for norm in norms:
+        norm.to_empty(device="cpu", recurse=False)
+        for parameter in norm.parameters(recurse=False):
             torch.nn.init.normal_(parameter)
-    patch.fuse(model, chosen)
-    for module in lent:
-        module.to_empty(device="meta", recurse=False)
-        for name, value in list(vars(module).items()):
+    patch.fuse(model, fast_paths)
+    for norm in norms:
+        norm.to_empty(device="meta", recurse=False)
+        for name, value in list(vars(norm).items()):
             if isinstance(value, torch.Tensor):
-                setattr(module, name, value.to("meta"))
+                setattr(norm, name, value.to("meta"))
 
 
-def _kinds(config: Any, whole: Any) -> list[Any]:
-    """For every layer what tells its kind: its parameters' names and shapes, and its kind of attention."""
-    text = config.get_text_config()
-    layers = measured_step.layers_of(whole)
-    named = getattr(text, "layer_types", None) or []
-    if layers is None or len(layers) != text.num_hidden_layers:
+def _kinds(config: Any, model: Any) -> list[Any]:
+    """What tells the kind of every layer: its parameters' names and shapes, and its kind of attention."""
+    text, layers = config.get_text_config(), skeleton.layers_of(model)
+    if len(layers) != text.num_hidden_layers:
         return list(range(text.num_hidden_layers))  # every layer of its own kind: rehearsed whole
-    shapes = [tuple((name, tuple(value.shape)) for name, value in layer.named_parameters()) for layer in layers]
-    return [(shape, named[index] if len(named) == len(shapes) else "") for index, shape in enumerate(shapes)]
+    types = getattr(text, "layer_types", None) or []
+    types = types if len(types) == len(layers) else [""] * len(layers)
+    return [
+        (kind, *[(name, tuple(value.shape)) for name, value in layer.named_parameters()])
+        for layer, kind in zip(layers, types, strict=True)
+    ]
 
 
 def _period(kinds: list[Any]) -> tuple[int, int]:
@@ -287,79 +282,54 @@ def _period(kinds: list[Any]) -> tuple[int, int]:
     return best
 
 
-def _same_end(count: int, period: int, least: int) -> int:
-    """The smallest height >= least that differs from count by whole periods."""
-    return least + (count - least) % period
-
-
-def _with_layers(config: Any, count: int) -> Any:
-    """The config with only its first layers."""
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    before = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, (list, tuple)) and len(value) == before:
-            setattr(text, name, value[:count])
-    text.num_hidden_layers = count
-    return config
-
-
 def _sizes(model: Any) -> dict[str, int]:
-    """Bytes of the largest layer and of what lies in none; numbers in frozen matrices, and in those of 4 bit."""
-    layers = list(measured_step.layers_of(model) or [])
-    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    """Bytes of the largest layer and of what is in none; how many frozen weights, and how many of them in 4 bit."""
+    layers = skeleton.layers_of(model)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
 
-    def size(values: Any) -> int:
-        return sum(p.numel() * p.element_size() for p in values if not p.requires_grad)
+    def size(parameters: Any) -> int:
+        return sum(p.nbytes for p in parameters if not p.requires_grad)
 
     per_layer = [size(layer.parameters()) for layer in layers]
-    opened = sum(module.numbers for module in model.modules() if isinstance(module, meta_quantized.Packed))
+    packed = [module for module in model.modules() if isinstance(module, meta_quantized.MetaQuantizedLinear)]
+    quantized = sum(module.weight_count for module in packed)
     return {
         "layer": max(per_layer, default=0),
-        "outside": size(frozen.values()) - sum(per_layer),
-        "opened": opened,
-        "weight_count": opened + sum(p.numel() for p in frozen.values() if p.dtype.is_floating_point),
+        "outside": size(frozen) - sum(per_layer),
+        "quantized": quantized,
+        "weight_count": quantized + sum(p.numel() for p in frozen if p.dtype.is_floating_point),
     }
 
 
-def _extend(runs: list[tuple[measured_step.Step, dict[str, int]]], periods: int, layers: int) -> Rehearsal:
-    """From two heights to the whole; `periods` of the difference on top of the first. One run stands for itself."""
+def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int) -> Rehearsal:
+    """From two heights to the whole: the first, and `periods` times the difference. One run stands for itself."""
     (low, low_sizes), (high, high_sizes) = runs[0], runs[-1]
 
-    def far(a: int, b: int) -> int:
+    def extend(a: int, b: int) -> int:
         return a + periods * (b - a)
 
-    def far_all(a: Any, b: Any) -> dict[Any, int]:
-        return {key: far(a.get(key, 0), b.get(key, 0)) for key in {**a, **b}}
+    def extend_all(a: Mapping[Any, int], b: Mapping[Any, int]) -> dict[Any, int]:
+        return {key: extend(a.get(key, 0), b.get(key, 0)) for key in {**a, **b}}
 
-    peaks = (
-        {
-            name: Peak(
-                total=far(low.peaks[name].total, high.peaks[name].total),
-                parts=Counter(far_all(low.peaks[name].parts, high.peaks[name].parts)),
-            )
-            for name in low.peaks
-            if name != "back middle"
-        }
-        if periods
-        else low.peaks
-    )
-    name = max(peaks, key=lambda key: peaks[key].total)
-    sources: dict[Source, tuple[int, int]] = {}
-    first, last = low.peaks[name], high.peaks[name]
-    if first.sources is not None and last.sources is not None and first.counts and last.counts:
-        sizes, counts = far_all(first.sources, last.sources), far_all(first.counts, last.counts)
-        sources = {key: (sizes[key], counts[key]) for key in sizes}
-    sizes_of = {key: far(low_sizes[key], high_sizes[key]) for key in low_sizes} | {"layer": high_sizes["layer"]}
+    peaks = {
+        name: Peak(
+            total=extend(peak.total, high.peaks[name].total), parts=extend_all(peak.parts, high.peaks[name].parts)
+        )
+        for name, peak in low.peaks.items()
+        if not (periods and name == "back middle")
+    }
+    segment = max(peaks, key=lambda name: peaks[name].total)
+    sizes = extend_all(low.peaks[segment].sources, high.peaks[segment].sources)
+    counts = extend_all(low.peaks[segment].counts, high.peaks[segment].counts)
     return Rehearsal(
-        peak=peaks[name].total,
-        parts={part: peaks[name].parts.get(part, 0) for part in PARTS},
-        segment=name,
-        flops=far(low.flops, high.flops),
-        forward_flops=far(low.forward_flops, high.forward_flops),
+        peak=peaks[segment].total,
+        parts={part: peaks[segment].parts.get(part, 0) for part in PARTS},
+        segment=segment,
+        flops=extend(low.flops, high.flops),
+        forward_flops=extend(low.forward_flops, high.forward_flops),
         tokens=low.tokens,
-        resident=far_all(low.resident, high.resident),
+        resident=extend_all(low.resident, high.resident),
         layers=layers,
-        sources=sources,
-        **sizes_of,
+        sources={key: (size, counts[key]) for key, size in sizes.items()},
+        **extend_all(low_sizes, high_sizes) | {"layer": high_sizes["layer"]},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.model import load
 from byeori.plan import calibrate, machines, rehearsal
-from byeori.plan.candidates import PlanInput, SearchSpace
+from byeori.plan.candidates import Cost, PlanInput, SearchSpace
 from byeori.plan.rehearsal import Adapter, Rehearsal
-from byeori.plan.workload import MicroBatch, Workload
+from byeori.plan.workload import Examples, MicroBatch, Workload
 
 _CPU = torch.device("cpu")
 
@@ -46,7 +45,7 @@ class PlannedRun:
 
 
 class Rehearser:
-    """Rehearses steps of one run and remembers each.
+    """Rehearses steps of one run, each once.
 
     Raises:
         ModelError: if no model can be made of the config. ConfigError: if it has no layers to quantize as asked.
@@ -54,41 +53,40 @@ class Rehearser:
 
     def __init__(self, config: Any, run: PlannedRun) -> None:
         self.config, self.run = config, run
-        self._stage = rehearsal.stage(config, run.bits)
-        self._known: dict[Any, Rehearsal] = {}
+        self._architecture = rehearsal.architecture(config, run.bits)
+        self._known: dict[Any, tuple[Examples, Rehearsal]] = {}
 
     @property
     def search_space(self) -> SearchSpace:
         """What the settings leave to the plan."""
         return SearchSpace(
             recompute=self.run.recompute,
-            four_bit=False if self.run.eight_bit or not self._stage.packable else self.run.four_bit,
+            four_bit=False if self.run.eight_bit or not self._architecture.quantizable else self.run.four_bit,
             sharding={"ddp": False, "fsdp": True, "hsdp": True}.get(self.run.parallel),
         )
 
     def dtype(self, device: str) -> torch.dtype:
-        """What the run computes in on this kind of device."""
+        """Return what the run computes in on this kind of device."""
         if self.run.dtype == "auto" and device == "cuda":
             return torch.bfloat16
         return load.resolve_dtype(self.run.dtype, _CPU)
 
     def rehearse(
         self,
-        micro: MicroBatch,
+        micro_batch: MicroBatch,
         recompute: str,
         four_bit: bool,
         device: str,
         *,
-        usual: bool = False,
+        typical: bool = False,
         explain: bool = False,
     ) -> Rehearsal:
-        """Return what a step over the largest micro-batch takes, or over a typical one."""
-        examples = micro.usual if usual else micro.worst
-        content = tuple((tuple(example.token_ids), example.targets) for example in examples)
-        key = (content, micro.several, recompute, four_bit, device, explain)
+        """Return what a step over the largest micro-batch needs, or over a typical one."""
+        examples = micro_batch.typical if typical else micro_batch.largest
+        key = (*map(id, examples), micro_batch.accumulates, recompute, four_bit, device, explain)
         if key not in self._known:
-            self._known[key] = rehearsal.rehearse(
-                self._stage,
+            result = rehearsal.rehearse(
+                self._architecture,
                 self.run.adapter,
                 examples,
                 dtype=self.dtype(device),
@@ -96,61 +94,55 @@ class Rehearser:
                 four_bit=four_bit,
                 objective=self.run.objective,
                 device=device,
-                several=micro.several,
-                wanted=self.run.speed,
+                accumulates=micro_batch.accumulates,
+                speed=self.run.speed,
                 explain=explain,
             )
-        return self._known[key]
+            self._known[key] = examples, result  # the examples too, so that their ids stay theirs
+        return self._known[key][1]
 
-    def plan_input(self, work: Workload, table: machines.Table) -> PlanInput:
-        """What candidates are made from."""
+    def plan_input(self, workload: Workload, table: machines.Table) -> PlanInput:
+        """Return what candidates are made from."""
+        measured = workload.micro_batches[0]
+
+        def typical_cost(micro_batch: MicroBatch) -> Cost:
+            """In proportion to one that is rehearsed."""
+            cost = self.rehearse(measured, "none", False, "cuda", typical=True)
+            ratio = sum(len(e.token_ids) for e in micro_batch.typical) / sum(len(e.token_ids) for e in measured.typical)
+            return Cost(cost.flops * ratio, cost.forward_flops * ratio, cost.tokens * ratio)
+
         return PlanInput(
-            work=work,
-            choice=self.search_space,
+            workload=workload,
+            search_space=self.search_space,
             table=table,
             rehearse=self.rehearse,
-            usual=self._costs(work.micros[0]),
-            half=self.run.dtype != "float32",
-            least=self.smallest_weights,
+            typical_cost=typical_cost,
+            speed_known=self.run.dtype != "float32",
+            smallest_weights=self.smallest_weights,
         )
 
-    def _costs(self, measured: MicroBatch) -> Callable[[MicroBatch, str], tuple[float, float, float]]:
-        """Operations, those of the forward pass and tokens of any typical micro-batch, in proportion to one of them."""
-
-        def costs(micro: MicroBatch, device: str) -> tuple[float, float, float]:
-            found = self.rehearse(measured, "none", False, "cuda", usual=True)
-            part = sum(len(e.token_ids) for e in micro.usual) / sum(len(e.token_ids) for e in measured.usual)
-            return found.flops * part, found.forward_flops * part, found.tokens * part
-
-        return costs
-
     def smallest_weights(self, four_bit: bool) -> float:
-        """Bytes that the weights take at least."""
-        return self._stage.numbers * (0.5 if four_bit else self.dtype("cuda").itemsize)
+        """Return bytes that the weights take at least."""
+        return self._architecture.weight_count * (0.5 if four_bit else self.dtype("cuda").itemsize)
 
     def micro_batch_tokens(self, device: str) -> int:
-        """Those of the settings, or the default of a kind of device, cpu or cuda."""
-        default = load.micro_batch_tokens(self.run.dtype, torch.device(device), self._stage.numbers)
+        """Return those of the settings, or the default for a kind of device, cpu or cuda."""
+        default = load.micro_batch_tokens(self.run.dtype, torch.device(device), self._architecture.weight_count)
         return self.run.micro_batch_tokens or default
 
-    def weight_count(self, micro: MicroBatch) -> int:
-        """How many numbers the frozen model has."""
-        return self.rehearse(micro, "none", False, "cuda").weight_count
-
-    def calibrated(self, micro: MicroBatch) -> dict[str, Any]:
-        """One real step over a typical micro-batch on this machine, next to its rehearsal."""
+    def calibrate(self, micro_batch: MicroBatch) -> dict[str, Any]:
+        """Run one real step over a typical micro-batch on this machine and compare it to its rehearsal."""
         device = torch.device("cuda") if torch.cuda.is_available() else _CPU
         recompute = self.run.recompute or "none"
-        found = self.rehearse(micro, recompute, False, device.type, usual=True)
         return calibrate.run(
             self.config,
             self.run.adapter,
-            micro.usual,
-            found,
+            micro_batch.typical,
+            self.rehearse(micro_batch, recompute, False, device.type, typical=True),
             dtype=self.dtype(device.type),
             recompute=recompute,
             objective=self.run.objective,
-            several=micro.several,
+            accumulates=micro_batch.accumulates,
             device=device,
-            chosen=patch.parts(list(self.run.speed), device),
+            fast_paths=patch.parts(list(self.run.speed), device),
         )

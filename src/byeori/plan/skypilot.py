@@ -1,7 +1,7 @@
-"""A SkyPilot task (docs.skypilot.co, "YAML spec") that sets a machine up and runs the planned settings on it.
+"""A SkyPilot task (docs.skypilot.co, "YAML spec") that sets up a machine and runs the planned settings on it.
 
-What the settings name on this machine (rows, a template, a model) travels with the task, and so does byeori itself: it
-is installed from the folder that the task calls workdir, which SkyPilot copies and works in.
+Local files that the settings name (rows, a template, a model) are mounted by the task. byeori itself is installed from
+the task's workdir, which SkyPilot copies.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ from byeori.data import sources, template
 from byeori.errors import ConfigError
 from byeori.plan.candidates import Candidate
 
-_DISK = 64  # GB beside the weights: packages, rows, checkpoints
-_FILES = "/tmp/byeori"  # where a rented machine finds what was local, each in a folder of its own
+_DISK = 64  # GB besides the weights: packages, rows, checkpoints
+_FILES = "/tmp/byeori"  # where local files are mounted on the rented machine, each in a folder of its own
 _ENVIRONMENT = "~/byeori-env"
 
 
-def travelling(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings as the rented machine reads them, and what is copied to it: the path there -> the path here.
+def mounted(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the settings with paths of the rented machine, and the mounts: the path there -> the local path.
 
     Raises:
-        ConfigError: they need a folder of this machine that cannot go along.
+        ConfigError: if they need a local folder that cannot be mounted.
     """
     mounts: dict[str, str] = {}
 
-    def there(path: str | Path) -> str:
-        here = Path(path).absolute()
-        name = f"{_FILES}/{len(mounts)}/{here.name}"
-        mounts[name] = str(here)
-        return name
+    def mount(path: str | Path) -> str:
+        local = Path(path).absolute()
+        remote = f"{_FILES}/{len(mounts)}/{local.name}"
+        mounts[remote] = str(local)
+        return remote
 
-    out, start = dict(settings), settings.get("resume_from_checkpoint")
-    if start and Path(start).exists():
+    out, checkpoint = dict(settings), settings.get("resume_from_checkpoint")
+    if checkpoint and Path(checkpoint).exists():
         raise ConfigError(
-            f"--resume_from_checkpoint {start} is a folder of this machine, which a rented one does not have; copy it "
+            f"--resume_from_checkpoint {checkpoint} is a local folder, which a rented machine does not have; copy it "
             "to a URL, give that as --mirror_to, and resume from latest"
         )
     rows: list[str] = []
     for path in settings["data_path"]:
         local = [Path(path)] if Path(path).exists() else sources.matching(path)
-        rows += [there(file) for file in local] or [path]
+        rows += [mount(file) for file in local] or [path]
     base, form = settings["base_model"], settings.get("template")
     if Path(base).exists():
         _check_base(Path(base))
-        out["base_model"] = there(base)
-    if settings.get("trust_remote_code"):  # names the same
+        out["base_model"] = mount(base)
+    if settings.get("trust_remote_code"):  # its value is the model's name
         out["trust_remote_code"] = out["base_model"]
     if form and template.is_file(form):
-        out["template"] = there(form)
+        out["template"] = mount(form)
     return out | {"data_path": rows}, mounts
 
 
 def _check_base(folder: Path) -> None:
-    """See whether a model's folder is all that the rented machine needs of it.
+    """Raise unless a model's folder is complete without other local folders.
 
     Raises:
-        ConfigError: it is an adapter whose own base is a folder of this machine.
+        ConfigError: if it is an adapter whose own base is a local folder.
     """
     record = folder / "adapter_config.json"
     base = json.loads(record.read_text(encoding="utf-8"))["base_model_name_or_path"] if record.is_file() else None
     if base and Path(base).exists():
         raise ConfigError(
-            f"the adapter {folder} needs {base}, a folder of this machine, which a rented one does not have; merge it "
-            "with byeori merge and give the merged model as --base_model"
+            f"the adapter {folder} needs its base model in the local folder {base}, which a rented machine does not "
+            "have; merge it with byeori merge and give the merged model as --base_model"
         )
 
 
 def checkout() -> str:
-    """The folder that this byeori was installed from; `.` where it is not there any more."""
+    """Return the folder that this byeori was installed from; `.` if it no longer exists."""
     around = Path(__file__).parents[3]
     if (around / "pyproject.toml").is_file():
         return str(around)
@@ -83,37 +83,45 @@ def checkout() -> str:
 
 
 def task(
-    offer: Candidate, *, objective: str, settings: dict[str, Any], text: str, weight_bytes: int, mounts: dict[str, str]
+    candidate: Candidate,
+    *,
+    objective: str,
+    settings: dict[str, Any],
+    text: str,
+    weight_bytes: int,
+    mounts: dict[str, str],
 ) -> dict[str, Any]:
-    """settings: those of the run on that machine; text: the same as a YAML file, which travels inside the task.
+    """Return the task. settings: those of the run on that machine; text: the same as YAML, which the task contains.
 
-    mounts: the path there -> the path here.
+    mounts: the path there -> the local path.
 
     Raises:
-        ConfigError: SkyPilot has no such machine.
+        ConfigError: if SkyPilot has no such machine.
     """
-    if offer.machine.skypilot is None:
-        raise ConfigError(f"SkyPilot rents no {offer.machine.name}; choose a GPU with --gpu")
-    resources: dict[str, Any] = {
-        "accelerators": f"{offer.machine.skypilot}:{offer.count}",
+    machine = candidate.machine
+    if machine.skypilot is None:
+        raise ConfigError(f"SkyPilot rents no {machine.name}; choose a GPU with --gpu")
+    resources = {
+        "accelerators": f"{machine.skypilot}:{candidate.count}",
         "disk_size": _DISK + 2 * weight_bytes // 10**9,
         "any_of": [{"infra": cloud} for cloud in ("runpod", "lambda", "aws", "gcp")],
     }
-    found: dict[str, Any] = {"name": f"byeori-{objective}", "resources": resources, "workdir": checkout()}
-    if mounts:
-        found["file_mounts"] = mounts
     python, extras = f"{_ENVIRONMENT}/bin/python", ",".join(_extras(settings))
     package = f"'.[{extras}]'" if extras else "."
-    written = f"cat > run.yaml <<'END_OF_SETTINGS'\n{text}END_OF_SETTINGS\n"
-    return found | {
+    return {
+        "name": f"byeori-{objective}",
+        "resources": resources,
+        "workdir": checkout(),
+        **({"file_mounts": mounts} if mounts else {}),
         "setup": f"pip install --upgrade uv\nuv venv --allow-existing --python 3.12 {_ENVIRONMENT}\n"
         f"uv pip install --python {python} {package}\n",
-        "run": f"{written}{python} -m byeori {objective} --config run.yaml\n",
+        "run": f"cat > run.yaml <<'END_OF_SETTINGS'\n{text}END_OF_SETTINGS\n"
+        f"{python} -m byeori {objective} --config run.yaml\n",
     }
 
 
 def _extras(settings: dict[str, Any]) -> list[str]:
-    """What the run needs beside byeori's own packages, by the names that pyproject.toml has for it."""
-    packed = settings.get("load_in_4bit") is True or settings.get("load_in_8bit")
-    quant = packed or settings.get("optim", "adamw") != "adamw"
+    """The optional dependencies of the run, as pyproject.toml names them."""
+    quantized = settings.get("load_in_4bit") is True or settings.get("load_in_8bit")
+    quant = quantized or settings.get("optim", "adamw") != "adamw"
     return ["quant"] * bool(quant) + [name for name in settings.get("report_to", []) if name != "none"]
