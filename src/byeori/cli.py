@@ -99,6 +99,9 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         print(helps.help_text(command.kind, prog=prog, about=about, inputs=command.inputs, full=full))
         return 0
     settings = flags.settings_from(command.kind, arguments, command.inputs, see=f"{prog} --help")
+    from byeori.commands import checks
+
+    checks.check(settings)
     if isinstance(settings, config.TrainSettings):
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:

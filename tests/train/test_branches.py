@@ -114,7 +114,7 @@ def test_a_run_never_writes_over_what_it_begins_from(
     output = tmp_path / "out"
     sft(tiny_model, title_rows, output, max_steps=2)
     before = {str(path): sha(path) for path in output.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match="holds the weights that the run begins from; give another folder"):
+    with pytest.raises(ConfigError, match="holds the weights that the run starts from; give another folder"):
         byeori.sft(base_model=output / start, data_path=title_rows, output_dir=output, overwrite_output_dir=True)
     assert {str(path): sha(path) for path in output.rglob("*") if path.is_file()} == before
 

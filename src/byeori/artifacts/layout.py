@@ -13,3 +13,4 @@ MANIFEST = "manifest.json"
 ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 LOG = "train_log.jsonl"
+ROWS = "rows.jsonl"  # of a comparison

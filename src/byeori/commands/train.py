@@ -34,7 +34,7 @@ from byeori.model import forward, load, wrap
 from byeori.plan import autotune
 from byeori.support import atomic_files, cache_folder, console
 from byeori.support.console import say
-from byeori.train import checkpoint, log, memory, run_dir, trainer
+from byeori.train import checkpoint, log, memory, output_dir, run_dir, trainer
 from byeori.train import mirror as remote
 from byeori.train.reference import in_order, met, with_reference
 from byeori.train.state import Abandoned, Job, Options, Run
@@ -105,7 +105,7 @@ def train(
         with tempfile.TemporaryDirectory(prefix="byeori-") as kept:
             settings, start = begin(settings)
             log.check_trackers(settings.report_to)
-            run_dir.check_not_the_start(Path(settings.output_dir), settings.base_model)
+            output_dir.check_not_the_start(Path(settings.output_dir), settings.base_model)
             weights.check(settings, processes, tell)
             objective = objective or objective_of(settings)
             run = _Context(

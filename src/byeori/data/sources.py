@@ -26,7 +26,7 @@ from byeori.data.hub_dataset import load_dataset
 from byeori.data.readers import READERS, ending
 from byeori.data.readers.text import check_unique, open_text
 from byeori.errors import DataError
-from byeori.support.suggestions import nearest
+from byeori.support.suggestions import nearest, nearest_file
 from byeori.support.text_files import one_line
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
@@ -234,8 +234,7 @@ def _local_files(path: str, split: str, notes: list[str] | None = None) -> dict[
     if ending(local) in READERS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
         if not local.parent.is_dir():
             raise DataError(f"there is no file {path}: the folder {local.parent} does not exist; check the path.")
-        near = nearest(local.name, [file.name for file in local.parent.iterdir()])
-        raise DataError(f"there is no file {path}{near}; check the path.")
+        raise DataError(f"there is no file {path}{nearest_file(local)}; check the path.")
     return None
 
 

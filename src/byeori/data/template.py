@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 
 from byeori.errors import TemplateError
-from byeori.support.suggestions import nearest
+from byeori.support.suggestions import nearest, nearest_file
 from byeori.support.text_files import read_text
 
 # Of three closing brackets the first is literal: [[[{tag}]]] is a block around [{tag}].
@@ -268,9 +268,10 @@ def resolve(spec: str) -> Template | None:
         if is_file(spec):
             return _read(Path(spec))
         known = [*shipped(), CHAT]
+        near = nearest(spec, known) or nearest_file(Path(spec))
         shown = spec if len(spec) <= 60 else f"{spec[:60]}..."
         raise TemplateError(
-            f"there is no template or file {shown!r}{nearest(spec, known)}; the templates are {', '.join(known)}, and "
+            f"there is no template or file {shown!r}{near}; the templates are {', '.join(known)}, and "
             "an inline template needs a {column}"
         )
     # a shell passes \n as two characters; in a text with real line breaks it may begin a word, as in \nabla

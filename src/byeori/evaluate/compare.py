@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts import layout
 from byeori.batch import forest as forests
 from byeori.data import audit
 from byeori.data.row_kinds import RowKind
@@ -20,7 +21,7 @@ from byeori.model import forward
 from byeori.support import atomic_files
 from byeori.support.console import say
 
-ROWS = "rows.jsonl"
+ROWS = layout.ROWS
 
 
 def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy: str) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
+from byeori.model import names
 from byeori.support import hub
-from byeori.support.suggestions import nearest
+from byeori.support.suggestions import nearest_file
 
 # Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.
 _LEAST_WORK, _MOST_TOKENS = 2e13, 32_768
@@ -175,8 +176,7 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     if Path(name).exists():
         return _explain_local(error, Path(name), what, text)
     if hub.looks_local(name):
-        siblings = [str(item) for item in Path(name).parent.glob("*")] if Path(name).parent.is_dir() else []
-        return ModelError(f"there is no folder {name}{nearest(name, siblings)}; give a folder or a Hub id (user/name)")
+        return names.no_folder(name)
     if any(isinstance(link, GatedRepoError) for link in chain):
         return HubError(f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`")
     if any(isinstance(link, RepositoryNotFoundError) for link in chain):
@@ -186,8 +186,8 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
     reasons = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
     if any(word in text.lower() for word in reasons) or not hub.reachable(name):
         return HubError(
-            f"{name} is neither a folder here nor in the cache, and the Hugging Face Hub is out of reach; "
-            "check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+            f"{name} is neither a folder here{nearest_file(Path(name))} nor in the cache, and the Hugging Face Hub is "
+            "out of reach; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
     if "trust_remote_code" in text:
         return ModelError(_remote_code(name))
@@ -196,12 +196,7 @@ def explain(error: Exception, name: str, what: str) -> ByeoriError:
 
 def _explain_local(error: Exception, folder: Path, what: str, text: str) -> ByeoriError:
     if not (folder / "config.json").exists():
-        hint = (
-            "it is an adapter; give its base model"
-            if (folder / "adapter_config.json").exists()
-            else "it has no config.json"
-        )
-        return ModelError(f"{folder} is not a model: {hint}")
+        return names.not_a_model(folder)
     words = ("safetensor", "header", "incomplete metadata", "invalid json", "mmap", "buffer")
     if any(word in text.lower() for word in words) and what == "weights":
         found = sorted(folder.glob("*.safetensors"))

@@ -1,10 +1,12 @@
-"""The nearest known name to one that is not known."""
+"""The known name nearest to an unknown one."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
+from pathlib import Path
 
-# What other trainers call a setting, where another of ours looks nearer.
+# Names that other trainers use for a setting, if a different setting of ours looks nearer.
 _ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_model", "dataset": "data_path"} | {
     "model_name_or_path": "base_model",
     "dataset_name": "data_path",
@@ -16,9 +18,17 @@ _ELSEWHERE = {"lr": "learning_rate", "epochs": "num_epochs", "model": "base_mode
 }
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """` (did you mean X?)`, or nothing where no name is near."""
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return ` (did you mean X?)`, or an empty text if no known name is near."""
     bare = name.lstrip("-")
     meant = name[: len(name) - len(bare)] + _ELSEWHERE.get(bare.replace("-", "_"), "")
-    found = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def nearest_file(path: Path) -> str:
+    """Return ` (did you mean X?)` with the name in the same folder that is nearest to that of a missing file."""
+    try:
+        return nearest(path.name, [item.name for item in path.parent.iterdir()])
+    except OSError:
+        return ""

@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout, saved_model
-from byeori.artifacts.layout import AUDIT, BASE, METRICS, SETTINGS
+from byeori.artifacts.layout import BASE, SETTINGS
 from byeori.data import row_kinds
 from byeori.distributed import processes as parallel
-from byeori.errors import CheckpointError, ConfigError
+from byeori.errors import CheckpointError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
-from byeori.support.output_paths import check_writable
 from byeori.train import checkpoint, oom
+from byeori.train.output_dir import RUN_FILES, check_free
 
 LAUNCH = ".torchrun"
-
-
-_RUN_FILES = ("adapter_config.json", layout.ADAPTER, layout.LOG, SETTINGS, BASE, AUDIT, METRICS, "order.json")
 
 
 # settings that decide which rows a step has, and what they become
@@ -62,12 +59,7 @@ def claim(
                 f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
             )
     if processes.main:
-        if _held(output) and resume is None and not overwrite and not restarted:
-            raise CheckpointError(
-                f"{output} holds another run; go on with --resume_from_checkpoint latest, choose another --output_dir, "
-                "or start anew with --overwrite_output_dir"
-            )
-        check_writable(output)
+        check_free(output, occupied_ok=resume is not None or overwrite or restarted)
     parallel.wait(processes)
     return folder
 
@@ -83,18 +75,6 @@ def _launch() -> str:
     """What all attempts of one torchrun have in common: the id that it was given, or its process."""
     given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return given if given != "none" else str(os.getppid())
-
-
-def check_not_the_start(output: Path, base: str) -> None:
-    """See whether the folder that a run writes to is another one than that of the weights it begins from.
-
-    Raises:
-        ConfigError: it is the same, or that of a run whose checkpoint this is.
-    """
-    start = Path(base).resolve()
-    own = start.parent == output.resolve() and start.name.startswith("checkpoint-")
-    if Path(base).is_dir() and (own or start == output.resolve()):
-        raise ConfigError(f"--output_dir {output} holds the weights that the run begins from; give another folder")
 
 
 def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
@@ -140,10 +120,6 @@ def check_same_rows(resume: Path, content: str) -> None:
         )
 
 
-def _held(output: Path) -> bool:
-    return any((output / name).exists() for name in _RUN_FILES) or bool(checkpoint.steps(output))
-
-
 def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Callable[[str], None]) -> None:
     """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
 
@@ -155,7 +131,7 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Ca
     """
     with disk_errors(output):
         if clear:
-            for name in _RUN_FILES:
+            for name in RUN_FILES:
                 (output / name).unlink(missing_ok=True)
             for _, folder in checkpoint.steps(output):
                 remove_folder(folder)

@@ -1,0 +1,103 @@
+"""The first checks of every command: paths, template and columns. They import no torch, so mistakes show at once.
+
+Only what is cheap and certain is checked here, by the functions that the command itself calls later.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from byeori.artifacts import layout
+from byeori.config import (
+    CompareSettings,
+    DataSettings,
+    DpoSettings,
+    GenerateSettings,
+    PlanSettings,
+    PreviewSettings,
+    Settings,
+    TrainSettings,
+)
+from byeori.data import row_kinds, sources, template
+from byeori.data.readers import csv, ending, jsonl
+from byeori.data.template import Template
+from byeori.model import names
+from byeori.support import output_paths
+from byeori.train import output_dir
+
+_SMALL = 2_000_000  # bytes: a table up to this size is read for its columns
+
+
+def check(settings: Settings) -> None:
+    """Raise the error that the command would raise later, if a path, the template or a column is wrong.
+
+    Raises:
+        ByeoriError: if a model, a table or a template is missing, or the output cannot be written.
+    """
+    for name in ("base_model", "model", "adapter", "peft_model_path", "base_model_name_or_path"):
+        if (model := getattr(settings, name, None)) is not None:
+            names.check_name(model)
+    if isinstance(settings, DataSettings | GenerateSettings):
+        chosen = template.resolve(settings.template) if settings.template else None
+        sources.check_paths(list(settings.data_path or []), settings.dataset_split)
+        if isinstance(settings, TrainSettings | PreviewSettings) and settings.data_path:
+            _check_columns(settings, chosen)
+    _check_output(settings)
+
+
+def _check_output(settings: Settings) -> None:
+    if isinstance(settings, TrainSettings) and not isinstance(settings, PlanSettings):
+        output = Path(settings.output_dir)
+        output_dir.check_not_the_start(output, settings.base_model)
+        # another attempt of torchrun resumes; the other processes may be on machines without the folder
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and os.environ.get("RANK", "0") == "0":
+            resumes = settings.resume_from_checkpoint is not None
+            output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
+    elif isinstance(settings, CompareSettings):
+        output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+    elif isinstance(settings, GenerateSettings) and settings.output:
+        output_paths.check_output_file(Path(settings.output), list(settings.data_path or []))
+
+
+def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template | None) -> None:
+    """Raise unless the columns of the only table, if it is small or a csv file, fit the template."""
+    columns = _columns(settings.data_path)
+    if columns is None or (settings.template is None and not _is_plain_model(settings.base_model)):
+        return
+    if isinstance(settings, PreviewSettings):
+        kind = row_kinds.of_table(columns, chosen)
+    elif isinstance(settings, PlanSettings):
+        kind = row_kinds.PREFERENCE if settings.planned == "dpo" else row_kinds.ANSWER
+    else:
+        kind = row_kinds.PREFERENCE if isinstance(settings, DpoSettings) else row_kinds.ANSWER
+    if settings.template is not None:
+        kind.check_columns(columns, chosen)
+    elif kind is row_kinds.ANSWER:  # for pairs the types of the columns decide as well
+        template.choose(columns)
+
+
+def _is_plain_model(name: str) -> bool:
+    """Return whether a folder holds a model without a template, so that the columns alone choose one."""
+    folder = Path(name)
+    own = any((folder / file).exists() for file in ("adapter_config.json", layout.TEMPLATE))
+    return folder.is_dir() and not own
+
+
+def _columns(paths: Sequence[str]) -> list[str] | None:
+    """Return the columns of a table as a template names them, or None if that takes more than a glance."""
+    path = Path(paths[0]).expanduser()
+    if len(paths) > 1 or not path.is_file():
+        return None
+    found: dict[str, None] = {}
+    try:
+        if ending(path) in csv.ENDINGS:
+            found = dict.fromkeys(next((row for _, row in csv.records(path)), {}))
+        elif ending(path) in jsonl.ENDINGS and path.stat().st_size <= _SMALL:
+            for _, row in jsonl.records(path):
+                found.update(dict.fromkeys(row))
+    except (OSError, EOFError, UnicodeDecodeError):  # the reader says what is wrong with the file
+        return None
+    return [unicodedata.normalize("NFC", name).strip() or name for name in found] or None

@@ -1,0 +1,52 @@
+"""Whether a run may write to its output folder, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from byeori.artifacts import layout
+from byeori.errors import CheckpointError, ConfigError
+from byeori.support.output_paths import check_writable
+
+RUN_FILES = (
+    "adapter_config.json",
+    layout.ADAPTER,
+    layout.LOG,
+    layout.SETTINGS,
+    layout.BASE,
+    layout.AUDIT,
+    layout.METRICS,
+    "order.json",
+)
+
+
+def check_not_the_start(output: Path, base: str) -> None:
+    """Raise unless a run writes to another folder than that of the weights it starts from.
+
+    Raises:
+        ConfigError: if it is the same folder, or that of the run whose checkpoint it starts from.
+    """
+    start = Path(base).resolve()
+    own = start.parent == output.resolve() and start.name.startswith("checkpoint-")
+    if Path(base).is_dir() and (own or start == output.resolve()):
+        raise ConfigError(f"--output_dir {output} holds the weights that the run starts from; give another folder")
+
+
+def check_free(output: Path, *, occupied_ok: bool) -> None:
+    """Raise unless a run may write to a folder. occupied_ok: also to one that holds another run.
+
+    Raises:
+        CheckpointError: if it holds another run or is not writable.
+    """
+    if not occupied_ok and holds_run(output):
+        raise CheckpointError(
+            f"{output} holds another run; resume it with --resume_from_checkpoint latest, choose another --output_dir, "
+            "or start over with --overwrite_output_dir"
+        )
+    check_writable(output)
+
+
+def holds_run(output: Path) -> bool:
+    """Return whether a folder holds files or checkpoints of a run."""
+    checkpoints = (path for path in output.glob("checkpoint-*") if path.is_dir() and path.name[11:].isdecimal())
+    return any((output / name).exists() for name in RUN_FILES) or any(checkpoints)
