@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 import byeori
-from byeori.distributed import processes
+from byeori.commands import train
+from byeori.distributed.processes import shutdown
 
 ROWS = Path(byeori.__file__).parent / "data" / "samples" / "titles-ko-train.jsonl"
 STEPS = 20
@@ -58,10 +59,10 @@ def small_model(folder: Path, rows: Path) -> Path:
 
 def work(plan: Path) -> None:
     """The runs of one number of processes, one after the other in one group."""
-    leave, processes.finish = processes.finish, lambda: None
+    train.shutdown = lambda: None
     for settings in json.loads(plan.read_text(encoding="utf-8")):
         byeori.sft(**settings)
-    leave()
+    shutdown()
 
 
 def measure(model: Path, rows: Path, folder: Path) -> dict[tuple[int, str, int], Path]:

@@ -85,12 +85,12 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The model with a new adapter, and the forests of the first rows."""
     import torch
 
-    from byeori.artifacts.starting_model import begin
     from byeori.batch import forest, loader, packing
-    from byeori.commands._rows import prepare
+    from byeori.commands._rows import begin, prepare
     from byeori.config import SftSettings, check
     from byeori.data import tokenized
-    from byeori.distributed import processes
+    from byeori.data.row_kinds import ANSWER
+    from byeori.distributed.processes import init_processes
     from byeori.kernels import lora_linear
     from byeori.model import demo_model, forward, load
 
@@ -107,7 +107,8 @@ def prepared(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         },
     )
     settings, start = begin(settings)
-    rows = tokenized.Rows(table=prepare(settings, start, group=1, processes=processes.start())[0].train)
+    prepared = prepare(settings, start, row_kind=ANSWER, processes=init_processes())[0]
+    rows = tokenized.Rows(table=prepared.train)
     plan = loader.schedule(len(rows), batch_size=args.rows, num_epochs=1, max_steps=None, seed=42)
     examples = [rows.unit(int(index))[0] for index in loader.step_rows(plan, 0, {})]
     tokens = [[forest.needed(example)] for example in examples]

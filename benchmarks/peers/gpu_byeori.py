@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gpu_common as common
 import torch
 
 from byeori.batch import loader
-from byeori.commands import _model, train
+from byeori.commands import _model
 from byeori.config import SftSettings
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
@@ -20,7 +19,9 @@ from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import adapter, forward
 from byeori.train import checkpoint, prefetch, trainer
-from byeori.train.state import Job, Run
+from byeori.train.async_save import Checkpoints, Writer
+from byeori.train.recovery import Recovery
+from byeori.train.state import Job, Progress
 
 
 class Rows:
@@ -125,11 +126,11 @@ def job_of(args: Any, work: common.Workload, model: Any, rows: Rows, plan: loade
         train_rows=rows,  # type: ignore[arg-type]
         eval_rows=None,
         objective=preference(Preference(loss="sigmoid", beta=0.1)) if work.pairs else SFT,
-        plan=plan,
-        options=train._options(settings, plan, processes.device, one_at_a_time=False),
+        schedule=plan,
+        options=_model.training_options(settings, plan, processes.device, one_at_a_time=False),
         processes=processes,
         output_dir=Path(),
-        beside=lambda folder: None,
+        write_sidecar=lambda folder: None,
         settings={},
     )
 
@@ -147,10 +148,14 @@ def measure(args: Any, work: common.Workload, model: Any) -> common.Record:
     job = job_of(args, work, model, rows, plan)
     parameters = [parameter for _, parameter in checkpoint.trainable(model)]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
-    run, orders, live = Run(), {}, SimpleNamespace(say=print)
+    run, orders = Progress(), {}
+    recovery = Recovery(job, run, Checkpoints(job, optimizer, Writer(print)), print)
+    session = trainer.Session(
+        job=job, progress=run, optimizer=optimizer, parameters=parameters, noise={}, recovery=recovery
+    )
     needed = 0.0
     model.train()
-    wanted = [loader.step_rows(job.plan, step, orders).tolist() for step in range(steps)]
+    wanted = [loader.step_rows(job.schedule, step, orders).tolist() for step in range(steps)]
     references = []
     if job.objective.reference:
         references = [common.timed(lambda part=part: find_reference(job, rows, part))[0] for part in wanted]
@@ -158,16 +163,14 @@ def measure(args: Any, work: common.Workload, model: Any) -> common.Record:
         for number in range(args.steps):
             step = next(ready)
             forests = [batch.forest for batch in step.placed]
-            needed, line = common.timed(
-                lambda step=step: trainer.train_step(job, run, step, optimizer, parameters, {}, live)
-            )
+            needed, line = common.timed(lambda step=step: trainer.train_step(session, step))
             record.seconds.append(needed + (references[number] if references else 0.0))
             part = texts[number * work.rows : (number + 1) * work.rows]
             common.count_rows(record, part, line["unique_tokens"], sum(map(attention_pairs, forests)))
             if number == 0:
                 record.first = line["logps_chosen"] if work.pairs else line["loss"]
         if traced:
-            record.trace = trace(lambda: trainer.train_step(job, run, next(ready), optimizer, parameters, {}, live))
+            record.trace = trace(lambda: trainer.train_step(session, next(ready)))
     record.peak_bytes = common.peak()
     record.note = "; ".join(args.set)
     return record

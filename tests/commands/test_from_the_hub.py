@@ -178,8 +178,8 @@ def test_weights_come_once_and_never_as_pickles(story: Story) -> None:
 def test_bars_of_a_download_are_shown_on_a_terminal(tmp_path: Path) -> None:
     """Loading a model silences transformers' bars, which would take those of downloads with them."""
     program = (
-        "from byeori import hub; from byeori.model import load; from byeori.train import log\n"
-        "log.quiet_libraries(); load._quiet(); hub.fetch('me/large', hub.WEIGHTS)"
+        "from byeori.model import load; from byeori.support import console, hub\n"
+        "with console.quiet_libraries(): load._quiet(); hub.fetch('me/large', hub.WEIGHTS)"
     )
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))

@@ -169,7 +169,7 @@ def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFix
         ({"shape": "model_type=lama hidden_size=4"}, "has no model_type lama (did you mean llama?)"),
         ({"shape": "hidden_size=250 num_attention_heads=4 num_hidden_layers=1"}, "250"),
         ({"shape": "hidden_size=256 num_attention_heads=6 num_key_value_heads=4"}, "6"),
-        ({"shape": SHAPE, "cutoff_len": 10**6}, "is beyond the 2048 positions"),
+        ({"shape": SHAPE, "cutoff_len": 10**6}, "is beyond the maximum length of this shape; give 2048 or less"),
         ({"shape": SHAPE, "batch_size": 6, "micro_batch_size": 4}, "batch_size 6 is not a multiple of"),
         ({"shape": SHAPE, "objective": "dpo", "train_on_inputs": True}, "train_on_inputs does not apply to pairs"),
         ({"shape": SHAPE, "assumed_tokens": 4000}, "beyond cutoff_len 2048"),

@@ -26,7 +26,7 @@ from transformers import (
 
 import forks
 from byeori.artifacts import saved_model
-from byeori.artifacts.base_check import check_name
+from byeori.artifacts.saved_model import check_base_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.export import merge_check, merged_tensors
 from byeori.export.merge import MergeResult, merge
@@ -441,15 +441,15 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
 def test_names_say_nothing_beside_a_fingerprint_or_without_an_owner(tmp_path: Path, base: Path, adapter: Path) -> None:
     rewrite(adapter / "adapter_config.json", base_model_name_or_path="folder")
     for recorded in ("folder", "/models/gemma"):  # the first is what is published of one trained from a folder
-        check_name(adapter, recorded, "google/gemma-3-270m", option="--base_model")
+        check_base_name(adapter, recorded, "google/gemma-3-270m", option="--base_model")
     with pytest.raises(ModelError, match="another model on the Hub"):
-        check_name(adapter, "us/right", "us/copy", option="--base_model")
+        check_base_name(adapter, "us/right", "us/copy", option="--base_model")
     record = {"base_model": "us/right", "sha256": base_fingerprint(base)}
     (adapter / "byeori_base.json").write_text(json.dumps(record))
-    check_name(adapter, "us/right", "us/copy", option="--base_model")
+    check_base_name(adapter, "us/right", "us/copy", option="--base_model")
     (adapter / "byeori_base.json").write_text(json.dumps(record | {"sha256": ""}))
     with pytest.raises(ModelError, match="another model on the Hub"):
-        check_name(adapter, "us/right", "us/copy", option="--base_model")
+        check_base_name(adapter, "us/right", "us/copy", option="--base_model")
 
 
 def test_fingerprint_does_not_depend_on_shards(tmp_path: Path, base: Path) -> None:

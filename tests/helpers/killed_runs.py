@@ -70,11 +70,11 @@ class Place:
         return self.folder / f"whole-{variant}-{world}"
 
 
+@quiet_libraries()
 def prepare(folder: Path) -> Place:
     """A tiny model, 23 rows and 23 pairs."""
     model = folder / "model"
     torch.set_num_threads(1)
-    quiet_libraries()
     tokenizer = byte_level_tokenizer()
     tiny_llama(len(tokenizer)).save_pretrained(model)
     tokenizer.save_pretrained(model)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import byeori
-from byeori.commands import train  # noqa: F401  imported once, before the forks
+from byeori.commands import train  # imported once, before the forks
 from byeori.distributed import processes
 
 
@@ -23,10 +23,10 @@ def be(rank: int, world: int, port: int, runs: list) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    leave, processes.finish = processes.finish, lambda: None
+    train.shutdown = lambda: None
     for command, settings in runs:
         getattr(byeori, command)(**settings)
-    leave()
+    processes.shutdown()
 
 
 def main() -> int:

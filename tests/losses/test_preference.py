@@ -126,4 +126,4 @@ def test_long_answers_keep_their_difference_in_float32() -> None:
     exact = (logprobs.double() - reference.double()).view(2, 3000).sum(1)
     pair = Targets(weights=torch.ones(6000), owner=owner, examples=2, reference=reference)
     found = answers(logprobs, pair)
-    assert found.apart.item() == pytest.approx((exact[0] - exact[1]).item(), abs=1e-6)
+    assert found.margin.item() == pytest.approx((exact[0] - exact[1]).item(), abs=1e-6)

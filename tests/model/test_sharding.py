@@ -127,7 +127,13 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines of four, each process with 100 bytes, of which weights may take 60."""
     monkeypatch.setattr(parallel, "_memory", lambda processes: 100.0)
     eight = parallel.Processes(rank=0, world=8, device=torch.device("cpu"), local_world=4)
-    assert [parallel.choose("auto", size, eight).shards for size in (60, 61, 240, 241, 9999)] == [1, 4, 4, 8, 8]
-    assert [parallel.choose(kind, 9999, eight).shards for kind in ("ddp", "hsdp", "fsdp")] == [1, 4, 8]
+    assert [parallel.choose_sharding("auto", size, eight).shards for size in (60, 61, 240, 241, 9999)] == [
+        1,
+        4,
+        4,
+        8,
+        8,
+    ]
+    assert [parallel.choose_sharding(kind, 9999, eight).shards for kind in ("ddp", "hsdp", "fsdp")] == [1, 4, 8]
     one = parallel.Processes(rank=0, world=4, device=torch.device("cpu"), local_world=4)
-    assert parallel.choose("auto", 9999, one).shards == 4
+    assert parallel.choose_sharding("auto", 9999, one).shards == 4

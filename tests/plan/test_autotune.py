@@ -13,7 +13,6 @@ import torch
 
 import byeori
 from byeori import config
-from byeori.artifacts.starting_model import begin
 from byeori.batch import loader
 from byeori.commands import _planned, _rows
 from byeori.data import row_kinds, tokenized
@@ -135,11 +134,11 @@ def test_weights_are_shared_where_they_do_not_fit(
     tokenizer.save_pretrained(tmp_path / "tall")
     monkeypatch.setattr(autotune, "_SMALL", 0)
     monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(parallel, "least", lambda value, processes: value)
+    monkeypatch.setattr(autotune, "all_reduce_min", lambda value, processes: value)
     values = {"base_model": str(tmp_path / "tall"), "data_path": str(title_rows), "output_dir": str(tmp_path)}
     how = {"batch_size": 8, "micro_batch_size": 1, "load_in_4bit": False, "gradient_checkpointing": "full"}
     how |= {"cutoff_len": 256, "lora_r": 1, "lora_target_modules": "q_proj"}
-    settings, start = begin(config.check(config.SftSettings, values | how))
+    settings, start = _rows.begin(config.check(config.SftSettings, values | how))
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
     table = tokenized.Rows(table=_rows.prepare(settings, start, row_kind=row_kinds.ANSWER, processes=alone)[0].train)
     schedule = loader.schedule(len(table), batch_size=8, num_epochs=1, max_steps=None, seed=0)

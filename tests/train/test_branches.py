@@ -181,9 +181,9 @@ def test_another_base_is_refused(tiny_model: Path, title_rows: Path, tmp_path: P
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(other)
-    with pytest.raises(byeori.ByeoriError, match=r"weights of .* are not those; give that base with --base_model$"):
+    with pytest.raises(byeori.ByeoriError, match=r"and .* has other weights; give that base with --base_model$"):
         sft(other, title_rows, output, max_steps=3, resume_from_checkpoint="latest")
-    with pytest.raises(byeori.ByeoriError, match=r"and the weights of .*other are not those"):
+    with pytest.raises(byeori.ByeoriError, match=r"and .*other has other weights"):
         byeori.merge(
             peft_model_path=output / "checkpoint-2", base_model_name_or_path=other, output_dir=tmp_path / "merged"
         )
@@ -221,5 +221,5 @@ def test_a_merged_model_keeps_its_template(
     rows.write_text(json.dumps({"instruction": "가", "input": "", "output": "나"}) + "\n", encoding="utf-8")
     capfd.readouterr()
     sft(tmp_path / "merged", rows, tmp_path / "three", max_steps=1)
-    assert "names columns that the rows lack" in " ".join(capfd.readouterr().err.split())
+    assert "names columns that the rows do not have" in " ".join(capfd.readouterr().err.split())
     assert "{instruction}" in (tmp_path / "three" / "template.txt").read_text()

@@ -110,7 +110,7 @@ def test_newest_passes_over_what_is_damaged(tmp_path: Path) -> None:
     damage_byte(tmp_path / "checkpoint-10" / "optimizer.safetensors")
     told: list[str] = []
     assert checkpoint.newest(tmp_path, told.append) == tmp_path / "checkpoint-9"
-    assert told == [f"{tmp_path / 'checkpoint-10'} is passed over: optimizer.safetensors is damaged"]
+    assert told == [f"{tmp_path / 'checkpoint-10'} is skipped: optimizer.safetensors is damaged"]
     assert checkpoint.newest(tmp_path / "nowhere") is None
 
 
@@ -200,7 +200,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, monkeypatch: pytest.M
     checkpoint.save_adapter(tmp_path / "adapter", small_adapter())
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     (tmp_path / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(CheckpointError, match=r"\(a pickle, adapter_model.bin, is never loaded\)"):
+    with pytest.raises(CheckpointError, match=r"only a pickle \(adapter_model.bin\), which is never loaded"):
         checkpoint.load_adapter(tmp_path / "adapter", small_adapter())
     assert not (tmp_path / "exploded").exists()
 
@@ -248,7 +248,7 @@ def test_a_damaged_adapter_is_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"there is no checkpoint .*nowhere; --resume_from_checkpoint takes a folder"
+        CheckpointError, match=r"there is no checkpoint .*nowhere; give --resume_from_checkpoint a folder"
     ):
         checkpoint.load_training_state(
             tmp_path / "nowhere", small_adapter(), torch.optim.AdamW(trained(small_adapter()))

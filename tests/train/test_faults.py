@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from byeori.distributed import processes as parallel
+from byeori.distributed import processes
 from byeori.errors import CheckpointError, TrainingError
 from byeori.train import checkpoint, oom, trainer
 from byeori.train.state import Abandoned
@@ -42,9 +42,9 @@ OUT_OF_MEMORY: list[Exception] = [
 
 def run_out(monkeypatch: pytest.MonkeyPatch, call: int, error: Exception, after: int | None = None) -> list[int]:
     """The `call`-th pass over a micro-batch fails: at its start, or once `after` gradients are there already."""
-    real, calls, failed = trainer._there_and_back, [0], []
+    real, calls, failed = trainer._forward_backward, [0], []
 
-    def there_and_back(job: Any, batch: Any, weight: float) -> Any:
+    def forward_backward(job: Any, batch: Any, weight: float) -> Any:
         calls[0] += 1
         if calls[0] != call:
             return real(job, batch, weight)
@@ -67,7 +67,7 @@ def run_out(monkeypatch: pytest.MonkeyPatch, call: int, error: Exception, after:
             for hook in hooks:
                 hook.remove()
 
-    monkeypatch.setattr(trainer, "_there_and_back", there_and_back)
+    monkeypatch.setattr(trainer, "_forward_backward", forward_backward)
     return failed
 
 
@@ -246,7 +246,7 @@ def test_sharded_rows_that_do_not_fit_go_on_in_new_processes(
     assert process.returncode == 0, told
     told = " ".join(told.split())
     assert f"error: step {step}: 2 rows (" in told and "do not fit in memory together; go on with the same" in told
-    assert ("going on from" in told) == (step > 1)
+    assert ("resuming from" in told) == (step > 1)
     assert [line.get("micro_batches_halved", 0) for line in log(output)] == [0] * (step - 1) + [1] * (7 - step)
     sft(tiny_model, title_rows, tmp_path / "whole", num_epochs=1)
     assert losses(output) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
@@ -338,7 +338,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
         sft(tiny_model, title_rows, output, **how, **named)
     capsys.readouterr()
     sft(tiny_model, title_rows, output, **how, resume_from_checkpoint="latest")
-    assert f"{newest} is passed over: " in capsys.readouterr().err, damage
+    assert f"{newest} is skipped: " in capsys.readouterr().err, damage
     same(undisturbed, output, 12)
     assert checkpoints(output) == checkpoints(undisturbed) and not leftovers(output)
 
@@ -351,17 +351,17 @@ def test_a_step_is_kept_whose_process_is_lost_behind_it(
     evaluated: bool, tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks after the weights of step 3 have changed: it is whole unless its evaluation is due."""
-    real, asked = parallel.add_up, [0]
+    real, asked = trainer.all_reduce_sum, [0]
 
-    def add_up(values: list[float], processes: Any) -> list[float]:
+    def all_reduce_sum(values: list[float], processes: Any) -> list[float]:
         asked[0] += sys._getframe(1).f_code.co_name == "_after_step"
         if asked[0] == 3:
             raise RuntimeError("gloo: connection closed by peer")
         return real(values, processes)
 
-    monkeypatch.setattr(parallel, "add_up", add_up)
-    monkeypatch.setattr(parallel, "connection_broke", lambda error: "gloo" in str(error))
-    monkeypatch.setattr(parallel, "first_to_speak", lambda: True)
+    monkeypatch.setattr(trainer, "all_reduce_sum", all_reduce_sum)
+    monkeypatch.setattr(trainer, "connection_lost", lambda error: "gloo" in str(error))
+    monkeypatch.setattr(processes, "first_to_speak", lambda: True)
     how = {"val_set_size": 4, "eval_steps": 3} if evaluated else {}
     with pytest.raises(Abandoned):
         sft(tiny_model, title_rows, tmp_path / "cut", save_steps=2, **how)

@@ -32,7 +32,7 @@ def test_a_peak_is_that_of_its_run() -> None:
     large = torch.ones(64 * 2**20)
     before = memory.peak_memory_bytes(cpu)
     del large
-    memory.count_anew(cpu)
+    memory.reset_peak(cpu)
     assert memory.peak_memory_bytes(cpu) < before - 200 * 2**20
     again = torch.ones(16 * 2**20)
     assert memory.peak_memory_bytes(cpu) > memory.resident_bytes() - 2**20

@@ -11,8 +11,7 @@ import pytest
 
 from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
-from byeori.train import checkpoint
-from byeori.train import mirror as remote
+from byeori.train import checkpoint, mirror
 from runs import checkpoints, log, losses, names, sft, sha
 
 
@@ -44,12 +43,12 @@ def test_a_copy_that_was_cut_short_is_passed_over(
     system, root = fsspec.core.url_to_fs(url)
     system.rm(f"{root}/checkpoint-6/manifest.json")  # the manifest is copied last
     system.pipe_file(f"{root}/checkpoint-4/optimizer.safetensors", b"cut")
-    mirror = remote.Mirror(url)
-    assert mirror.steps() == [2, 4]
+    copies = mirror.Mirror(url)
+    assert copies.steps() == [2, 4]
     said: list[str] = []
-    assert mirror.fetch_newest(tmp_path / "two", said.append) == tmp_path / "two" / "checkpoint-2"
+    assert copies.fetch_newest(tmp_path / "two", said.append) == tmp_path / "two" / "checkpoint-2"
     assert said == [
-        f"{url}/checkpoint-4 is passed over: optimizer.safetensors is damaged",
+        f"{url}/checkpoint-4 is skipped: optimizer.safetensors is damaged",
         f"Fetched {url}/checkpoint-2",
     ]
     assert checkpoint.verify(tmp_path / "two" / "checkpoint-2") is None and checkpoints(tmp_path / "two") == [2]
@@ -76,9 +75,9 @@ def test_machines_that_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     two = processes.Processes(rank=0, world=2, device=torch.device("cpu"))
-    monkeypatch.setattr(processes, "add_up", lambda values, _: [values[0] + 10, values[1] + 100])
-    remote.check_agreement(Path("out/checkpoint-10"), two)
-    with pytest.raises(CheckpointError, match="would go on from different checkpoints"):
-        remote.check_agreement(Path("out/checkpoint-20"), two)
-    with pytest.raises(CheckpointError, match="would go on from different checkpoints"):
-        remote.check_agreement(None, two)
+    monkeypatch.setattr(mirror, "all_reduce_sum", lambda values, _: [values[0] + 10, values[1] + 100])
+    mirror.check_agreement(Path("out/checkpoint-10"), two)
+    with pytest.raises(CheckpointError, match="would resume from different checkpoints"):
+        mirror.check_agreement(Path("out/checkpoint-20"), two)
+    with pytest.raises(CheckpointError, match="would resume from different checkpoints"):
+        mirror.check_agreement(None, two)

@@ -136,5 +136,5 @@ def test_paging_is_said_where_there_is_none() -> None:
     assert optim.paging_note("adamw_8bit", cpu) is None
     assert optim.paging_note("paged_adamw_32bit", torch.device("cuda")) is None
     assert optim.paging_note("paged_adamw_32bit", cpu) == (
-        "--optim paged_adamw_32bit: CPU memory is not paged; the states simply lie in it"
+        "--optim paged_adamw_32bit: CPU memory is not paged; the optimizer states stay in it"
     )

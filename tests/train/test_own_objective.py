@@ -64,8 +64,7 @@ def test_its_first_loss_is_that_of_the_base(tiny_model: Path, title_rows: Path, 
 
 
 def _examples(values: dict[str, Any], rows: list[int]) -> list[Example]:
-    from byeori.artifacts.starting_model import begin
-    from byeori.commands._rows import prepare
+    from byeori.commands._rows import begin, prepare
     from byeori.data import row_kinds, tokenized
     from byeori.distributed.processes import Processes
 

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 import byeori
 from byeori import config
-from byeori.artifacts.starting_model import begin
 from byeori.commands import _rows
 from byeori.data import row_kinds, tokenized
 from byeori.distributed import processes
@@ -56,7 +55,7 @@ def dpo(model: Path, data: Path, output: Path, **changes: Any) -> Any:
 
 def pairs(values: dict[str, Any]) -> dict[int, Pair]:
     """Tokenized pairs by their place in the source."""
-    checked, begun = begin(config.check(config.DpoSettings, values))
+    checked, begun = _rows.begin(config.check(config.DpoSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     table = _rows.prepare(checked, begun, row_kind=row_kinds.PREFERENCE, processes=alone)[0].train
     found = [tokenized.Rows(table=table, per_row=2).unit(index) for index in range(len(table) // 2)]
@@ -228,7 +227,7 @@ def test_settings_that_do_not_belong_to_a_loss(tiny_model: Path, pair_rows: Path
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing belongs to the losses sigmoid and simpo"),
         ({"simpo_gamma": 1.0}, "simpo_gamma belongs to the loss simpo, not sigmoid"),
-        ({"train_on_inputs": True}, "train_on_inputs has no meaning for pairs"),
+        ({"train_on_inputs": True}, "train_on_inputs does not apply to pairs"),
         ({"loss": "dpo"}, "--loss 'dpo': input should be 'sigmoid', 'ipo'"),
     ]
     for changes, words in wrong:

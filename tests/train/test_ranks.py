@@ -90,7 +90,7 @@ def test_torchrun_starts_again_and_goes_on_by_itself(
     os.kill(process.rank(1), signal.SIGKILL)
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
-    assert re.search(rf"Started again by torchrun; going on from {output}/checkpoint-\d\d", told), told
+    assert re.search(rf"Restarted by torchrun; resuming from {output}/checkpoint-\d\d", told), told
     same(whole, output)
 
 

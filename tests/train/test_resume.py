@@ -78,8 +78,8 @@ def test_latest_passes_over_a_damaged_checkpoint(
     capsys.readouterr()
     sft(tiny_model, title_rows, tmp_path / "out", **how, resume_from_checkpoint="latest")
     told = capsys.readouterr().err
-    assert f"{tmp_path / 'out' / 'checkpoint-12'} is passed over: optimizer.safetensors is damaged" in told
-    assert f"{tmp_path / 'out' / 'checkpoint-8'} is passed over: it has no manifest" in told
+    assert f"{tmp_path / 'out' / 'checkpoint-12'} is skipped: optimizer.safetensors is damaged" in told
+    assert f"{tmp_path / 'out' / 'checkpoint-8'} is skipped: it has no manifest" in told
     same(tmp_path / "whole", tmp_path / "out", 12)
     assert not leftovers(tmp_path / "out")
 
@@ -87,7 +87,7 @@ def test_latest_passes_over_a_damaged_checkpoint(
 def test_no_whole_checkpoint_is_an_error(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     sft(tiny_model, title_rows, tmp_path / "out", max_steps=2)
     (tmp_path / "out" / "checkpoint-2" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; start anew with --overwrite_output_dir"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; start over with --overwrite_output_dir"):
         sft(tiny_model, title_rows, tmp_path / "out", resume_from_checkpoint="latest")
 
 

@@ -104,7 +104,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tiny_model: Path, title_r
     """A file lies where tensorboard wants its folder."""
     sft(tiny_model, title_rows, inside / "out", max_steps=1)
     (inside / "out" / "runs").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--report_to tensorboard: it did not start \(.*runs.*\); mend it, or leave"):
+    with pytest.raises(ConfigError, match=r"--report_to tensorboard: it did not start \(.*runs.*\); fix it or leave"):
         sft(
             tiny_model,
             title_rows,
@@ -125,5 +125,5 @@ def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(inside: Path) -> N
         trackers._trackers["tensorboard"].writer.file_writer.event_writer._async_writer.close()
         trackers.write(line | {"step": 2})
         trackers.write(line | {"step": 3})
-    assert len(said) == 1 and said[0].startswith("tensorboard failed and gets nothing more (")
+    assert len(said) == 1 and said[0].startswith("tensorboard failed and is no longer used (")
     assert said[0].endswith("the run goes on, and train_log.jsonl has every line")

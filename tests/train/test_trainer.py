@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
 
 from byeori import config
-from byeori.artifacts.starting_model import begin
 from byeori.commands import _rows as rows
 from byeori.commands import train
 from byeori.data import row_kinds, tokenized
@@ -31,7 +30,7 @@ from tiny_models import byte_level_tokenizer
 
 
 def prepared(values: dict[str, Any]) -> rows.Prepared:
-    checked, begun = begin(config.check(config.SftSettings, values))
+    checked, begun = rows.begin(config.check(config.SftSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     return rows.prepare(checked, begun, row_kind=row_kinds.ANSWER, processes=alone)[0]
 

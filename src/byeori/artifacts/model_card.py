@@ -1,10 +1,10 @@
-"""The model card: README.md of a finished adapter or merged model, made from the files that lie beside it.
+"""The model card: README.md of a finished adapter or merged model, made from the files next to it.
 
     adapter_config.json, byeori.yaml, template.txt, audit.json, metrics.json, train_log.jsonl, merge_report.json
         ──(each one optional)──> YAML header + Markdown
 
-Of a merged model, what was found out about its adapter (numbers of the comparison, audit, log) lies with that.
-Local paths are shown by their last name only, and no text of data or settings can break out of its fence or cell.
+The metrics, audit and log of a merged model are those of its adapter, in the adapter's folder. Of a local path only
+the last name is shown, and no text of data or settings can break out of its fence or cell.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 
 import yaml
 
+from byeori.artifacts import layout
 from byeori.data import row_kinds
 from byeori.support.atomic_files import sha256
 
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    layout.TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -58,12 +59,12 @@ _SHOWN = (
     "dtype",
 )
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
-_UNKNOWN = "A causal language model; nothing that lies beside it says how it was made."
+_UNKNOWN = "A causal language model; no file next to it tells how it was made."
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def is_local_path(text: str) -> bool:
-    """Does this name a place on one machine, whatever it holds? (`/a/b`, `~/a`, `../a`, `C:\\a`, `file://a`)"""
+    """Return whether this is a path on one machine (`/a/b`, `~/a`, `../a`, `C:\\a`, `file://a`)."""
     return "\n" not in text and bool(re.match(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|file:)", text))
 
 
@@ -73,63 +74,63 @@ def last_name(text: str) -> str:
 
 
 def public_name(text: str) -> str:
-    """A Hub id as it is; of anything local, the last name alone."""
+    """Return a Hub id as it is, and the last name of anything local."""
     return text if is_hub_id(text) else last_name(text)
 
 
 def is_hub_id(text: str) -> bool:
-    """Is this `name` or `user/name` on the Hub, and not a file or folder that is here?"""
+    """Return whether this is `name` or `user/name` on the Hub, and not a local file or folder."""
     shaped = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
     return shaped and not text.lower().endswith(_DATA_ENDINGS) and not Path(text).exists()
 
 
-def model_card(folder: Path, *, name: str | None = None, found: dict[str, Path] | None = None) -> str:
-    """README.md of what lies in `folder`. name: its Hub id, or the folder that it will be in, if not this one.
+def model_card(folder: Path, *, name: str | None = None, paths: dict[str, Path] | None = None) -> str:
+    """Return the README.md of a folder. name: its Hub id, or the folder that it will be in, if not this one.
 
-    found: `findings` of it, where they are known already.
+    paths: what `findings` returns for it, if that is known already.
     """
-    adapter = _read_json(folder / "adapter_config.json")
-    settings = _read_settings(folder / "byeori.yaml")
-    report = _read_json(folder / "merge_report.json")
+    adapter = _read_json(folder / layout.ADAPTER_CONFIG)
+    settings = _read_settings(folder / layout.SETTINGS)
+    report = _read_json(folder / layout.MERGE_REPORT)
     merged, known = not adapter, bool(adapter or settings or report)
     base = str(adapter.get("base_model_name_or_path") or settings.get("base_model") or report.get("base") or "")
-    found = found or findings(folder)
+    found_in = paths or findings(folder)
     data = settings.get("data_path") or []
-    paths = [str(item) for item in (data if isinstance(data, list) else [data])]
+    sources = [str(item) for item in (data if isinstance(data, list) else [data])]
     name = name or folder.resolve().name
     parts = [
         _header(
-            base, paths, merged=merged, tags=["byeori", "lora", row_kinds.recorded(settings).command] if known else []
+            base, sources, merged=merged, tags=["byeori", "lora", row_kinds.recorded(settings).command] if known else []
         ),
         MARK,
         f"# {_inline(name.rpartition('/')[2])}",
         _what(base, adapter, report) if known else _UNKNOWN,
-        _template(folder / "template.txt"),
-        _data(paths, _read_json(found["audit.json"])),
-        _settings(settings, adapter, found["train_log.jsonl"]),
-        _result(_read_json(found["metrics.json"]), report),
+        _template(folder / layout.TEMPLATE),
+        _data(sources, _read_json(found_in[layout.AUDIT])),
+        _settings(settings, adapter, found_in[layout.LOG]),
+        _result(_read_json(found_in[layout.METRICS]), report),
         _usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def findings(folder: Path) -> dict[str, Path]:
-    """Where metrics.json, audit.json and train_log.jsonl of an adapter or a merged model are, or would be.
+    """Return the paths of metrics.json, audit.json and train_log.jsonl of an adapter or a merged model, by name.
 
-    A merged model has them from its adapter, as long as that lies where it was and has the weights that were merged,
-    all of which are read to know that.
+    Those of a merged model may be in its adapter's folder, if that still has the weights that were merged: they are
+    hashed to know that.
     """
-    paths = {name: folder / name for name in ("metrics.json", "audit.json", "train_log.jsonl")}
-    report = _read_json(folder / "merge_report.json")
+    paths = {name: folder / name for name in (layout.METRICS, layout.AUDIT, layout.LOG)}
+    report = _read_json(folder / layout.MERGE_REPORT)
     adapter = Path(str(report.get("adapter") or folder))
-    weights = adapter / "adapter_model.safetensors"
+    weights = adapter / layout.ADAPTER
     if report and weights.is_file() and sha256(weights) == report.get("adapter_sha256"):
         paths = {name: path if path.is_file() else adapter / name for name, path in paths.items()}
     return paths
 
 
 def is_generated(text: str) -> bool:
-    """Is this card byeori's own, or the blank one that PEFT leaves, so that it may be written anew?"""
+    """Return whether a card may be overwritten: it is byeori's own, or the blank one that PEFT writes."""
     return MARK in text or "[More Information Needed]" in text
 
 
@@ -168,7 +169,7 @@ def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
 def _template(path: Path) -> str:
     if not path.is_file():
         return ""
-    lead = "`{columns}` are filled in; the model writes what stands at the last one."
+    lead = "The `{columns}` are filled in; the model writes the last one."
     return f"## Prompt template\n\n{lead}\n\n{fenced(path.read_text(encoding='utf-8'))}"
 
 
@@ -195,15 +196,15 @@ def _settings(settings: dict[str, Any], adapter: dict[str, Any], log: Path) -> s
 
 def _last_losses(log: Path) -> dict[str, Any]:
     """Steps, last training loss and last evaluation loss of a run's log."""
-    found: dict[str, Any] = {}
+    losses: dict[str, Any] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
             names = {"step": "steps", "loss": "last training loss", "eval_loss": "last evaluation loss"}
-            found |= {names[key]: entry[key] for key in names if isinstance(entry.get(key), (int, float))}
+            losses |= {names[key]: entry[key] for key in names if isinstance(entry.get(key), (int, float))}
         except (ValueError, AttributeError):  # a last line that a crash cut short
             continue
-    return found
+    return losses
 
 
 def _result(metrics: dict[str, Any], report: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""What stands behind a name: an adapter or a whole model, here or on the Hub, with its tokenizer and its template.
+"""An adapter or a whole model, here or on the Hub, with its tokenizer and its template.
 
-    name ── find: config, tokenizer, header of the adapter ──> SavedModel ── load: weights ──> model ready to answer
+    name ── find: config, tokenizer, header of the adapter ──> SavedModel ── load_weights ──> model ready to answer
 
-Everything that can be wrong with the small files is found before weights are loaded.
+Every error in the small files is reported before weights are loaded.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import base_check, layout
-from byeori.artifacts.layout import SETTINGS, TEMPLATE
+from byeori.artifacts import layout
+from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, BASE, SETTINGS, TEMPLATE
+from byeori.artifacts.model_card import is_hub_id
 from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.kernels import lora_linear
 from byeori.model import load
-from byeori.model.fingerprint import read_header
+from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.model.light import without_bitsandbytes
+from byeori.support.pickles import missing_weights
 from byeori.support.text_files import one_line
 from byeori.support.yaml_files import yaml_mapping
 
@@ -33,9 +35,9 @@ from byeori.support.yaml_files import yaml_mapping
 class SavedModel:
     """A model or an adapter whose weights are not loaded yet.
 
-    name: as it was given. folder: where its files lie. base: the model under an adapter, else the folder itself.
-    positions: the most tokens that the model was made for, None where it has no such limit.
-    settings: of the run that made it; empty where it is not byeori's.
+    name: as it was given. folder: with its files. base: the model under an adapter, else the folder itself.
+    max_length: of prompt and answer in tokens; None if the model has no limit.
+    settings: of the run that made it; empty if it is not byeori's.
     """
 
     name: str
@@ -44,7 +46,7 @@ class SavedModel:
     base: str
     revision: str | None
     tokenizer: Any
-    positions: int | None
+    max_length: int | None
     settings: dict[str, Any]
 
 
@@ -53,23 +55,23 @@ def find(
     base: str | None = None,
     *,
     revision: str | None = None,
-    moved: str = "give --base_model where it lies now",
+    moved: str = "give --base_model where it is now",
 ) -> SavedModel:
-    """Look a model or an adapter up. revision: of `name` on the Hub; an adapter names its base's own.
+    """Find a model or an adapter. revision: of `name` on the Hub; an adapter names that of its base.
 
-    moved: what to do where an adapter's base is no longer where it was.
+    moved: what to do if an adapter's base is no longer where it was.
 
     Raises:
-        ModelError, HubError: not there, damaged, or an adapter that does not fit its base.
-        ConfigError: a base for what is no adapter.
+        ModelError, HubError: if it is missing, damaged, or an adapter that does not fit its base.
+        ConfigError: if a base is given for a whole model.
     """
     folder = load.local_folder(name, revision)
     settings = run_settings(folder)
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         if base is not None:
             raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
         tokenizer, _ = load.load_tokenizer(str(folder))
-        positions = load.positions_limit(load.load_config(str(folder)))
+        max_length = load.positions_limit(load.load_config(str(folder)))
         return SavedModel(
             name=name,
             folder=folder,
@@ -77,22 +79,22 @@ def find(
             base=str(folder),
             revision=None,
             tokenizer=tokenizer,
-            positions=positions,
+            max_length=max_length,
             settings=settings,
         )
-    recorded, of_base = _check_adapter(folder, name)
+    recorded, base_revision = _check_adapter(folder, name)
     base_name = base or recorded
     if not base_name:
         raise ModelError(f"the adapter {name} does not say which base it belongs to; give --base_model")
-    base_check.check_name(folder, recorded, base, option="--base_model")
-    revision = of_base if base_name == recorded else None
+    check_base_name(folder, recorded, base, option="--base_model")
+    revision = base_revision if base_name == recorded else None
     try:
-        positions = load.positions_limit(load.load_config(base_name, revision=revision))
+        max_length = load.positions_limit(load.load_config(base_name, revision=revision))
     except ByeoriError as error:
         hint = "" if base else f"; {name} was trained on it: {moved}"
         raise type(error)(f"{error}{hint}") from None
-    base_check.check_weights(folder, Path(base_name), base_name, option="--base_model")
-    own = (folder / "tokenizer_config.json").exists()
+    check_base_weights(folder, Path(base_name), base_name, option="--base_model")
+    own = (folder / layout.TOKENIZER_CONFIG).exists()
     tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
     return SavedModel(
         name=name,
@@ -101,7 +103,7 @@ def find(
         base=base_name,
         revision=revision,
         tokenizer=tokenizer,
-        positions=positions,
+        max_length=max_length,
         settings=settings,
     )
 
@@ -123,42 +125,92 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
     """The base that an adapter names, and its revision.
 
     Raises:
-        ModelError: its configuration or its weights are missing, damaged, or a pickle.
+        ModelError: if its configuration or its weights are missing, damaged, or a pickle.
     """
     try:
-        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         base, revision = recorded.get("base_model_name_or_path"), recorded.get("revision")
     except (OSError, ValueError, AttributeError):
-        raise ModelError(f"{folder / 'adapter_config.json'} is damaged; copy the adapter again") from None
-    if not (folder / layout.ADAPTER).is_file():
-        pickled = ", only a pickle (adapter_model.bin), which is never loaded" if any(folder.glob("*.bin")) else ""
-        raise ModelError(f"the adapter {name} has no {layout.ADAPTER}{pickled}; save it as safetensors")
-    read_header(folder / layout.ADAPTER)
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged; copy the adapter again") from None
+    if not (folder / ADAPTER).is_file():
+        raise ModelError(f"the adapter {name} is incomplete: {missing_weights(folder, ADAPTER)}")
+    read_header(folder / ADAPTER)
     return base, revision
 
 
-def load_weights(found: SavedModel, dtype_name: str, device: torch.device) -> Any:
-    """The model, an adapter on its base (which can be switched off), in evaluation mode.
+# ---- does an adapter belong to a base? ------------------------------------------------------------------------------
+
+
+def check_base_name(adapter: Path, recorded: str | None, given: str | None, *, option: str) -> None:
+    """Compare the Hub ids that the adapter records and the user gives, if no fingerprint can tell the weights apart.
+
+    A record without an owner (`gemma-3-270m`) may be the last name of any folder, and says nothing.
+    option: the flag that names the base.
 
     Raises:
-        ModelError, HubError: damaged weights, or an adapter that does not fit its base.
+        ModelError: if they name two repositories.
+    """
+    if recorded is None or given is None or "/" not in recorded or not (is_hub_id(recorded) and is_hub_id(given)):
+        return
+    same = f"/{recorded}".lower().endswith(f"/{given}".lower())  # old models are on the Hub without their owner too
+    if not same and _recorded_base(adapter) is None:
+        raise ModelError(
+            f"{adapter} was trained on {recorded}, and {given} is another model on the Hub; leave {option} out, or, "
+            "if both have the same weights, download it and give its folder"
+        )
+
+
+def check_base_weights(adapter: Path, folder: Path, name: str, *, option: str) -> None:
+    """Compare the base's fingerprint with the one that training recorded with the adapter, if both are here.
+
+    name: the base's, as it was given. option: the flag that names the base.
+
+    Raises:
+        ModelError: if they differ, or the record is damaged.
+    """
+    recorded = _recorded_base(adapter) if folder.is_dir() else None
+    if recorded is not None and base_fingerprint(folder) != recorded[1]:
+        raise ModelError(
+            f"{adapter} was trained on {recorded[0]}, and {name} has other weights; give that base with {option}"
+        )
+
+
+def _recorded_base(adapter: Path) -> tuple[str, str] | None:
+    """The name and the fingerprint of the base that training recorded with the adapter, if it did."""
+    path = adapter / BASE
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        trained_on, fingerprint = record["base_model"], record["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    return (trained_on, fingerprint) if fingerprint else None
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def load_weights(saved: SavedModel, dtype_name: str, device: torch.device) -> Any:
+    """Load the model, or an adapter on its base (which can be switched off), in evaluation mode.
+
+    Raises:
+        ModelError, HubError: if weights are damaged, or an adapter does not fit its base.
     """
     dtype = load.resolve_dtype(dtype_name, device)
-    model = load.load_model(found.base, dtype=dtype, device=device, revision=found.revision)
-    return with_adapter(model, found) if found.is_adapter else model
+    model = load.load_model(saved.base, dtype=dtype, device=device, revision=saved.revision)
+    return with_adapter(model, saved) if saved.is_adapter else model
 
 
-def with_adapter(model: Any, found: SavedModel, *, trainable: bool = False) -> Any:
-    """An adapter on its base, in evaluation mode.
-
-    trainable: the adapter is to be trained further.
+def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> Any:
+    """Put an adapter on its base, in evaluation mode. trainable: the adapter will be trained further.
 
     Raises:
-        ModelError: it does not fit the base.
+        ModelError: if it does not fit the base.
     """
     from peft import PeftModel
 
-    folder, misfit = str(found.folder), f"the adapter {found.name} does not fit the base {found.base}"
+    folder, misfit = str(saved.folder), f"the adapter {saved.name} does not fit the base {saved.base}"
     remedy = "give the base that it was trained on with --base_model"
     try:
         with without_bitsandbytes(model):
@@ -179,38 +231,38 @@ def with_adapter(model: Any, found: SavedModel, *, trainable: bool = False) -> A
 # ---- the prompt --------------------------------------------------------------------------------------------------
 
 
-def template_of(found: SavedModel, spec: str | None) -> Template | None:
-    """The template that is named, or was saved beside the weights; None for the tokenizer's chat template.
+def template_of(saved: SavedModel, spec: str | None) -> Template | None:
+    """Return the template that is named, or else saved with the weights; None for the tokenizer's chat template.
 
     Raises:
-        TemplateError: nothing was saved and nothing is named.
+        TemplateError: if no template is named and none was saved.
     """
-    beside = found.folder / TEMPLATE
+    path = saved.folder / TEMPLATE
     if spec is not None:
         return template.resolve(spec)
-    if beside.is_file():
-        return saved(beside)
-    if found.tokenizer.chat_template:
+    if path.is_file():
+        return read_template(path)
+    if saved.tokenizer.chat_template:
         return None
-    raise TemplateError(f"{found.name} has neither a saved {TEMPLATE} nor a chat template; give --template")
+    raise TemplateError(f"{saved.name} has neither a saved {TEMPLATE} nor a chat template; give --template")
 
 
-def saved(path: Path) -> Template:
-    """The template that lies beside trained weights."""
+def read_template(path: Path) -> Template:
+    """Read the template that was saved with trained weights."""
     return template.parse(path.read_text(encoding="utf-8"), TEMPLATE, lenient=True)
 
 
-def encoding(found: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
+def encoding(saved: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
     """Return how rows become tokens for it."""
     return tokenize.encoding(
-        found.tokenizer,
+        saved.tokenizer,
         chosen,
         cutoff_len=cutoff_len,
-        add_eos_token=found.tokenizer.eos_token_id is not None,
+        add_eos_token=saved.tokenizer.eos_token_id is not None,
         train_on_inputs=False,
     )
 
 
-def raw_encoding(found: SavedModel) -> Encoding:
-    """For text that is a finished prompt: no template, no end-of-text token."""
-    return replace(encoding(found, template.parse("{text}")), eos=None)
+def raw_encoding(saved: SavedModel) -> Encoding:
+    """Return the encoding of text that is a finished prompt: no template, no end-of-text token."""
+    return replace(encoding(saved, template.parse("{text}")), eos=None)

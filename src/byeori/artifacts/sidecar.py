@@ -1,4 +1,4 @@
-"""What lies beside weights: tokenizer, template, settings, the base's fingerprint, the audit and the card."""
+"""The files next to weights: tokenizer, template, settings, the base's fingerprint, the audit and the model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from byeori.model.fingerprint import base_fingerprint
 from byeori.support import hub
 
 
-def write_beside(folder: Path, encoding: Encoding, settings: dict[str, Any]) -> None:
+def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any]) -> None:
     """Write tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt.
 
     settings: of the run, by name, with its `row_kind`.
@@ -36,18 +36,18 @@ def write_beside(folder: Path, encoding: Encoding, settings: dict[str, Any]) -> 
     (folder / SETTINGS).write_text(text, encoding="utf-8")
     names = ("byeori", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")
     versions = {name: version(name) for name in names}
-    (folder / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
+    (folder / layout.VERSIONS).write_text(json.dumps(versions, indent=1), encoding="utf-8")
 
 
 def write_start(folder: Path, base: str, revision: str | None, content: str) -> None:
-    """What a run began from: the base, and its rows by a hash of their tokens."""
+    """Record what a run began from: the base, and a hash of its rows' tokens."""
     record = {"base_model": base, "sha256": fingerprint(base, revision), "rows_sha256": content}
     (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
-    """The audit, the log, and the model card, unless a card of the user's own lies there."""
-    (folder / AUDIT).write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+def write_run_facts(folder: Path, output: Path, audit: dict[str, Any]) -> None:
+    """Write the audit, the log, and the model card, unless `output` has a card that the user wrote."""
+    (folder / AUDIT).write_text(json.dumps(audit, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.copy(output / layout.LOG, folder / layout.LOG)
     own = output / CARD
     if not own.is_file() or model_card.is_generated(own.read_text(encoding="utf-8", errors="replace")):
@@ -55,6 +55,6 @@ def write_run_facts(folder: Path, output: Path, found: dict[str, Any]) -> None:
 
 
 def fingerprint(base: str, revision: str | None) -> str:
-    """A hash that tells a base whose weights are here from others."""
+    """Return a hash of a base's weights, which are in its folder or in the Hub's cache."""
     local = Path(base)
     return base_fingerprint(local if local.is_dir() else hub.cached(base, hub.WEIGHTS, revision=revision))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from byeori.artifacts import saved_model
-from byeori.config import PreviewSettings, TrainSettings
+from byeori.artifacts import layout, saved_model
 from byeori.errors import ConfigError
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.support import hub
-
-S = TypeVar("S", TrainSettings, PreviewSettings)
 
 # what an adapter that is trained further brings with it: the setting, and its name in adapter_config.json
 _LORA = {
@@ -27,9 +25,9 @@ _LORA = {
 
 @dataclass(kw_only=True, slots=True)
 class StartingModel:
-    """base: the model under everything. adapter: what is trained further, None for a new one. notes: for the user.
+    """base: the model under everything. adapter: the one that is trained further, or None. notes: for the user.
 
-    tokenizer: None once it was let go of; one of 262,144 words takes 0.6 GB.
+    tokenizer: None once it is released; one with 262,144 tokens takes 0.6 GB.
     """
 
     base: str
@@ -38,91 +36,95 @@ class StartingModel:
     tokenizer: Any
     notes: list[str]
 
-    def let_go_of_tokenizer(self) -> None:
-        """Rows are tokenized; the callers that still hold this record need nothing more of it."""
+    def release_tokenizer(self) -> None:
+        """Free its memory: rows are tokenized, and no holder of this record needs it any more."""
         self.tokenizer = None
         self.adapter = self.adapter and replace(self.adapter, tokenizer=None)
 
 
-def begin(settings: S) -> tuple[S, StartingModel]:
-    """Find it, and resolve the settings that depend on it: cutoff_len, and the shape of an adapter that is there.
+def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[StartingModel, dict[str, Any]]:
+    """Find the model, and the settings that it decides: cutoff_len, and the shape of an adapter that is there.
+
+    settings: of training or a preview, by name. given: the names that the user gave, not the defaults.
 
     Raises:
-        ModelError, HubError: no model there. ConfigError: a setting that it cannot have.
+        ModelError, HubError: if there is no model.
+        ConfigError: if the user gave a setting that the model cannot have.
     """
-    name = settings.base_model
-    if is_adapter(name, settings.revision):
-        moved = f"give --base_model where it lies now, with --resume_from_checkpoint {name}"
-        found = saved_model.find(name, revision=settings.revision, moved=moved)
-        settings = settings.model_copy(update=_shape(settings, found.folder))
+    name, revision = settings["base_model"], settings["revision"]
+    decided: dict[str, Any] = {}
+    if is_adapter(name, revision):
+        moved = f"give --base_model where it is now, with --resume_from_checkpoint {name}"
+        adapter = saved_model.find(name, revision=revision, moved=moved)
+        if "lora_r" in settings:
+            decided = _adapter_shape(settings, given, adapter.folder)
         start = StartingModel(
-            base=found.base, revision=found.revision, adapter=found, tokenizer=found.tokenizer, notes=[]
+            base=adapter.base, revision=adapter.revision, adapter=adapter, tokenizer=adapter.tokenizer, notes=[]
         )
-        positions = found.positions
+        max_length = adapter.max_length
     else:
-        trusted = settings.trust_remote_code is not None
-        config = load.load_config(name, revision=settings.revision, trust_remote_code=trusted)
-        tokenizer, notes = load.load_tokenizer(name, revision=settings.revision, trust_remote_code=trusted)
-        start = StartingModel(base=name, revision=settings.revision, adapter=None, tokenizer=tokenizer, notes=notes)
-        positions = load.positions_limit(config)
-    if positions is not None and settings.cutoff_len > positions and "cutoff_len" not in settings.model_fields_set:
-        start.notes.append(f"cutoff_len is {positions}: {start.base} has no more positions")
-        settings = settings.model_copy(update={"cutoff_len": positions})
-    check_cutoff(settings.cutoff_len, positions, start.base)
-    return settings, start
+        trusted = settings["trust_remote_code"] is not None
+        config = load.load_config(name, revision=revision, trust_remote_code=trusted)
+        tokenizer, notes = load.load_tokenizer(name, revision=revision, trust_remote_code=trusted)
+        start = StartingModel(base=name, revision=revision, adapter=None, tokenizer=tokenizer, notes=notes)
+        max_length = load.positions_limit(config)
+    cutoff_len = settings["cutoff_len"]
+    if max_length is not None and cutoff_len > max_length and "cutoff_len" not in given:
+        start.notes.append(f"cutoff_len is {max_length}, the maximum length of {start.base}")
+        cutoff_len = decided["cutoff_len"] = max_length
+    check_cutoff(cutoff_len, max_length, start.base)
+    return start, decided
 
 
-def check_cutoff(cutoff_len: int, positions: int | None, name: str) -> None:
-    """See whether examples of this length fit the model.
+def check_cutoff(cutoff_len: int, max_length: int | None, name: str) -> None:
+    """Raise unless examples of this length fit the model.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: if they do not.
     """
-    if positions is not None and cutoff_len > positions:
+    if max_length is not None and cutoff_len > max_length:
         raise ConfigError(
-            f"--cutoff_len {cutoff_len} is beyond the {positions} positions of {name}; give {positions} or less"
+            f"--cutoff_len {cutoff_len} is beyond the maximum length of {name}; give {max_length} or less"
         )
 
 
 def is_adapter(name: str, revision: str | None = None) -> bool:
-    """Whether a folder or a Hub id holds an adapter."""
+    """Return whether a folder or a Hub id holds an adapter."""
     if Path(name).is_dir():
-        whole = any((Path(name) / file).is_file() for file in (SINGLE, INDEX))
-        return (Path(name) / "adapter_config.json").is_file() and not whole
+        is_model = any((Path(name) / file).is_file() for file in (SINGLE, INDEX))
+        return (Path(name) / layout.ADAPTER_CONFIG).is_file() and not is_model
     if Path(name).exists() or hub.looks_local(name):
         return False
     from huggingface_hub import file_exists
 
     try:
         if not hub.reachable(name):
-            folder = hub.cached(name, ("adapter_config.json",), revision=revision)
+            folder = hub.cached(name, (layout.ADAPTER_CONFIG,), revision=revision)
             return not any((folder / file).is_file() for file in (SINGLE, INDEX))
-        return file_exists(name, "adapter_config.json", revision=revision) and not any(
+        return file_exists(name, layout.ADAPTER_CONFIG, revision=revision) and not any(
             file_exists(name, file, revision=revision) for file in (SINGLE, INDEX)
         )
-    except Exception:  # whatever is wrong with the name is said when its files are read
+    except Exception:  # whatever is wrong with the name is reported when its files are read
         return False
 
 
-def _shape(settings: TrainSettings | PreviewSettings, folder: Path) -> dict[str, Any]:
+def _adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: Path) -> dict[str, Any]:
     """The adapter's own rank, scale, dropout and layers.
 
     Raises:
-        ConfigError: others are asked for.
+        ConfigError: if the user gave others.
     """
-    if not isinstance(settings, TrainSettings):
-        return {}
-    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    recorded = json.loads((folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     shape = {setting: recorded[name] for setting, name in _LORA.items()}
     layers = shape["lora_target_modules"]
     shape["lora_target_modules"] = sorted(layers) if isinstance(layers, list) else [layers]
     for setting, value in shape.items():
-        given = getattr(settings, setting)
+        asked = settings[setting]
         if setting == "lora_target_modules":
-            given = value if given == ["all-linear"] else sorted(given)
-        if setting in settings.model_fields_set and given != value:
+            asked = value if asked == ["all-linear"] else sorted(asked)
+        if setting in given and asked != value:
             raise ConfigError(
-                f"--{setting} {given} is not that of the adapter {settings.base_model}, which is trained further "
+                f"--{setting} {asked} is not that of the adapter {settings['base_model']}, which is trained further "
                 f"({value}); leave it out, or merge the adapter first"
             )
     return shape

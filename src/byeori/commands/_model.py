@@ -1,12 +1,14 @@
-"""The model of a training run: where its weights lie and how, its adapter, and what makes it fast."""
+"""The model of a training run: its weights, its adapter, its objective, and what makes it fast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import StartingModel
+from byeori.batch import loader
 from byeori.config import DpoSettings, TrainSettings
 from byeori.distributed.processes import Processes
 from byeori.errors import ConfigError
@@ -15,9 +17,9 @@ from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import adapter, load, load_streamed, sharding, wrap
+from byeori.support.console import Say
 from byeori.train import memory, optim
-
-Tell = Callable[[str], None]
+from byeori.train.state import Options
 
 
 def objective_of(settings: TrainSettings) -> Objective:
@@ -34,39 +36,45 @@ def objective_of(settings: TrainSettings) -> Objective:
 
 
 def bits(settings: TrainSettings) -> int | None:
-    """4 or 8 where the frozen weights are packed."""
+    """Return 4 or 8 if the frozen weights are quantized."""
     return 4 if settings.load_in_4bit is True else 8 if settings.load_in_8bit else None
 
 
-def check(settings: TrainSettings, processes: Processes, tell: Tell) -> None:
-    """Say what the settings mean here.
+def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
+    """Check the settings against the processes, with a note about what has no effect here.
 
     Raises:
-        ConfigError: more processes are asked for than there are.
+        ConfigError: if another number of processes is asked for than there are, or batch_size cannot be divided.
     """
     if settings.nproc not in (None, processes.local_world):
         raise ConfigError("nproc starts processes from the command line only; in Python, start them with torchrun")
+    size, world = settings.micro_batch_size or 1, processes.world
+    if settings.batch_size % (size * world):
+        raise ConfigError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {size} x {world} processes; "
+            f"use {size * world * max(1, settings.batch_size // (size * world))}"
+        )
     if note := optim.paging_note(settings.optim, processes.device):
-        tell(note)
+        say(note)
 
 
-def adapted_model(settings: TrainSettings, start: StartingModel, processes: Processes, tell: Tell) -> Any:
-    """The base model with a new adapter on it, or with the one that is trained further."""
-    dtype, packed = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
-    held = f"{packed} bit, computing in " if packed else ""
-    tell(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
-    where: dict[str, Any] = {
+def adapted_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
+    """Load the base model with a new adapter on it, or with the one that is trained further."""
+    dtype, quantized = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
+    held = f"{quantized} bit, computing in " if quantized else ""
+    say(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
+    source: dict[str, Any] = {
         "dtype": dtype,
         "revision": start.revision,
         "trust_remote_code": settings.trust_remote_code is not None,
     }
-    if packed and processes.device.type == "cpu":
+    if quantized and processes.device.type == "cpu":
         memory.keep_large_blocks_apart()
-    if packed or processes.sharded:
+    if quantized or processes.sharded:
         offload = settings.cpu_offload and processes.sharded
-        base = load_streamed.load_streamed(start.base, processes=processes, bits=packed, offload=offload, **where)
+        base = load_streamed.load_streamed(start.base, processes=processes, bits=quantized, offload=offload, **source)
     else:
-        base = load.load_model(start.base, device=processes.device, **where)
+        base = load.load_model(start.base, device=processes.device, **source)
     with sharding.shown_whole(base, processes.device):
         if start.adapter is not None:
             return saved_model.with_adapter(base, start.adapter, trainable=True)
@@ -83,10 +91,10 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
     return model
 
 
-def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Processes, tell: Tell) -> None:
-    """Recompute, then fuse or else compile, as the settings say.
+def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Processes, say: Say) -> None:
+    """Apply recomputation, then fused or else compiled layers, as the settings say.
 
-    row_tokens: tokens of the whole run, for a batch of one row.
+    row_tokens: of the whole run, for a batch of one row.
     """
     base, chosen = model.get_base_model(), patch.parts(settings.speed, processes.device)
     if settings.gradient_checkpointing != "none":
@@ -99,4 +107,21 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
         fused = patch.fuse(base, chosen)
     pays = settings.compile == "auto" and not fused and wrap.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
-        tell(f"Compiling {wrap.compile_layers(base)} layers: the first steps take about half a minute longer")
+        say(f"Compiling {wrap.compile_layers(base)} layers: the first steps take about half a minute longer")
+
+
+def training_options(
+    settings: TrainSettings, schedule: loader.Schedule, device: torch.device, *, one_at_a_time: bool
+) -> Options:
+    """Resolve the settings that the training loop needs."""
+    same = set(Options.__dataclass_fields__) & set(type(settings).model_fields)
+    tokens = settings.micro_batch_tokens or load.micro_batch_tokens(settings.dtype, device)
+    values = {name: getattr(settings, name) for name in same} | {
+        "warmup": optim.warmup_count(schedule.total_steps, settings.warmup_steps, settings.warmup_ratio),
+        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "epsilon": settings.adam_epsilon,
+        "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
+        "one_at_a_time": one_at_a_time,
+        "micro_batch_tokens": tokens,
+    }
+    return Options(**values)

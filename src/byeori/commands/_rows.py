@@ -1,13 +1,12 @@
-"""Rows -> tokenized tables and their audit: what training and preview begin with. Settings objects stop here."""
+"""Rows -> tokenized tables and their audit: the first steps of training and preview. Settings objects stop here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from byeori.artifacts import layout as folders
-from byeori.artifacts import saved_model
+from byeori.artifacts import layout, saved_model, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
@@ -16,7 +15,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.sources import Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
-from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes, barrier
 from byeori.evaluate import preview as previews
 from byeori.support import console
 from byeori.support.console import say
@@ -24,22 +23,31 @@ from byeori.support.console import say
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LONG_ROWS = 20_000  # fewer rows are tokenized in a moment, and need no line in a log file
-PREFIX_ROWS = 1000  # the share of common prefixes is that of the first rows: all of them would take long
+S = TypeVar("S", TrainSettings, PreviewSettings)
+
+_LONG_TABLE = 20_000  # fewer rows are tokenized in a moment, and need no line in a log file
+_PREFIX_ROWS = 1000  # shared prefixes are counted in the first rows: all of them would take long
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Rows ready to train: tokenized tables of usable rows, the table they are from, and the audit."""
+    """Rows ready to train: tokenized tables of usable rows, the table they come from, and the audit."""
 
     table: Table
     train: Dataset
     held_out: Dataset | None
-    found: dict[str, Any]
+    audit: dict[str, Any]
     notes: list[str]
 
 
+def begin(settings: S) -> tuple[S, StartingModel]:
+    """Find the model of a run, and resolve the settings that it decides; see starting_model.begin."""
+    start, decided = starting_model.begin(settings.model_dump(), settings.model_fields_set)
+    return settings.model_copy(update=decided), start
+
+
 def load_table(settings: DataSettings | GenerateSettings) -> Table:
+    """Read the rows that the settings name."""
     return sources.load_rows(
         list(settings.data_path or []),
         config=settings.dataset_config,
@@ -50,15 +58,15 @@ def load_table(settings: DataSettings | GenerateSettings) -> Table:
 
 
 def prepare(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, *, row_kind: RowKind, processes: parallel.Processes
+    settings: TrainSettings | PreviewSettings, start: StartingModel, *, row_kind: RowKind, processes: Processes
 ) -> tuple[Prepared, Encoding]:
-    """Rows -> tokenized tables, their audit and the encoding that made them; no weights are loaded."""
+    """Tokenize the rows; returns them with their audit, and the encoding that made them. No weights are loaded."""
     if not processes.first_here:
-        parallel.wait(processes)  # the first process of a machine fills its cache, the others read it
+        barrier(processes)  # the first process of a machine fills the cache, the others read it
     table = load_table(settings)
     rows = table.rows
     chosen, note = _template(settings, start, rows, row_kind)
-    how = tokenize.encoding(
+    encoding = tokenize.encoding(
         start.tokenizer,
         chosen,
         cutoff_len=settings.cutoff_len,
@@ -69,21 +77,21 @@ def prepare(
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
     fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
     bar = processes.main and console.moving()
-    if processes.main and not bar and len(rows) > LONG_ROWS:
+    if processes.main and not bar and len(rows) > _LONG_TABLE:
         say(f"Tokenizing {len(rows):,} rows")
-    train = tokenized.encode_table(train_rows, how, row_kind, progress=bar)
-    held_out = tokenized.encode_table(held_out_rows, how, row_kind, progress=bar) if held_out_rows else None
-    found = audit.audit(train, held_out, table.name, per_row=row_kind.examples)
+    train = tokenized.encode_table(train_rows, encoding, row_kind, progress=bar)
+    held_out = tokenized.encode_table(held_out_rows, encoding, row_kind, progress=bar) if held_out_rows else None
+    report = audit.audit(train, held_out, table.name, per_row=row_kind.examples)
     train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
     if len(train):
-        first = min(len(train) // row_kind.examples, PREFIX_ROWS)
+        first = min(len(train) // row_kind.examples, _PREFIX_ROWS)
         sample = [tokenized.example(train, index) for index in range(first * row_kind.examples)]
-        found |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
-    found["template"] = chosen.name if chosen else template.CHAT
+        report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
+    report["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:
-        parallel.wait(processes)
+        barrier(processes)
     notes = [*start.notes, *table.notes, note, *fewer]
-    return Prepared(table=table, train=train, held_out=held_out, found=found, notes=notes), how
+    return Prepared(table=table, train=train, held_out=held_out, audit=report, notes=notes), encoding
 
 
 def _fewer_held_out(count: int, wanted: int) -> list[str]:
@@ -95,7 +103,7 @@ def _fewer_held_out(count: int, wanted: int) -> list[str]:
 def _template(
     settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, row_kind: RowKind
 ) -> tuple[Template | None, str]:
-    """The template of a run, and the sentence that names it."""
+    """The template of a run, and a note about it."""
     chosen, unused = _choose(settings, start, rows, row_kind)
     row_kind.check_columns(rows.column_names, chosen)
     if row_kind is row_kinds.PREFERENCE:
@@ -105,45 +113,45 @@ def _template(
     else:
         about = [f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"]
     if chosen and chosen.literal_blocks:
-        about.append(f"{chosen.literal_blocks[0]} names no column, so it stands there as text")
-    about += _ends(start.tokenizer, settings.add_eos_token) if chosen is None else []
+        about.append(f"{chosen.literal_blocks[0]} names no column, so it stays as text")
+    about += _turn_end_notes(start.tokenizer, settings.add_eos_token) if chosen is None else []
     if unused:
-        about.append(f"{unused}, with which the base was trained, names columns that the rows lack")
+        about.append(f"{unused}, the template that the base was trained with, names columns that the rows do not have")
     return chosen, f"Template {chosen.name if chosen else template.CHAT}: {'; '.join(about)}"
 
 
 def _choose(
     settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, row_kind: RowKind
 ) -> tuple[Template | None, Path | None]:
-    """The template that is named, or that weights were trained with, or that fits the rows.
+    """The template that is named, or that the weights were trained with, or that fits the rows.
 
-    Second is the file of one that a merged model was trained with, where the rows lack its columns.
+    The second is the template file of a merged model, if the rows lack its columns.
     """
     if settings.template is not None:
         return template.resolve(settings.template), None
     if start.adapter is not None:
         return saved_model.template_of(start.adapter, None), None
-    sidecar = Path(start.base) / folders.TEMPLATE
-    if sidecar.is_file() and not row_kind.lacking(rows.column_names, saved := saved_model.saved(sidecar)):
+    sidecar = Path(start.base) / layout.TEMPLATE
+    if sidecar.is_file() and not row_kind.lacking(rows.column_names, saved := saved_model.read_template(sidecar)):
         return saved, None
     return template.resolve(row_kind.choose_template(rows.features)), sidecar if sidecar.is_file() else None
 
 
-def _ends(tokenizer: Any, add_eos_token: bool) -> list[str]:
-    """What is to be said of how the chat template ends an answer."""
+def _turn_end_notes(tokenizer: Any, add_eos_token: bool) -> list[str]:
+    """Notes about the token with which the chat template ends an answer."""
     end, eos = chat.turn_end(tokenizer), tokenizer.eos_token_id
-    if eos is None:  # which the tokenizer's own note says
+    if eos is None:  # there is a note about that already
         return []
     if add_eos_token and chat.leaves_turns_open(tokenizer):
-        return [f"it ends a turn with no token, so {tokenizer.eos_token} is put behind the last answer"]
+        return [f"it ends a turn with no token, so {tokenizer.eos_token} is added after the last answer"]
     if end in (None, eos):
         return []
     words = [tokenizer.convert_ids_to_tokens(token) for token in (end, eos)]
-    return ["an answer ends with {}, not with {}, which generate, compare and merge know".format(*words)]
+    return ["an answer ends with {}, not with {}, which generate, compare and merge take into account".format(*words)]
 
 
 def schedule(settings: TrainSettings, count: int, rows: tokenized.Rows | None = None) -> loader.Schedule:
-    """The steps of a run over `count` units. rows: for their lengths, where there are any."""
+    """Return the steps of a run over `count` rows. rows: for their lengths, if there are any yet."""
     return loader.schedule(
         count,
         batch_size=settings.batch_size,

@@ -82,7 +82,7 @@ def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template |
 def _is_plain_model(name: str) -> bool:
     """Return whether a folder holds a model without a template, so that the columns alone choose one."""
     folder = Path(name)
-    own = any((folder / file).exists() for file in ("adapter_config.json", layout.TEMPLATE))
+    own = any((folder / file).exists() for file in (layout.ADAPTER_CONFIG, layout.TEMPLATE))
     return folder.is_dir() and not own
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from byeori.artifacts import layout as folders
-from byeori.artifacts import saved_model
+from byeori.artifacts import layout, saved_model
 from byeori.artifacts.starting_model import check_cutoff
 from byeori.commands.generate import load_and_note, sampling_of
 from byeori.config import CompareSettings
 from byeori.data import row_kinds, sources
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
-from byeori.distributed import processes
+from byeori.distributed.processes import init_processes
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import metrics as scores
@@ -38,11 +37,11 @@ class CompareResult:
     verdict: str
 
 
+@console.quiet_libraries()
 def compare(settings: CompareSettings) -> CompareResult:
     """Base and tuned answer the same rows; writes report.html, rows.jsonl and metrics.json."""
-    console.quiet_libraries()
     output = Path(settings.output_dir)
-    output_paths.check_result(output, comparison.ROWS, settings.overwrite_output_dir)
+    output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
     table = load_and_note(settings)
     found = saved_model.find(settings.adapter, settings.base_model)
     if not found.is_adapter:
@@ -53,9 +52,9 @@ def compare(settings: CompareSettings) -> CompareResult:
         row_kind.check_columns(table.rows.column_names, chosen)
     how = saved_model.encoding(found, chosen, cutoff_len=_compare_cutoff(settings, found))
     rows = comparison.comparable_rows(table, how, row_kind, settings.on_bad_rows)
-    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, init_processes().device)
     say(f"Comparing base and tuned on {len(rows)} rows")
-    output_paths.make_result(output, [comparison.ROWS, folders.METRICS, "report.html"])
+    output_paths.make_result(output, [layout.ROWS, layout.METRICS, layout.REPORT])
     with console.progress("Answering") as on_progress:
         items = comparison.compare_rows(
             model,
@@ -64,8 +63,8 @@ def compare(settings: CompareSettings) -> CompareResult:
             row_kind,
             sampling_of(settings),
             batch_size=settings.generation_batch_size,
-            rows_file=output / comparison.ROWS,
-            max_length=found.positions,
+            rows_file=output / layout.ROWS,
+            max_length=found.max_length,
             on_progress=on_progress,
         )
     seen = trained_on(found, table)
@@ -96,9 +95,9 @@ def trained_on(found: saved_model.SavedModel, table: Table) -> np.ndarray | None
 def _compare_cutoff(settings: CompareSettings, found: saved_model.SavedModel) -> int:
     """cutoff_len as given, else the one of the run, within the model's positions."""
     if "cutoff_len" in settings.model_fields_set:
-        check_cutoff(settings.cutoff_len, found.positions, found.base)
+        check_cutoff(settings.cutoff_len, found.max_length, found.base)
         return settings.cutoff_len
-    return min(found.settings.get("cutoff_len", settings.cutoff_len), found.positions or sys.maxsize)
+    return min(found.settings.get("cutoff_len", settings.cutoff_len), found.max_length or sys.maxsize)
 
 
 def _write_comparison(
@@ -119,14 +118,14 @@ def _write_comparison(
         log=log.read(found.folder),
         models={"Base": found.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
     )
-    atomic_files.write(output / "report.html", page)
+    atomic_files.write(output / layout.REPORT, page)
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    atomic_files.write(output / folders.METRICS, text)
+    atomic_files.write(output / layout.METRICS, text)
     if Path(settings.adapter).is_dir():  # for the model card
         try:
-            atomic_files.write(Path(settings.adapter) / folders.METRICS, text)
+            atomic_files.write(Path(settings.adapter) / layout.METRICS, text)
         except CheckpointError as error:
             say(f"The adapter's model card will not have these numbers: {error}")
     say(words)
     say(f"Report: {output / 'report.html'}")
-    return CompareResult(report=output / "report.html", rows=output / comparison.ROWS, metrics=metrics, verdict=words)
+    return CompareResult(report=output / layout.REPORT, rows=output / layout.ROWS, metrics=metrics, verdict=words)

@@ -9,11 +9,11 @@ from byeori.support import console
 from byeori.support.console import say
 
 
+@console.quiet_libraries()
 def demo_model() -> Path:
     """Return the folder of the embedded model.
 
     Raises:
         ModelError: if the extra `demo` is not installed.
     """
-    console.quiet_libraries()
     return embedded.embedded_model(say)

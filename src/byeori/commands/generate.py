@@ -12,7 +12,7 @@ from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
 from byeori.data import template, tokenize
 from byeori.data.sources import Table
 from byeori.data.tokenize import Encoding
-from byeori.distributed import processes
+from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError
 from byeori.evaluate import generate as generation
 from byeori.support import atomic_files, console, output_paths
@@ -20,9 +20,9 @@ from byeori.support.console import say
 from byeori.support.suggestions import nearest
 
 
+@console.quiet_libraries()
 def generate(settings: GenerateSettings) -> list[str]:
     """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
-    console.quiet_libraries()
     sampling, output = sampling_of(settings), Path(settings.output) if settings.output else None
     if output:
         output_paths.check_output_file(output, list(settings.data_path or []))
@@ -30,7 +30,7 @@ def generate(settings: GenerateSettings) -> list[str]:
     if settings.data_path:
         return _generate_table(settings, found, sampling, output)
     how, prompt = _one_prompt(settings, found)
-    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, init_processes().device)
     suffix = how.template.suffix if how.template and settings.raw is None else ""
     streamed = output is None and not suffix.strip()
     answer = generation.answer(
@@ -39,7 +39,7 @@ def generate(settings: GenerateSettings) -> list[str]:
         [prompt],
         sampling,
         suffix=suffix,
-        max_length=found.positions,
+        max_length=found.max_length,
         stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
     )[0].text
     if output:
@@ -62,7 +62,7 @@ def _generate_table(
     column = generation.answer_column(table.rows.column_names)
     if column != "output":
         say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
-    model = saved_model.load_weights(found, settings.dtype, processes.start().device)
+    model = saved_model.load_weights(found, settings.dtype, init_processes().device)
     with console.progress("Answering") as on_progress:
         answers, text = generation.answer_rows(
             model,
@@ -72,7 +72,7 @@ def _generate_table(
             sampling,
             column=column,
             batch_size=settings.generation_batch_size,
-            max_length=found.positions,
+            max_length=found.max_length,
             output=output,
             on_progress=on_progress,
         )
@@ -85,9 +85,9 @@ def _generate_table(
 
 def _room(found: saved_model.SavedModel, sampling: generation.Sampling) -> int:
     """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
-    if found.positions is None:
+    if found.max_length is None:
         return sys.maxsize
-    return found.positions - min(sampling.max_new_tokens, found.positions // 2)
+    return found.max_length - min(sampling.max_new_tokens, found.max_length // 2)
 
 
 def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tuple[Encoding, list[int]]:

@@ -10,9 +10,9 @@ from byeori.support import console
 from byeori.support.console import say
 
 
+@console.quiet_libraries()
 def merge(settings: MergeSettings) -> merging.MergeResult:
     """Write an adapter into its base; returns what merge_report.json holds."""
-    console.quiet_libraries()
     from rich.console import Console
     from rich.progress import Progress
 

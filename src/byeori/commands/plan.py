@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import starting_model
+from byeori.artifacts import layout, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.commands._planned import planned_run
 from byeori.config import PlanSettings, TrainSettings
@@ -28,19 +28,21 @@ from byeori.support import atomic_files, console
 from byeori.support.console import say
 
 
+@console.quiet_libraries()
 def plan(settings: PlanSettings) -> PlanResult:
     """Plan a run, print the plan, and write the files that the settings ask for.
 
     Raises:
         ByeoriError: if a setting, a file or the model is wrong.
     """
-    console.quiet_libraries()
     table = machines.read(settings.machines, settings.prices)
     machines.check_names(table.machines, settings.gpu)
     training: TrainSettings = settings.training()
     start = None
     if settings.data_path:
-        training, start = starting_model.begin(training)
+        from byeori.commands._rows import begin
+
+        training, start = begin(training)
     config = _config(settings, start)
     training, notes = _with_cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config, planned_run(training))
@@ -102,7 +104,7 @@ def _config(settings: PlanSettings, start: StartingModel | None) -> Any:
     if start is not None:
         name, revision = start.base, start.revision
     elif starting_model.is_adapter(name):
-        recorded = json.loads((load.local_folder(name) / "adapter_config.json").read_text(encoding="utf-8"))
+        recorded = json.loads((load.local_folder(name) / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
         name, revision = recorded["base_model_name_or_path"], recorded.get("revision")
     return load.load_config(name, revision=revision, trust_remote_code=settings.trust_remote_code is not None)
 
@@ -154,9 +156,9 @@ def _rows(training: TrainSettings, start: StartingModel, row_kind: RowKind) -> t
 
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     prepared, _ = prepare(training, start, row_kind=row_kind, processes=alone)
-    audit.refuse_bad_rows(prepared.found, training.on_bad_rows)
+    audit.refuse_bad_rows(prepared.audit, training.on_bad_rows)
     rows = tokenized.Rows(table=prepared.train, per_row=row_kind.examples)
-    return rows, audit.left_out(prepared.found, training.on_bad_rows)
+    return rows, audit.left_out(prepared.audit, training.on_bad_rows)
 
 
 def _notes(training: TrainSettings) -> list[str]:

@@ -28,7 +28,7 @@ class RowKind:
     sides: the names of a row's examples, in their order; consecutive examples of a row are never parted.
     answer_columns: the columns that hold the answers; empty if the template names the one answer column.
     chat_columns: the columns that are read where the tokenizer's chat template writes the row.
-    check_columns: raises TemplateError unless a table has the columns beside those of the template.
+    check_columns: raises TemplateError unless a table has the columns that the kind and the template need.
     choose_template: a table's columns -> the name of the shipped template that fits them.
     encode: a row -> its examples, one for each side. Raises TemplateError if the row cannot be trained.
     asked: a row and the template -> the row with the one answer that a generated answer is compared with.

@@ -1,7 +1,7 @@
-"""Checkpointing, compiling, processes: everything that wraps a model or sets up a group, in this order, here only.
+"""The processes of a run: who they are, and what they compute together.
 
-Started by torchrun, every process trains its own share of each step's rows; the adapters' gradients are summed once a
-step, after the last micro-batch. Started without it there is one process and nothing to add.
+Started by torchrun, each process trains its own share of every step's rows, and the adapters' gradients are summed once
+a step, after the last micro-batch. Started without it there is one process, and every reduction returns its input.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import torch.distributed as dist
 
 from byeori.errors import may_speak
 
-# Part of a process's memory that frozen weights may take before they are sharded: activations need the rest.
-_ROOM = 0.6
+# Share of a process's memory that frozen weights may take before they are sharded: activations need the rest.
+_WEIGHTS_SHARE = 0.6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
-    """rank: this process, 0-based. world: how many there are. device: where this one computes.
+    """rank: of this process, 0-based. world: how many there are. device: the one this process computes on.
 
-    local, local_world: the same on this machine. shards: over how many processes frozen weights are sharded; 1 is none.
+    local, local_world: the same on this machine. shards: how many processes frozen weights are sharded over; 1 is none.
     """
 
     rank: int
@@ -37,22 +37,22 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and speaks to the terminal."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     @property
     def first_here(self) -> bool:
-        """Whether this process is the first of its machine, and so fills the machine's caches."""
+        """Whether this process is the first of its machine: the one that fills the machine's caches."""
         return self.local == 0
 
     @property
     def sharded(self) -> bool:
-        """Whether weights are gathered layer by layer: all processes must then run as many micro-batches."""
+        """Whether weights are gathered layer by layer; all processes must then run the same number of micro-batches."""
         return self.shards > 1
 
 
-def start() -> Processes:
-    """Join the group that torchrun announced in the environment, or stand alone."""
+def init_processes() -> Processes:
+    """Join the process group that torchrun describes in the environment, or be the only process."""
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -60,7 +60,7 @@ def start() -> Processes:
         torch.cuda.set_device(device)
     if world > 1 and not dist.is_initialized():
         store, _, _ = next(dist.rendezvous("env://"))
-        # torchrun --max-restarts keeps its store: under one name the second attempt meets the addresses of the first
+        # torchrun --max-restarts keeps its store; without a prefix a second attempt would read stale addresses
         store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
@@ -68,77 +68,77 @@ def start() -> Processes:
     return Processes(rank=rank, world=world, device=device, local=local, local_world=local_world)
 
 
-def choose(kind: str, weights: int, processes: Processes) -> Processes:
-    """Over how many processes frozen weights are sharded.
+def choose_sharding(kind: str, weights: int, processes: Processes) -> Processes:
+    """Return the processes with the number that frozen weights are sharded over.
 
-    kind: ddp (none), fsdp (all), hsdp (those of a machine), or auto: ddp where the weights take at most _ROOM of a
-    process's memory, else hsdp where that is so for their shards, else fsdp. weights: bytes of all weights as held.
+    kind: ddp (1), fsdp (all), hsdp (those of a machine), or auto: ddp if the weights fit in _WEIGHTS_SHARE of a
+    process's memory, else hsdp if their shards do, else fsdp. weights: bytes of all weights as held.
     """
     shards = {"ddp": 1, "hsdp": processes.local_world, "fsdp": processes.world}
     if kind != "auto":
         return replace(processes, shards=shards[kind])
-    room = _ROOM * _memory(processes)
+    room = _WEIGHTS_SHARE * _memory(processes)
     fitting = [count for count in (shards["ddp"], shards["hsdp"]) if weights / count <= room]
     return replace(processes, shards=fitting[0] if fitting else shards["fsdp"])
 
 
 def _memory(processes: Processes) -> float:
-    """Bytes that this process has for itself."""
+    """Bytes of memory for this process alone."""
     if processes.device.type == "cuda":
         return float(torch.cuda.get_device_properties(processes.device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes.local_world
 
 
-def finish() -> None:
-    """Leave the group. Those that are left need not say so: this process says itself why it ends."""
+def shutdown() -> None:
+    """Leave the process group. No other process need report it: this one reports itself why it ends."""
     if dist.is_initialized():
         first_to("speak")
         dist.destroy_process_group()
 
 
-def connection_broke(error: Exception) -> bool:
-    """Whether a sum over processes failed because one of them is gone."""
+def connection_lost(error: Exception) -> bool:
+    """Whether a reduction failed because another process is gone."""
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
 
 def first_to_speak() -> bool:
-    """Whether no other process of this attempt has asked; the store is torchrun's, so it outlives the first process."""
+    """Whether this process is the one to report an error: the first of the attempt that asks."""
     return first_to("speak") and may_speak()
 
 
 def first_to(act: str) -> bool:
-    """Whether this process is the first of the attempt to ask about it."""
+    """Whether this process is the first of the attempt to ask. The store is torchrun's, so it outlives rank 0."""
     try:
         return dist.distributed_c10d._get_default_store().add(f"byeori: {act}", 1) == 1
     except RuntimeError:  # the store is gone with the process that held it
         return True
 
 
-def wait(processes: Processes) -> None:
-    """Until every process is here."""
+def barrier(processes: Processes) -> None:
+    """Wait for every process."""
     if processes.world > 1:
         dist.barrier()
 
 
 @contextmanager
 def one_at_a_time(processes: Processes) -> Iterator[None]:
-    """The processes of a machine run the body in turn."""
+    """Let the processes of a machine run the body in turn."""
     for _ in range(processes.local):
-        wait(processes)
+        barrier(processes)
     yield
     for _ in range(processes.local_world - processes.local):
-        wait(processes)
+        barrier(processes)
 
 
-def add_up(values: list[float], processes: Processes) -> list[float]:
+def all_reduce_sum(values: list[float], processes: Processes) -> list[float]:
     """Sum numbers over all processes, in float64."""
     if processes.world == 1:
         return values
-    return add_array(np.array(values, dtype=np.float64), processes).tolist()
+    return all_reduce_array(np.array(values, dtype=np.float64), processes).tolist()
 
 
-def least(value: float, processes: Processes) -> float:
-    """The smallest of the processes' values."""
+def all_reduce_min(value: float, processes: Processes) -> float:
+    """Return the smallest value of all processes."""
     if processes.world == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64, device=processes.device)
@@ -146,7 +146,7 @@ def least(value: float, processes: Processes) -> float:
     return float(tensor)
 
 
-def add_array(values: np.ndarray, processes: Processes) -> np.ndarray:
+def all_reduce_array(values: np.ndarray, processes: Processes) -> np.ndarray:
     """Sum a float64 array over all processes."""
     if processes.world == 1:
         return values
@@ -155,8 +155,8 @@ def add_array(values: np.ndarray, processes: Processes) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def add_gradients(parameters: list[torch.nn.Parameter], processes: Processes) -> None:
-    """Sum gradients over all processes in one message; a process without rows adds zeros."""
+def all_reduce_gradients(parameters: list[torch.nn.Parameter], processes: Processes) -> None:
+    """Sum gradients over all processes in one reduction; a process without rows adds zeros."""
     if processes.world == 1:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout
 from byeori.batch import forest as forests
 from byeori.data import audit
 from byeori.data.row_kinds import RowKind
@@ -20,8 +19,6 @@ from byeori.evaluate import generate, metrics, preview
 from byeori.model import forward
 from byeori.support import atomic_files
 from byeori.support.console import say
-
-ROWS = layout.ROWS
 
 
 def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy: str) -> list[dict[str, Any]]:

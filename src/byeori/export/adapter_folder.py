@@ -9,8 +9,6 @@ from byeori.artifacts import layout
 from byeori.errors import ModelError
 from byeori.model.fingerprint import read_header
 
-CONFIG = "adapter_config.json"
-
 
 class AdapterFolder:
     """adapter_config.json and adapter_model.safetensors."""
@@ -18,11 +16,11 @@ class AdapterFolder:
     name = "adapter"
 
     def recognises(self, folder: Path) -> bool:
-        return (folder / CONFIG).is_file()
+        return (folder / layout.ADAPTER_CONFIG).is_file()
 
     def files(self, folder: Path) -> Iterator[Path]:
         weights = folder / layout.ADAPTER
         if not weights.is_file():
             raise ModelError(f"{folder} is not a finished adapter: it has no {layout.ADAPTER}; let the training end")
         read_header(weights)
-        yield from (folder / CONFIG, weights)
+        yield from (folder / layout.ADAPTER_CONFIG, weights)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import base_check, layout
+from byeori.artifacts import layout, saved_model
 from byeori.errors import CheckpointError, ModelError
 from byeori.export import merge_check
 from byeori.export.formats import MergedFormat
@@ -23,8 +23,6 @@ from byeori.export.merge_plan import MergedModel, Progress, adapter_config, plan
 from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.load import local_folder
 from byeori.support import atomic_files
-
-REPORT = "merge_report.json"
 
 _BASE = "--base_model_name_or_path"
 _SAFETENSORS = SafetensorsFolder()
@@ -81,10 +79,10 @@ def merge(
     if not name:
         raise ModelError(f"{adapter} does not name its base model; pass it with {_BASE}")
     revision = config.get("revision") if name == recorded else None
-    base_check.check_name(adapter_folder, recorded, base, option=_BASE)
+    saved_model.check_base_name(adapter_folder, recorded, base, option=_BASE)
     base_folder = local_folder(name, revision)
     check_output(output_dir, overwrite, [adapter_folder, base_folder])
-    base_check.check_weights(adapter_folder, base_folder, name, option=_BASE)
+    saved_model.check_base_weights(adapter_folder, base_folder, name, option=_BASE)
     model = plan(folder=base_folder, base=name, adapter=adapter_folder, config=config, dtype=dtype)
     report = {
         **_summary(model),
@@ -107,7 +105,7 @@ def merge(
             measured, difference = output_format.check(temporary, model)
             report |= {"verdict": "different" if difference else "equal", **measured}
         text = json.dumps(report, indent=1, ensure_ascii=False)
-        (temporary / REPORT).write_text(text + "\n", encoding="utf-8")
+        (temporary / layout.MERGE_REPORT).write_text(text + "\n", encoding="utf-8")
         if difference:
             failed = _set_aside(temporary, output_dir)
             raise ModelError(

@@ -145,7 +145,7 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     except TemplateError:  # neither a template nor a chat template
         return plain, "fixed texts without a template"
     place = "the saved template" if template else "the tokenizer's chat template"
-    for cutoff_len in (longest, min(_LONGEST_TEMPLATE, saved.positions or _LONGEST_TEMPLATE)):
+    for cutoff_len in (longest, min(_LONGEST_TEMPLATE, saved.max_length or _LONGEST_TEMPLATE)):
         encoding = replace(encoding, cutoff_len=cutoff_len)
         for rows, origin in ((_trained_rows(saved.settings), "training rows"), (_texts(encoding), "fixed texts")):
             if ids := list(islice(_encoded(rows, encoding, row_kinds.recorded(saved.settings)), _PROMPTS)):

@@ -21,6 +21,7 @@ from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, read_header, stored_tensors
 from byeori.model.load import explain, load_config
+from byeori.support.pickles import missing_weights
 
 Progress = Callable[[int, int, str], None]
 """Called with (tensors done, total, name of the last one)."""
@@ -155,7 +156,7 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
     Raises:
         ModelError: if it is not an adapter, or one of a kind that cannot be merged.
     """
-    path = adapter / "adapter_config.json"
+    path = adapter / layout.ADAPTER_CONFIG
     if not adapter.is_dir():
         raise ModelError(f"there is no adapter folder {adapter}; use the folder that training wrote")
     if not path.is_file():
@@ -196,8 +197,7 @@ def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
     """
     path = adapter / layout.ADAPTER
     if not path.is_file():
-        pickled = " but a pickle (adapter_model.bin), which is never loaded" if any(adapter.glob("*.bin")) else ""
-        raise ModelError(f"{adapter} has no {layout.ADAPTER}{pickled}; save the adapter as safetensors")
+        raise ModelError(f"the adapter is incomplete: {missing_weights(adapter, layout.ADAPTER)}")
     changes: dict[str, Change] = {}
     for key, stored in read_header(path).items():
         module, _, part = key.removeprefix("base_model.model.").partition(".lora_")

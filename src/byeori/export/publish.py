@@ -24,11 +24,10 @@ from byeori.export.formats import format_of
 from byeori.model.fingerprint import INDEX
 from byeori.support.hub import human_size
 
-_REPORT = "merge_report.json"
-_SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", layout.TEMPLATE, layout.SETTINGS, _REPORT)
+_SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", layout.TEMPLATE, layout.SETTINGS, layout.MERGE_REPORT)
 _WEIGHTS = r"adapter_config\.json|adapter_model\..*|(pytorch_)?model.*\.(safetensors|bin)(\.index\.json)?"
 # In these files any text may be a local path; in other JSON files only the values of these keys.
-_PATHS_ANYWHERE = (layout.SETTINGS, _REPORT, layout.METRICS, "adapter_config.json")
+_PATHS_ANYWHERE = (layout.SETTINGS, layout.MERGE_REPORT, layout.METRICS, layout.ADAPTER_CONFIG)
 _PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 
 
@@ -97,7 +96,7 @@ def collect(folder: Path, repo_id: str, evidence: dict[str, Path] | None = None)
     """
     evidence = evidence or findings(folder)
     model_format = format_of(folder)
-    if _json(folder / _REPORT).get("verdict") == "different":
+    if _json(folder / layout.MERGE_REPORT).get("verdict") == "different":
         raise ModelError(f"{folder} failed the check after merging and is not published; merge again")
     paths = [*model_format.files(folder), *(folder / name for name in _SIDE_FILES), evidence[layout.METRICS]]
     files = {path.name: _without_paths(path) for path in paths if path.is_file()}
@@ -105,7 +104,7 @@ def collect(folder: Path, repo_id: str, evidence: dict[str, Path] | None = None)
     if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8", errors="replace")):
         files[layout.CARD] = readme
     else:
-        files[layout.CARD] = model_card(folder, name=repo_id, found=evidence).encode()
+        files[layout.CARD] = model_card(folder, name=repo_id, paths=evidence).encode()
     return files
 
 
@@ -142,13 +141,13 @@ def _clean(value: Any) -> Any:
 
 def _notes(folder: Path, evidence: dict[str, Path]) -> Iterator[str]:
     """Yield what to know before others use the published model."""
-    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = _json(folder / layout.ADAPTER_CONFIG).get("base_model_name_or_path")
     if isinstance(base, str) and (is_local_path(base) or Path(base).exists()):
         yield (
             f"Note: the adapter's base is a local folder, published as {last_name(base)!r}, so others cannot tell "
             "which model it is. Train from a Hub id, or publish the merged model."
         )
-    report, metrics = _json(folder / _REPORT), evidence[layout.METRICS]
+    report, metrics = _json(folder / layout.MERGE_REPORT), evidence[layout.METRICS]
     if report and not metrics.is_file():
         adapter = last_name(str(report.get("adapter")))
         reason = "it is no longer here as it was merged"

@@ -1,4 +1,4 @@
-"""What every objective is: sums over a micro-batch, and the weight that the whole step is divided by.
+"""What an objective is: sums over a micro-batch, and the weight that the whole step is divided by.
 
     loss of a step = sum over micro-batches and processes of `total` / weight of the step
 
@@ -15,10 +15,10 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:
-    """The targets of a micro-batch, beside their log-probs.
+    """The targets of a micro-batch.
 
     weights: [M]. owner: [M], the example of each target, 0 to E - 1. examples: E.
-    reference: [M], the reference model's log-probs, or None where the objective has none.
+    reference: [M], the reference model's log-probs, or None if the objective has none.
     """
 
     weights: torch.Tensor
@@ -29,7 +29,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
-    """total: what is minimised, a scalar with its gradient. logged: sums of what is shown, scalars without."""
+    """total: what is minimised, a scalar with a gradient. logged: sums of what is logged, scalars without one."""
 
     total: torch.Tensor
     logged: dict[str, torch.Tensor]
@@ -40,9 +40,9 @@ class Objective:
     """What a run minimises.
 
     sums: log-probs [M] and their targets -> sums over the micro-batch.
-    weight: target counts of a step's examples -> what the step's sums are divided by.
+    weight: target counts of a step's examples -> the number that the step's sums are divided by.
     row_kind: the name of the kind of row it trains on (data/row_kinds.py): answer, preference, or one of your own.
-    logged: the names of what it logs. reference: whether it needs a reference model's log-probs.
+    logged: the names of `Sums.logged`. reference: whether it needs the log-probs of a reference model.
     """
 
     sums: Callable[[torch.Tensor, Targets], Sums]

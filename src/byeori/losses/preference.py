@@ -3,7 +3,7 @@
 With c and r the chosen and the rejected answer, p(.) the sum of an answer's log-probs under the model that is trained,
 q(.) the same under the reference, n(.) an answer's tokens, and
 
-    h = (p(c) - q(c)) - (p(r) - q(r))        how much further apart the model holds the pair than the reference does
+    h = (p(c) - q(c)) - (p(r) - q(r))        the margin of the model over that of the reference
     m = p(c) / n(c) - p(r) / n(r)
 
 the losses of a pair are
@@ -49,7 +49,7 @@ class Answers:
     """Log-probs of the pairs' answers.
 
     sums, means: [P, 2], chosen then rejected. reference_sums, reference_means: the same under the reference, zero
-    where there is none.
+    without one.
     """
 
     sums: torch.Tensor
@@ -58,16 +58,16 @@ class Answers:
     reference_means: torch.Tensor
 
     @property
-    def apart(self) -> torch.Tensor:
+    def margin(self) -> torch.Tensor:
         """h [P]."""
         return _difference(self.sums - self.reference_sums)
 
 
-def preference(how: Preference) -> Objective:
-    """The objective of a loss; the step divides by its pairs."""
-    reference = how.loss not in REFERENCE_FREE
+def preference(constants: Preference) -> Objective:
+    """Return the objective of a loss; a step divides by its number of pairs."""
+    reference = constants.loss not in REFERENCE_FREE
     return Objective(
-        sums=partial(pair_sums, how),
+        sums=partial(pair_sums, constants),
         weight=lambda counts: len(counts) / 2,
         row_kind="preference",
         logged=(*_LOGGED, "kl") if reference else _LOGGED,
@@ -75,34 +75,35 @@ def preference(how: Preference) -> Objective:
     )
 
 
-def pair_sums(how: Preference, logprobs: torch.Tensor, targets: Targets) -> Sums:
-    """Loss and what is logged, summed over pairs.
+def pair_sums(constants: Preference, logprobs: torch.Tensor, targets: Targets) -> Sums:
+    """Return loss and logged values, summed over pairs. logprobs: [M].
 
-    Logged, as TRL names and measures them: rewards b (p - q) of both answers (b p / n where there is no reference),
-    their margin, the share of pairs whose margin is positive, and p. kl: mean over an answer's tokens of
-    exp(d) - 1 - d, d = log q - log p (Schulman's k3), which estimates KL(model, reference) on these answers.
+    Logged, as TRL names and measures them: rewards b (p - q) of both answers (b p / n without a reference), their
+    margin, the share of pairs whose margin is positive, and p. kl: mean over an answer's tokens of exp(d) - 1 - d,
+    d = log q - log p (Schulman's k3, http://joschu.net/blog/kl-approx.html), an estimate of KL(model, reference) on
+    these answers.
     """
-    found = answers(logprobs, targets)
-    losses = LOSSES[how.loss](how, found)
+    pairs = answers(logprobs, targets)
+    losses = LOSSES[constants.loss](constants, pairs)
     with torch.no_grad():
         free = targets.reference is None
-        rewards = how.beta * (found.means if free else found.sums - found.reference_sums)
+        rewards = constants.beta * (pairs.means if free else pairs.sums - pairs.reference_sums)
         logged = {
             "rewards_chosen": rewards[:, 0].sum(),
             "rewards_rejected": rewards[:, 1].sum(),
             "margin": _difference(rewards).sum(),
             "accuracy": (_difference(rewards) > 0).sum().to(logprobs.dtype),
-            "logps_chosen": found.sums[:, 0].sum(),
-            "logps_rejected": found.sums[:, 1].sum(),
+            "logps_chosen": pairs.sums[:, 0].sum(),
+            "logps_rejected": pairs.sums[:, 1].sum(),
         }
         if targets.reference is not None:
-            back = targets.reference.to(logprobs) - logprobs
-            logged["kl"] = _per_answer(back.exp() - 1 - back, targets)[1].sum() / 2
+            ratio = targets.reference.to(logprobs) - logprobs
+            logged["kl"] = _per_answer(ratio.exp() - 1 - ratio, targets)[1].sum() / 2
     return Sums(total=losses.sum(), logged=logged)
 
 
 def answers(logprobs: torch.Tensor, targets: Targets) -> Answers:
-    """Sums and means of log-probs [M] over the answers that they belong to."""
+    """Return sums and means of log-probs [M] per answer."""
     sums, means = _per_answer(logprobs, targets)
     if targets.reference is None:
         zero = torch.zeros_like(sums)
@@ -112,9 +113,10 @@ def answers(logprobs: torch.Tensor, targets: Targets) -> Answers:
 
 
 def _per_answer(values: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """In float64: in float32, the thousands that a long answer sums to lose the hundredths that p - q is of.
+    """Sums and means [P, 2] of values [M].
 
-    A product, because a GPU's index_add sums in the order of arrival: other bits on every run.
+    In float64: in float32, a sum in the thousands would lose the hundredths of p - q. By a matrix product, because
+    index_add on a GPU is not deterministic.
     """
     answers = torch.arange(targets.examples, device=values.device)
     weights = (targets.owner == answers[:, None]) * targets.weights.double()  # [E, M]
@@ -126,29 +128,29 @@ def _difference(pairs: torch.Tensor) -> torch.Tensor:
     return pairs[:, 0] - pairs[:, 1]
 
 
-def _sigmoid(how: Preference, found: Answers) -> torch.Tensor:
-    return _smoothed(how.beta * found.apart, how.label_smoothing)
+def _sigmoid(constants: Preference, pairs: Answers) -> torch.Tensor:
+    return _smoothed(constants.beta * pairs.margin, constants.label_smoothing)
 
 
 def _smoothed(logits: torch.Tensor, smoothing: float) -> torch.Tensor:
     return -F.logsigmoid(logits) * (1 - smoothing) - F.logsigmoid(-logits) * smoothing
 
 
-def _hinge(how: Preference, found: Answers) -> torch.Tensor:
-    return torch.relu(1 - how.beta * found.apart)
+def _hinge(constants: Preference, pairs: Answers) -> torch.Tensor:
+    return torch.relu(1 - constants.beta * pairs.margin)
 
 
-def _ipo(how: Preference, found: Answers) -> torch.Tensor:
-    return (_difference(found.means - found.reference_means) - 1 / (2 * how.beta)).square()
+def _ipo(constants: Preference, pairs: Answers) -> torch.Tensor:
+    return (_difference(pairs.means - pairs.reference_means) - 1 / (2 * constants.beta)).square()
 
 
-def _simpo(how: Preference, found: Answers) -> torch.Tensor:
-    return _smoothed(how.beta * _difference(found.means) - how.gamma, how.label_smoothing)
+def _simpo(constants: Preference, pairs: Answers) -> torch.Tensor:
+    return _smoothed(constants.beta * _difference(pairs.means) - constants.gamma, constants.label_smoothing)
 
 
-def _orpo(how: Preference, found: Answers) -> torch.Tensor:
-    odds = found.means - torch.log(-torch.expm1(found.means))
-    return -found.means[:, 0] - how.beta * F.logsigmoid(_difference(odds))
+def _orpo(constants: Preference, pairs: Answers) -> torch.Tensor:
+    odds = pairs.means - torch.log(-torch.expm1(pairs.means))
+    return -pairs.means[:, 0] - constants.beta * F.logsigmoid(_difference(odds))
 
 
 LOSSES: dict[str, Callable[[Preference, Answers], torch.Tensor]] = {

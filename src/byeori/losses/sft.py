@@ -8,7 +8,7 @@ from byeori.losses.base import Objective, Sums, Targets
 
 
 def sft_sum(logprobs: torch.Tensor, targets: Targets) -> Sums:
-    """Sum of -w * log p over the targets; the step divides by the trained tokens of all processes.
+    """Return the sum of -w log p over the targets; a step divides by its number of trained tokens.
 
     logprobs: [M] float32.
     """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from byeori.errors import ModelError
+from byeori.support.pickles import missing_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -91,8 +92,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         hint = "an adapter; give its base model" if (folder / "adapter_config.json").is_file() else "no config.json"
         raise ModelError(f"{folder} is not a model: it has {hint}")
-    pickled = " only pickle files (*.bin), which are never loaded" if any(folder.glob("*.bin")) else " no weights"
-    raise ModelError(f"{folder} has{pickled}; give a model with safetensors weights")
+    raise ModelError(f"{missing_weights(folder, 'safetensors weights')}; give a model that has them")
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:

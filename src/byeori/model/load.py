@@ -15,6 +15,7 @@ from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
 from byeori.model import names
 from byeori.support import hub
+from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
 
 # Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.
@@ -201,7 +202,7 @@ def _explain_local(error: Exception, folder: Path, what: str, text: str) -> Byeo
     if any(word in text.lower() for word in words) and what == "weights":
         found = sorted(folder.glob("*.safetensors"))
         if not found:
-            return ModelError(f"{folder} holds no safetensors weights; convert them (pickle files are never loaded)")
+            return ModelError(missing_weights(folder, "safetensors weights"))
         return ModelError(
             f"the weights in {folder} are damaged or cut short ({_first_sentence(error)}); copy or download them again"
         )

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from byeori.artifacts import layout
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch.loader import Schedule
 from byeori.data.tokenized import Rows
-from byeori.distributed import processes as parallel
-from byeori.distributed.processes import Processes
+from byeori.distributed.processes import Processes, all_reduce_min, choose_sharding
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load
 from byeori.plan import candidates, machines, workload
@@ -25,7 +25,6 @@ from byeori.plan.rehearser import PlannedRun, Rehearser
 from byeori.support import hub
 from byeori.train import memory
 
-FILE = "plan.json"
 # Bytes of weights below which a model fits everywhere, and a plan would take longer than it is worth.
 _SMALL = 64 * MIB
 # What cuBLAS takes for its two streams of work (PyTorch: 32 MiB each since Hopper, else 8 MiB).
@@ -53,7 +52,7 @@ class Forecast:
             "measured": {"peak_bytes": measured},
             "error": round(self.peak / measured - 1, 4),
         }
-        (folder / FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+        (folder / layout.PLAN).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
     def compared(self, measured: int) -> str:
         """A line for the end of a run."""
@@ -97,7 +96,7 @@ def choose(
             raise
         except ByeoriError as error:
             say(f"No plan for this model: {error}")
-    processes = parallel.choose(best[1] if best and run.parallel == "auto" else run.parallel, size, processes)
+    processes = choose_sharding(best[1] if best and run.parallel == "auto" else run.parallel, size, processes)
     if processes.world > 1:
         shared = f", frozen weights sharded over {processes.shards} of them" if processes.sharded else ""
         say(f"{processes.world} processes{shared}")
@@ -185,12 +184,12 @@ def _this_machine(processes: Processes) -> Machine:
     return Machine(
         name=name,
         device=device.type,
-        memory=int(parallel.least(memory_bytes, processes)),
+        memory=int(all_reduce_min(memory_bytes, processes)),
         bandwidth=None,
         flops=1.0,
         link="",
         link_speed=None,
-        workspace=-int(parallel.least(-float(workspace), processes)),
+        workspace=-int(all_reduce_min(-float(workspace), processes)),
         utilisation=1.0,
         utilisation_source="",
     )

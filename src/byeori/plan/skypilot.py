@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from byeori.artifacts import layout
 from byeori.data import sources, template
 from byeori.errors import ConfigError
 from byeori.plan.candidates import Candidate
@@ -63,7 +64,7 @@ def _check_base(folder: Path) -> None:
     Raises:
         ConfigError: if it is an adapter whose own base is a local folder.
     """
-    record = folder / "adapter_config.json"
+    record = folder / layout.ADAPTER_CONFIG
     base = json.loads(record.read_text(encoding="utf-8"))["base_model_name_or_path"] if record.is_file() else None
     if base and Path(base).exists():
         raise ConfigError(

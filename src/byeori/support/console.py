@@ -1,4 +1,4 @@
-"""What a command says and shows on the terminal."""
+"""What a command prints and shows on the terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub")
+
+Say = Callable[[str], None]
+"""A function that shows a line to the user."""
+
 
 @contextmanager
 def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal (a line every so often elsewhere); yields a function of (done, total)."""
+    """Show a progress bar on the terminal, or lines elsewhere; yields a function of (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,33 +35,70 @@ def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int],
 
 
 def moving() -> bool:
-    """Whether progress can move in place: on a terminal, or in a notebook that has widgets for it."""
+    """Return whether a bar can be updated in place: on a terminal, or in a notebook with ipywidgets."""
     from rich.console import Console
 
     console = Console(stderr=True)
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
-def quiet_libraries() -> None:
-    """Keep other libraries' notes off the terminal; their errors reach the user as sentences of ours."""
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep warnings, logs and progress bars of other libraries off the terminal; usable as a decorator.
+
+    Everything is as before afterwards. Their errors reach the user as sentences of byeori's own.
+    """
     import logging
     import warnings
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|datasets|accelerate)\b")
-    for name in ("transformers", "peft", "datasets", "accelerate", "torch", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not moving():  # bars that cannot move fill a log with half lines
-        from huggingface_hub.utils import disable_progress_bars
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), _environment(TOKENIZERS_PARALLELISM="true"), _no_half_bars():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=rf"({'|'.join(_LIBRARIES)})\b")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
-        disable_progress_bars()
-        if datasets := sys.modules.get("datasets"):
-            datasets.disable_progress_bars()
-        else:  # which takes long to import, and many commands do without
-            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set variables that are not set."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _no_half_bars() -> Iterator[None]:
+    """Disable progress bars where they cannot move: they would fill a log with half lines."""
+    if moving():
+        yield
+        return
+    from huggingface_hub import utils as hub
+
+    datasets = sys.modules.get("datasets")  # takes long to import; a later import reads the variable
+    bars = [hub, *([datasets.utils] if datasets else [])]
+    disabled = [library.are_progress_bars_disabled() for library in bars]
+    for library in bars:
+        library.disable_progress_bars()
+    try:
+        with _environment(HF_DATASETS_DISABLE_PROGRESS_BARS="1"):
+            yield
+    finally:
+        for library, was_disabled in zip(bars, disabled, strict=True):
+            if not was_disabled:
+                library.enable_progress_bars()
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; results alone go to standard output."""
+    """Print a line to standard error; standard output is for results alone."""
     print(text, file=sys.stderr, flush=True)

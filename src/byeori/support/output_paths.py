@@ -1,4 +1,4 @@
-"""Whether a folder or a file may be written to, asked before any work is done."""
+"""Checks that output can be written, made before any work is done."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from byeori.support.atomic_files import disk_errors
 
 
 def check_writable(folder: Path) -> None:
-    """See whether files can be written into a folder that is there or can be made; leaves no trace.
+    """Raise unless files can be written into a folder, which need not exist yet; leaves no trace.
 
     Raises:
-        CheckpointError: they cannot.
+        CheckpointError: if they cannot.
     """
-    there = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     try:
-        Path(tempfile.mkdtemp(prefix=".byeori-", dir=there)).rmdir()
+        Path(tempfile.mkdtemp(prefix=".byeori-", dir=existing)).rmdir()
     except OSError as error:
         raise CheckpointError(
-            f"cannot write into {folder} ({there}: {error.strerror}); choose another --output_dir"
+            f"cannot write into {folder} ({existing}: {error.strerror}); choose another --output_dir"
         ) from None
 
 
 def check_result(output: Path, marker: str, overwrite: bool) -> None:
-    """See whether results may be written into a folder, and leave it as it is.
+    """Raise unless results may be written into a folder; nothing changes.
+
+    marker: the file that only a folder with results has.
 
     Raises:
-        CheckpointError: it holds results already, or cannot be written.
+        CheckpointError: if it holds results already, or cannot be written.
     """
     if (output / marker).exists() and not overwrite:
         raise CheckpointError(f"{output} holds results already; choose another --output_dir or --overwrite_output_dir")
@@ -36,10 +38,10 @@ def check_result(output: Path, marker: str, overwrite: bool) -> None:
 
 
 def make_result(output: Path, names: list[str]) -> None:
-    """Make a folder for results; what an earlier comparison left there goes.
+    """Make a folder for results, without the named files of earlier ones.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: if it cannot be written.
     """
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -48,14 +50,16 @@ def make_result(output: Path, names: list[str]) -> None:
 
 
 def check_output_file(path: Path, inputs: list[str]) -> None:
-    """See whether answers may be written to a file.
+    """Raise unless answers may be written to a file.
 
     Raises:
-        CheckpointError: it is a folder, one of the inputs, or its folder cannot be written.
+        CheckpointError: if it is a folder or one of the inputs, or its folder does not exist.
     """
     if path.is_dir():
         raise CheckpointError(f"--output {path} is a folder; give a file, for instance {path / 'answers.jsonl'}")
     if any(Path(item).exists() and path.exists() and path.samefile(item) for item in inputs):
-        raise CheckpointError(f"--output {path} is the table that is read; give another file")
+        raise CheckpointError(f"--output {path} is the input; give another file")
     if not path.absolute().parent.is_dir():
-        raise CheckpointError(f"there is no folder {path.parent} for --output {path}; make it or give another file")
+        raise CheckpointError(
+            f"--output {path}: the folder {path.parent} does not exist; create it or give another file"
+        )

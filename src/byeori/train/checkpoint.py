@@ -5,10 +5,10 @@
         optimizer.safetensors                             AdamW's moments, by parameter name
         trainer_state.json                                step, best evaluation; order and random numbers are
                                                           functions of the seed and the step
-        tokenizer, template, settings ...                 what recipes put beside it
+        tokenizer, template, settings ...                 what a server needs (artifacts/sidecar.py)
         manifest.json                                     sha256 of every file, written last
 
-A checkpoint is written under a temporary name, flushed to the disk, and renamed. Only safetensors and JSON are read.
+Only safetensors and JSON are read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from byeori.artifacts.layout import ADAPTER, MANIFEST, OPTIMIZER, STATE
+from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, MANIFEST, OPTIMIZER, STATE
 from byeori.errors import CheckpointError
 from byeori.support.atomic_files import disk_errors, new_folder, remove_folder, sha256
+from byeori.support.console import Say
+from byeori.support.pickles import missing_weights
 from byeori.train import optim
 
 _SET_ASIDE = "set-aside-"
@@ -49,7 +51,7 @@ def save(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_errors(path: Path) -> AbstractContextManager[None]:
-    """Turn a disk error into a sentence about `path` that names the last whole checkpoint beside it.
+    """Turn a disk error into a sentence about `path` that names the last whole checkpoint of its folder.
 
     Raises:
         CheckpointError: if the disk is full or read-only.
@@ -57,17 +59,18 @@ def write_errors(path: Path) -> AbstractContextManager[None]:
 
     def advice(full: bool) -> str:
         whole = newest(path.parent)
-        kept = [f"the last whole checkpoint is {whole}"] if whole else []
-        return "; ".join([*kept, *(["free space and go on with --resume_from_checkpoint latest"] if full else [])])
+        last = f"the last whole checkpoint is {whole}" if whole else ""
+        remedy = "free space and go on with --resume_from_checkpoint latest" if full else ""
+        return "; ".join(filter(None, (last, remedy)))
 
     return disk_errors(path, advice=advice)
 
 
 def check_whole(folder: Path) -> bool:
-    """Whether a folder is a checkpoint, rather than a finished adapter.
+    """Return whether a folder is a checkpoint, not a finished adapter.
 
     Raises:
-        CheckpointError: it is one, and damaged.
+        CheckpointError: if it is a damaged checkpoint.
     """
     is_checkpoint = (folder / MANIFEST).is_file() or all((folder / name).is_file() for name in (STATE, OPTIMIZER))
     if is_checkpoint and (problem := verify(folder)):
@@ -76,7 +79,7 @@ def check_whole(folder: Path) -> bool:
 
 
 def verify(folder: Path) -> str | None:
-    """Why a checkpoint is not whole, or None where it is."""
+    """Return why a checkpoint is not whole, or None if it is."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
         listed = set(manifest)
@@ -87,7 +90,7 @@ def verify(folder: Path) -> str | None:
     for name, digest in manifest.items():
         path = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
-            return f"its manifest names {name}, which lies elsewhere"
+            return f"its manifest names {name}, which is outside of it"
         if not path.is_file():
             return f"{name} is missing"
         if sha256(path) != digest:
@@ -95,39 +98,41 @@ def verify(folder: Path) -> str | None:
     return None
 
 
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint's name, None for any other name."""
+    match = re.fullmatch(r"checkpoint-(\d+)", name)
+    return int(match[1]) if match else None
+
+
 def steps(output_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in (output_dir.iterdir() if output_dir.is_dir() else [])
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    ]
-    return sorted(found)
+    """Return (step, folder) of every checkpoint, oldest first."""
+    paths = output_dir.iterdir() if output_dir.is_dir() else ()
+    return sorted((step, path) for path in paths if (step := step_of(path.name)) is not None and path.is_dir())
 
 
 def is_there(output_dir: Path, step: int) -> bool:
-    """Whether a step has a whole checkpoint, of this process or of another."""
+    """Return whether a step has a whole checkpoint, written by this process or by another."""
     return verify(output_dir / f"checkpoint-{step}") is None
 
 
-def newest(output_dir: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
-    """The newest whole checkpoint; damaged ones are passed over, and that is said."""
+def newest(output_dir: Path, say: Say = lambda text: None) -> Path | None:
+    """Return the newest whole checkpoint; damaged ones are skipped with a note."""
     for _, folder in reversed(steps(output_dir)):
         problem = verify(folder)
         if problem is None:
             return folder
-        say(f"{folder} is passed over: {problem}")
+        say(f"{folder} is skipped: {problem}")
     return None
 
 
 def aside(name: str, taken: Callable[[str], bool]) -> str:
-    """A free name for a checkpoint that another run left where this one writes. taken: whether a name is there."""
+    """Return a free name for a checkpoint that another run left where this one writes. taken: whether a name exists."""
     names = (f"{_SET_ASIDE}{name}{f'-{number}' if number > 1 else ''}" for number in itertools.count(1))
     return next(free for free in names if not taken(free))
 
 
 def best_of(folder: Path) -> Path | None:
-    """Where the best checkpoint lies that a run had when it wrote this one; None where there was none."""
+    """Return the folder of the best checkpoint that a run had when it wrote this one, or None."""
     try:
         step = json.loads((folder / STATE).read_text(encoding="utf-8")).get("best_step")
     except (OSError, ValueError, AttributeError):
@@ -136,28 +141,28 @@ def best_of(folder: Path) -> Path | None:
 
 
 def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) -> None:
-    """Delete the oldest checkpoints over `keep`, never the best one; those after `latest` are of another run.
+    """Delete the oldest checkpoints beyond `keep`, never the best one; those after `latest` belong to another run.
 
-    The newest whole checkpoint stays, even where `keep` younger ones are there but damaged.
+    The newest whole checkpoint stays even if there are `keep` younger ones that are damaged.
     """
     if keep is None:
         return
-    mine = [(step, folder) for step, folder in steps(output_dir) if step <= latest]
-    surplus = [folder for step, folder in mine if step != best][:-keep]
-    kept = [folder for _, folder in mine if folder not in surplus]
-    if surplus and all(verify(folder) for folder in reversed(kept)):
+    own = [(step, folder) for step, folder in steps(output_dir) if step <= latest]
+    surplus = [folder for step, folder in own if step != best][:-keep]
+    rest = [folder for _, folder in own if folder not in surplus]
+    if surplus and all(verify(folder) for folder in reversed(rest)):
         spared = next((folder for folder in reversed(surplus) if verify(folder) is None), None)
         surplus = [folder for folder in surplus if folder != spared]
     for folder in surplus:
-        with suppress(OSError):  # one too many is no reason to end a run
+        with suppress(OSError):  # a surplus checkpoint is no reason to end a run
             remove_folder(folder)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """A run at one step, copied to memory: it stays as it is while training goes on.
+    """A run at one step, copied to memory, so that training can go on.
 
-    adapter, optimizer: tensors on the CPU, by the names they have in the files. config: PEFT's. state: JSON text.
+    adapter, optimizer: tensors on the CPU, by their names in the files. config: PEFT's. state: JSON text.
     """
 
     adapter: dict[str, torch.Tensor]
@@ -166,14 +171,14 @@ class Snapshot:
     state: str
 
     def write(self, folder: Path) -> None:
-        """The files of a checkpoint."""
+        """Write the files of a checkpoint."""
         _write_adapter(folder, self.adapter, self.config)
         save_file(self.optimizer, folder / OPTIMIZER)
         (folder / STATE).write_text(self.state, encoding="utf-8")
 
 
 def snapshot(model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
-    """Copy adapter, optimizer and counters."""
+    """Copy adapter, optimizer and counters to memory."""
     adapter, config = _adapter(model)
     moments = {
         f"{name}.{key}": tensor
@@ -184,7 +189,7 @@ def snapshot(model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def save_adapter(folder: Path, model: Any) -> None:
-    """The adapter alone, in PEFT's format."""
+    """Write the adapter alone, in PEFT's format."""
     _write_adapter(folder, *_adapter(model))
 
 
@@ -209,25 +214,25 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """(name, parameter) of everything that is trained, in the model's order."""
+    """Return (name, parameter) of everything that is trained, in the model's order."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def load_adapter(folder: Path, model: Any) -> None:
-    """Put the weights of an adapter folder into the model's adapter.
+    """Load the weights of an adapter folder into the model's adapter.
 
     Raises:
-        CheckpointError: no safetensors adapter, damaged, or of another shape, scale or set of layers.
+        CheckpointError: if there is no safetensors adapter, or it is damaged or of another shape, scale or set of
+            layers.
     """
     from peft import set_peft_model_state_dict
 
     path = folder / ADAPTER
     if not path.is_file():
-        pickled = " (a pickle, adapter_model.bin, is never loaded)" if (folder / "adapter_model.bin").exists() else ""
-        raise CheckpointError(f"{folder} holds no {ADAPTER}{pickled}; give a checkpoint or the folder of an adapter")
+        raise CheckpointError(f"{missing_weights(folder, ADAPTER)}; give a checkpoint or the folder of an adapter")
     _check_scale(folder, model)
     try:
-        found = set_peft_model_state_dict(model, load_file(path))
+        keys = set_peft_model_state_dict(model, load_file(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from None
     except (RuntimeError, ValueError) as error:
@@ -235,41 +240,41 @@ def load_adapter(folder: Path, model: Any) -> None:
         raise CheckpointError(
             f"the adapter in {folder} does not fit this run's model and LoRA settings: {reason}"
         ) from None
-    absent = sorted({name for name, _ in trainable(model)} & set(found.missing_keys))
-    for keys, words in ((found.unexpected_keys, "has layers that this run does not train"), (absent, "lacks layers")):
-        if keys:
+    absent = sorted({name for name, _ in trainable(model)} & set(keys.missing_keys))
+    for names, words in ((keys.unexpected_keys, "has layers that this run does not train"), (absent, "lacks layers")):
+        if names:
             raise CheckpointError(
-                f"the adapter in {folder} {words} ({keys[0]}, ...); use the same --lora_target_modules"
+                f"the adapter in {folder} {words} ({names[0]}, ...); use the same --lora_target_modules"
             )
 
 
 def _check_scale(folder: Path, model: Any) -> None:
-    """Weights mean something else under another scale.
+    """Raise unless an adapter has the scale of this run: its weights have another effect under another one.
 
     Raises:
-        CheckpointError: the adapter was trained with another alpha or rank.
+        CheckpointError: if it was trained with another alpha or rank.
     """
     try:
-        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the adapter_config.json of {folder} cannot be read: {error}") from None
-    mine = next(iter(model.peft_config.values()))
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from None
+    own = next(iter(model.peft_config.values()))
     for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
-        if name in recorded and recorded[name] != getattr(mine, name):
+        if name in recorded and recorded[name] != getattr(own, name):
             raise CheckpointError(
-                f"the adapter in {folder} was trained with --{flag} {recorded[name]}, not {getattr(mine, name)}; "
-                "its weights mean something else there"
+                f"the adapter in {folder} was trained with --{flag} {recorded[name]}, not {getattr(own, name)}; "
+                "its weights would have another effect"
             )
 
 
 def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore a run; None where the folder is a finished adapter, which brings weights only.
+    """Restore a run and return its counters; None for a finished adapter, which has weights only.
 
     Raises:
-        CheckpointError: not a checkpoint, or a damaged one.
+        CheckpointError: if the folder does not exist or is a damaged checkpoint.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`")
+        raise CheckpointError(f"there is no checkpoint {folder}; give --resume_from_checkpoint a folder or `latest`")
     is_checkpoint = check_whole(folder)
     load_adapter(folder, model)
     if not is_checkpoint:

@@ -1,4 +1,4 @@
-"""What a run listens to and adds while it goes on: signals, and noise on embeddings."""
+"""Signals that stop a run, and noise on embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; the step in progress is finished first. A second Ctrl-C stops at once."""
+    """Let Ctrl-C and SIGTERM set the event, so that the step in progress is finished; a second Ctrl-C stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -35,9 +35,10 @@ def stop_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def neftune(model: Any, alpha: float) -> Iterator[dict[str, float]]:
-    """NEFTune (arXiv:2310.05914): uniform noise of size alpha / sqrt(L d) on the embeddings while training.
+    """Add NEFTune's noise (Jain et al., arXiv:2310.05914) to the embeddings: uniform, of size alpha / sqrt(L d).
 
-    L, the mean length of the micro-batch's examples, is read from the yielded dict, d is the embedding's size.
+    L, the mean length of the micro-batch's examples, is read from `length` of the yielded dict; d is the embedding's
+    size.
     """
     state = {"length": 1.0}
     if not alpha:

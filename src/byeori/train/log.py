@@ -1,4 +1,4 @@
-"""What a run says: train_log.jsonl, the live line on the terminal, trackers by name."""
+"""The output of a run in progress: train_log.jsonl, the live line on the terminal, trackers by name."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import Any, Self
 from byeori.artifacts.layout import LOG
 from byeori.errors import ConfigError
 from byeori.support.atomic_files import new_file
-from byeori.support.console import moving
+from byeori.support.console import Say, moving
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_errors
 
 
 class RunLog:
-    """train_log.jsonl: one JSON object a line, flushed at once; a resumed run drops the lines after its checkpoint."""
+    """train_log.jsonl: one JSON object per line, flushed at once; a resumed run drops lines after its checkpoint."""
 
     def __init__(self, folder: Path, *, after_step: int | None) -> None:
         self._path = folder / LOG
-        kept = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        lines = [line for line in read(folder) if after_step is not None and line["step"] <= after_step]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         with write_errors(self._path), new_file(self._path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; a number that is not finite is written as null, which JSON has.
+        """Append one line; a number that is not finite becomes null, because JSON has no other.
 
         Raises:
-            CheckpointError: the disk is full or read-only, or the log is gone.
+            CheckpointError: if the disk is full or read-only, or the log was deleted.
         """
         with write_errors(self._path), self._path.open("r+", encoding="utf-8") as file:
             file.seek(0, os.SEEK_END)
@@ -44,7 +44,7 @@ class RunLog:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; none where there is no log. A last line cut short by a crash is left out."""
+    """Return the lines of a run's log, if there is one; a last line cut short by a crash is left out."""
     path = folder / LOG
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -56,9 +56,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class Live:
-    """The live line: step, loss, learning rate, tokens a second, memory, time left.
+    """The live line: step, loss, learning rate, tokens per second, memory, time left.
 
-    On a terminal and in a notebook with ipywidgets it moves; elsewhere a plain line is printed every few seconds.
+    It is updated in place on a terminal and in a notebook with ipywidgets; elsewhere a plain line is printed every few
+    seconds.
     """
 
     def __init__(self, total: int, *, start: int, shown: bool) -> None:
@@ -85,16 +86,16 @@ class Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.refresh()  # in a notebook rich leaves the line as it last moved
+        self._progress.refresh()  # in a notebook rich would leave an older state of the line
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """A line above the live line."""
+        """Print a line above the live line."""
         if self._shown:
             self._progress.console.print(text, highlight=False, markup=False)
 
     def update(self, line: dict[str, Any]) -> None:
-        """Show a step's log line."""
+        """Show the log line of a step."""
         if not self._shown:
             return
         speed = line["tokens"] / max(line["seconds"], 1e-9)
@@ -113,10 +114,10 @@ class Live:
 
 
 def check_trackers(names: list[str]) -> None:
-    """See whether they are installed.
+    """Raise unless the trackers are installed.
 
     Raises:
-        ConfigError: one is not.
+        ConfigError: if one is not.
     """
     for name in names:
         if name != "none" and find_spec(name) is None:
@@ -124,15 +125,15 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Trackers:
-    """tensorboard, wandb, trackio and mlflow through accelerate's trackers; none unless asked for.
+    """tensorboard, wandb, trackio and mlflow through accelerate; none unless asked for.
 
-    Leaving it lets every tracker finish, whatever ended the run. One that fails while a run goes on is given up.
+    On exit every tracker is closed, however the run ended. One that fails during the run is dropped.
 
     Raises:
-        ConfigError: one does not start (it is not logged in, or its server cannot be reached).
+        ConfigError: if one does not start (not logged in, or its server is not reachable).
     """
 
-    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any], say: Say) -> None:
         self._trackers: dict[str, Any] = {}
         self._say = say
         names = [name for name in names if name != "none"]
@@ -141,7 +142,7 @@ class Trackers:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # what accelerate's own notes ask for, which some trackers write before it is there
+        PartialState()  # accelerate's logger needs it, and some trackers log before anything else makes it
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
@@ -151,10 +152,10 @@ class Trackers:
                 tracker = kind(project, **where)
                 tracker.start()
                 tracker.store_init_configuration(plain)
-            except Exception as error:  # each has errors of its own, of its account and its network
+            except Exception as error:  # each tracker has its own classes, for its account and its network
                 self.close()
                 raise ConfigError(
-                    f"--report_to {name}: it did not start ({one_line(error)}); mend it, or leave it out"
+                    f"--report_to {name}: it did not start ({one_line(error)}); fix it or leave it out"
                 ) from None
             self._trackers[name] = tracker
 
@@ -167,12 +168,12 @@ class Trackers:
         self.close()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Send a log line's numbers to every tracker."""
+        """Send the numbers of a log line to every tracker."""
         values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         self._each(lambda tracker: tracker.log(values, step=line["step"]))
 
     def close(self) -> None:
-        """Let every tracker finish."""
+        """Close every tracker."""
         self._each(lambda tracker: tracker.finish())
         self._trackers = {}
 
@@ -183,4 +184,4 @@ class Trackers:
             except Exception as error:  # as above
                 del self._trackers[name]
                 why = one_line(error)
-                self._say(f"{name} failed and gets nothing more ({why}); the run goes on, and {LOG} has every line")
+                self._say(f"{name} failed and is no longer used ({why}); the run continues, and {LOG} has every line")

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and keeping that from growing."""
+"""How much memory a run uses, and keeping the heap from growing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-def count_anew(device: torch.device) -> None:
-    """Let the peak be that of what comes from here on: a notebook's process has many runs."""
+def reset_peak(device: torch.device) -> None:
+    """Start to measure the peak again: a notebook's process has many runs."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -24,7 +24,7 @@ def count_anew(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used since `count_anew`: allocated on the GPU, or resident in this process on the CPU."""
+    """Return the most memory used since `reset_peak`: allocated on the GPU, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
@@ -32,15 +32,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """What this process holds now."""
+    """Return the resident memory of this process."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux: the most it has held
+    except OSError:  # not Linux: its peak
         return peak_memory_bytes(torch.device("cpu"))
 
 
 def total_bytes() -> int:
-    """The machine's memory, or what this process's container may use of it."""
+    """Return the memory of the machine, or of this process's container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -49,7 +49,7 @@ def total_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What a run can still take on this device."""
+    """Return the memory that a run can still use on this device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError):
@@ -60,17 +60,20 @@ def available_bytes(device: torch.device) -> int:
 
 
 def keep_large_blocks_apart() -> None:
-    """Let glibc return every block of 1 MiB and more at once: weights that are opened from 4 bit for a moment leave
-    holes between what stays, which took twice the memory. Without them it costs a fifth of the speed for nothing."""
+    """Let glibc map every block of 1 MiB and more on its own, and return it to the system when it is freed.
+
+    Weights that are dequantized from 4 bit for a moment leave holes in the heap, which doubled its size. Without
+    quantized weights this would cost a fifth of the speed for nothing.
+    """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def give_back(device: torch.device, *, above: int = 0) -> None:
-    """Return free pages to the system, if this process holds more than `above` bytes.
+    """Return free pages to the system if this process holds more than `above` bytes.
 
-    Micro-batches of ever different lengths leave glibc's heap full of holes; but a page that is returned has to be
-    fetched and cleared again, which takes up to a quarter of a step's time.
+    Micro-batches of different lengths leave holes in glibc's heap; but a page that is returned has to be fetched and
+    cleared again, which takes up to a quarter of a step's time.
     """
     if device.type == "cpu" and sys.platform == "linux" and resident_bytes() > above:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
@@ -79,15 +82,15 @@ def give_back(device: torch.device, *, above: int = 0) -> None:
 
 
 class Pages:
-    """When a run returns free pages: where it holds more than `limit`, and before a micro-batch larger than any so far.
+    """When a run returns free pages: if it holds more than `limit`, and before a micro-batch larger than any so far.
 
-    The holes that smaller ones left are of no use to that one, and the heap would grow beside them.
+    The holes that smaller ones left are too small for that one, and the heap would grow in addition to them.
     """
 
     def __init__(self, device: torch.device, *, limit: int) -> None:
         self._device, self._limit, self._largest = device, limit, 0
 
     def before(self, tokens: int) -> None:
-        """A step whose largest micro-batch has so many tokens is about to run."""
+        """Call this before a step. tokens: of its largest micro-batch."""
         give_back(self._device, above=0 if tokens > self._largest else self._limit)
         self._largest = max(self._largest, tokens)

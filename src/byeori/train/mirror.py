@@ -1,25 +1,24 @@
-"""Checkpoints beside the machine: each whole one is copied to a URL (s3://, gs://, a shared folder), and fetched back.
+"""Copies of checkpoints elsewhere: each whole one is copied to a URL (s3://, gs://, a shared folder), and fetched back.
 
-    URL/checkpoint-40/   its files, the manifest last, so that a copy that was cut short is never taken for a whole one
+    URL/checkpoint-40/   its files, the manifest last, so that an incomplete copy is never mistaken for a whole one
     URL/                 the log, and the finished adapter
 
-Anything that fsspec knows is a URL; a bucket's key comes from the environment or the login, as its library reads it.
+Every URL that fsspec knows works; credentials come from the environment or the login, as its library reads them.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout
-from byeori.distributed import processes as parallel
-from byeori.distributed.processes import Processes
+from byeori.distributed.processes import Processes, all_reduce_sum, barrier
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.atomic_files import new_folder
+from byeori.support.console import Say
 from byeori.support.text_files import one_line
 from byeori.train import checkpoint
 
@@ -28,7 +27,7 @@ class Mirror:
     """A place that checkpoints are copied to.
 
     Raises:
-        ConfigError: no library here knows such a URL.
+        ConfigError: if no installed library knows such a URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,80 +38,71 @@ class Mirror:
             self._system, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"--mirror_to {url}: {error}") from None
-        self._seen: set[int] = set()  # steps whose checkpoints were here; copies of others are not this run's to delete
+        self._seen: set[int] = set()  # steps whose checkpoints were here: only their copies may be deleted
 
     def put(self, folder: Path) -> None:
-        """Copy a whole checkpoint, then delete copies of those that were here and are no longer.
+        """Copy a whole checkpoint, then delete the copies of those that have been deleted here.
 
         Raises:
-            CheckpointError: it could not be copied; what was there before is untouched.
+            CheckpointError: if it could not be copied; what was there before is untouched.
         """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        with self._explained():
+        with self._errors():
             for path in sorted(files, key=lambda path: path.name == layout.MANIFEST):
                 self._copy(path, f"{folder.name}/{path.relative_to(folder).as_posix()}")
             self.put_files(folder.parent, [layout.LOG])
-            kept = {step for step, _ in checkpoint.steps(folder.parent)}
-            for step in set(self.steps()) & (self._seen - kept):
+            here = {step for step, _ in checkpoint.steps(folder.parent)}
+            for step in set(self.steps()) & (self._seen - here):
                 self._system.rm(f"{self._root}/checkpoint-{step}", recursive=True)
-            self._seen |= kept
+            self._seen |= here
 
-    def only_those_behind(self, resume: Path | None, say: Callable[[str], None]) -> None:
-        """Leave the copies of checkpoints that led to this one; later ones, of another run, get another name.
+    def set_others_aside(self, resume: Path | None, say: Say) -> None:
+        """Rename the copies of later checkpoints than this one: they belong to another run.
 
-        resume: None for a run that starts anew in place of the one there.
+        resume: None for a run that replaces the one there.
 
         Raises:
-            CheckpointError: a copy could not be renamed.
+            CheckpointError: if a copy could not be renamed.
         """
-        match = re.fullmatch(r"checkpoint-(\d+)", resume.name) if resume else None
-        with self._explained():
+        last = (checkpoint.step_of(resume.name) if resume else None) or 0
+        with self._errors():
             for step in self.steps():
-                if match is None or step > int(match[1]):
+                if step > last:
                     name = f"checkpoint-{step}"
                     free = checkpoint.aside(name, lambda name: self._system.exists(f"{self._root}/{name}"))
                     self._system.mv(f"{self._root}/{name}", f"{self._root}/{free}", recursive=True)
-                    say(f"{self.url}/{name} is not of this run; it is {free} now")
+                    say(f"{self.url}/{name} belongs to another run; renamed to {free}")
             best = checkpoint.best_of(resume) if resume else None
             self._seen |= {step for step in self.steps() if best is None or best.name != f"checkpoint-{step}"}
 
     def put_files(self, folder: Path, names: list[str]) -> None:
-        """Copy single files that are there.
+        """Copy those of the named files that exist.
 
         Raises:
-            CheckpointError: one could not be copied.
+            CheckpointError: if one could not be copied.
         """
-        with self._explained():
+        with self._errors():
             for name in names:
                 if (folder / name).is_file():
                     self._copy(folder / name, name)
 
     def steps(self) -> list[int]:
-        """The steps whose copy is whole, oldest first."""
-        if not self._system.exists(self._root):
-            return []
-        names = [str(path).rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False)]
-        found = [int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint-(\d+)", name))]
-        return sorted(s for s in found if self._system.exists(f"{self._root}/checkpoint-{s}/{layout.MANIFEST}"))
+        """Return the steps whose copy is whole, oldest first."""
+        with self._errors():
+            paths = self._system.ls(self._root, detail=False) if self._system.exists(self._root) else []
+            names = [str(path).rstrip("/").rpartition("/")[2] for path in paths]
+            whole = [name for name in names if self._system.exists(f"{self._root}/{name}/{layout.MANIFEST}")]
+        return sorted(step for name in whole if (step := checkpoint.step_of(name)) is not None)
 
-    def in_use(self) -> bool:
-        """Whether checkpoints are there.
+    def fetch_newest(self, output_dir: Path, say: Say) -> Path | None:
+        """Copy the newest whole checkpoint, the best one that it names, and the log into a folder.
 
-        Raises:
-            CheckpointError: it could not be read.
-        """
-        with self._explained():
-            return bool(self.steps())
-
-    def fetch_newest(self, output_dir: Path, say: Callable[[str], None]) -> Path | None:
-        """Copy the newest whole checkpoint, the best one that it knows of, and the log, into a folder.
-
-        Returns the newest one's folder, None where there is none.
+        Returns the folder of the newest one, or None.
 
         Raises:
-            CheckpointError: it could not be read, or written here.
+            CheckpointError: if it could not be read, or written here.
         """
-        with self._explained():
+        with self._errors():
             there = self.steps()
             for step in reversed(there):
                 folder = output_dir / f"checkpoint-{step}"
@@ -126,14 +116,14 @@ class Mirror:
                 return folder
         return None
 
-    def _fetch_whole(self, folder: Path, say: Callable[[str], None]) -> bool:
-        """Copy a checkpoint here, unless it is damaged; whether it is here."""
+    def _fetch_whole(self, folder: Path, say: Say) -> bool:
+        """Copy a checkpoint here unless it is damaged; returns whether it is here."""
         name = folder.name
         with new_folder(folder) as temporary:
             for path in self._system.find(f"{self._root}/{name}"):
                 self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
             if problem := checkpoint.verify(temporary):
-                say(f"{self.url}/{name} is passed over: {problem}")
+                say(f"{self.url}/{name} is skipped: {problem}")
                 shutil.rmtree(temporary)
                 return False
         say(f"Fetched {self.url}/{name}")
@@ -149,60 +139,55 @@ class Mirror:
         self._system.get_file(path, str(target))
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except (CheckpointError, KeyboardInterrupt):
             raise
-        except Exception as error:  # every storage has its own
+        except Exception as error:  # every kind of storage has its own classes
             reason = one_line(error, 200)
             raise CheckpointError(
                 f"copying checkpoints to or from {self.url} failed ({reason}); those in --output_dir are whole"
             ) from None
 
 
-def before_resuming(
-    mirror: Mirror | None, resume: str | None, output_dir: Path, say: Callable[[str], None], processes: Processes
-) -> None:
-    """Fetch the newest checkpoint to every machine that has none, where `latest` is asked for.
+def fetch_latest(mirror: Mirror | None, resume: str | None, output_dir: Path, say: Say, processes: Processes) -> None:
+    """Fetch the newest checkpoint to every machine that has none, if `latest` is asked for.
 
     Raises:
-        CheckpointError: it could not be read.
+        CheckpointError: if it could not be read.
     """
     if mirror is None or resume != "latest":
         return
     if processes.first_here and checkpoint.newest(output_dir) is None:
         mirror.fetch_newest(output_dir, say)
-    parallel.wait(processes)
+    barrier(processes)
 
 
 def check_free(mirror: Mirror | None, processes: Processes) -> None:
-    """See whether a run that starts anew may copy its checkpoints to the place.
+    """Raise unless a new run may copy its checkpoints there.
 
     Raises:
-        CheckpointError: another run's are there.
+        CheckpointError: if it holds the checkpoints of another run, or could not be read.
     """
-    if mirror is None:
-        return
-    if processes.main and mirror.in_use():
+    if mirror is not None and processes.main and mirror.steps():
         raise CheckpointError(
             f"{mirror.url} holds the checkpoints of another run; go on with --resume_from_checkpoint latest, give "
-            "another --mirror_to, or start anew with --overwrite_output_dir"
+            "another --mirror_to, or start over with --overwrite_output_dir"
         )
-    parallel.wait(processes)
+    barrier(processes)
 
 
 def check_agreement(resume: Path | None, processes: Processes) -> None:
-    """See whether all machines go on from the same step.
+    """Raise unless all machines resume from the same step.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: if they do not.
     """
-    match = re.fullmatch(r"checkpoint-(\d+)", resume.name) if resume else None
-    step = float(match[1]) if match else 0.0
-    total, squares = parallel.add_up([step, step**2], processes)
+    step = float((checkpoint.step_of(resume.name) if resume else None) or 0)
+    total, squares = all_reduce_sum([step, step**2], processes)
     if squares * processes.world != total**2:
         raise CheckpointError(
-            f"the machines of this run would go on from different checkpoints (here {resume}); give all of them one "
-            "shared --output_dir, or --mirror_to a place that all can read"
+            f"the machines of this run would resume from different checkpoints (this one from {resume}); give all of "
+            "them one shared --output_dir, or --mirror_to a place that all can read"
         )

@@ -18,14 +18,14 @@ def make(
     epsilon: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """AdamW by its name in the settings; the learning rate is set before every step.
+    """Return AdamW by its name in the settings; the learning rate is set before every step.
 
-    adamw is PyTorch's, on a GPU in one kernel without temporary tensors. The others are bitsandbytes': moments in 8 bit
-    (Dettmers et al., arXiv:2110.02861; tensors under 4,096 numbers stay in 32), paged ones in memory that moves to the
-    CPU where the GPU's is full.
+    adamw is PyTorch's, fused on a GPU. The others are bitsandbytes': moments in 8 bit (Dettmers et al.,
+    arXiv:2110.02861; tensors under 4,096 numbers stay in 32 bit), paged ones in memory that moves to the CPU when the
+    GPU's is full.
 
     Raises:
-        ConfigError: bitsandbytes is not installed.
+        ConfigError: if bitsandbytes is not installed.
     """
     if name == "adamw":
         fused = parameters[0].device.type == "cuda"
@@ -46,35 +46,35 @@ def make(
 
 
 def paging_note(name: str, device: torch.device) -> str | None:
-    """A sentence where paging was asked for and the device has none."""
+    """Return a note if paging is asked for and the device has none."""
     if not name.startswith("paged") or device.type == "cuda":
         return None
-    return f"--optim {name}: {device.type.upper()} memory is not paged; the states simply lie in it"
+    return f"--optim {name}: {device.type.upper()} memory is not paged; the optimizer states stay in it"
 
 
 def tensors(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """A parameter's state as tensors of its own, on the CPU."""
+    """Return copies of a parameter's state on the CPU."""
     state = optimizer.state.get(parameter, {})
     return {key: torch.as_tensor(value).detach().to("cpu").clone().contiguous() for key, value in state.items()}
 
 
 def restore(
-    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, index: int, found: dict[str, torch.Tensor]
+    optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, index: int, saved: dict[str, torch.Tensor]
 ) -> None:
-    """Put a parameter's state back, as `tensors` gave it. index: the parameter's place in the only group.
+    """Restore a parameter's state from what `tensors` returned. index: of the parameter in the only group.
 
     Raises:
-        CheckpointError: it is the state of another optimizer.
+        CheckpointError: if it is the state of another optimizer.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         names = {"step", "exp_avg", "exp_avg_sq"}
         counts = parameter.device if optimizer.defaults["fused"] else "cpu"  # where the step count is read
-        fresh = {key: tensor.to(counts if key == "step" else parameter.device) for key, tensor in found.items()}
-    else:  # bitsandbytes makes its own buffers, which may be paged
+        fresh = {key: tensor.to(counts if key == "step" else parameter.device) for key, tensor in saved.items()}
+    else:  # bitsandbytes allocates its own buffers, which may be paged
         optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
         fresh = optimizer.state[parameter]
         names = set(fresh)
-    if names != set(found):
+    if names != set(saved):
         raise CheckpointError(
             "the checkpoint's optimizer is not this run's; give the same --optim, or its adapter alone as a start"
         )
@@ -83,21 +83,21 @@ def restore(
         return
     for key, value in fresh.items():
         if isinstance(value, torch.Tensor):
-            value.copy_(found[key])
+            value.copy_(saved[key])
         else:
-            fresh[key] = int(found[key])
+            fresh[key] = int(saved[key])
 
 
 def warmup_count(total: int, steps: int | None, ratio: float) -> int:
-    """Warmup steps: `steps` where given, else `ratio` of all steps (rounded up), never more than there are."""
+    """Return the warmup steps: `steps` if given, else `ratio` of all steps (rounded up), at most all of them."""
     return min(total, math.ceil(total * ratio) if steps is None else steps)
 
 
 def learning_rate(step: int, *, total: int, warmup: int, kind: str, peak: float) -> float:
-    """The rate of a step, counted from 0; the same as transformers' get_scheduler.
+    """Return the rate of a step, counted from 0; the same as transformers' get_scheduler.
 
-    Rises linearly from 0 over `warmup` steps, then stays (constant), falls to 0 in a line (linear) or over half a
-    cosine (cosine) at step `total`.
+    It rises linearly from 0 over `warmup` steps, then stays (constant) or falls to 0 at step `total`, linearly or along
+    half a cosine.
     """
     if step < warmup:
         return peak * step / max(1, warmup)

@@ -9,14 +9,14 @@ from byeori.errors import CheckpointError, ConfigError
 from byeori.support.output_paths import check_writable
 
 RUN_FILES = (
-    "adapter_config.json",
+    layout.ADAPTER_CONFIG,
     layout.ADAPTER,
     layout.LOG,
     layout.SETTINGS,
     layout.BASE,
     layout.AUDIT,
     layout.METRICS,
-    "order.json",
+    layout.ORDER,
 )
 
 

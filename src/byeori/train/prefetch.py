@@ -1,4 +1,4 @@
-"""A step is made ready while the one before it runs: rows read, packed into forests, copied to the device."""
+"""Each step is prepared while the one before it runs: rows are read, packed into forests, copied to the device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from byeori.batch import loader, packing
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes
-from byeori.model import device_batch as placed
+from byeori.model import device_batch
 from byeori.model.device_batch import DeviceBatch
 from byeori.train import memory
-from byeori.train.state import Job, Options, Run
+from byeori.train.state import Job, Options, Progress
 
 Unit = Sequence[Example]
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Step:
     placed: list[DeviceBatch]
 
     def batches(self, job: Job, halvings: int) -> Iterator[DeviceBatch]:
-        """The micro-batches, each let go of when the next is taken; made anew where memory ran out since."""
+        """Yield the micro-batches, releasing each as the next is taken; built again if memory ran out since."""
         if halvings != self.halvings:
             self.placed[:] = []
             yield from place(job, self.units, halvings)
@@ -43,16 +43,16 @@ class Step:
 
 
 @contextmanager
-def steps_from(job: Job, run: Run) -> Iterator[Iterator[Step]]:
-    """The steps that a run has left, each made ready while the one before it runs."""
+def steps_from(job: Job, progress: Progress) -> Iterator[Iterator[Step]]:
+    """Yield the remaining steps of a run, each prepared while the one before it runs."""
     orders: dict[int, np.ndarray] = {}
 
     def prepare(step: int) -> Step:
-        units: list[Unit] = [job.train_rows.unit(int(i)) for i in loader.step_rows(job.plan, step, orders)]
-        halvings = run.halvings
+        units: list[Unit] = [job.train_rows.unit(int(i)) for i in loader.step_rows(job.schedule, step, orders)]
+        halvings = progress.halvings
         return Step(units=units, halvings=halvings, placed=list(place(job, units, halvings)))
 
-    with ahead(prepare, range(run.step, job.plan.total_steps), job.processes.device) as steps:
+    with ahead(prepare, range(progress.step, job.schedule.total_steps), job.processes.device) as steps:
         yield _with_pages(steps, memory.Pages(job.processes.device, limit=job.planned_bytes))
 
 
@@ -63,14 +63,14 @@ def _with_pages(steps: Iterator[Step], pages: memory.Pages) -> Iterator[Step]:
 
 
 def place(job: Job, units: Sequence[Unit], halvings: int) -> Iterator[DeviceBatch]:
-    """This process's micro-batches of some rows, on its device."""
-    windows = placed.windows(job.model.config)
+    """Yield this process's micro-batches of some rows, on its device."""
+    windows = device_batch.windows(job.model.config)
     for forest in pack(units, job.options, job.processes, halvings):
-        yield placed.place(forest, job.processes.device, windows)
+        yield device_batch.place(forest, job.processes.device, windows)
 
 
 def pack(units: Sequence[Unit], options: Options, processes: Processes, halvings: int = 0) -> Iterator[Forest]:
-    """The micro-batches of one process, as forests. halvings: how often each is split in two."""
+    """Yield the micro-batches of one process as forests. halvings: how often each is halved."""
     tokens = [[forests.needed(example) for example in unit] for unit in units]
     mine = packing.share_of(processes.rank, processes.world, tokens, share=options.share_prefixes)
     for group in _groups(mine, tokens, options, halvings):
@@ -78,9 +78,9 @@ def pack(units: Sequence[Unit], options: Options, processes: Processes, halvings
 
 
 def idle(units: Sequence[Unit], options: Options, processes: Processes, halvings: int = 0) -> Iterator[Forest]:
-    """Micro-batches that count for nothing, after which this process has run as many as the busiest.
+    """Yield micro-batches without effect, so that this process runs as many as the busiest one.
 
-    Where weights are sharded, a layer is gathered from all processes, so all of them must come by.
+    Where weights are sharded, a layer is gathered from all processes, so each of them has to run it.
     """
     if not processes.sharded:
         return
@@ -93,7 +93,7 @@ def idle(units: Sequence[Unit], options: Options, processes: Processes, halvings
 
 
 def _groups(part: list[int], tokens: Sequence[packing.Unit], options: Options, halvings: int) -> list[list[int]]:
-    """Units of a process, by micro-batch."""
+    """The units of a process, grouped by micro-batch."""
     size = 1 if options.one_at_a_time else options.micro_batch_size
     mine = [tokens[index] for index in part]
     groups = packing.micro_batches(mine, size=size, tokens=options.micro_batch_tokens, share=options.share_prefixes)
@@ -102,10 +102,10 @@ def _groups(part: list[int], tokens: Sequence[packing.Unit], options: Options, h
 
 @contextmanager
 def ahead(make: Callable[[int], T], steps: Iterable[int], device: torch.device) -> Iterator[Iterator[T]]:
-    """make(step) for each step, in a thread of its own that is one step ahead of whoever takes them.
+    """Yield make(step) for each step, computed in a thread that is one step ahead of the consumer.
 
-    What make raises is raised where its step is taken; leaving the block ends the thread. The order of calls, and so
-    what they give, does not depend on timing. The device's copies go to the stream that computes.
+    An exception of make is raised when its step is taken; leaving the block ends the thread. The order of calls, and
+    so their results, does not depend on timing. Copies to the device go to the stream that computes.
     """
 
     def use() -> None:

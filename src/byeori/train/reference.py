@@ -1,8 +1,8 @@
-"""Log-probs under the reference model: computed once, before training, and kept in a file.
+"""Log-probs under the reference model: computed once, before training, and cached in a file.
 
-The reference is the model as training finds it: the base with its adapter switched off, or with the adapter that the
-run continues. Its log-probs are computed on the forests that training uses, rows that are never met left out, and read
-from the file row by row afterwards, so that nothing of the reference stays in memory. What was computed before an
+The reference is the model before training: the base with its adapter switched off, or with the adapter that the run
+continues. Its log-probs are computed on the forests that training uses, without rows that the run never reaches, and
+are read from the file row by row, so that nothing of the reference stays in memory. What was computed before an
 interruption is not computed again.
 """
 
@@ -22,8 +22,7 @@ from byeori.batch import loader
 from byeori.batch.forest import Forest
 from byeori.data import tokenized
 from byeori.data.tokenized import Rows
-from byeori.distributed import processes as parallel
-from byeori.distributed.processes import Processes
+from byeori.distributed.processes import Processes, all_reduce_array, all_reduce_sum, barrier
 from byeori.model import forward, wrap
 from byeori.support.atomic_files import disk_errors, new_file
 from byeori.train import oom
@@ -31,14 +30,16 @@ from byeori.train.prefetch import idle, pack
 from byeori.train.state import Options
 
 
-def met(plan: loader.Schedule) -> list[np.ndarray]:
-    """The rows that a run meets, step by step of its first epoch: packed as they will be trained."""
+def rows_of_first_epoch(schedule: loader.Schedule) -> list[np.ndarray]:
+    """Return the rows of each step of the first epoch: packed as they will be trained."""
     orders: dict[int, np.ndarray] = {}
-    return [loader.step_rows(plan, step, orders) for step in range(min(plan.total_steps, plan.steps_per_epoch))]
+    return [
+        loader.step_rows(schedule, step, orders) for step in range(min(schedule.total_steps, schedule.steps_per_epoch))
+    ]
 
 
 def in_order(count: int, at_once: int) -> list[np.ndarray]:
-    """All of `count` rows, as evaluation takes them."""
+    """Return all of `count` rows, in the parts that evaluation uses."""
     return [np.arange(start, min(start + at_once, count)) for start in range(0, count, at_once)]
 
 
@@ -54,53 +55,53 @@ def with_reference(
     processes: Processes,
     on_progress: Callable[[int, int], None],
 ) -> Rows:
-    """The rows with their reference log-probs.
+    """Return the rows with their reference log-probs.
 
-    parts: the rows that are needed, those together that will be trained together. file: where the log-probs of the
-    table's targets lie or will lie, float32, NaN where they are not known yet. fresh: the adapter is new, so the
-    reference is the model without it.
+    parts: the rows that are needed, grouped as they will be trained. file: the cache of the log-probs of the table's
+    targets, float32, NaN where they are not computed yet. fresh: the adapter is new, so the reference is the model
+    without it.
 
     Raises:
-        CheckpointError: the disk is full or read-only.
+        CheckpointError: if the disk is full or read-only.
     """
     offsets = tokenized.target_offsets(rows.table)
-    values = _open(file, int(offsets[-1]), processes)
+    values = _open_cache(file, int(offsets[-1]), processes)
     training = model.training
     model.eval()
-    off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
-    with off, wrap.uncompiled():
+    adapter_off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
+    with adapter_off, wrap.uncompiled():
         for done, part in enumerate(parts):
             spans = [slice(offsets[rows.per_row * i], offsets[rows.per_row * (i + 1)]) for i in part.tolist()]
             missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False
-            if parallel.add_up([float(missing)], processes)[0]:
-                found = _compute(model, rows, part, spans, options, processes)
+            if all_reduce_sum([float(missing)], processes)[0]:
+                computed = _compute(model, rows, part, spans, options, processes)
                 if processes.first_here:
-                    for span, logprobs in zip(spans, found, strict=True):
+                    for span, logprobs in zip(spans, computed, strict=True):
                         values[span] = logprobs
                     values.flush()
             on_progress(done + 1, len(parts))
     model.train(training)
-    parallel.wait(processes)
+    barrier(processes)
     del values
     return replace(rows, reference=np.memmap(file, dtype=np.float32, mode="r"), offsets=offsets)
 
 
-def _open(file: Path, count: int, processes: Processes) -> np.memmap:
-    """The file, made full of NaN where it is not there or has another size."""
+def _open_cache(file: Path, count: int, processes: Processes) -> np.memmap:
+    """Map the file; it is filled with NaN first if it does not exist or has another size."""
     if processes.first_here and not (file.is_file() and file.stat().st_size == 4 * count):
         advice = "set BYEORI_CACHE to a folder with room"
         with disk_errors(f"the reference's log-probs in {file}", advice=advice):
             file.parent.mkdir(parents=True, exist_ok=True)
             with new_file(file) as temporary:
                 np.full(count, np.nan, dtype=np.float32).tofile(temporary)
-    parallel.wait(processes)
+    barrier(processes)
     return np.memmap(file, dtype=np.float32, mode="r+" if processes.first_here else "r")
 
 
 def _compute(
     model: Any, rows: Rows, part: np.ndarray, spans: Sequence[slice], options: Options, processes: Processes
 ) -> list[np.ndarray]:
-    """Log-probs of each row's targets, the same on every process."""
+    """Return the log-probs of each row's targets, the same on every process."""
     units = [rows.unit(index) for index in part.tolist()]
     numbers = {unit[0].row: place for place, unit in enumerate(units)}
     starts = np.concatenate([[0], np.cumsum([span.stop - span.start for span in spans])])
@@ -119,5 +120,5 @@ def _compute(
             done += count
     for batch in idle(units, options, processes):
         forward.forest_logprobs(model, batch, plain=options.one_at_a_time)
-    flat = parallel.add_array(flat, processes)
+    flat = all_reduce_array(flat, processes)
     return [flat[start:stop].astype(np.float32) for start, stop in pairwise(starts)]

@@ -1,24 +1,24 @@
-"""The folder of a training run: may it be used, what is resumed, what goes."""
+"""The output folder of a training run: whether it may be used, what is resumed, what is cleared."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout, saved_model
 from byeori.artifacts.layout import BASE, SETTINGS
 from byeori.data import row_kinds
-from byeori.distributed import processes as parallel
+from byeori.distributed.processes import Processes, all_reduce_sum, barrier
 from byeori.errors import CheckpointError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
+from byeori.support.console import Say
 from byeori.train import checkpoint, oom
 from byeori.train.output_dir import RUN_FILES, check_free
 
 LAUNCH = ".torchrun"
-
 
 # settings that decide which rows a step has, and what they become
 _SAME_ROWS = (
@@ -33,46 +33,44 @@ _SAME_ROWS = (
 )
 
 
-def claim(
-    output: Path, resume: str | None, overwrite: bool, tell: Callable[[str], None], processes: parallel.Processes
-) -> Path | None:
-    """See whether a run may write into the folder, and leave it as it is; the checkpoint to go on from, or None.
+def claim(output: Path, resume: str | None, overwrite: bool, say: Say, processes: Processes) -> Path | None:
+    """Return the checkpoint to resume from, or None. Raise unless the run may write into the folder; nothing changes.
 
     Raises:
-        CheckpointError: the folder holds another run, cannot be written, or has nothing to resume.
+        CheckpointError: if the folder holds another run, cannot be written, or has nothing to resume.
     """
     folder: Path | None = None
-    restarted = parallel.add_up([float(processes.main and _restarted(output))], processes)[0] > 0
-    if restarted and (whole := checkpoint.newest(output, tell)):
-        tell(f"Started again by torchrun; going on from {whole}")
+    restarted = all_reduce_sum([float(processes.main and _restarted(output))], processes)[0] > 0
+    if restarted and (whole := checkpoint.newest(output, say)):
+        say(f"Restarted by torchrun; resuming from {whole}")
         return whole
     if resume == "latest":
-        folder = checkpoint.newest(output, tell)
+        folder = checkpoint.newest(output, say)
         if folder is None and checkpoint.steps(output):
-            raise CheckpointError(f"no checkpoint in {output} is whole; start anew with --overwrite_output_dir")
+            raise CheckpointError(f"no checkpoint in {output} is whole; start over with --overwrite_output_dir")
         if folder is None:
-            tell(f"No checkpoint in {output} yet; starting at step 0")
+            say(f"No checkpoint in {output} yet; starting at step 0")
     elif resume is not None:
         folder = Path(resume)
         if not folder.is_dir():
             raise CheckpointError(
-                f"there is no checkpoint {folder}; --resume_from_checkpoint takes a folder or `latest`"
+                f"there is no checkpoint {folder}; give --resume_from_checkpoint a folder or `latest`"
             )
     if processes.main:
         check_free(output, occupied_ok=resume is not None or overwrite or restarted)
-    parallel.wait(processes)
+    barrier(processes)
     return folder
 
 
 def _restarted(output: Path) -> bool:
-    """Whether torchrun --max-restarts started this process again, and the run in the folder is the one that ended."""
+    """Whether torchrun --max-restarts restarted this process, and the folder holds the run that it restarts."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     path = output / LAUNCH
     return again and path.is_file() and path.read_text(encoding="utf-8") == _launch()
 
 
 def _launch() -> str:
-    """What all attempts of one torchrun have in common: the id that it was given, or its process."""
+    """What all attempts of one torchrun share: the id that it was given, or else its process."""
     given = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return given if given != "none" else str(os.getppid())
 
@@ -83,7 +81,7 @@ def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
     now: the settings of this run, by name. row_kind: the name of its kind of rows.
 
     Raises:
-        CheckpointError: the run that wrote it put other rows into its steps, or made other examples of them.
+        CheckpointError: if the run that wrote it put other rows into its steps, or made other examples of them.
     """
     path = resume / SETTINGS
     checkpoint.check_whole(resume)
@@ -100,18 +98,18 @@ def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
         if name in saved and saved[name] != now[name]:
             raise CheckpointError(
                 f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
-                "same settings, or take the finished adapter to train its weights further"
+                "same settings, or give the finished adapter as --base_model to train its weights further"
             )
 
 
 def check_same_rows(resume: Path, content: str) -> None:
-    """See whether the rows are still tokenized to what a checkpoint was trained on. content: their hash.
+    """Raise unless the rows are tokenized to what a checkpoint was trained on. content: their hash.
 
     Raises:
-        CheckpointError: the data, the template or the tokenizer is another one.
+        CheckpointError: if the data, the template or the tokenizer has changed.
     """
     path = resume / BASE
-    if not (resume / layout.STATE).is_file() or not path.is_file():  # no step of a run, or an older byeori's
+    if not (resume / layout.STATE).is_file() or not path.is_file():  # a finished adapter, or an older byeori's
         return
     if json.loads(path.read_text(encoding="utf-8")).get("rows_sha256") != content:
         raise CheckpointError(
@@ -120,14 +118,14 @@ def check_same_rows(resume: Path, content: str) -> None:
         )
 
 
-def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Callable[[str], None]) -> None:
-    """Make the folder of a run that is about to start. clear: an earlier run in it goes now, and not before.
+def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, say: Say) -> None:
+    """Make the folder of a run that is about to start. clear: delete the earlier run in it, now and not before.
 
-    anew: nobody asked to go on with one. Under torchrun it notes whose run this is, so that another attempt goes on
-    from its checkpoints.
+    anew: the user did not ask to resume. Under torchrun the folder notes which run it holds, so that another attempt
+    resumes from its checkpoints.
 
     Raises:
-        CheckpointError: it cannot be written.
+        CheckpointError: if it cannot be written.
     """
     with disk_errors(output):
         if clear:
@@ -139,22 +137,24 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, tell: Ca
         if anew and not _restarted(output):
             (output / oom.NOTE).unlink(missing_ok=True)
         if resume is not None:
-            _only_those_behind(resume, output, tell)
+            _set_others_aside(resume, output, say)
         (output / LAUNCH).unlink(missing_ok=True)
         if "TORCHELASTIC_RUN_ID" in os.environ:
             (output / LAUNCH).write_text(_launch(), encoding="utf-8")
 
 
-def _only_those_behind(resume: Path, output: Path, tell: Callable[[str], None]) -> None:
-    """Leave in the folder the checkpoints that led to this one: later ones are of another run, which `latest` would
-    take for this one's. The best one so far comes along from where the run was."""
+def _set_others_aside(resume: Path, output: Path, say: Say) -> None:
+    """Rename checkpoints that did not lead to this one: `latest` would take them for this run's.
+
+    The best checkpoint so far is copied from the folder that the run was in.
+    """
     own = resume.resolve().parent == output.resolve()
     last = max((step for step, folder in checkpoint.steps(output) if folder.resolve() == resume.resolve()), default=0)
     for step, folder in checkpoint.steps(output):
         if not own or step > last:
             free = checkpoint.aside(folder.name, lambda name: (output / name).exists())
             folder.rename(output / free)
-            tell(f"{folder} is not of this run; it is {free} now")
+            say(f"{folder} belongs to another run; renamed to {free}")
     best = checkpoint.best_of(resume)
     if best is not None and not (output / best.name).exists() and checkpoint.verify(best) is None:
         copy_folder(best, output / best.name)

@@ -1,4 +1,4 @@
-"""What a run is given (Job, Options) and what changes while it goes on (Run)."""
+"""What a run is given (Job, Options) and what changes while it goes on (Progress)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Interrupted(TrainingError):
 
 
 class Abandoned(TrainingError):
-    """Another process of the run ended. One of those that are left has said so: before this is raised, because
-    torchrun may end them at any moment."""
+    """Another process of the run ended. One of the others has reported it before this is raised, because torchrun may
+    end them at any moment."""
 
 
 class Again(TrainingError):
-    """Sharded rows did not fit: the run can go on in smaller micro-batches, in new processes."""
+    """Sharded rows did not fit in memory: the run can go on in smaller micro-batches, in new processes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How a run goes; the settings of the same names, resolved."""
+    """The settings of a run that its loop needs, resolved."""
 
     optim: str
     learning_rate: float
@@ -56,10 +56,10 @@ class Options:
 
 
 @dataclass(kw_only=True)
-class Run:
-    """What changes while a run goes on; `state()` of it is in every checkpoint.
+class Progress:
+    """What changes while a run goes on; every checkpoint has its `state()`.
 
-    halvings: how often micro-batches are split in two, because memory ran out.
+    halvings: how often micro-batches are halved, because memory ran out.
     """
 
     step: int = 0
@@ -74,11 +74,11 @@ class Run:
     halvings: int = 0
 
     def state(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return it as plain JSON."""
         return dict(vars(self))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore it from a checkpoint."""
         for key, value in state.items():
             setattr(self, key, value)
 
@@ -87,20 +87,20 @@ class Run:
 class Job:
     """Everything that a run needs.
 
-    beside: writes what belongs beside an adapter (tokenizer, template, settings) into a folder.
-    mirror: where checkpoints are copied to. planned_bytes: the peak that the plan
-    expects, by the measure of train/memory.py; 0 without a plan.
+    write_sidecar: writes what stands next to an adapter (tokenizer, template, settings) into a folder.
+    mirror: where checkpoints are copied to. planned_bytes: the peak that the plan expects, as train/memory.py measures
+    it; 0 without a plan.
     """
 
     model: Any
     train_rows: Rows
     eval_rows: Rows | None
     objective: Objective
-    plan: loader.Schedule
+    schedule: loader.Schedule
     options: Options
     processes: Processes
     output_dir: Path
-    beside: Callable[[Path], object]
+    write_sidecar: Callable[[Path], object]
     settings: dict[str, Any]
     resume: Path | None = None
     mirror: Mirror | None = None

@@ -10,141 +10,156 @@ so the result does not depend on the number of processes, the size of the micro-
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from byeori.artifacts import layout
 from byeori.batch import forest as forests
-from byeori.distributed import processes
-from byeori.errors import TrainingError
+from byeori.distributed.processes import all_reduce_gradients, all_reduce_sum, barrier, connection_lost
 from byeori.losses.base import Sums
 from byeori.model import device_batch, forward, wrap
 from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
-from byeori.train.async_save import Writer
+from byeori.train.async_save import Checkpoints, Writer
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
-from byeori.train.state import Abandoned, Again, Interrupted, Job, Options, Run
+from byeori.train.recovery import Recovery
+from byeori.train.state import Interrupted, Job, Options, Progress
 
-_BAD_STEPS = 3
+WriteLine = Callable[[dict[str, Any]], None]
 
 
-def train(job: Job) -> Run:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """What a step needs. noise: `length` of it is the mean length of the micro-batch's examples, for NEFTune."""
+
+    job: Job
+    progress: Progress
+    optimizer: torch.optim.Optimizer
+    parameters: list[torch.nn.Parameter]
+    noise: dict[str, float]
+    recovery: Recovery
+
+
+def train(job: Job) -> Progress:
     """Run the loop to its end.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint. Again: sharded rows did not fit.
-        TrainingError: three steps in a row were not finite.
-        CheckpointError: a checkpoint could not be read or written.
+        TrainingError: if three steps in a row were not finite.
+        CheckpointError: if a checkpoint could not be read or written.
     """
     parameters = [parameter for _, parameter in checkpoint.trainable(job.model)]
-    options, run = job.options, Run()
+    options, main = job.options, job.processes.main
     optimizer = optim.make(
         options.optim, parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay
     )
-    resumed = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
-    run.restore(resumed or {})
-    shown = job.processes.main
-    noted = oom.remembered(job.output_dir) if shown else 0
-    run.halvings = max(run.halvings, int(processes.add_up([noted], job.processes)[0]))
+    progress, resumed = _restored(job, optimizer)
     job.model.train()
-    if shown:
+    if main:
         atomic_files.sweep(job.output_dir)
-        checkpoint.prune(job.output_dir, options.save_total_limit, best=run.best_step, latest=run.step)
-    run_log = log.RunLog(job.output_dir, after_step=run.step if resumed else None) if shown else None
+        checkpoint.prune(job.output_dir, options.save_total_limit, best=progress.best_step, latest=progress.step)
+    run_log = log.RunLog(job.output_dir, after_step=progress.step if resumed else None) if main else None
 
     def write(line: dict[str, Any]) -> None:
         if run_log:
             run_log.write(line)
         trackers.write(line)
 
-    report_to = options.report_to if shown else []
+    report_to = options.report_to if main else []
     with (
         hooks.stop_signals() as stop,
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
-        log.Live(job.plan.total_steps, start=run.step, shown=shown) as live,
+        log.Live(job.schedule.total_steps, start=progress.step, shown=main) as live,
         log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
         Writer(live.say) as writer,
-        steps_from(job, run) as steps,
+        steps_from(job, progress) as steps,
     ):
-        good = replace(run)  # as it was before the bad steps that may come
-        while run.step < job.plan.total_steps and not _has_stalled(run, options):
-            done = run.step
-            good = replace(run) if run.bad_steps == 0 else good
+        checkpoints = Checkpoints(job, optimizer, writer)
+        recovery = Recovery(job, progress, checkpoints, live.say)
+        session = Session(
+            job=job, progress=progress, optimizer=optimizer, parameters=parameters, noise=noise, recovery=recovery
+        )
+        while progress.step < job.schedule.total_steps and not _has_stalled(progress, options):
+            recovery.before_step()
+            done = progress.step
             try:
-                line = train_step(job, run, next(steps), optimizer, parameters, noise, live)
+                line = train_step(session, next(steps))
                 live.update(line)
-                if run.step % options.logging_steps == 0 or run.step == job.plan.total_steps or run.bad_steps:
+                if _is_logged(job, progress):
                     write(line)
-                if run.bad_steps == _BAD_STEPS:
-                    _save(job, good, optimizer, writer)
-                    raise TrainingError(_bad_end(line["skipped_rows"], good.step, job.output_dir))
-                _after_step(job, run, optimizer, live, write, stop, writer)
+                if progress.bad_steps:
+                    recovery.on_not_finite(line["skipped_rows"])
+                _after_step(session, live, write, stop, checkpoints)
             except (RuntimeError, NoRoom) as error:
-                # a step fails before it changes weights; where it is done, its evaluation may not be
-                _keep(job, run, optimizer, writer, error, whole=run.step == done or not _evaluates(job, run.step))
+                # a step fails before it changes weights; after a step that is done, its evaluation may not be
+                step_done = progress.step == done or not _evaluates(job, progress.step)
+                if isinstance(error, NoRoom):
+                    recovery.on_out_of_memory(error, step_done=step_done)
+                elif connection_lost(error):
+                    recovery.on_lost_rank(step_done=step_done)
                 raise
-    processes.wait(job.processes)  # every process may read the checkpoints now
+    barrier(job.processes)  # every process may read the checkpoints now
     job.model.eval()
-    return run
+    return progress
 
 
-def train_step(
-    job: Job,
-    run: Run,
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[torch.nn.Parameter],
-    noise: dict[str, float],
-    live: log.Live,
-) -> dict[str, Any]:
-    """One optimizer step; returns its log line."""
-    began, options = time.perf_counter(), job.options
+def _restored(job: Job, optimizer: torch.optim.Optimizer) -> tuple[Progress, bool]:
+    """The progress of the checkpoint that is resumed, and whether there is one."""
+    progress = Progress()
+    state = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
+    progress.restore(state or {})
+    noted = oom.remembered(job.output_dir) if job.processes.main else 0
+    progress.halvings = max(progress.halvings, int(all_reduce_sum([noted], job.processes)[0]))
+    return progress, bool(state)
+
+
+def _is_logged(job: Job, progress: Progress) -> bool:
+    last = progress.step == job.schedule.total_steps
+    return progress.step % job.options.logging_steps == 0 or last or progress.bad_steps > 0
+
+
+# ---- a step --------------------------------------------------------------------------------------------------------
+
+
+def train_step(session: Session, step: Step) -> dict[str, Any]:
+    """Compute one optimizer step; returns its log line."""
+    began, job, progress = time.perf_counter(), session.job, session.progress
     examples = [example for unit in step.units for example in unit]
 
-    def compute(found: dict[str, torch.Tensor], halvings: int) -> None:
-        torch.manual_seed((options.seed * 1_000_003 + run.step) * 4099 + job.processes.rank)  # dropout, NEFTune
-        optimizer.zero_grad(set_to_none=True)
-        _gradients(job, step, noise, found, halvings)
+    def compute(sums: dict[str, torch.Tensor], halvings: int) -> None:
+        # dropout and NEFTune: the same numbers when the step is computed again
+        torch.manual_seed((job.options.seed * 1_000_003 + progress.step) * 4099 + job.processes.rank)
+        session.optimizer.zero_grad(set_to_none=True)
+        _gradients(job, step, session.noise, sums, halvings)
 
-    totals = _summed(job, run, live, ["loss", "unique_tokens", *job.objective.logged], compute)
+    totals = _all_sums(session, ["loss", "unique_tokens", *job.objective.logged], compute)
     loss, unique_tokens = totals.pop("loss"), int(totals.pop("unique_tokens"))
-    processes.add_gradients(parameters, job.processes)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
-    rate = optim.learning_rate(
-        run.step,
-        total=job.plan.total_steps,
-        warmup=options.warmup,
-        kind=options.lr_scheduler,
-        peak=options.learning_rate,
-    )
+    all_reduce_gradients(session.parameters, job.processes)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in session.parameters if p.grad is not None]).item()
+    rate = _learning_rate(job, progress.step)
     more: dict[str, Any] = {}
     if math.isfinite(loss) and math.isfinite(norm):
-        _update(optimizer, parameters, rate, norm, options.max_grad_norm)
-        run.bad_steps, run.last_loss = 0, loss
-        run.first_loss = loss if run.step == 0 else run.first_loss
+        _update(session.optimizer, session.parameters, rate, norm, job.options.max_grad_norm)
+        progress.bad_steps, progress.last_loss = 0, loss
+        progress.first_loss = loss if progress.step == 0 else progress.first_loss
     else:
+        progress.bad_steps += 1
         more["skipped_rows"] = [unit[0].row + 1 for unit in step.units]
-        run.bad_steps += 1
-        named = ", ".join(map(str, more["skipped_rows"]))
-        live.say(f"step {run.step + 1}: the loss or its gradient is not finite; the step is skipped (rows {named})")
-    if run.halvings:
-        more["micro_batches_halved"] = run.halvings
-    run.step += 1
+    if progress.halvings:
+        more["micro_batches_halved"] = progress.halvings
+    progress.step += 1
     tokens = sum(len(forests.needed(example)) for example in examples)
-    run.tokens, run.unique_tokens = run.tokens + tokens, run.unique_tokens + unique_tokens
+    progress.tokens, progress.unique_tokens = progress.tokens + tokens, progress.unique_tokens + unique_tokens
     return {
-        "step": run.step,
-        "epoch": round(run.step / job.plan.steps_per_epoch, 4),
+        "step": progress.step,
+        "epoch": round(progress.step / job.schedule.steps_per_epoch, 4),
         "loss": loss,
         **totals,
         **more,
@@ -159,41 +174,29 @@ def train_step(
     }
 
 
-def _summed(
-    job: Job,
-    run: Run,
-    live: log.Live,
-    names: list[str],
-    compute: Callable[[dict[str, torch.Tensor], int], None],
+def _all_sums(
+    session: Session, names: list[str], compute: Callable[[dict[str, torch.Tensor], int], None]
 ) -> dict[str, float]:
-    """Numbers over all micro-batches and processes, in micro-batches that fit; `run` keeps their size."""
-
-    def on_split(halvings: int, why: NoRoom | None) -> None:
-        run.halvings = halvings
-        where = f"{len(why.rows)} rows ({why.tokens} tokens) did" if why else "another process's rows did"
-        live.say(
-            f"step {run.step + 1}: {where} not fit in memory together; from here on micro-batches are split into "
-            f"{2**halvings}, and the step is computed again with the same result"
-        )
-
-    return oom.summed(compute, names, job.processes, halvings=run.halvings, on_split=on_split)
+    """Sums over all micro-batches and processes, in micro-batches that fit."""
+    halvings, on_split = session.progress.halvings, session.recovery.on_split
+    return oom.summed(compute, names, session.job.processes, halvings=halvings, on_split=on_split)
 
 
-def _gradients(job: Job, step: Step, noise: dict[str, float], found: dict[str, torch.Tensor], halvings: int) -> None:
-    """Forward and backward over this process's part of a step; its part of the loss and of what is logged."""
+def _gradients(job: Job, step: Step, noise: dict[str, float], sums: dict[str, torch.Tensor], halvings: int) -> None:
+    """Forward and backward over this process's part of a step; adds its part of the loss and of what is logged."""
     weight = job.objective.weight([example.target_count for unit in step.units for example in unit])
     for batch in step.batches(job, halvings):
         forest = batch.forest
         noise["length"] = forest.separate_tokens / len(forest.rows)
-        there_and_back = partial(_there_and_back, job, batch, weight)
-        for name, value in oom.attempt(there_and_back, forest.rows, forest.unique_tokens).items():
-            found[name] += value
-        found["unique_tokens"] += forest.unique_tokens
+        forward_backward = partial(_forward_backward, job, batch, weight)
+        for name, value in oom.attempt(forward_backward, forest.rows, forest.unique_tokens).items():
+            sums[name] += value
+        sums["unique_tokens"] += forest.unique_tokens
     for forest in idle(step.units, job.options, job.processes, halvings):
         (_sums(job, device_batch.place(forest, job.processes.device)).total * 0).backward()
 
 
-def _there_and_back(job: Job, batch: DeviceBatch, weight: float) -> dict[str, torch.Tensor]:
+def _forward_backward(job: Job, batch: DeviceBatch, weight: float) -> dict[str, torch.Tensor]:
     sums = _sums(job, batch)
     (sums.total / weight).backward()
     return _logged(sums, weight)
@@ -208,12 +211,19 @@ def _logged(sums: Sums, weight: float) -> dict[str, torch.Tensor]:
     return {name: value.detach().double() / weight for name, value in [("loss", sums.total), *sums.logged.items()]}
 
 
+def _learning_rate(job: Job, step: int) -> float:
+    options = job.options
+    return optim.learning_rate(
+        step,
+        total=job.schedule.total_steps,
+        warmup=options.warmup,
+        kind=options.lr_scheduler,
+        peak=options.learning_rate,
+    )
+
+
 def _update(
-    optimizer: torch.optim.Optimizer,
-    parameters: list[torch.nn.Parameter],
-    rate: float,
-    norm: float,
-    limit: float,
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], rate: float, norm: float, limit: float
 ) -> None:
     if limit and norm > limit:
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], limit / (norm + 1e-6))
@@ -222,168 +232,84 @@ def _update(
     optimizer.step()
 
 
-def _bad_end(rows: list[int], step: int, output_dir: Path) -> str:
-    kept = f"{output_dir / f'checkpoint-{step}'} holds the run from before" if step else "no step was good"
-    return (
-        f"the loss was not finite in {_BAD_STEPS} steps in a row, last with rows {', '.join(map(str, rows))}; "
-        f"lower --learning_rate or look at these rows; {kept}"
-    )
+# ---- after a step ---------------------------------------------------------------------------------------------------
 
 
 def _after_step(
-    job: Job,
-    run: Run,
-    optimizer: torch.optim.Optimizer,
-    live: log.Live,
-    write: Callable[[dict[str, Any]], None],
-    stop: threading.Event,
-    writer: Writer,
+    session: Session, live: log.Live, write: WriteLine, stop: threading.Event, checkpoints: Checkpoints
 ) -> None:
-    """Evaluate, save and stop where it is time.
-
-    The log is written before the checkpoint, so that a checkpoint is never ahead of the log.
-    """
-    options, last = job.options, run.step == job.plan.total_steps
-    writer.check()
-    stopping = processes.add_up([float(stop.is_set())], job.processes)[0] > 0
-    finished, improved = last, False
-    if _evaluates(job, run.step):
-        means = evaluate(job, run, live)
-        loss = means["loss"]
-        improved = math.isfinite(loss) and (run.best_loss is None or loss < run.best_loss)
-        if improved:
-            run.best_loss, run.best_step, run.evaluations_without_gain = loss, run.step, 0
-        else:
-            run.evaluations_without_gain += 1
-        write(
-            {
-                "step": run.step,
-                "epoch": round(run.step / job.plan.steps_per_epoch, 4),
-                **{f"eval_{name}": value for name, value in means.items()},
-            }
-        )
-        live.say(f"step {run.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
-        if _has_stalled(run, options):
-            live.say(f"no improvement in {run.evaluations_without_gain} evaluations; the best was step {run.best_step}")
-            finished = True
-    if improved or finished or stopping or _due(run.step, options.save_steps, job.plan.steps_per_epoch, last):
-        _save(job, run, optimizer, writer)
+    """Evaluate, save and stop if it is time. The log is written before the checkpoint, so it is never behind it."""
+    job, progress = session.job, session.progress
+    checkpoints.check()
+    stopping = all_reduce_sum([float(stop.is_set())], job.processes)[0] > 0
+    last = progress.step == job.schedule.total_steps
+    improved = _evaluates(job, progress.step) and _evaluate_and_log(session, live, write)
+    finished = last or _has_stalled(progress, job.options)
+    if improved or finished or stopping or _is_due(progress.step, job.options.save_steps, job):
+        checkpoints.save(progress)
     if stopping and not finished:
-        writer.wait()
+        checkpoints.wait()
         raise Interrupted(
-            f"stopped at step {run.step}; everything is in {job.output_dir / f'checkpoint-{run.step}'}; go on with the "
-            "same command and --resume_from_checkpoint latest"
+            f"stopped at step {progress.step}; everything is in {job.output_dir / f'checkpoint-{progress.step}'}; go "
+            "on with the same command and --resume_from_checkpoint latest"
         )
 
 
-def _keep(
-    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: RuntimeError | NoRoom, *, whole: bool
-) -> None:
-    """Save what a run has done that ends without memory, or without its other processes.
-
-    whole: its last step is done, with all that follows it.
-    """
-    broke = isinstance(error, RuntimeError) and processes.connection_broke(error)
-    if isinstance(error, NoRoom) and job.processes.sharded and not error.alone:
-        _go_on_smaller(job, run, optimizer, writer, error, whole)
-    if whole and (isinstance(error, NoRoom) or (broke and not checkpoint.is_there(job.output_dir, run.step))):
-        _save(job, run, optimizer, writer)
-    if broke:
-        _abandon(job, run, writer)
-
-
-def _go_on_smaller(
-    job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer, error: NoRoom, save: bool
-) -> NoReturn:
-    """The others cannot leave the failed pass: this process alone keeps the run, for the next attempt."""
-    if processes.first_to("go on smaller"):
-        oom.remember(job.output_dir, run.halvings + 1)
-        run.halvings += 1
-        if save and run.step:
-            _write(job, run, optimizer, writer)
-        writer.wait()
-    raise Again(
-        f"step {run.step + save}: {len(error.rows)} rows ({error.tokens} tokens) do not fit in memory together; "
-        "go on with the same command and --resume_from_checkpoint latest, which splits micro-batches in two"
-    )
+def _evaluate_and_log(session: Session, live: log.Live, write: WriteLine) -> bool:
+    """Evaluate; whether the loss is the lowest so far."""
+    job, progress = session.job, session.progress
+    means = evaluate(session)
+    loss = means["loss"]
+    improved = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
+    if improved:
+        progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
+    else:
+        progress.evaluations_without_gain += 1
+    epoch = round(progress.step / job.schedule.steps_per_epoch, 4)
+    write({"step": progress.step, "epoch": epoch, **{f"eval_{name}": value for name, value in means.items()}})
+    live.say(f"step {progress.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
+    if _has_stalled(progress, job.options):
+        count = progress.evaluations_without_gain
+        live.say(f"no improvement in {count} evaluations; the best was step {progress.best_step}")
+    return improved
 
 
-def _abandon(job: Job, run: Run, writer: Writer) -> NoReturn:
-    """Another process is gone: finish what is being written, and let one of those that are left say so."""
-    writer.wait()
-    if processes.first_to_speak():
-        whole = checkpoint.newest(job.output_dir)
-        remedy = f"everything up to {whole.name} is in {job.output_dir}" if whole else "no checkpoint was written yet"
-        print(
-            f"error: another process of this run ended at step {run.step + 1} (killed, or out of memory?); {remedy}; "
-            "go on with the same command and --resume_from_checkpoint latest",
-            file=sys.stderr,
-            flush=True,
-        )
-    raise Abandoned("another process of this run ended")
-
-
-def _has_stalled(run: Run, options: Options) -> bool:
+def _has_stalled(progress: Progress, options: Options) -> bool:
     patience = options.early_stopping_patience
-    return patience is not None and run.evaluations_without_gain >= patience
+    return patience is not None and progress.evaluations_without_gain >= patience
 
 
 def _evaluates(job: Job, step: int) -> bool:
-    last = step == job.plan.total_steps
-    return job.eval_rows is not None and _due(step, job.options.eval_steps, job.plan.steps_per_epoch, last)
+    return job.eval_rows is not None and _is_due(step, job.options.eval_steps, job)
 
 
-def _due(step: int, every: int | None, per_epoch: int, last: bool) -> bool:
-    return last or step % (every or per_epoch) == 0
-
-
-def _save(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
-    """Copy the run to memory and let the writer put it on the disk."""
-    if job.processes.main and run.step > 0:
-        _write(job, run, optimizer, writer)
-
-
-def _write(job: Job, run: Run, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
-    copied = checkpoint.snapshot(job.model, optimizer, run.state())
-    step, best = run.step, run.best_step
-
-    def fill(folder: Path) -> None:
-        copied.write(folder)
-        job.beside(folder)
-        atomic_files.flush(job.output_dir / layout.LOG)
-
-    def write() -> None:
-        checkpoint.save(job.output_dir / f"checkpoint-{step}", fill)
-        checkpoint.prune(job.output_dir, job.options.save_total_limit, best=best, latest=step)
-        if job.mirror:
-            job.mirror.put(job.output_dir / f"checkpoint-{step}")
-
-    writer.submit(write)
+def _is_due(step: int, every: int | None, job: Job) -> bool:
+    return step == job.schedule.total_steps or step % (every or job.schedule.steps_per_epoch) == 0
 
 
 @torch.no_grad()
-def evaluate(job: Job, run: Run, live: log.Live) -> dict[str, float]:
-    """Loss and what the objective logs, as means over the evaluation rows of all processes."""
-    rows = job.eval_rows
+def evaluate(session: Session) -> dict[str, float]:
+    """Return the loss and what the objective logs, as means over the evaluation rows of all processes."""
+    job = session.job
+    rows, size = job.eval_rows, job.schedule.batch_size
     assert rows is not None
     job.model.eval()
-    parts = [range(at, min(at + job.plan.batch_size, len(rows))) for at in range(0, len(rows), job.plan.batch_size)]
-
+    parts = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
     weights = [0.0] * len(parts)
 
-    def compute(found: dict[str, torch.Tensor], halvings: int) -> None:
+    def compute(sums: dict[str, torch.Tensor], halvings: int) -> None:
         for number, part in enumerate(parts):
             units = [rows.unit(index) for index in part]
             weights[number] = job.objective.weight([example.target_count for unit in units for example in unit])
             for batch in place(job, units, halvings):
                 with wrap.uncompiled():
-                    sums = oom.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
-                for name, value in _logged(sums, 1.0).items():
-                    found[name] += value
+                    batch_sums = oom.attempt(partial(_sums, job, batch), batch.forest.rows, batch.forest.unique_tokens)
+                for name, value in _logged(batch_sums, 1.0).items():
+                    sums[name] += value
             for forest in idle(units, job.options, job.processes, halvings):
                 with wrap.uncompiled():
                     _sums(job, device_batch.place(forest, job.processes.device))
 
-    totals = _summed(job, run, live, ["loss", *job.objective.logged], compute)
+    totals = _all_sums(session, ["loss", *job.objective.logged], compute)
     job.model.train()
     return {name: total / sum(weights) for name, total in totals.items()}
