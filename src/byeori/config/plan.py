@@ -21,7 +21,7 @@ class PlanSettings(DpoSettings):
     """byeori plan: predict memory, time and price of a run on each GPU. No GPU is needed."""
 
     base_model: OptionalText = setting(  # type: ignore[assignment]
-        "Base model: a folder or a Hub id. Its config.json is enough.", None, group="essentials", metavar="NAME"
+        "Base model: a folder or a Hub id. Its config.json is enough.", None, group="essentials", metavar="MODEL"
     )
     data_path: Paths | None = setting(  # type: ignore[assignment]
         "Rows, for their real lengths and shared prefixes. Without them lengths are assumed.",

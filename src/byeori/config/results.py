@@ -24,10 +24,10 @@ class MergeSettings(Settings):
     """byeori merge: write an adapter into its base model."""
 
     peft_model_path: str = setting(
-        "Adapter to merge: a folder or a Hub id.", group="essentials", metavar="NAME", min_length=1
+        "Adapter to merge: a folder or a Hub id.", group="essentials", metavar="MODEL", min_length=1
     )
     output_dir: str = setting("Folder for the merged model.", group="essentials", metavar="PATH", min_length=1)
-    base_model_name_or_path: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    base_model_name_or_path: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
     dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", group="essentials")
     verify: bool = setting(
         "Check the merged model: load both models and compare their logits on training prompts.",
@@ -60,13 +60,13 @@ class GenerationSettings(Settings):
 class GenerateSettings(GenerationSettings):
     """byeori generate: answer one prompt, or every row of a table."""
 
-    model: str = setting("Model or adapter: a folder or a Hub id.", group="essentials", metavar="NAME", min_length=1)
+    model: str = setting("Model or adapter: a folder or a Hub id.", group="essentials", metavar="MODEL", min_length=1)
     input_text: str | None = setting(
         "The prompt column that no other flag gives, or the user message of a chat. @file reads it from a file.",
         None,
         group="essentials",
     )
-    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
     dtype: Dtype = setting(_DTYPE, "auto", group="memory")
     template: OptionalText = setting(
         "Prompt template. The default is the one saved with the weights.", None, group="essentials"
@@ -109,13 +109,13 @@ class CompareSettings(GenerationSettings, DataSettings):
     adapter: str = setting(
         "Adapter to compare with its base model: a folder or a Hub id.",
         group="essentials",
-        metavar="NAME",
+        metavar="MODEL",
         min_length=1,
     )
     output_dir: str = setting(
         "Folder for report.html, rows.jsonl and metrics.json.", group="essentials", metavar="PATH", min_length=1
     )
-    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="NAME")
+    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
     dtype: Dtype = setting(_DTYPE, "auto", group="memory")
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, group="essentials", ge=1, le=1_000_000)
     bootstrap: int = setting(

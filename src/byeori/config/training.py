@@ -31,7 +31,7 @@ class ModelSettings(Settings):
     base_model: str = setting(
         "Base model, or adapter to train further: a folder or a Hub id.",
         group="essentials",
-        metavar="NAME",
+        metavar="MODEL",
         min_length=1,
     )
     revision: OptionalText = setting(

