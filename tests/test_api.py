@@ -124,6 +124,7 @@ def test_the_job_from_python(
     capsys.readouterr()
     answers = byeori.generate(model=tmp_path / "merged", columns={"document": "봄"}, max_new_tokens=4)
     assert [line.strip() for line in capsys.readouterr().out.split("\n", 1)][:1] == [answers[0].split("\n")[0].strip()]
+    assert byeori.generate(model=tmp_path / "merged", input_text="봄", max_new_tokens=4) == answers
     result = byeori.compare(
         adapter=run.output_dir,
         data_path=title_rows,

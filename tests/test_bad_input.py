@@ -640,7 +640,9 @@ def test_generate_empty_prompt(fails: Fails, tiny_model: Path, tmp_path: Path) -
 
 
 def test_generate_too_long_a_prompt(fails: Fails, tiny_model: Path) -> None:
-    assert "leaves no room for an answer in 512 positions" in fails("generate", tiny_model, "--raw", "봄 " * 600)
+    assert "leaves no room for an answer within the model's maximum length of 512" in fails(
+        "generate", tiny_model, "--raw", "봄 " * 600
+    )
 
 
 # ---- compare -----------------------------------------------------------------------------------------------------

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from byeori.config import flags
 from byeori.config import help as helps
 from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
+from byeori.support import collector
 from byeori.support.suggestions import nearest
 
 
@@ -106,25 +105,13 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:
             return code
-    with _no_garbage_collection():
+    with collector.paused():
         module = importlib.import_module(f"byeori.commands.{command.module}")
     if name == "demo-model":
         print(module.demo_model())
     else:
         getattr(module, name)(settings)
     return 0
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Importing creates a million objects that stay; collecting garbage meanwhile would add a tenth to the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 # ---- byeori without a command ------------------------------------------------------------------------------------

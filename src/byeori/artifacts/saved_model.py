@@ -22,7 +22,6 @@ from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
-from byeori.kernels import lora_linear
 from byeori.model import load
 from byeori.model.fingerprint import base_fingerprint, read_header
 from byeori.model.light import without_bitsandbytes
@@ -209,6 +208,8 @@ def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> A
         ModelError: if it does not fit the base.
     """
     from peft import PeftModel
+
+    from byeori.kernels import lora_linear  # imports PEFT, which reading small files does without
 
     folder, misfit = str(saved.folder), f"the adapter {saved.name} does not fit the base {saved.base}"
     remedy = "give the base that it was trained on with --base_model"

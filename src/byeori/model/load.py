@@ -14,7 +14,7 @@ from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
 from byeori.model import names
-from byeori.support import hub
+from byeori.support import collector, hub
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
 
@@ -56,9 +56,10 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
-        )
+        with collector.paused():
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
+            )
     except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
     if isinstance(tokenizer.chat_template, dict):  # their names become file names where the tokenizer is saved
