@@ -1,28 +1,28 @@
-"""Every error a user can meet.
+"""Every error that a user can cause and fix.
 
 ByeoriError            one sentence: what is wrong, where, what to do; the command line exits with 2
 ├── ConfigError        a setting, a flag, or a combination of them
 ├── DataError          a file of rows, or a row in it
 ├── TemplateError      a prompt template, or a row that does not fit it
-│   └── TooLongError   a row whose answer and fixed words do not fit into cutoff_len
+│   └── TooLongError   a row whose answer and template text do not fit into cutoff_len
 ├── ModelError         a base model, its tokenizer, or an adapter
 ├── CheckpointError    a checkpoint or an output folder
-├── TrainingError      a run that cannot go on
+├── TrainingError      a run that cannot continue
 └── HubError           the Hugging Face Hub
 """
 
 import os
 
-# Names a file that one process of a group makes when it tells the user why the run ends.
+# Environment variable: a file that the first process of a group to report an error creates.
 SAID = "BYEORI_SAID"
 
 
-# The exit code of a process whose run is to be started again from its last checkpoint (sysexits.h: EX_TEMPFAIL).
+# Exit code of a process whose run must be restarted from its last checkpoint (sysexits.h: EX_TEMPFAIL).
 AGAIN = 75
 
 
 def may_speak() -> bool:
-    """Whether this process is to say why the run ends: the first one of its group that asks."""
+    """Return whether this process reports why the run ends: the first of its group that asks does."""
     path = os.environ.get(SAID)
     if path is None:
         return True
@@ -50,7 +50,7 @@ class TemplateError(ByeoriError):
 
 
 class TooLongError(TemplateError):
-    """A row whose answer and fixed words do not fit into cutoff_len."""
+    """A row whose answer and template text do not fit into cutoff_len."""
 
 
 class ModelError(ByeoriError):
@@ -62,7 +62,7 @@ class CheckpointError(ByeoriError):
 
 
 class TrainingError(ByeoriError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class HubError(ByeoriError):

@@ -53,6 +53,8 @@ MISTAKES = {
     f"sft {TRAIN} --output_dir={{0}}/run": "{0}/run holds another run",
     f"sft {TRAIN} --output_dir={{0}}/model": "holds the weights that the run starts from",
     f"sft {TRAIN} --output_dir={{0}}/rows.jsonl/out": "cannot write into {0}/rows.jsonl/out",
+    f"sft {TRAIN} --resume_from_checkpoint={{0}}/rnu": "there is no checkpoint {0}/rnu (did you mean run?)",
+    "sft --config {0}/row.jsonl": "cannot read the settings file {0}/row.jsonl (did you mean rows.jsonl?)",
     f"sft {TRAIN} --learning-rat=1": "there is no flag --learning_rat (did you mean --learning_rate?)",
     f"dpo {TRAIN} --template=question-answer": "the template uses the column 'question', which the data does not have",
     f"dpo {TRAIN} --base_model=./no --data_path={{0}}/pairs.jsonl": "there is no folder ./no",

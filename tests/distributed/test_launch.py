@@ -84,12 +84,12 @@ def test_when_there_is_nothing_to_start(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(launch, "_gpus", lambda: 4)
     assert launch.start_group(None, ["sft"]) == 104
     assert launch.start_group(1, ["sft"]) is None
-    with pytest.raises(ConfigError, match="--nproc 5, but there are 4 GPUs here; give 4 or less"):
+    with pytest.raises(ConfigError, match="--nproc is 5, but this machine has 4 GPUs; give 4 or less"):
         launch.start_group(5, ["sft"])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert launch.start_group(None, ["sft"]) is None
     assert launch.start_group(2, ["sft"]) is None
-    with pytest.raises(ConfigError, match="--nproc 4, but torchrun started 2 processes here"):
+    with pytest.raises(ConfigError, match="--nproc is 4, but torchrun started 2 processes here"):
         launch.start_group(4, ["sft"])
 
 
@@ -104,7 +104,7 @@ def test_goes_on_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatch, capsys:
         config.SftSettings, ["--base_model=m", "--data_path=d", "--output_dir=o", *asked[-1][1:]]
     )
     assert (settings.resume_from_checkpoint, settings.overwrite_output_dir) == ("latest", False)
-    assert capsys.readouterr().err.count("going on from the last step, micro-batches split in two") == 2
+    assert capsys.readouterr().err.count("resuming from the last step with micro-batches split in two") == 2
 
 
 def test_python_starts_no_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def _check_output(settings: Settings) -> None:
     if isinstance(settings, TrainSettings) and not isinstance(settings, PlanSettings):
         output = Path(settings.output_dir)
         output_dir.check_not_the_start(output, settings.base_model)
+        if settings.resume_from_checkpoint not in (None, "latest") and settings.mirror_to is None:
+            output_dir.check_checkpoint(Path(settings.resume_from_checkpoint))
         # another attempt of torchrun resumes; the other processes may be on machines without the folder
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and os.environ.get("RANK", "0") == "0":
             resumes = settings.resume_from_checkpoint is not None

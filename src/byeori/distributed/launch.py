@@ -1,7 +1,7 @@
-"""One process for each GPU, without ceremony: a training command starts itself again under torchrun's agent.
+"""One process per GPU: a training command starts itself again under torchrun's agent.
 
-The processes say what there is to say, in one sentence; the agent's own tables and tracebacks stay silent, and its
-exit code is theirs.
+The processes report errors themselves, in one sentence. The agent's own tables and tracebacks are suppressed, and its
+exit code is that of the processes.
 """
 
 from __future__ import annotations
@@ -19,36 +19,39 @@ from byeori.errors import AGAIN, SAID, ConfigError
 
 
 def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
-    """Run `byeori ARGUMENTS` on several processes; their exit code, or None where this process is to do the work.
+    """Run `byeori ARGUMENTS` in several processes and return their exit code, or None if one process is enough.
 
-    wanted: processes; None is one for each GPU.
+    wanted: number of processes; None is one per GPU.
 
     Raises:
-        ConfigError: this process is one of a group of another size, which torchrun has started.
+        ConfigError: if torchrun started another number of processes, or there are fewer GPUs.
     """
     if "LOCAL_WORLD_SIZE" in os.environ:
-        there = int(os.environ["LOCAL_WORLD_SIZE"])
-        if wanted not in (None, there):
-            raise ConfigError(f"--nproc {wanted}, but torchrun started {there} processes here; leave one of them out")
+        started = int(os.environ["LOCAL_WORLD_SIZE"])
+        if wanted not in (None, started):
+            raise ConfigError(f"--nproc is {wanted}, but torchrun started {started} processes here; leave --nproc out")
         return None
     count = _gpus() if wanted is None else wanted
     if count <= 1:
         return None
     if 0 < _gpus() < count:
-        raise ConfigError(f"--nproc {count}, but there are {_gpus()} GPUs here; give {_gpus()} or less")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+        raise ConfigError(f"--nproc is {count}, but this machine has {_gpus()} GPUs; give {_gpus()} or less")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // count))
     with tempfile.TemporaryDirectory(prefix="byeori-") as folder:
         os.environ[SAID] = str(Path(folder) / "said")
         try:
             while (code := _run(count, [sys.executable, "-m", "byeori", *arguments], Path(folder))) == AGAIN:
                 print(
-                    "Rows do not fit in memory together: going on from the last step, micro-batches split in two",
+                    "Out of memory: resuming from the last step with micro-batches split in two",
                     file=sys.stderr,
                 )
                 arguments = [*arguments, "--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
             return code
         finally:
             del os.environ[SAID]
+            if threads is None:
+                del os.environ["OMP_NUM_THREADS"]
 
 
 def _gpus() -> int:
@@ -62,10 +65,11 @@ def _run(count: int, command: list[str], folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    how = LaunchConfig(
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
+    launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
@@ -76,7 +80,7 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
-        elastic_launch(how, command[0])(*command[1:])
+        elastic_launch(launch, command[0])(*command[1:])
     except ChildFailedError as error:
         codes = {failure.local_rank: failure.exitcode for failure in error.failures.values()}
         if AGAIN in codes.values():
@@ -85,10 +89,13 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         if (folder / "said").exists():
             return 130 if 130 in codes.values() else 2
         rank, code = next(((r, c) for r, c in codes.items() if c not in (0, -signal.SIGTERM)), (0, 1))
-        if code > 0:  # Python has shown where it failed
+        if code > 0:  # Python has printed a traceback
             return code
         print(f"error: process {rank} of {count} was killed (signal {-code}; out of memory?)", file=sys.stderr)
         return 2
     except SignalException:
         return 130
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
     return 0

@@ -1,4 +1,4 @@
-"""YAML files, read safely."""
+"""YAML files."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from byeori.errors import ConfigError
+from byeori.support.suggestions import nearest_file
 from byeori.support.text_files import read_text
 
 
 def yaml_mapping(path: str | Path, *, what: str, advice: str) -> dict[Any, Any]:
-    """What a YAML file holds (safe loading only). what, advice: what it should hold, and how to write that.
+    """Return the mapping in a YAML file (safe loading only). what, advice: for errors: what it holds, how to write it.
 
     Raises:
-        ConfigError: no such file, not UTF-8, not YAML, not a mapping.
+        ConfigError: if the file is missing, not UTF-8, not YAML or not a mapping.
     """
     import yaml
 
     try:
         loaded = yaml.safe_load(read_text(Path(path), ConfigError))
     except OSError as error:
-        raise ConfigError(f"cannot read the {what} file {path}: {error.strerror}") from None
+        near = "" if Path(path).exists() else nearest_file(Path(path))
+        raise ConfigError(f"cannot read the {what} file {path}{near}: {error.strerror}") from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from byeori.artifacts import layout
 from byeori.errors import CheckpointError, ConfigError
 from byeori.support.output_paths import check_writable
+from byeori.support.suggestions import nearest_file
 
 RUN_FILES = (
     layout.ADAPTER_CONFIG,
@@ -44,6 +45,19 @@ def check_free(output: Path, *, occupied_ok: bool) -> None:
             "or start over with --overwrite_output_dir"
         )
     check_writable(output)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise unless a folder to resume from exists.
+
+    Raises:
+        CheckpointError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        near = nearest_file(folder)
+        raise CheckpointError(
+            f"there is no checkpoint {folder}{near}; give --resume_from_checkpoint a folder or `latest`"
+        )
 
 
 def holds_run(output: Path) -> bool:

@@ -16,7 +16,7 @@ from byeori.errors import CheckpointError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
 from byeori.support.console import Say
 from byeori.train import checkpoint, oom
-from byeori.train.output_dir import RUN_FILES, check_free
+from byeori.train.output_dir import RUN_FILES, check_checkpoint, check_free
 
 LAUNCH = ".torchrun"
 
@@ -52,10 +52,7 @@ def claim(output: Path, resume: str | None, overwrite: bool, say: Say, processes
             say(f"No checkpoint in {output} yet; starting at step 0")
     elif resume is not None:
         folder = Path(resume)
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"there is no checkpoint {folder}; give --resume_from_checkpoint a folder or `latest`"
-            )
+        check_checkpoint(folder)
     if processes.main:
         check_free(output, occupied_ok=resume is not None or overwrite or restarted)
     barrier(processes)
