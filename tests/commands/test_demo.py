@@ -19,7 +19,7 @@ def test_a_slow_processor_trains_one_epoch_and_says_so(
     monkeypatch.setattr(demo.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(demo, "measured_peak", lambda dtype: speed)
     assert demo._epochs() == epochs
-    assert ("One epoch instead of three: this processor multiplies at 127 GFLOP/s" in capsys.readouterr().err) == (
+    assert ("One epoch instead of three: this processor reaches 127 GFLOP/s" in capsys.readouterr().err) == (
         epochs == 1
     )
 

@@ -1,4 +1,4 @@
-"""The whole job on the embedded model and the project's own Korean samples: train, merge, generate, compare."""
+"""`byeori demo`: fine-tune, merge, generate and compare with the embedded model and the Korean sample rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from byeori.model.demo_model import TERMS
 from byeori.plan.machines import measured_peak
 from byeori.support.console import say
 
-# Operations a second with which three epochs, and everything after them, take less than ten minutes.
+# FLOP/s of a processor on which three epochs and all later steps take less than ten minutes.
 _FAST = 250e9
 
 
 def demo(settings: DemoSettings) -> CompareResult:
-    """Run the demo; every step is the same function that the command line calls.
+    """Run the demo. Every step is the function that the command line calls.
 
     Raises:
-        ByeoriError: as the steps do.
+        ByeoriError: if a step fails.
     """
     began, output = time.monotonic(), Path(settings.output_dir)
     samples = Path(str(resources.files("byeori.data") / "samples"))
@@ -82,15 +82,15 @@ def demo(settings: DemoSettings) -> CompareResult:
 
 
 def _epochs() -> int:
-    """Three; one where this machine has no GPU and its processor would take too long."""
+    """Return 3, or 1 if there is no GPU and the processor would take too long."""
     if torch.cuda.is_available():
         return 3
     speed = measured_peak(load.resolve_dtype("auto", torch.device("cpu")))
     if speed >= _FAST:
         return 3
-    say(f"One epoch instead of three: this processor multiplies at {speed / 1e9:,.0f} GFLOP/s")
+    say(f"One epoch instead of three: this processor reaches {speed / 1e9:,.0f} GFLOP/s")
     return 1
 
 
-def _step(number: int, words: str) -> None:
-    say(f"\n[{number}/5] {words}")
+def _step(number: int, text: str) -> None:
+    say(f"\n[{number}/5] {text}")
