@@ -67,7 +67,7 @@ def test_plan_stays_a_function_when_its_folder_is_imported() -> None:
 def test_functions_take_keywords_only(name: str) -> None:
     signature = inspect.signature(getattr(byeori, name))
     assert {parameter.kind for parameter in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    fields = cli.COMMANDS[name].kind.model_fields
+    fields = cli.COMMANDS[name].model_fields
     assert set(signature.parameters) == set(fields)
     for keyword, field in fields.items():
         required = signature.parameters[keyword].default is inspect.Parameter.empty

@@ -22,8 +22,7 @@ NEEDED = ["--base_model", "m", "--data_path", "rows.jsonl", "--output_dir", "out
 
 def parse(command: str, *arguments: str) -> Any:
     """The settings that a command line stands for."""
-    entry = cli.COMMANDS[command]
-    return flags.settings_from(entry.kind, arguments, entry.inputs, see=f"byeori {command} --help")
+    return flags.settings_from(cli.COMMANDS[command], arguments, see=f"byeori {command} --help")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -171,10 +170,10 @@ def test_saved_settings_run_again_through_config(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_flag_and_a_group() -> None:
-    for command, entry in cli.COMMANDS.items():
-        wanted = {field.alias or name for name, field in entry.kind.model_fields.items()} - {"columns"}
-        assert wanted == set(flags.flags(entry.kind)), command
-        grouped = [name for members in help.groups(entry.kind).values() for name in members]
+    for command, kind in cli.COMMANDS.items():
+        wanted = {field.alias or name for name, field in kind.model_fields.items()} - {"columns"}
+        assert wanted == set(flags.flags(kind)), command
+        grouped = [name for members in help.groups(kind).values() for name in members]
         assert sorted(grouped) == sorted(wanted), command
 
 
@@ -241,7 +240,7 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 def test_help_shows_every_command(shown: Callable[..., str]) -> None:
     text = shown("--help")
-    assert all(f"  {name}" in text and entry.about in text for name, entry in cli.COMMANDS.items())
+    assert all(f"  {name}" in text and config.about(kind) in text for name, kind in cli.COMMANDS.items())
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -252,7 +251,7 @@ def test_help_fits_a_screen_and_names_every_setting(command: str, shown: Callabl
     assert max(map(len, text.splitlines())) <= 100
     for arguments in (["--help"], ["--help-all"], ["--flag", "x", "-h"]):
         text = shown(command, *arguments)
-        assert all(name in text for name in flags.flags(cli.COMMANDS[command].kind)), arguments
+        assert all(name in text for name in flags.flags(cli.COMMANDS[command])), arguments
 
 
 def test_help_all_describes_every_setting_under_its_group(shown: Callable[..., str]) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 # The folder plan/ and the function plan() share a name. Python sets a folder's name in its parent when it first imports
@@ -65,73 +64,30 @@ __all__ = [
 ]
 
 
-def _function(name: str, kind: type[config.Settings], module: str, result: str, about: str) -> Callable[..., Any]:
-    """Return the function of a command. result: the name of the record that it returns."""
+def _function(name: str, kind: type[config.Settings], result: str) -> Callable[..., Any]:
+    """Return the function of a command. result: the type that it returns, for its signature."""
 
     def run(**settings: Any) -> Any:
         checked = config.check(kind, settings)
         from byeori.commands import checks
 
         checks.check(checked)
-        return getattr(importlib.import_module(f"byeori.commands.{module}"), name)(checked)
+        module = importlib.import_module(f"byeori.commands.{'train' if name in ('sft', 'dpo') else name}")
+        return getattr(module, name)(checked)
 
     run.__name__ = run.__qualname__ = name
-    run.__doc__ = keywords.docstring(kind, about)
+    run.__doc__ = keywords.docstring(kind)
     run.__signature__ = keywords.signature(kind, result)  # type: ignore[attr-defined]
     return run
 
 
-sft = _function("sft", config.SftSettings, "train", "TrainResult", "Fine-tune a LoRA adapter on prompts and answers.")
-dpo = _function(
-    "dpo",
-    config.DpoSettings,
-    "train",
-    "TrainResult",
-    "Fine-tune a LoRA adapter to prefer chosen answers to rejected ones.",
-)
-plan = _function(
-    "plan", config.PlanSettings, "plan", "PlanResult", "Predict memory, time and price of a run on each GPU."
-)
-preview = _function(
-    "preview", config.PreviewSettings, "preview", "PreviewResult", "Show the tokens that training will see."
-)
-merge = _function("merge", config.MergeSettings, "merge", "MergeResult", "Write an adapter into its base model.")
-generate = _function(
-    "generate",
-    config.GenerateSettings,
-    "generate",
-    "list[str]",
-    "Answer a prompt, or every row of a table, and return the answers.",
-)
-compare = _function(
-    "compare",
-    config.CompareSettings,
-    "compare",
-    "CompareResult",
-    "Answer the same rows with base and tuned model, and write a report.",
-)
-publish = _function(
-    "publish",
-    config.PublishSettings,
-    "publish",
-    "PublishResult",
-    "Upload a finished adapter or merged model to the Hub.",
-)
-demo = _function(
-    "demo",
-    config.DemoSettings,
-    "demo",
-    "CompareResult",
-    "Fine-tune, merge, generate and compare with the embedded model and sample rows.",
-)
-
-
-def demo_model() -> Path:
-    """Return the folder of the embedded model, which is unpacked on first use.
-
-    Raises:
-        ModelError: if the extra `demo` is not installed.
-    """
-    from byeori.commands import demo_model as command
-
-    return command.demo_model()
+sft = _function("sft", config.SftSettings, "TrainResult")
+dpo = _function("dpo", config.DpoSettings, "TrainResult")
+plan = _function("plan", config.PlanSettings, "PlanResult")
+preview = _function("preview", config.PreviewSettings, "PreviewResult")
+merge = _function("merge", config.MergeSettings, "MergeResult")
+generate = _function("generate", config.GenerateSettings, "list[str]")
+compare = _function("compare", config.CompareSettings, "CompareResult")
+publish = _function("publish", config.PublishSettings, "PublishResult")
+demo = _function("demo", config.DemoSettings, "CompareResult")
+demo_model = _function("demo_model", config.DemoModelSettings, "Path")

@@ -72,7 +72,7 @@ def compare(
     bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
 ) -> CompareResult:
-    """Answer the same rows with base and tuned model, and write a report.
+    """Answer the same rows with base and tuned model; a report with intervals.
 
     Args:
         adapter: Adapter to compare with its base model: a folder or a Hub id.
@@ -117,10 +117,12 @@ def demo(
     """
 
 def demo_model() -> Path:
-    """Return the folder of the embedded model, which is unpacked on first use.
+    """Print the folder of the embedded model.
+
+    Args:
 
     Raises:
-        ModelError: if the extra `demo` is not installed.
+        ByeoriError: if something is wrong that you can fix; the message says how.
     """
 
 def dpo(
@@ -276,7 +278,7 @@ def generate(
     raw: str | None = None,
     columns: dict[str, str] = {},
 ) -> list[str]:
-    """Answer a prompt, or every row of a table, and return the answers.
+    """Answer a prompt, or every row of a table.
 
     Args:
         model: Model or adapter: a folder or a Hub id.
@@ -401,7 +403,7 @@ def plan(
     write: str | Path | None = None,
     skypilot: str | Path | None = None,
 ) -> PlanResult:
-    """Predict memory, time and price of a run on each GPU.
+    """Predict memory, time and price of a run on each GPU; no GPU needed.
 
     Args:
         base_model: Base model: a folder or a Hub id.
@@ -504,7 +506,7 @@ def preview(
     html: str | Path | None = None,
     json_output: bool = False,
 ) -> PreviewResult:
-    """Show the tokens that training will see.
+    """Show the tokens that training will see; no weights are loaded.
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +18,17 @@ from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
 from byeori.support import collector
 from byeori.support.suggestions import nearest
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command. module: in commands/. inputs: settings that may be given without their flags, in this order."""
-
-    kind: type[config.Settings]
-    about: str
-    module: str
-    inputs: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "sft": Command(
-        config.SftSettings, "fine-tune a LoRA adapter on prompts and answers", "train", ("base_model", "data_path")
-    ),
-    "dpo": Command(
-        config.DpoSettings,
-        "fine-tune a LoRA adapter to prefer chosen answers to rejected ones",
-        "train",
-        ("base_model", "data_path"),
-    ),
-    "plan": Command(
-        config.PlanSettings,
-        "predict memory, time and price of a run on each GPU; no GPU needed",
-        "plan",
-        ("base_model", "data_path"),
-    ),
-    "preview": Command(
-        config.PreviewSettings,
-        "show the tokens that training will see; no weights are loaded",
-        "preview",
-        ("base_model", "data_path"),
-    ),
-    "merge": Command(
-        config.MergeSettings, "write an adapter into its base model", "merge", ("peft_model_path", "output_dir")
-    ),
-    "generate": Command(
-        config.GenerateSettings, "answer a prompt, or every row of a table", "generate", ("model", "input_text")
-    ),
-    "compare": Command(
-        config.CompareSettings,
-        "answer the same rows with base and tuned model; a report with intervals",
-        "compare",
-        ("adapter", "data_path"),
-    ),
-    "publish": Command(
-        config.PublishSettings,
-        "upload a finished adapter or merged model to the Hub",
-        "publish",
-        ("folder", "repo_id"),
-    ),
-    "demo": Command(
-        config.DemoSettings,
-        "fine-tune, merge, generate and compare with the embedded model and sample rows",
-        "demo",
-    ),
-    "demo-model": Command(
-        config.Settings, "print the folder of the embedded model, unpacked on first use", "demo_model"
-    ),
+COMMANDS: dict[str, type[config.Settings]] = {
+    "sft": config.SftSettings,
+    "dpo": config.DpoSettings,
+    "plan": config.PlanSettings,
+    "preview": config.PreviewSettings,
+    "merge": config.MergeSettings,
+    "generate": config.GenerateSettings,
+    "compare": config.CompareSettings,
+    "publish": config.PublishSettings,
+    "demo": config.DemoSettings,
+    "demo-model": config.DemoModelSettings,
 }
 _SHELLS = ("bash", "zsh", "tcsh")
 _TOP = {
@@ -92,12 +43,11 @@ _OTHERS_WAIT = 5.0
 
 def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
     """Run one command and return its exit code."""
-    command, prog = COMMANDS[name], prog or f"byeori {name}"
+    kind, prog = COMMANDS[name], prog or f"byeori {name}"
     if asked := [item for item in arguments if item in flags.HELP]:
-        about, full = command.about[0].upper() + command.about[1:] + ".", "all" in asked[0]
-        print(helps.help_text(command.kind, prog=prog, about=about, inputs=command.inputs, full=full))
+        print(helps.help_text(kind, prog=prog, full="all" in asked[0]))
         return 0
-    settings = flags.settings_from(command.kind, arguments, command.inputs, see=f"{prog} --help")
+    settings = flags.settings_from(kind, arguments, see=f"{prog} --help")
     from byeori.commands import checks
 
     checks.check(settings)
@@ -105,12 +55,12 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:
             return code
+    function = name.replace("-", "_")
     with collector.paused():
-        module = importlib.import_module(f"byeori.commands.{command.module}")
+        module = importlib.import_module(f"byeori.commands.{'train' if name in ('sft', 'dpo') else function}")
+    result = getattr(module, function)(settings)
     if name == "demo-model":
-        print(module.demo_model())
-    else:
-        getattr(module, name)(settings)
+        print(result)
     return 0
 
 
@@ -139,7 +89,7 @@ def _main(arguments: Sequence[str]) -> int:
 def _overview() -> str:
     lines = ["usage: byeori COMMAND [INPUTS] [--FLAG VALUE ...]", ""]
     lines += ["Fine-tune open language models, and check that it helped.", "", "commands:"]
-    lines += [f"  {name:<12}{command.about}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<12}{config.about(kind)}" for name, kind in COMMANDS.items()]
     lines += ["", "flags:", *(f"  {flag:<26}{about}" for flag, about in _TOP.items()), ""]
     lines += ["The model or adapter may be given first without its flag, then what the command works on:"]
     lines += [f"  {line}" for line in ("byeori merge my-adapter merged", 'byeori generate my-adapter "text"')]
@@ -164,10 +114,10 @@ def completion(shell: str) -> str:
     for flag in ("--version", "--print-completion"):
         parser.add_argument(flag)
     commands = parser.add_subparsers()
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(name, help=command.about)
+    for name, kind in COMMANDS.items():
+        sub = commands.add_parser(name, help=config.about(kind))
         sub.add_argument("--config")
-        for flag, field in flags.flags(command.kind).items():
+        for flag, field in flags.flags(kind).items():
             values: dict[str, Any] = {"choices": config.choices(field.annotation) or None}
             action = sub.add_argument(f"--{flag}", help=str(field.description).replace("%", "%%"), **values)
             if config.extra(field, "metavar") == "PATH":

@@ -34,7 +34,7 @@ def test_the_page_is_current(script: Any, language: str, name: str) -> None:
 
 @pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"demo-model"}))
 def test_a_table_has_every_setting_with_its_default(script: Any, command: str) -> None:
-    kind = cli.COMMANDS[command].kind
+    kind = cli.COMMANDS[command]
     table = "\n".join(script.table(kind, command))
     for name, field in flags.flags(kind).items():
         (row,) = re.findall(rf"^\| `--{name}` \|.*$", table, re.MULTILINE)
@@ -53,7 +53,7 @@ def test_the_table_of_dpo_has_only_what_sft_lacks(script: Any) -> None:
 
 def test_every_korean_text_belongs_to_a_setting() -> None:
     texts = yaml.safe_load((ROOT / "src" / "byeori" / "config" / "korean.yaml").read_text(encoding="utf-8"))
-    known = {name for entry in cli.COMMANDS.values() for name in entry.kind.model_fields}
+    known = {name for kind in cli.COMMANDS.values() for name in kind.model_fields}
     for command, names in texts.items():
         assert command == "every command" or command in cli.COMMANDS
-        assert set(names) <= (known if command == "every command" else set(cli.COMMANDS[command].kind.model_fields))
+        assert set(names) <= (known if command == "every command" else set(cli.COMMANDS[command].model_fields))

@@ -1,8 +1,10 @@
 """Every setting, declared once: the command line, YAML files, the Python API and docs/settings.md come from here."""
+# ruff: noqa: F401
 
 from byeori.config.base import (
     S,
     Settings,
+    about,
     check,
     choices,
     extra,
@@ -10,12 +12,12 @@ from byeori.config.base import (
     parse_names,
     read_yaml,
     recorded,
-    setting,
     write_yaml,
 )
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
     CompareSettings,
+    DemoModelSettings,
     DemoSettings,
     GenerateSettings,
     GenerationSettings,
@@ -23,30 +25,3 @@ from byeori.config.results import (
     PublishSettings,
 )
 from byeori.config.training import SPEED, DataSettings, DpoSettings, PreviewSettings, SftSettings, TrainSettings
-
-__all__ = [
-    "SPEED",
-    "CompareSettings",
-    "DataSettings",
-    "DemoSettings",
-    "DpoSettings",
-    "GenerateSettings",
-    "GenerationSettings",
-    "MergeSettings",
-    "PlanSettings",
-    "PreviewSettings",
-    "PublishSettings",
-    "S",
-    "Settings",
-    "SftSettings",
-    "TrainSettings",
-    "check",
-    "choices",
-    "extra",
-    "in_order",
-    "parse_names",
-    "read_yaml",
-    "recorded",
-    "setting",
-    "write_yaml",
-]

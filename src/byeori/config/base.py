@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import typing
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -18,25 +18,35 @@ from byeori.errors import ConfigError
 from byeori.support.suggestions import nearest
 from byeori.support.yaml_files import yaml_mapping
 
-Group = Literal[
-    "essentials", "LoRA", "data", "optimisation", "memory", "evaluation and saving", "generation", "logging", "expert"
-]
+# Groups of settings, in the order in which help shows them.
+GROUPS = (
+    "essentials",
+    "LoRA",
+    "data",
+    "optimisation",
+    "memory",
+    "evaluation and saving",
+    "generation",
+    "logging",
+    "expert",
+)
+ESSENTIAL, LORA, DATA, OPTIMISATION, MEMORY, SAVING, GENERATION, LOGGING, EXPERT = GROUPS
 _FIRST = ("base_model", "data_path", "output_dir")  # of every list of settings
 
 
 def setting(
     description: str,
-    default: Any = ...,
+    default: Any,
+    group: str,
     *,
-    group: Group,
     metavar: str | None = None,
     alone: str | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare a setting.
 
-    description: what it does; `--help` shows the first sentence only. group: where `--help-all` lists it. metavar:
-    what `--help` shows for its value, if the type does not say it. alone: the value of
+    description: what it does; `--help` shows the first sentence only. default: ... if it is required. group: one of
+    GROUPS. metavar: what `--help` shows for its value, if the type does not say it. alone: the value of
     its flag without a value. bounds: as for pydantic.Field.
     """
     extra: Any = {"group": group, "metavar": metavar, "alone": alone}
@@ -97,8 +107,12 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown names are errors, and values do not change after validation."""
+    """Base of all settings: unknown names are errors, and values do not change after validation.
 
+    inputs: settings that a command line may give without their flags, in this order.
+    """
+
+    inputs: ClassVar[tuple[str, ...]] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -198,6 +212,11 @@ def in_order(kind: type[Settings]) -> dict[str, FieldInfo]:
     needed = [name for name, field in fields.items() if field.is_required()]
     first = [*(name for name in needed if name not in _FIRST), *(name for name in _FIRST if name in fields)]
     return {name: fields[name] for name in dict.fromkeys([*first, *fields])}
+
+
+def about(kind: type[Settings]) -> str:
+    """Return what the command of these settings does."""
+    return (kind.__doc__ or "").partition(": ")[2].rstrip(".")
 
 
 def choices(annotation: Any) -> list[str]:

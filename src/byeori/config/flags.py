@@ -54,17 +54,17 @@ def value_type(field: FieldInfo) -> str:
     return f"[{name}]" if alone(field) else name
 
 
-def settings_from(kind: type[S], arguments: Sequence[str], inputs: Sequence[str] = (), see: str = "--help") -> S:
+def settings_from(kind: type[S], arguments: Sequence[str], see: str = "--help") -> S:
     """Return the settings of a command line: flags override the YAML file, which overrides the defaults.
 
-    inputs: settings that may be given without their flags, in this order. see: where the flags are listed.
+    see: where the flags are listed.
 
     Raises:
         ConfigError: if a flag is unknown or lacks its value, or a setting is missing or wrong.
     """
     line = _read(kind, arguments, see)
     fields, values = flags(kind), line.values
-    for name in inputs:
+    for name in kind.inputs:
         if name in values or not line.words:
             continue
         if is_list(fields[name].annotation):
@@ -85,7 +85,7 @@ def settings_from(kind: type[S], arguments: Sequence[str], inputs: Sequence[str]
         raise ConfigError(f"{_stray(*line.words[0], fields)}; see {see}")
     path = values.pop("config", None)
     file = read_yaml(path, kind) if path else {}
-    for name in inputs:
+    for name in kind.inputs:
         lists = [other for other, value in values.items() if isinstance(value, list) and value[1:]]
         if name not in values and name not in file and fields[name].is_required() and lists:
             raise ConfigError(f"{name} is missing: give it before --{lists[0]}, which accepts all words up to a flag")

@@ -6,50 +6,48 @@ import os
 import shutil
 import sys
 import textwrap
-import typing
-from collections.abc import Sequence
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import Group, Settings, extra, shown
+from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, shown
 from byeori.config.flags import flags, value_type
 
 _SHORT = 14  # a command with so many settings shows all of them at once
 
 
-def groups(kind: type[Settings]) -> dict[Group, dict[str, FieldInfo]]:
+def groups(kind: type[Settings]) -> dict[str, dict[str, FieldInfo]]:
     """Return the settings of a command by group, in the order in which help shows the groups."""
-    out: dict[Group, dict[str, FieldInfo]] = {}
-    for group in typing.get_args(Group):
+    out: dict[str, dict[str, FieldInfo]] = {}
+    for group in GROUPS:
         members = {name: field for name, field in flags(kind).items() if extra(field, "group") == group}
         if members:
             out[group] = members
     return out
 
 
-def help_text(kind: type[Settings], *, prog: str, about: str, inputs: Sequence[str] = (), full: bool = False) -> str:
+def help_text(kind: type[Settings], *, prog: str, full: bool = False) -> str:
     """Return the help of a command. full: every setting with its details, not only the essentials."""
-    style = _Style()
+    style, what = _Style(), about(kind)
     everything = groups(kind)
     short = sum(map(len, everything.values())) <= _SHORT
     column = "columns" in kind.model_fields
-    places = [f"[{name.upper()}]" if not flags(kind)[name].is_required() else name.upper() for name in inputs]
+    places = [f"[{name.upper()}]" if not flags(kind)[name].is_required() else name.upper() for name in kind.inputs]
     usage = [prog, *places, *["[--COLUMN TEXT ...]"] * column, "[--FLAG VALUE ...]"]
-    lines = [style.bold("usage: ") + " ".join(usage), "", *_wrap(about, 0)]
+    lines = [style.bold("usage: ") + " ".join(usage), "", *_wrap(f"{what[:1].upper()}{what[1:]}.", 0)]
     for group, members in everything.items():
-        if group != "essentials" and not (full or short):
+        if group != ESSENTIAL and not (full or short):
             continue
         lines += ["", style.bold(f"{group}:")]
         for name, field in members.items():
             lines += _entry(name, field, full=full, style=style)
-        if group == "essentials":
+        if group == ESSENTIAL:
             if column:
                 lines += _entry("COLUMN", kind.model_fields["columns"], full=full, style=style)
             lines += _flag("--config PATH", "YAML file of settings. Flags override it.", full=full, style=style)
     if not (full or short):
         lines += ["", style.bold("more settings") + f" ({prog} --help-all describes them):"]
         for group, members in everything.items():
-            if group != "essentials":
+            if group != ESSENTIAL:
                 lines += _wrap(", ".join(members), 24, first=f"  {group}", style=style)
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import Settings, choices, extra, in_order, is_list
+from byeori.config.base import Settings, about, choices, extra, in_order, is_list
 
 
 def signature(kind: type[Settings], result: str) -> inspect.Signature:
@@ -43,9 +43,10 @@ def annotation(field: FieldInfo) -> str:
     return " | ".join([*names, *["None"] * (type(None) in plain)])
 
 
-def docstring(kind: type[Settings], about: str) -> str:
+def docstring(kind: type[Settings]) -> str:
     """Return the docstring of such a function, with the first sentence of each setting."""
-    lines = [about, "", "Args:"]
+    what = about(kind)
+    lines = [f"{what[0].upper()}{what[1:]}.", "", "Args:"]
     for name, field in in_order(kind).items():
         text = f"{name}: {str(field.description).split('. ')[0].rstrip('.')}."
         lines += textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="        ")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
-from byeori.config.base import Names, OptionalInt, OptionalText, Paths, Settings, check, setting
+from byeori.config.base import ESSENTIAL, EXPERT, Names, OptionalInt, OptionalText, Paths, Settings, check, setting
 from byeori.config.training import DpoSettings, SftSettings, TrainSettings
 
 
@@ -18,56 +18,52 @@ def _names_with_spaces(value: object) -> object:
 
 
 class PlanSettings(DpoSettings):
-    """byeori plan: predict memory, time and price of a run on each GPU. No GPU is needed."""
+    """byeori plan: predict memory, time and price of a run on each GPU; no GPU needed."""
 
     base_model: OptionalText = setting(  # type: ignore[assignment]
-        "Base model: a folder or a Hub id. Its config.json is enough.", None, group="essentials", metavar="MODEL"
+        "Base model: a folder or a Hub id. Its config.json is enough.", None, ESSENTIAL, metavar="MODEL"
     )
     data_path: Paths | None = setting(  # type: ignore[assignment]
         "Rows, for their real lengths and shared prefixes. Without them lengths are assumed.",
         None,
-        group="essentials",
+        ESSENTIAL,
         metavar="PATH",
     )
     output_dir: str = setting(
-        "Folder of the adapter in the settings that write saves.",
-        "adapter",
-        group="expert",
-        metavar="PATH",
-        min_length=1,
+        "Folder of the adapter in the settings that write saves.", "adapter", EXPERT, metavar="PATH", min_length=1
     )
     objective: Literal["auto", "sft", "dpo"] = setting(
-        "Kind of training. auto is dpo if a setting of dpo is given.", "auto", group="essentials"
+        "Kind of training. auto is dpo if a setting of dpo is given.", "auto", ESSENTIAL
     )
     shape: Names = setting(
         "A model by its sizes in place of base_model, named as in config.json: hidden_size=4096 num_hidden_layers=32. "
         "model_type is llama unless given.",
         [],
-        group="expert",
+        EXPERT,
     )
     gpu: Annotated[list[str], BeforeValidator(_names_with_spaces)] = setting(
-        "Plan for these GPUs only. Separate names by commas.", [], group="essentials"
+        "Plan for these GPUs only. Separate names by commas.", [], ESSENTIAL
     )
-    assumed_rows: int = setting("Number of rows to assume without data_path.", 10_000, group="expert", ge=1, le=10**10)
+    assumed_rows: int = setting("Number of rows to assume without data_path.", 10_000, EXPERT, ge=1, le=10**10)
     assumed_tokens: OptionalInt = setting(
-        "Mean tokens per row to assume without data_path. none is half of cutoff_len.", None, group="expert", ge=8
+        "Mean tokens per row to assume without data_path. none is half of cutoff_len.", None, EXPERT, ge=8
     )
     machines: OptionalText = setting(
-        "Your own table of GPUs, a copy of plan/machines.yaml.", None, group="expert", metavar="PATH"
+        "Your own table of GPUs, a copy of plan/machines.yaml.", None, EXPERT, metavar="PATH"
     )
     prices: OptionalText = setting(
-        "Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, group="expert", metavar="PATH"
+        "Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, EXPERT, metavar="PATH"
     )
-    explain: bool = setting("Show what the peak memory consists of.", False, group="essentials")
+    explain: bool = setting("Show what the peak memory consists of.", False, ESSENTIAL)
     calibrate: bool = setting(
-        "Run one real step with random weights on this machine and show the error of the plan.", False, group="expert"
+        "Run one real step with random weights on this machine and show the error of the plan.", False, EXPERT
     )
-    json_output: bool = setting("Print JSON.", False, group="essentials", alias="json")
+    json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
     write: OptionalText = setting(
-        "Save the best settings to this file, for --config of sft or dpo.", None, group="essentials", metavar="PATH"
+        "Save the best settings to this file, for --config of sft or dpo.", None, ESSENTIAL, metavar="PATH"
     )
     skypilot: OptionalText = setting(
-        "Save a SkyPilot task for the best machine to this file.", None, group="expert", metavar="PATH"
+        "Save a SkyPilot task for the best machine to this file.", None, EXPERT, metavar="PATH"
     )
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})

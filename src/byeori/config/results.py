@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
-from byeori.config.base import Dtype, OptionalInt, OptionalText, Paths, Settings, none_from_text, setting
+from byeori.config.base import (
+    DATA,
+    ESSENTIAL,
+    GENERATION,
+    MEMORY,
+    SAVING,
+    Dtype,
+    OptionalInt,
+    OptionalText,
+    Paths,
+    Settings,
+    none_from_text,
+    setting,
+)
 from byeori.config.training import DataSettings
 
 _BASE = "Base model of the adapter. The default is the one that the adapter names."
@@ -23,72 +36,64 @@ def _repository(name: str) -> str:
 class MergeSettings(Settings):
     """byeori merge: write an adapter into its base model."""
 
+    inputs: ClassVar[tuple[str, ...]] = ("peft_model_path", "output_dir")
+
     peft_model_path: str = setting(
-        "Adapter to merge: a folder or a Hub id.", group="essentials", metavar="MODEL", min_length=1
+        "Adapter to merge: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
     )
-    output_dir: str = setting("Folder for the merged model.", group="essentials", metavar="PATH", min_length=1)
-    base_model_name_or_path: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
-    dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", group="essentials")
+    output_dir: str = setting("Folder for the merged model.", ..., ESSENTIAL, metavar="PATH", min_length=1)
+    base_model_name_or_path: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", ESSENTIAL)
     verify: bool = setting(
-        "Check the merged model: load both models and compare their logits on training prompts.",
-        True,
-        group="essentials",
+        "Check the merged model: load both models and compare their logits on training prompts.", True, ESSENTIAL
     )
-    overwrite_output_dir: bool = setting("Replace the model in output_dir.", False, group="essentials")
+    overwrite_output_dir: bool = setting("Replace the model in output_dir.", False, ESSENTIAL)
 
 
 class GenerationSettings(Settings):
     """How answers are generated."""
 
-    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 256, group="essentials", ge=1, le=1_000_000)
-    temperature: float = setting("Sampling temperature. 0 is greedy decoding.", 0.0, group="generation", ge=0, le=10)
+    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 256, ESSENTIAL, ge=1, le=1_000_000)
+    temperature: float = setting("Sampling temperature. 0 is greedy decoding.", 0.0, GENERATION, ge=0, le=10)
     top_p: float = setting(
-        "Nucleus sampling: sample from the smallest set of tokens with this probability.",
-        1.0,
-        group="generation",
-        gt=0,
-        le=1,
+        "Nucleus sampling: sample from the smallest set of tokens with this probability.", 1.0, GENERATION, gt=0, le=1
     )
-    top_k: int = setting("Sample from the k most likely tokens. 0 is all.", 0, group="generation", ge=0)
+    top_k: int = setting("Sample from the k most likely tokens. 0 is all.", 0, GENERATION, ge=0)
     repetition_penalty: float = setting(
-        "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, group="generation", gt=0, le=10
+        "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, GENERATION, gt=0, le=10
     )
-    generation_batch_size: int = setting("Prompts per batch.", 8, group="generation", ge=1, le=100_000)
-    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, group="generation", ge=0, lt=2**32)
+    generation_batch_size: int = setting("Prompts per batch.", 8, GENERATION, ge=1, le=100_000)
+    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, GENERATION, ge=0, lt=2**32)
 
 
 class GenerateSettings(GenerationSettings):
-    """byeori generate: answer one prompt, or every row of a table."""
+    """byeori generate: answer a prompt, or every row of a table."""
 
-    model: str = setting("Model or adapter: a folder or a Hub id.", group="essentials", metavar="MODEL", min_length=1)
+    inputs: ClassVar[tuple[str, ...]] = ("model", "input_text")
+
+    model: str = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1)
     input_text: str | None = setting(
         "The prompt column that no other flag gives, or the user message of a chat. @file reads it from a file.",
         None,
-        group="essentials",
+        ESSENTIAL,
     )
-    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
-    dtype: Dtype = setting(_DTYPE, "auto", group="memory")
-    template: OptionalText = setting(
-        "Prompt template. The default is the one saved with the weights.", None, group="essentials"
-    )
+    base_model: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
+    template: OptionalText = setting("Prompt template. The default is the one saved with the weights.", None, ESSENTIAL)
     data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
-        "Answer every row of this table.", None, group="essentials", metavar="PATH"
+        "Answer every row of this table.", None, ESSENTIAL, metavar="PATH"
     )
-    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, group="data", metavar="NAME")
-    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", group="data", metavar="NAME")
-    max_rows: OptionalInt = setting("Answer only the first N rows.", None, group="data", ge=1)
+    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, DATA, metavar="NAME")
+    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", DATA, metavar="NAME")
+    max_rows: OptionalInt = setting("Answer only the first N rows.", None, DATA, ge=1)
     output: OptionalText = setting(
-        "File for the answers (.jsonl). The default is standard output.", None, group="essentials", metavar="PATH"
+        "File for the answers (.jsonl). The default is standard output.", None, ESSENTIAL, metavar="PATH"
     )
     raw: str | None = setting(
-        "A complete prompt, used without a template. @file reads it from a file.",
-        None,
-        group="essentials",
+        "A complete prompt, used without a template. @file reads it from a file.", None, ESSENTIAL
     )
     columns: dict[str, str] = setting(
-        "Prompt columns by name: --document TEXT, or --document @file to read the value from a file.",
-        {},
-        group="essentials",
+        "Prompt columns by name: --document TEXT, or --document @file to read the value from a file.", {}, ESSENTIAL
     )
 
     @model_validator(mode="after")
@@ -104,46 +109,45 @@ class GenerateSettings(GenerationSettings):
 
 
 class CompareSettings(GenerationSettings, DataSettings):
-    """byeori compare: base and tuned model answer the same rows, and a report compares them."""
+    """byeori compare: answer the same rows with base and tuned model; a report with intervals."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
 
     adapter: str = setting(
-        "Adapter to compare with its base model: a folder or a Hub id.",
-        group="essentials",
-        metavar="MODEL",
-        min_length=1,
+        "Adapter to compare with its base model: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
     )
     output_dir: str = setting(
-        "Folder for report.html, rows.jsonl and metrics.json.", group="essentials", metavar="PATH", min_length=1
+        "Folder for report.html, rows.jsonl and metrics.json.", ..., ESSENTIAL, metavar="PATH", min_length=1
     )
-    base_model: OptionalText = setting(_BASE, None, group="essentials", metavar="MODEL")
-    dtype: Dtype = setting(_DTYPE, "auto", group="memory")
-    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, group="essentials", ge=1, le=1_000_000)
-    bootstrap: int = setting(
-        "Resamples for each 95% interval.", 2000, group="evaluation and saving", ge=100, le=1_000_000
-    )
-    overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, group="evaluation and saving")
+    base_model: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
+    max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, ESSENTIAL, ge=1, le=1_000_000)
+    bootstrap: int = setting("Resamples for each 95% interval.", 2000, SAVING, ge=100, le=1_000_000)
+    overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
 
 
 class PublishSettings(Settings):
     """byeori publish: upload a finished adapter or merged model to the Hub."""
 
-    folder: str = setting(
-        "Folder of a finished adapter or merged model.", group="essentials", metavar="PATH", min_length=1
-    )
+    inputs: ClassVar[tuple[str, ...]] = ("folder", "repo_id")
+
+    folder: str = setting("Folder of a finished adapter or merged model.", ..., ESSENTIAL, metavar="PATH", min_length=1)
     repo_id: Annotated[str, AfterValidator(_repository)] = setting(
-        "Repository to upload to: user/name.", group="essentials", metavar="NAME"
+        "Repository to upload to: user/name.", ..., ESSENTIAL, metavar="NAME"
     )
-    private: bool = setting("Create the repository as private.", False, group="essentials")
-    dry_run: bool = setting(
-        "List the files and print the model card without uploading anything.", False, group="essentials"
-    )
-    revision: str = setting("Branch to upload to.", "main", group="essentials", metavar="NAME")
-    commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", group="essentials")
+    private: bool = setting("Create the repository as private.", False, ESSENTIAL)
+    dry_run: bool = setting("List the files and print the model card without uploading anything.", False, ESSENTIAL)
+    revision: str = setting("Branch to upload to.", "main", ESSENTIAL, metavar="NAME")
+    commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", ESSENTIAL)
 
 
 class DemoSettings(Settings):
-    """byeori demo: fine-tune, merge, generate and compare with the embedded model and the sample rows."""
+    """byeori demo: fine-tune, merge, generate and compare with the embedded model and sample rows."""
 
     output_dir: str = setting(
-        "Folder for everything that the demo writes.", "demo-output", group="essentials", metavar="PATH", min_length=1
+        "Folder for everything that the demo writes.", "demo-output", ESSENTIAL, metavar="PATH", min_length=1
     )
+
+
+class DemoModelSettings(Settings):
+    """byeori demo-model: print the folder of the embedded model."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from byeori.config.base import (
+    DATA,
+    ESSENTIAL,
+    EXPERT,
+    LOGGING,
+    LORA,
+    MEMORY,
+    OPTIMISATION,
+    SAVING,
     Dtype,
     HeldOut,
     Names,
@@ -29,22 +37,14 @@ class ModelSettings(Settings):
     """Which weights, and in which type."""
 
     base_model: str = setting(
-        "Base model, or adapter to train further: a folder or a Hub id.",
-        group="essentials",
-        metavar="MODEL",
-        min_length=1,
+        "Base model, or adapter to train further: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
     )
-    revision: OptionalText = setting(
-        "Branch, tag or commit of base_model on the Hub.", None, group="expert", metavar="NAME"
-    )
+    revision: OptionalText = setting("Branch, tag or commit of base_model on the Hub.", None, EXPERT, metavar="NAME")
     dtype: Dtype = setting(
-        "Compute type of the weights. auto is bfloat16 on hardware that computes it natively.", "auto", group="memory"
+        "Compute type of the weights. auto is bfloat16 on hardware that computes it natively.", "auto", MEMORY
     )
     trust_remote_code: OptionalText = setting(
-        "Repository whose own Python code may run. It must be the same as base_model.",
-        None,
-        group="expert",
-        metavar="NAME",
+        "Repository whose own Python code may run. It must be the same as base_model.", None, EXPERT, metavar="NAME"
     )
 
     @model_validator(mode="after")
@@ -63,162 +63,144 @@ class DataSettings(Settings):
     data_path: Paths = setting(
         "Rows: files, folders or a Hub dataset. "
         "A file or glob is jsonl, json, csv, tsv, parquet or arrow; a folder may also be one saved by datasets.",
-        group="essentials",
+        ...,
+        ESSENTIAL,
         metavar="PATH",
         min_length=1,
     )
-    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, group="data", metavar="NAME")
-    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", group="data", metavar="NAME")
-    dataset_revision: OptionalText = setting(
-        "Branch, tag or commit of a Hub dataset.", None, group="data", metavar="NAME"
-    )
-    max_rows: OptionalInt = setting("Use only the first N rows.", None, group="data", ge=1)
+    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, DATA, metavar="NAME")
+    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", DATA, metavar="NAME")
+    dataset_revision: OptionalText = setting("Branch, tag or commit of a Hub dataset.", None, DATA, metavar="NAME")
+    max_rows: OptionalInt = setting("Use only the first N rows.", None, DATA, ge=1)
     template: OptionalText = setting(
         "Prompt template: a name, a file or the text itself. "
         "Names: alpaca, title-ko, question-answer, chat, prompt-completion. The default is the first one whose columns "
         "the data has.",
         None,
-        group="essentials",
+        ESSENTIAL,
     )
     cutoff_len: int = setting(
         "Maximum length of an example in tokens. Prompts are shortened to fit, answers never are.",
         2048,
-        group="essentials",
+        ESSENTIAL,
         ge=8,
     )
     on_bad_rows: Literal["stop", "drop"] = setting(
         "What to do with rows that lack text or an answer. stop names them and ends the run, drop skips and counts "
         "them.",
         "stop",
-        group="data",
+        DATA,
     )
-    train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, group="data")
-    add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, group="data")
+    train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, DATA)
+    add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, DATA)
 
 
 class RunSettings(Settings):
     """How long, how fast, and what is saved."""
 
     output_dir: str = setting(
-        "Folder for the adapter, its checkpoints and its logs.", group="essentials", metavar="PATH", min_length=1
+        "Folder for the adapter, its checkpoints and its logs.", ..., ESSENTIAL, metavar="PATH", min_length=1
     )
-    batch_size: int = setting(
-        "Examples per optimizer step, over all processes.", 8, group="essentials", ge=1, le=1_000_000
-    )
+    batch_size: int = setting("Examples per optimizer step, over all processes.", 8, ESSENTIAL, ge=1, le=1_000_000)
     micro_batch_size: OptionalInt = setting(
-        "Examples per forward pass and process. none packs as many as fit into micro_batch_tokens.",
-        None,
-        group="memory",
-        ge=1,
+        "Examples per forward pass and process. none packs as many as fit into micro_batch_tokens.", None, MEMORY, ge=1
     )
     micro_batch_tokens: OptionalInt = setting(
         "Maximum tokens per forward pass if micro_batch_size is none. none is 2048 on a CPU (4096 with AMX) and 4096 "
         "on a GPU (more for models under 1.2 billion weights), or less if that does not fit.",
         None,
-        group="memory",
+        MEMORY,
         ge=1,
         le=10_000_000,
     )
-    num_epochs: float = setting("Passes over the training rows.", 3, group="essentials", gt=0, le=10_000)
+    num_epochs: float = setting("Passes over the training rows.", 3, ESSENTIAL, gt=0, le=10_000)
     max_steps: OptionalInt = setting(
-        "Stop after this many optimizer steps.", None, group="optimisation", ge=1, le=1_000_000_000
+        "Stop after this many optimizer steps.", None, OPTIMISATION, ge=1, le=1_000_000_000
     )
-    learning_rate: float = setting("Peak learning rate.", 2e-4, group="essentials", gt=0, le=10)
+    learning_rate: float = setting("Peak learning rate.", 2e-4, ESSENTIAL, gt=0, le=10)
     lr_scheduler: Literal["linear", "cosine", "constant"] = setting(
-        "Learning rate schedule after warmup.", "linear", group="optimisation"
+        "Learning rate schedule after warmup.", "linear", OPTIMISATION
     )
-    warmup_steps: OptionalInt = setting(
-        "Steps of linear warmup. Overrides warmup_ratio.", None, group="optimisation", ge=0
-    )
-    warmup_ratio: float = setting("Fraction of all steps used for warmup.", 0.0, group="optimisation", ge=0, lt=1)
+    warmup_steps: OptionalInt = setting("Steps of linear warmup. Overrides warmup_ratio.", None, OPTIMISATION, ge=0)
+    warmup_ratio: float = setting("Fraction of all steps used for warmup.", 0.0, OPTIMISATION, ge=0, lt=1)
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = setting(
-        "Optimizer. adamw is PyTorch's; the others are bitsandbytes' with 8-bit or paged states.",
-        "adamw",
-        group="optimisation",
+        "Optimizer. adamw is PyTorch's; the others are bitsandbytes' with 8-bit or paged states.", "adamw", OPTIMISATION
     )
-    weight_decay: float = setting("Decoupled weight decay of AdamW.", 0.0, group="optimisation", ge=0, le=1)
-    adam_beta1: float = setting("AdamW beta1.", 0.9, group="optimisation", ge=0, lt=1)
-    adam_beta2: float = setting("AdamW beta2.", 0.999, group="optimisation", ge=0, lt=1)
-    adam_epsilon: float = setting("AdamW epsilon.", 1e-8, group="optimisation", gt=0, le=1)
+    weight_decay: float = setting("Decoupled weight decay of AdamW.", 0.0, OPTIMISATION, ge=0, le=1)
+    adam_beta1: float = setting("AdamW beta1.", 0.9, OPTIMISATION, ge=0, lt=1)
+    adam_beta2: float = setting("AdamW beta2.", 0.999, OPTIMISATION, ge=0, lt=1)
+    adam_epsilon: float = setting("AdamW epsilon.", 1e-8, OPTIMISATION, gt=0, le=1)
     max_grad_norm: float = setting(
-        "Maximum gradient norm. Larger gradients are clipped; 0 turns clipping off.", 1.0, group="optimisation", ge=0
+        "Maximum gradient norm. Larger gradients are clipped; 0 turns clipping off.", 1.0, OPTIMISATION, ge=0
     )
     val_set_size: HeldOut = setting(
-        "Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, group="essentials", ge=0
+        "Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, ESSENTIAL, ge=0
     )
-    group_by_length: bool = setting("Put rows of similar length into the same step.", False, group="data")
+    group_by_length: bool = setting("Put rows of similar length into the same step.", False, DATA)
     seed: int = setting(
-        "Random seed of row order, split, dropout and adapter initialisation.", 42, group="expert", ge=0, lt=2**32
+        "Random seed of row order, split, dropout and adapter initialisation.", 42, EXPERT, ge=0, lt=2**32
     )
-    logging_steps: int = setting("Log every N steps.", 1, group="logging", ge=1)
-    eval_steps: OptionalInt = setting(
-        "Evaluate every N steps. none is once per epoch.", None, group="evaluation and saving", ge=1
-    )
-    save_steps: OptionalInt = setting(
-        "Save a checkpoint every N steps. none is once per epoch.", None, group="evaluation and saving", ge=1
-    )
+    logging_steps: int = setting("Log every N steps.", 1, LOGGING, ge=1)
+    eval_steps: OptionalInt = setting("Evaluate every N steps. none is once per epoch.", None, SAVING, ge=1)
+    save_steps: OptionalInt = setting("Save a checkpoint every N steps. none is once per epoch.", None, SAVING, ge=1)
     save_total_limit: OptionalInt = setting(
-        "Number of checkpoints to keep besides the best one. none keeps all.", 3, group="evaluation and saving", ge=1
+        "Number of checkpoints to keep besides the best one. none keeps all.", 3, SAVING, ge=1
     )
     mirror_to: OptionalText = setting(
         "Folder or URL that checkpoints are copied to. URLs are those of fsspec (s3://, gs://, ...); "
         "`resume_from_checkpoint latest` restores from it.",
         None,
-        group="evaluation and saving",
+        SAVING,
         metavar="PATH",
     )
     early_stopping_patience: OptionalInt = setting(
-        "Stop after this many evaluations without improvement.", None, group="evaluation and saving", ge=1
+        "Stop after this many evaluations without improvement.", None, SAVING, ge=1
     )
     resume_from_checkpoint: OptionalText = setting(
         "Checkpoint folder to resume from, or `latest`. A finished adapter is trained further.",
         None,
-        group="essentials",
+        ESSENTIAL,
         metavar="PATH",
     )
-    overwrite_output_dir: bool = setting(
-        "Start over in an output_dir that holds another run.", False, group="evaluation and saving"
-    )
-    report_to: Names = setting(f"Experiment trackers: {', '.join(TRACKERS)}.", [], group="logging")
+    overwrite_output_dir: bool = setting("Start over in an output_dir that holds another run.", False, SAVING)
+    report_to: Names = setting(f"Experiment trackers: {', '.join(TRACKERS)}.", [], LOGGING)
     nproc: OptionalInt = setting(
-        "Processes on this machine. none is one per GPU, 1 uses a single process.", None, group="expert", ge=1, le=1024
+        "Processes on this machine. none is one per GPU, 1 uses a single process.", None, EXPERT, ge=1, le=1024
     )
     parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = setting(
         "How several processes share the weights. ddp replicates them, fsdp shards over all processes, hsdp over those "
         "of each machine; auto shards if they would not fit otherwise.",
         "auto",
-        group="memory",
+        MEMORY,
     )
-    cpu_offload: bool = setting("Keep sharded weights in CPU memory while they are not in use.", False, group="memory")
+    cpu_offload: bool = setting("Keep sharded weights in CPU memory while they are not in use.", False, MEMORY)
     load_in_4bit: Literal["auto"] | bool = setting(
         "Quantize the frozen weights to 4 bits (NF4 with double quantization). auto does so if nothing else fits.",
         "auto",
-        group="memory",
+        MEMORY,
         alone="True",
     )
-    load_in_8bit: bool = setting("Quantize the frozen weights to 8 bits.", False, group="memory")
+    load_in_8bit: bool = setting("Quantize the frozen weights to 8 bits.", False, MEMORY)
     share_prefixes: Switch = setting(
-        "Compute prefixes that examples share only once. auto is on for every model that supports it.",
-        "auto",
-        group="expert",
+        "Compute prefixes that examples share only once. auto is on for every model that supports it.", "auto", EXPERT
     )
     compile: Switch = setting(
         "torch.compile every layer in place of most of speed. auto does so in long runs, for layers that speed does "
         "not support.",
         "auto",
-        group="expert",
+        EXPERT,
     )
     speed: Annotated[Names, BeforeValidator(on_off)] = setting(
         f"Which accelerations to use. auto enables all supported ones, off none; or some of {', '.join(SPEED)}.",
         ["auto"],
-        group="expert",
+        EXPERT,
         min_length=1,
     )
     gradient_checkpointing: Recompute = setting(
         "Recompute activations in the backward pass to save memory. selective recomputes every second layer, full all "
         "of them, offload all with their inputs in CPU memory; True means full, auto follows the plan.",
         "auto",
-        group="memory",
+        MEMORY,
         alone="full",
     )
 
@@ -226,16 +208,16 @@ class RunSettings(Settings):
 class LoraSettings(Settings):
     """The adapter (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
 
-    lora_r: int = setting("Rank of the adapter.", 16, group="essentials", ge=1, le=4096)
+    lora_r: int = setting("Rank of the adapter.", 16, ESSENTIAL, ge=1, le=4096)
     lora_alpha: float = setting(
-        "Scale of the adapter. Its output is multiplied by lora_alpha / lora_r.", 16, group="LoRA", gt=0
+        "Scale of the adapter. Its output is multiplied by lora_alpha / lora_r.", 16, LORA, gt=0
     )
-    lora_dropout: float = setting("Dropout on the adapter's input.", 0.0, group="LoRA", ge=0, lt=1)
+    lora_dropout: float = setting("Dropout on the adapter's input.", 0.0, LORA, ge=0, lt=1)
     lora_target_modules: Names = setting(
-        "Layers to adapt: endings of their names, or all-linear.", ["all-linear"], group="LoRA", min_length=1
+        "Layers to adapt: endings of their names, or all-linear.", ["all-linear"], LORA, min_length=1
     )
     neftune_noise_alpha: float = setting(
-        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, group="LoRA", ge=0
+        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0
     )
 
 
@@ -266,29 +248,29 @@ class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
 
 
 class SftSettings(TrainSettings):
-    """byeori sft: fine-tune on prompts and answers."""
+    """byeori sft: fine-tune a LoRA adapter on prompts and answers."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
 
 
 class DpoSettings(TrainSettings):
-    """byeori dpo: prefer the chosen answer of each row to the rejected one. An example is a pair."""
+    """byeori dpo: fine-tune a LoRA adapter to prefer chosen answers to rejected ones."""
 
-    learning_rate: float = setting("Peak learning rate.", 1e-5, group="essentials", gt=0, le=10)
+    inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
+
+    learning_rate: float = setting("Peak learning rate.", 1e-5, ESSENTIAL, gt=0, le=10)
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = setting(
-        "Preference loss. sigmoid is the loss of DPO; simpo and orpo need no reference model.",
-        "sigmoid",
-        group="essentials",
+        "Preference loss. sigmoid is the loss of DPO; simpo and orpo need no reference model.", "sigmoid", ESSENTIAL
     )
-    beta: float = setting(
-        "How closely the model is held to the reference model.", 0.1, group="essentials", gt=0, le=1000
-    )
+    beta: float = setting("How closely the model is held to the reference model.", 0.1, ESSENTIAL, gt=0, le=1000)
     label_smoothing: float = setting(
         "Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).",
         0.0,
-        group="optimisation",
+        OPTIMISATION,
         ge=0,
         lt=0.5,
     )
-    simpo_gamma: float = setting("Target reward margin of SimPO.", 0.5, group="optimisation", ge=0, le=1000)
+    simpo_gamma: float = setting("Target reward margin of SimPO.", 0.5, OPTIMISATION, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
@@ -302,14 +284,14 @@ class DpoSettings(TrainSettings):
 
 
 class PreviewSettings(ModelSettings, DataSettings):
-    """byeori preview: show the tokens that training will see. No weights are loaded."""
+    """byeori preview: show the tokens that training will see; no weights are loaded."""
 
-    val_set_size: HeldOut = setting(
-        "Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, group="data", ge=0
-    )
-    seed: int = setting("Random seed of the split.", 42, group="expert", ge=0, lt=2**32)
-    rows: int = setting("Number of rows to show in full.", 3, group="essentials", ge=0, le=1000)
-    html: OptionalText = setting("Also write the preview to this HTML file.", None, group="essentials", metavar="PATH")
-    json_output: bool = setting("Print JSON.", False, group="essentials", alias="json")
+    inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
+
+    val_set_size: HeldOut = setting("Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, DATA, ge=0)
+    seed: int = setting("Random seed of the split.", 42, EXPERT, ge=0, lt=2**32)
+    rows: int = setting("Number of rows to show in full.", 3, ESSENTIAL, ge=0, le=1000)
+    html: OptionalText = setting("Also write the preview to this HTML file.", None, ESSENTIAL, metavar="PATH")
+    json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
