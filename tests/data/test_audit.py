@@ -19,7 +19,7 @@ from byeori.data.audit import audit, refuse_bad_rows, sentences
 from byeori.data.row_kinds import ANSWER
 from byeori.data.sources import load_rows
 from byeori.data.template import parse
-from byeori.data.tokenize import Encoding, encode_row, encoding
+from byeori.data.tokenize import Encoding, encode_row, make_encoding
 from byeori.errors import DataError
 
 SHAPE = "Q: {q}\n[[({note})\n]]A:{a}"
@@ -43,12 +43,14 @@ def rows_of(tmp_path: Path) -> Callable[..., datasets.Dataset]:
     return write
 
 
-def how_of(template: str = SHAPE, cutoff: int = 40) -> Encoding:
-    return encoding(kinds.kind("gpt2"), parse(template), cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False)
+def encoding_of(template: str = SHAPE, cutoff: int = 40) -> Encoding:
+    return make_encoding(
+        kinds.kind("gpt2"), parse(template), cutoff_len=cutoff, add_eos_token=True, train_on_inputs=False
+    )
 
 
-def table_of(rows: datasets.Dataset, how: Encoding | None = None) -> datasets.Dataset:
-    return tokenized.encode_table(rows, how or how_of(), ANSWER, progress=False)
+def table_of(rows: datasets.Dataset, encoding: Encoding | None = None) -> datasets.Dataset:
+    return tokenized.encode_table(rows, encoding or encoding_of(), ANSWER, progress=False)
 
 
 def name(row: int) -> str:
@@ -61,7 +63,7 @@ def name(row: int) -> str:
 def test_a_table_holds_the_examples(rows_of: Callable[..., datasets.Dataset]) -> None:
     rows = rows_of([GOOD, GOOD | {"note": "메모"}, GOOD | {"q": "왜 " * 40}])
     table = table_of(rows)
-    expected = [encode_row(row, how_of()) for row in rows]
+    expected = [encode_row(row, encoding_of()) for row in rows]
     assert [tokenized.example(table, index) for index in range(3)] == expected
     assert [example.row for example in expected] == [0, 1, 2]
     assert tokenized.lengths(table).tolist() == [len(example.token_ids) for example in expected]
@@ -110,25 +112,25 @@ def test_the_second_time_nothing_is_tokenized(
 ) -> None:
     calls: list[object] = []
 
-    def counted(row: Any, how: Encoding) -> Any:
+    def counted(row: Any, encoding: Encoding) -> Any:
         calls.append(row)
-        return encode_row(row, how)
+        return encode_row(row, encoding)
 
     monkeypatch.setattr(row_kinds, "encode_row", counted)
     rows = rows_of([GOOD, GOOD | {"q": "when"}])
     first = table_of(rows)
     assert len(calls) == 2
-    again = table_of(rows_of([GOOD, GOOD | {"q": "when"}]), how_of())
+    again = table_of(rows_of([GOOD, GOOD | {"q": "when"}]), encoding_of())
     assert len(calls) == 2
     assert again[:] == first[:]
     changed = [
-        how_of(SHAPE.replace("Q", "X")),
-        how_of(cutoff=39),
-        replace(how_of(), eos=None),
-        replace(how_of(), train_on_inputs=True),
+        encoding_of(SHAPE.replace("Q", "X")),
+        encoding_of(cutoff=39),
+        replace(encoding_of(), eos=None),
+        replace(encoding_of(), train_on_inputs=True),
     ]
-    for count, how in enumerate(changed, start=2):
-        table_of(rows, how)
+    for count, encoding in enumerate(changed, start=2):
+        table_of(rows, encoding)
         assert len(calls) == 2 * count
     table_of(rows_of([GOOD, GOOD | {"q": "where"}]))
     assert len(calls) == 2 * 6
@@ -140,8 +142,8 @@ def test_a_changed_chat_template_or_tokenizer_is_another_table(rows_of: Callable
     def name_of(chat: str, **special: str) -> str:
         tokenizer = kinds.byte_level(chat=chat)
         tokenizer.add_special_tokens(special)
-        how = encoding(tokenizer, None, cutoff_len=40, add_eos_token=True, train_on_inputs=False)
-        return tokenized.fingerprint(rows, how, ANSWER)
+        encoding = make_encoding(tokenizer, None, cutoff_len=40, add_eos_token=True, train_on_inputs=False)
+        return tokenized.fingerprint(rows, encoding, ANSWER)
 
     names = [name_of("x"), name_of("y"), name_of("x", eos_token="<|im_end|>")]
     assert len(set(names)) == 3
@@ -167,7 +169,7 @@ def test_batches_without_a_usable_row_leave_no_type_open(rows_of: Callable[..., 
     assert tokenized.usable(table)["row"][:] == [300]
     assert (
         table.features
-        == tokenized.encode_table(rows_of([GOOD], "one.jsonl"), how_of(), ANSWER, progress=False).features
+        == tokenized.encode_table(rows_of([GOOD], "one.jsonl"), encoding_of(), ANSWER, progress=False).features
     )
 
 
@@ -196,7 +198,7 @@ def test_several_processes_make_the_same_table(
 
 def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
     # One token a character: the tokenizer below has no merges for these words. BOS none, EOS one.
-    how = encoding(_letters(), parse("{q}>{a}"), cutoff_len=10, add_eos_token=True, train_on_inputs=False)
+    encoding = make_encoding(_letters(), parse("{q}>{a}"), cutoff_len=10, add_eos_token=True, train_on_inputs=False)
     train = [
         {"q": "abcd", "a": "xyz"},  # 0: 4 + 1 + 3 + 1 = 9 tokens, 4 trained
         {"q": "abcd", "a": "xyz"},  # 1: the same
@@ -215,7 +217,7 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         {"q": "b", "a": "y"},  # 2: 4 tokens, 2 trained
         {"q": "b", "a": ""},  # 3: empty answer
     ]
-    tables = [table_of(rows_of(train, "train.jsonl"), how), table_of(rows_of(held_out, "held.jsonl"), how)]
+    tables = [table_of(rows_of(train, "train.jsonl"), encoding), table_of(rows_of(held_out, "held.jsonl"), encoding)]
     found = audit(*tables, name)
     assert found.pop("dropped")[:3] == [
         {"row": "line 4", "reason": "the answer, column 'a', is empty", "too_long": False},

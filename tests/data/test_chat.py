@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kinds
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, make_encoding
 from byeori.errors import TemplateError, TooLongError
 from chat_templates import CHATML, CUTTING, GEMMA, LLAMA_2, OPEN, THINKING
 
@@ -19,7 +19,7 @@ TALK = [
 ]
 
 
-def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999, *, ended: bool = True) -> Encoding:
+def encoding_of(chat: str | None, kind: str = "chatml", cutoff: int = 999, *, ended: bool = True) -> Encoding:
     tokenizer = {
         "chatml": lambda: kinds.byte_level(chat=chat, gpt4=True),
         "chatml-bos": lambda: kinds.byte_level("<|begin_of_text|>", chat=chat, gpt4=True),
@@ -28,20 +28,20 @@ def how_of(chat: str | None, kind: str = "chatml", cutoff: int = 999, *, ended: 
             "<bos>", "<eos>", space="none", extra=("<start_of_turn>", "<end_of_turn>"), chat=chat
         ),
     }[kind]()
-    return encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=ended, train_on_inputs=False)
+    return make_encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=ended, train_on_inputs=False)
 
 
-def turns(example: Example, how: Encoding) -> list[str]:
+def turns(example: Example, encoding: Encoding) -> list[str]:
     """What each trained range writes."""
     return [
-        b"".join(kinds.token_bytes(how.tokenizer, number) for number in example.token_ids[start:end]).decode()
+        b"".join(kinds.token_bytes(encoding.tokenizer, number) for number in example.token_ids[start:end]).decode()
         for start, end in example.targets
     ]
 
 
-def refusal(row: dict[str, Any], how: Encoding) -> str:
+def refusal(row: dict[str, Any], encoding: Encoding) -> str:
     with pytest.raises(TemplateError) as caught:
-        encode_row(row, how)
+        encode_row(row, encoding)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,158 +56,177 @@ def refusal(row: dict[str, Any], how: Encoding) -> str:
     ],
 )
 def test_every_assistant_turn_is_trained_and_nothing_else(chat: str, kind: str, trained: list[str]) -> None:
-    how = how_of(chat, kind)
-    example = encode_row({"messages": TALK}, how)
-    assert turns(example, how) == trained
+    encoding = encoding_of(chat, kind)
+    example = encode_row({"messages": TALK}, encoding)
+    assert turns(example, encoding) == trained
     assert example.straddles == 0
-    served = how.tokenizer.apply_chat_template(TALK, return_dict=False)
-    front = [how.bos] if kind == "chatml-bos" else []
+    served = encoding.tokenizer.apply_chat_template(TALK, return_dict=False)
+    front = [encoding.bos] if kind == "chatml-bos" else []
     assert example.token_ids == front + list(served)
-    asked = how.tokenizer.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False)
-    assert encode_prompt({"messages": TALK}, how) == front + list(asked)
-    assert encode_prompt({"messages": TALK[:3]}, how) == front + list(asked)
+    asked = encoding.tokenizer.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False)
+    assert encode_prompt({"messages": TALK}, encoding) == front + list(asked)
+    assert encode_prompt({"messages": TALK[:3]}, encoding) == front + list(asked)
     assert example.token_ids[: example.targets[-1][0]] == front + list(asked)
 
 
 def test_bos_of_the_chat_template_is_not_doubled() -> None:
-    how = how_of(GEMMA, "gemma")
-    assert encode_row({"messages": TALK}, how).token_ids.count(how.bos) == 1
-    how = how_of(LLAMA_2, "llama2")
-    assert encode_row({"messages": TALK}, how).token_ids.count(how.bos) == 2  # this template has one a round
+    encoding = encoding_of(GEMMA, "gemma")
+    assert encode_row({"messages": TALK}, encoding).token_ids.count(encoding.bos) == 1
+    encoding = encoding_of(LLAMA_2, "llama2")
+    assert encode_row({"messages": TALK}, encoding).token_ids.count(encoding.bos) == 2  # this template has one a round
 
 
 def test_sharegpt_conversations_are_the_same() -> None:
-    how = how_of(CHATML)
+    encoding = encoding_of(CHATML)
     names = {"user": "human", "assistant": "gpt"}
     talk = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TALK]
     mixed = [turn | {"role": None, "content": None} for turn in talk]  # as Arrow fills a struct
-    expected = encode_row({"messages": TALK}, how)
-    assert encode_row({"conversations": talk}, how) == expected
-    assert encode_row({"messages": None, "conversations": mixed}, how) == expected
+    expected = encode_row({"messages": TALK}, encoding)
+    assert encode_row({"conversations": talk}, encoding) == expected
+    assert encode_row({"messages": None, "conversations": mixed}, encoding) == expected
 
 
 def test_a_row_that_ends_with_a_user_turn() -> None:
-    how = how_of(CHATML)
-    example = encode_row({"messages": TALK[:3]}, how)
-    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>"]
-    assert how.tokenizer.decode(example.token_ids).endswith("Really?<|im_end|>\n")
+    encoding = encoding_of(CHATML)
+    example = encode_row({"messages": TALK[:3]}, encoding)
+    assert turns(example, encoding) == ["그냥 봄이라서.<|im_end|>"]
+    assert encoding.tokenizer.decode(example.token_ids).endswith("Really?<|im_end|>\n")
 
 
 def test_a_conversation_that_the_assistant_opens() -> None:
-    how = how_of(CHATML)
+    encoding = encoding_of(CHATML)
     talk = [{"role": "assistant", "content": "안녕하세요"}, *TALK[:2]]
-    assert turns(encode_row({"messages": talk}, how), how) == ["안녕하세요<|im_end|>", "그냥 봄이라서.<|im_end|>"]
+    assert turns(encode_row({"messages": talk}, encoding), encoding) == [
+        "안녕하세요<|im_end|>",
+        "그냥 봄이라서.<|im_end|>",
+    ]
 
 
 def test_two_assistant_turns_in_a_row_and_an_empty_one() -> None:
-    how = how_of(CHATML)
+    encoding = encoding_of(CHATML)
     talk = [*TALK[:2], {"role": "assistant", "content": ""}, {"role": "assistant", "content": "더"}]
-    example = encode_row({"messages": talk}, how)
-    assert turns(example, how) == ["그냥 봄이라서.<|im_end|>", "더<|im_end|>"]  # not how to end a turn at once
-    assert example.token_ids == list(how.tokenizer.apply_chat_template(talk, return_dict=False))
+    example = encode_row({"messages": talk}, encoding)
+    assert turns(example, encoding) == ["그냥 봄이라서.<|im_end|>", "더<|im_end|>"]  # not how to end a turn at once
+    assert example.token_ids == list(encoding.tokenizer.apply_chat_template(talk, return_dict=False))
 
 
 def test_an_empty_turn_where_nothing_ends_a_turn_doubles_no_text() -> None:
-    how = how_of(OPEN, ended=False)
+    encoding = encoding_of(OPEN, ended=False)
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}, *TALK[:2]]
-    example = encode_row({"messages": talk}, how)
-    assert how.tokenizer.decode(example.token_ids) == "user: q\nassistant: \nuser: 왜?\nassistant: 그냥 봄이라서.\n"
+    example = encode_row({"messages": talk}, encoding)
+    assert (
+        encoding.tokenizer.decode(example.token_ids) == "user: q\nassistant: \nuser: 왜?\nassistant: 그냥 봄이라서.\n"
+    )
 
 
 def test_where_nothing_ends_a_turn_the_last_answer_gets_an_end() -> None:
-    how = how_of(OPEN)
-    example = encode_row({"messages": TALK}, how)
-    assert how.tokenizer.decode(example.token_ids) == (
+    encoding = encoding_of(OPEN)
+    example = encode_row({"messages": TALK}, encoding)
+    assert encoding.tokenizer.decode(example.token_ids) == (
         "user: 왜?\nassistant: 그냥 봄이라서.\nuser: Really?\nassistant: 네, 정말요 🌸<|endoftext|>"
     )
-    assert turns(example, how) == [" 그냥 봄이라서.", " 네, 정말요 🌸<|endoftext|>"]  # tokens begin with the space
-    assert turns(encode_row({"messages": TALK[:3]}, how), how) == [" 그냥 봄이라서."]  # no text ends there
-    assert how.tokenizer.decode(encode_prompt({"messages": TALK[:2]}, how)) == "user: 왜?\nassistant: "
-    assert turns(encode_row({"messages": TALK[:2]}, how_of(OPEN, ended=False)), how) == [" 그냥 봄이라서."]
+    assert turns(example, encoding) == [" 그냥 봄이라서.", " 네, 정말요 🌸<|endoftext|>"]  # tokens begin with the space
+    assert turns(encode_row({"messages": TALK[:3]}, encoding), encoding) == [" 그냥 봄이라서."]  # no text ends there
+    assert encoding.tokenizer.decode(encode_prompt({"messages": TALK[:2]}, encoding)) == "user: 왜?\nassistant: "
+    assert turns(encode_row({"messages": TALK[:2]}, encoding_of(OPEN, ended=False)), encoding) == [" 그냥 봄이라서."]
 
 
 @pytest.mark.parametrize("chat", [CHATML, THINKING, CHATML.replace("<|im_end|>", "{{ eos_token }}")])
 def test_where_the_chat_template_ends_a_turn_nothing_is_added(chat: str) -> None:
-    whole, plain = (encode_row({"messages": TALK[:2]}, how_of(chat, ended=ended)) for ended in (True, False))
+    whole, plain = (encode_row({"messages": TALK[:2]}, encoding_of(chat, ended=ended)) for ended in (True, False))
     assert whole == plain
 
 
 def test_a_turn_of_weight_0_is_not_trained() -> None:
-    how = how_of(CHATML)
+    encoding = encoding_of(CHATML)
     first, last = ([TALK[0], TALK[1] | {"weight": a}, TALK[2], TALK[3] | {"weight": b}] for a, b in ((0, 1), (None, 0)))
-    assert turns(encode_row({"messages": first}, how), how) == ["네, 정말요 🌸<|im_end|>"]
-    assert turns(encode_row({"messages": last}, how), how) == ["그냥 봄이라서.<|im_end|>"]
-    whole = encode_row({"messages": TALK}, how).token_ids
-    assert encode_row({"messages": first}, how).token_ids == encode_row({"messages": last}, how).token_ids == whole
+    assert turns(encode_row({"messages": first}, encoding), encoding) == ["네, 정말요 🌸<|im_end|>"]
+    assert turns(encode_row({"messages": last}, encoding), encoding) == ["그냥 봄이라서.<|im_end|>"]
+    whole = encode_row({"messages": TALK}, encoding).token_ids
+    assert (
+        encode_row({"messages": first}, encoding).token_ids
+        == encode_row({"messages": last}, encoding).token_ids
+        == whole
+    )
     untrained = [turn | {"weight": 0} for turn in TALK]
-    assert refusal({"messages": untrained}, how) == (
+    assert refusal({"messages": untrained}, encoding) == (
         "no assistant turn with another weight than 0 in `messages`, so there is nothing to train"
     )
-    half = refusal({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, how)
+    half = refusal({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, encoding)
     assert half == "message 2 has the weight 0.5; it can be 0 (not trained) or 1"
 
 
 def test_weight_0_where_earlier_turns_are_rewritten() -> None:
-    how = how_of(THINKING)
+    encoding = encoding_of(THINKING)
     row = {"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}
-    assert turns(encode_row(row, how), how) == ["<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>"]
+    assert turns(encode_row(row, encoding), encoding) == ["<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>"]
 
 
 @pytest.mark.parametrize("weight", [None, 1])
 def test_a_last_answer_that_is_empty(weight: int | None) -> None:
     empty = {"role": "assistant", "content": " \n", "weight": weight}
     row = {"messages": [*TALK[:3], empty]}
-    assert refusal(row, how_of(CHATML)) == "the answer, the last assistant turn in `messages`, is empty"
+    assert refusal(row, encoding_of(CHATML)) == "the answer, the last assistant turn in `messages`, is empty"
     row["messages"][-1]["weight"] = 0
-    assert turns(encode_row(row, how_of(CHATML)), how_of(CHATML)) == ["그냥 봄이라서.<|im_end|>"]
+    assert turns(encode_row(row, encoding_of(CHATML)), encoding_of(CHATML)) == ["그냥 봄이라서.<|im_end|>"]
 
 
 def test_tools_are_refused() -> None:
     calls = [{"function": {"name": "search", "arguments": "{}"}}]
     for call in ({"tool_calls": calls}, {"function_call": calls[0]}):
         row = {"messages": [TALK[0], {"role": "assistant", "content": None, **call}]}
-        assert refusal(row, how_of(CHATML)) == (
+        assert refusal(row, encoding_of(CHATML)) == (
             "a turn in `messages` calls a tool (`tool_calls`), which would not be trained; leave such rows out, or "
             "write the call into the turn's content"
         )
-    assert refusal({"messages": TALK, "tools": calls}, how_of(CHATML)).startswith("the column `tools` offers tools")
+    assert refusal({"messages": TALK, "tools": calls}, encoding_of(CHATML)).startswith(
+        "the column `tools` offers tools"
+    )
     none = {"messages": [turn | {"tool_calls": None} for turn in TALK], "tools": []}
-    assert encode_row(none, how_of(CHATML)) == encode_row({"messages": TALK}, how_of(CHATML))
+    assert encode_row(none, encoding_of(CHATML)) == encode_row({"messages": TALK}, encoding_of(CHATML))
 
 
 def test_a_chat_template_that_leaves_out_a_part_of_an_answer() -> None:
     talk = [TALK[0], {"role": "assistant", "content": "<think>봄</think>그냥."}]
-    assert refusal({"messages": talk}, how_of(CUTTING)) == (
+    assert refusal({"messages": talk}, encoding_of(CUTTING)) == (
         "the tokenizer's chat template leaves out a part of the answer (message 2), as some do with what stands before "
         "</think>; take that part out of the row, or give a --template of your own"
     )
-    assert turns(encode_row({"messages": TALK[:2]}, how_of(CUTTING)), how_of(CUTTING)) == ["그냥 봄이라서.<|im_end|>"]
+    assert turns(encode_row({"messages": TALK[:2]}, encoding_of(CUTTING)), encoding_of(CUTTING)) == [
+        "그냥 봄이라서.<|im_end|>"
+    ]
 
 
 def test_an_answer_that_the_prompt_begins_or_whose_white_space_changes() -> None:
     talk = [TALK[0], {"role": "assistant", "content": "<think>\n봄\n</think>\n그냥."}]
-    begun = how_of(CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"))
+    begun = encoding_of(
+        CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+    )
     assert turns(encode_row({"messages": talk}, begun), begun) == ["봄\n</think>\n그냥.<|im_end|>"]
-    spaced = how_of(CHATML.replace("{{ message.content }}", "{{ message.content.replace('</think>', '</think>\n') }}"))
+    spaced = encoding_of(
+        CHATML.replace("{{ message.content }}", "{{ message.content.replace('</think>', '</think>\n') }}")
+    )
     assert turns(encode_row({"messages": talk}, spaced), spaced) == ["<think>\n봄\n</think>\n\n그냥.<|im_end|>"]
 
 
 def test_names_that_sharegpt_has_for_the_assistant() -> None:
-    how = how_of(CHATML)
+    encoding = encoding_of(CHATML)
     for name in ("chatgpt", "model", "bing", "bard"):
         talk = [{"from": "human", "value": "왜?"}, {"from": name, "value": "그냥 봄이라서."}]
-        assert encode_row({"conversations": talk}, how) == encode_row({"messages": TALK[:2]}, how)
+        assert encode_row({"conversations": talk}, encoding) == encode_row({"messages": TALK[:2]}, encoding)
     talk[1]["from"] = "claude"
-    assert refusal({"conversations": talk}, how).endswith("so there is nothing to train (its roles: claude, user)")
+    assert refusal({"conversations": talk}, encoding).endswith("so there is nothing to train (its roles: claude, user)")
 
 
 def test_a_chat_template_that_rewrites_earlier_turns() -> None:
-    how = how_of(THINKING)
-    assert refusal({"messages": TALK}, how) == (
+    encoding = encoding_of(THINKING)
+    assert refusal({"messages": TALK}, encoding) == (
         "the tokenizer's chat template rewrites earlier turns (message 2), so this conversation cannot be trained as "
         "one row; make each assistant turn the last of a row of its own"
     )
-    assert turns(encode_row({"messages": TALK[:2]}, how), how) == ["<think>\n\n</think>\n\n그냥 봄이라서.<|im_end|>"]
+    assert turns(encode_row({"messages": TALK[:2]}, encoding), encoding) == [
+        "<think>\n\n</think>\n\n그냥 봄이라서.<|im_end|>"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -225,32 +244,32 @@ def test_a_chat_template_that_rewrites_earlier_turns() -> None:
     ],
 )
 def test_messages_that_cannot_be_trained(row: dict[str, Any], words: str) -> None:
-    assert refusal(row, how_of(CHATML)).startswith(words)
+    assert refusal(row, encoding_of(CHATML)).startswith(words)
 
 
 def test_what_the_chat_template_refuses_is_one_sentence() -> None:
     talk = [{"role": "system", "content": "너는"}, *TALK[:2]]
-    assert refusal({"messages": talk}, how_of(LLAMA_2, "llama2")) == (
+    assert refusal({"messages": talk}, encoding_of(LLAMA_2, "llama2")) == (
         "the tokenizer's chat template refuses these messages: Only user and assistant roles are supported!"
     )
-    assert "roles must alternate" in refusal({"messages": TALK[1:]}, how_of(GEMMA, "gemma"))
-    assert "refuses these messages" in refusal({"messages": TALK}, how_of("{{ messages[0].content + 1 }}"))
-    assert "refuses these messages" in refusal({"messages": TALK}, how_of("{% for %}"))
+    assert "roles must alternate" in refusal({"messages": TALK[1:]}, encoding_of(GEMMA, "gemma"))
+    assert "refuses these messages" in refusal({"messages": TALK}, encoding_of("{{ messages[0].content + 1 }}"))
+    assert "refuses these messages" in refusal({"messages": TALK}, encoding_of("{% for %}"))
 
 
 def test_a_tokenizer_without_a_chat_template() -> None:
     with pytest.raises(TemplateError) as caught:
-        how_of(None)
+        encoding_of(None)
     assert str(caught.value) == (
         "the template is `chat`, but this tokenizer has no chat template; choose another template"
     )
 
 
 def test_a_conversation_is_never_cut() -> None:
-    whole = len(encode_row({"messages": TALK}, how_of(CHATML)).token_ids)
-    assert encode_row({"messages": TALK}, how_of(CHATML, cutoff=whole)).shortened == 0
+    whole = len(encode_row({"messages": TALK}, encoding_of(CHATML)).token_ids)
+    assert encode_row({"messages": TALK}, encoding_of(CHATML, cutoff=whole)).shortened == 0
     with pytest.raises(TooLongError) as caught:
-        encode_row({"messages": TALK}, how_of(CHATML, cutoff=whole - 1))
+        encode_row({"messages": TALK}, encoding_of(CHATML, cutoff=whole - 1))
     assert str(caught.value) == (
         f"{whole} tokens are more than cutoff_len {whole - 1}, and there is no prompt column to shorten"
     )

@@ -20,7 +20,7 @@ RUN = 5  # words
 
 
 def plain(text: str) -> str:
-    """A text without what two copies of it may differ in: white space, punctuation, how letters are composed."""
+    """A text without what two copies of it may differ in: white space, punctuation, encoding letters are composed."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text)).lower()
 
 

@@ -149,9 +149,9 @@ def test_literal_blocks_are_known_by_name() -> None:
 
 
 def test_a_literal_block_in_the_chat_template() -> None:
-    how = encoding("gpt2", parse("[[A]] or [[B]]?[[ ({x})]] {q}\n{a}"))
-    assert served(how, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, how)
-    assert how.tokenizer.decode(served(how, [user("Q")])) == "[[A]] or [[B]]? Q\n"
+    encoding = encoding_of("gpt2", parse("[[A]] or [[B]]?[[ ({x})]] {q}\n{a}"))
+    assert served(encoding, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, encoding)
+    assert encoding.tokenizer.decode(served(encoding, [user("Q")])) == "[[A]] or [[B]]? Q\n"
 
 
 def test_line_breaks_of_an_inline_template() -> None:
@@ -354,16 +354,18 @@ TRICKY = parse(
 )
 
 
-def served(how: tokenize.Encoding, messages: list[dict[str, str]], **columns: str) -> list[int]:
+def served(encoding: tokenize.Encoding, messages: list[dict[str, str]], **columns: str) -> list[int]:
     """The ids that a server makes of the exported chat template."""
-    found = how.tokenizer.apply_chat_template(
-        messages, chat_template=served_template(how), add_generation_prompt=True, return_dict=False, **columns
+    found = encoding.tokenizer.apply_chat_template(
+        messages, chat_template=served_template(encoding), add_generation_prompt=True, return_dict=False, **columns
     )
     return list(found)
 
 
-def encoding(kind: str, template: Template) -> tokenize.Encoding:
-    return tokenize.encoding(kinds.kind(kind), template, cutoff_len=4096, add_eos_token=True, train_on_inputs=False)
+def encoding_of(kind: str, template: Template) -> tokenize.Encoding:
+    return tokenize.make_encoding(
+        kinds.kind(kind), template, cutoff_len=4096, add_eos_token=True, train_on_inputs=False
+    )
 
 
 def user(content: str) -> dict[str, str]:
@@ -377,45 +379,47 @@ def system(content: str) -> dict[str, str]:
 @pytest.mark.parametrize("value", NASTY)
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_server_builds_the_prompt_that_was_trained(kind: str, value: str) -> None:
-    how = encoding(kind, named("title-ko"))
-    assert served(how, [user(value)]) == tokenize.encode_prompt({"document": value}, how)
-    how = encoding(kind, named("alpaca"))
+    encoding = encoding_of(kind, named("title-ko"))
+    assert served(encoding, [user(value)]) == tokenize.encode_prompt({"document": value}, encoding)
+    encoding = encoding_of(kind, named("alpaca"))
     row = {"instruction": value, "input": f"{value} 입력"}
-    assert served(how, [user(value)], input=f"{value} 입력") == tokenize.encode_prompt(row, how)
-    assert served(how, [user(value)]) == tokenize.encode_prompt(row | {"input": None}, how)
-    how = encoding(kind, TRICKY)
+    assert served(encoding, [user(value)], input=f"{value} 입력") == tokenize.encode_prompt(row, encoding)
+    assert served(encoding, [user(value)]) == tokenize.encode_prompt(row | {"input": None}, encoding)
+    encoding = encoding_of(kind, TRICKY)
     row = {"system": '너는 "봇"', "question": value, "extra": f"{{{value}"}
-    assert served(how, [system('너는 "봇"'), user(value)], extra=f"{{{value}") == tokenize.encode_prompt(row, how)
-    assert served(how, [user(value)]) == tokenize.encode_prompt({"question": value}, how)
+    assert served(encoding, [system('너는 "봇"'), user(value)], extra=f"{{{value}") == tokenize.encode_prompt(
+        row, encoding
+    )
+    assert served(encoding, [user(value)]) == tokenize.encode_prompt({"question": value}, encoding)
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_template_of_system_and_question(kind: str) -> None:
-    how = encoding(kind, parse("{system}\n\n### Q:\n{question}\n\n### A:\n{chosen}"))
+    encoding = encoding_of(kind, parse("{system}\n\n### Q:\n{question}\n\n### A:\n{chosen}"))
     row = {"system": " You are 봄.", "question": "왜?"}
-    assert served(how, [system(" You are 봄."), user("왜?")]) == tokenize.encode_prompt(row, how)
-    assert served(how, [user("왜?")]) == tokenize.encode_prompt({"system": "", "question": "왜?"}, how)
+    assert served(encoding, [system(" You are 봄."), user("왜?")]) == tokenize.encode_prompt(row, encoding)
+    assert served(encoding, [user("왜?")]) == tokenize.encode_prompt({"system": "", "question": "왜?"}, encoding)
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_a_prompt_that_is_one_column(kind: str) -> None:
-    how = encoding(kind, named("prompt-completion"))
+    encoding = encoding_of(kind, named("prompt-completion"))
     for prompt in ("봄", " with a space", "\nline"):
-        assert served(how, [user(prompt)]) == tokenize.encode_prompt({"prompt": prompt}, how)
+        assert served(encoding, [user(prompt)]) == tokenize.encode_prompt({"prompt": prompt}, encoding)
 
 
 def test_a_template_that_begins_with_bos_has_it_once_when_served() -> None:
-    how = encoding("llama2", parse("<s>Q: {q}\nA: {a}"))
-    ids = served(how, [user("왜")])
-    assert ids.count(how.bos) == 1
-    assert ids == tokenize.encode_prompt({"q": "왜"}, how)
+    encoding = encoding_of("llama2", parse("<s>Q: {q}\nA: {a}"))
+    ids = served(encoding, [user("왜")])
+    assert ids.count(encoding.bos) == 1
+    assert ids == tokenize.encode_prompt({"q": "왜"}, encoding)
 
 
 def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:
-    how = encoding("llama3", parse("Q: {q}\nA: {a} (end)"))
-    found = how.tokenizer.apply_chat_template(
+    encoding = encoding_of("llama3", parse("Q: {q}\nA: {a} (end)"))
+    found = encoding.tokenizer.apply_chat_template(
         [user("왜?"), {"role": "assistant", "content": "그냥"}],
-        chat_template=served_template(how),
+        chat_template=served_template(encoding),
         tokenize=False,
     )
     assert found == "<|begin_of_text|>Q: 왜?\nA: 그냥 (end)<|endoftext|>"
@@ -434,19 +438,19 @@ def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:
 )
 def test_any_column_name_has_a_keyword(column: str, keyword: str) -> None:
     template = parse(f"[[{{{column}}}|]]{{q}}={{a}}")
-    how = encoding("gpt2", template)
-    expected = tokenize.encode_prompt({column: "값", "q": "Q"}, how)
-    assert served(how, [user("Q")], **{keyword: "값"}) == expected
-    assert served(how, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, how)
+    encoding = encoding_of("gpt2", template)
+    expected = tokenize.encode_prompt({column: "값", "q": "Q"}, encoding)
+    assert served(encoding, [user("Q")], **{keyword: "값"}) == expected
+    assert served(encoding, [user("Q")]) == tokenize.encode_prompt({"q": "Q"}, encoding)
 
 
 def test_llama_2_needs_the_space_that_its_tokenizer_puts_before_a_text() -> None:
-    how = encoding("llama2", named("title-ko"))
-    plain = how.tokenizer.apply_chat_template(
+    encoding = encoding_of("llama2", named("title-ko"))
+    plain = encoding.tokenizer.apply_chat_template(
         [user("봄")], chat_template=chat_template(named("title-ko"), "<s>"), return_dict=False
     )
-    assert plain != tokenize.encode_prompt({"document": "봄"}, how)  # what the exported template must not do
+    assert plain != tokenize.encode_prompt({"document": "봄"}, encoding)  # what the exported template must not do
 
 
 def test_without_bos_there_is_none() -> None:
-    assert served_template(encoding("gpt2", named("title-ko"))) == chat_template(named("title-ko"), "")
+    assert served_template(encoding_of("gpt2", named("title-ko"))) == chat_template(named("title-ko"), "")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import kinds
 from byeori.data.template import Template, parse, resolve
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, encoding
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, make_encoding
 from byeori.errors import TemplateError, TooLongError
 from drawn import drawn
 
@@ -54,22 +54,24 @@ slowly = drawn(40, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
-def how_of(kind: str, template: str, cutoff: int = 4096, eos: bool = True, inputs: bool = False) -> Encoding:
-    return encoding(kinds.kind(kind), parse(template), cutoff_len=cutoff, add_eos_token=eos, train_on_inputs=inputs)
+def encoding_of(kind: str, template: str, cutoff: int = 4096, eos: bool = True, inputs: bool = False) -> Encoding:
+    return make_encoding(
+        kinds.kind(kind), parse(template), cutoff_len=cutoff, add_eos_token=eos, train_on_inputs=inputs
+    )
 
 
 def trained(example: Example) -> list[int]:
     return [index for start, end in example.targets for index in range(start, end)]
 
 
-def characters(example: Example, text: str, how: Encoding) -> list[set[int]]:
+def characters(example: Example, text: str, encoding: Encoding) -> list[set[int]]:
     """The characters that each token writes, from the bytes of the tokens alone; added tokens write none."""
-    spelled = [kinds.token_bytes(how.tokenizer, number) for number in example.token_ids]
-    if how.bos is not None:
-        assert example.token_ids[0] == how.bos
+    spelled = [kinds.token_bytes(encoding.tokenizer, number) for number in example.token_ids]
+    if encoding.bos is not None:
+        assert example.token_ids[0] == encoding.bos
         spelled[0] = b""
-    if how.eos is not None:
-        assert example.token_ids[-1] == how.eos
+    if encoding.eos is not None:
+        assert example.token_ids[-1] == encoding.eos
         spelled[-1] = b""
     whole, data = b"".join(spelled), text.encode()
     front = len(whole) - len(data)
@@ -89,7 +91,7 @@ def characters(example: Example, text: str, how: Encoding) -> list[set[int]]:
 
 def test_the_space_before_the_first_word_does_not_reach_into_the_answer() -> None:
     """Llama 2's tokens of `00`: the space, said to start at 0 as the next one does, and `00`, half of it the answer."""
-    example = encode_row({"p": "0", "a": "0"}, how_of("llama2-legacy", "{p}{a}", eos=False))
+    example = encode_row({"p": "0", "a": "0"}, encoding_of("llama2-legacy", "{p}{a}", eos=False))
     assert len(example.token_ids) == 3
     assert (trained(example), example.straddles) == ([2], 1)
 
@@ -101,14 +103,14 @@ def test_the_space_before_the_first_word_does_not_reach_into_the_answer() -> Non
 def test_exactly_the_tokens_that_write_the_answer_are_trained(
     kind: str, template: str, prompt: str, answer: str, eos: bool
 ) -> None:
-    how = how_of(kind, template, eos=eos)
+    encoding = encoding_of(kind, template, eos=eos)
     row = {"p": prompt, "a": answer}
     text = "".join(segment.text for segment in parse(template).segments(row))
     assume(unicodedata.is_normalized("NFC", text) and "<s>" not in text)  # which is a token, not text
     begin = len(parse(template).prompt(row))
-    assume(begin or how.bos is not None or how.eos is not None)
-    example = encode_row(row, how)
-    written = characters(example, text, how)
+    assume(begin or encoding.bos is not None or encoding.eos is not None)
+    example = encode_row(row, encoding)
+    written = characters(example, text, encoding)
     touching = [index for index, chars in enumerate(written) if any(char >= begin for char in chars)]
     both = [index for index in touching if any(char < begin for char in written[index])]
     expected = [*touching, *([len(written) - 1] if eos else [])]
@@ -116,7 +118,7 @@ def test_exactly_the_tokens_that_write_the_answer_are_trained(
     assert example.straddles == len(both)
     assert example.targets[0][0] >= 1
     if not both and expected[0] > 0:
-        spelled = b"".join(kinds.token_bytes(how.tokenizer, example.token_ids[index]) for index in touching)
+        spelled = b"".join(kinds.token_bytes(encoding.tokenizer, example.token_ids[index]) for index in touching)
         assert spelled.decode() in (text[begin:], f" {text}")
 
 
@@ -125,12 +127,12 @@ def test_exactly_the_tokens_that_write_the_answer_are_trained(
 @given(prompt=TEXTS, answer=ANSWERS)
 def test_the_trained_tokens_decode_to_the_answer(kind: str, prompt: str, answer: str) -> None:
     assume(answer == answer.strip() and unicodedata.is_normalized("NFC", prompt + "\n" + answer))
-    how = how_of(kind, "### 본문:\n{p}\n### 제목:\n{a}")
-    example = encode_row({"p": prompt, "a": answer}, how)
+    encoding = encoding_of(kind, "### 본문:\n{p}\n### 제목:\n{a}")
+    example = encode_row({"p": prompt, "a": answer}, encoding)
     ids = [example.token_ids[index] for index in trained(example)]
-    assert ids.count(how.eos) == 1
-    assert ids[-1] == how.eos
-    decoded = how.tokenizer.decode(ids[:-1])
+    assert ids.count(encoding.eos) == 1
+    assert ids[-1] == encoding.eos
+    decoded = encoding.tokenizer.decode(ids[:-1])
     assert decoded.endswith(answer) if example.straddles else decoded == answer
 
 
@@ -138,11 +140,11 @@ def test_the_trained_tokens_decode_to_the_answer(kind: str, prompt: str, answer:
 @slowly
 @given(prompt=TEXTS, answer=ANSWERS)
 def test_the_prompt_alone_is_what_was_trained_on(kind: str, prompt: str, answer: str) -> None:
-    how = how_of(kind, "### 본문:\n{p}\n\n### 제목:\n{a}")
+    encoding = encoding_of(kind, "### 본문:\n{p}\n\n### 제목:\n{a}")
     row = {"p": prompt, "a": answer}
-    example = encode_row(row, how)
-    alone = encode_prompt(row, how)
-    assert alone == encode_prompt({"p": prompt}, how) == encode_prompt(row | {"a": None}, how)
+    example = encode_row(row, encoding)
+    alone = encode_prompt(row, encoding)
+    assert alone == encode_prompt({"p": prompt}, encoding) == encode_prompt(row | {"a": None}, encoding)
     if not example.straddles:
         assert alone == example.token_ids[: example.targets[0][0]]
 
@@ -151,7 +153,7 @@ def test_the_prompt_alone_is_what_was_trained_on(kind: str, prompt: str, answer:
 def test_bos_and_eos_once(kind: str) -> None:
     tokenizer = kinds.kind(kind)
     for template in ("Q: {p}\nA: {a}", "{p}{a}"):
-        example = encode_row({"p": "왜?", "a": "그냥"}, how_of(kind, template))
+        example = encode_row({"p": "왜?", "a": "그냥"}, encoding_of(kind, template))
         assert example.token_ids.count(tokenizer.eos_token_id) == 1
         assert example.targets[-1][1] == len(example.token_ids)
         assert example.token_ids[:-1] == tokenizer(template.format(p="왜?", a="그냥"))["input_ids"]
@@ -163,7 +165,7 @@ def test_bos_and_eos_once(kind: str) -> None:
 def test_text_that_begins_with_bos_and_ends_with_eos_has_them_once(kind: str) -> None:
     tokenizer = kinds.kind(kind)
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token
-    example = encode_row({"p": "왜?", "a": "그냥"}, how_of(kind, bos + "Q: {p}\nA: {a}" + eos))
+    example = encode_row({"p": "왜?", "a": "그냥"}, encoding_of(kind, bos + "Q: {p}\nA: {a}" + eos))
     assert example.token_ids.count(tokenizer.eos_token_id) == 1
     assert example.targets[-1][1] == len(example.token_ids)
     if bos:
@@ -173,9 +175,9 @@ def test_text_that_begins_with_bos_and_ends_with_eos_has_them_once(kind: str) ->
 
 def test_bos_and_eos_may_be_the_same_token() -> None:
     tokenizer = kinds.byte_level("<|endoftext|>")
-    how = encoding(tokenizer, parse("Q {p}\n{a}"), cutoff_len=99, add_eos_token=True, train_on_inputs=False)
-    example = encode_row({"p": "왜?", "a": "그냥"}, how)
-    assert [index for index, number in enumerate(example.token_ids) if number == how.eos] == [
+    encoding = make_encoding(tokenizer, parse("Q {p}\n{a}"), cutoff_len=99, add_eos_token=True, train_on_inputs=False)
+    example = encode_row({"p": "왜?", "a": "그냥"}, encoding)
+    assert [index for index, number in enumerate(example.token_ids) if number == encoding.eos] == [
         0,
         len(example.token_ids) - 1,
     ]
@@ -184,23 +186,23 @@ def test_bos_and_eos_may_be_the_same_token() -> None:
 
 @every_kind
 def test_without_eos_only_the_answer_is_trained(kind: str) -> None:
-    how = how_of(kind, "Q: {p}\n{a}", eos=False)
-    example = encode_row({"p": "왜?", "a": "그냥"}, how)
-    assert how.tokenizer.decode([example.token_ids[index] for index in trained(example)]) == "그냥"
-    assert how.tokenizer.eos_token_id not in example.token_ids
+    encoding = encoding_of(kind, "Q: {p}\n{a}", eos=False)
+    example = encode_row({"p": "왜?", "a": "그냥"}, encoding)
+    assert encoding.tokenizer.decode([example.token_ids[index] for index in trained(example)]) == "그냥"
+    assert encoding.tokenizer.eos_token_id not in example.token_ids
 
 
 @every_kind
 def test_train_on_inputs_trains_all_but_the_first_token(kind: str) -> None:
-    example = encode_row({"p": "왜?", "a": "그냥"}, how_of(kind, "Q: {p}\n{a}", inputs=True))
+    example = encode_row({"p": "왜?", "a": "그냥"}, encoding_of(kind, "Q: {p}\n{a}", inputs=True))
     assert example.targets == ((1, len(example.token_ids)),)
-    assert example.token_ids == encode_row({"p": "왜?", "a": "그냥"}, how_of(kind, "Q: {p}\n{a}")).token_ids
+    assert example.token_ids == encode_row({"p": "왜?", "a": "그냥"}, encoding_of(kind, "Q: {p}\n{a}")).token_ids
 
 
 def test_a_token_with_the_prompts_last_space_is_counted_and_trained() -> None:
-    how = how_of("gpt2", "Title: {a}", eos=False)
-    example = encode_row({"a": "봄"}, how)
-    assert how.tokenizer.convert_ids_to_tokens(example.token_ids) == ["Title", ":", "Ġë", "´Ħ"]
+    encoding = encoding_of("gpt2", "Title: {a}", eos=False)
+    example = encode_row({"a": "봄"}, encoding)
+    assert encoding.tokenizer.convert_ids_to_tokens(example.token_ids) == ["Title", ":", "Ġë", "´Ħ"]
     assert example.targets == ((2, 4),)
     assert example.straddles == 1
 
@@ -208,7 +210,7 @@ def test_a_token_with_the_prompts_last_space_is_counted_and_trained() -> None:
 def test_white_space_that_the_tokenizer_trims_from_offsets_still_counts() -> None:
     # ĉĠĠ is reported as [1, 2) and the Ġ behind it as [5, 5): half of the answer's spaces would look untrained
     tokenizer = kinds.kind("gpt2")
-    example = encode_row({"p": "x\t", "a": "  b"}, how_of("gpt2", "{p}{a}", eos=False))
+    example = encode_row({"p": "x\t", "a": "  b"}, encoding_of("gpt2", "{p}{a}", eos=False))
     parts = [kinds.token_bytes(tokenizer, number).decode() for number in example.token_ids]
     begin = next(index for index in range(len(parts)) if len("".join(parts[: index + 1])) > 2)
     assert trained(example) == list(range(begin, len(parts)))
@@ -216,50 +218,50 @@ def test_white_space_that_the_tokenizer_trims_from_offsets_still_counts() -> Non
 
 
 def test_a_prompt_of_decomposed_hangul_is_not_trained() -> None:
-    how = how_of("qwen", "{p}{a}", eos=False)
-    example = encode_row({"p": unicodedata.normalize("NFD", "제목은"), "a": "봄"}, how)
-    assert how.tokenizer.decode([example.token_ids[index] for index in trained(example)]) == "봄"
+    encoding = encoding_of("qwen", "{p}{a}", eos=False)
+    example = encode_row({"p": unicodedata.normalize("NFD", "제목은"), "a": "봄"}, encoding)
+    assert encoding.tokenizer.decode([example.token_ids[index] for index in trained(example)]) == "봄"
     assert example.straddles == 0
 
 
 def test_a_syllable_composed_over_the_boundary_is_trained() -> None:
-    how = how_of("qwen", "{p}{a}", eos=False)
-    example = encode_row({"p": "a하", "a": "\u11ab글"}, how)  # 하 and a final ㄴ make 한
+    encoding = encoding_of("qwen", "{p}{a}", eos=False)
+    example = encode_row({"p": "a하", "a": "\u11ab글"}, encoding)  # 하 and a final ㄴ make 한
     ids = [example.token_ids[index] for index in trained(example)]
-    assert how.tokenizer.decode(ids).endswith("한글")
+    assert encoding.tokenizer.decode(ids).endswith("한글")
     assert example.straddles > 0
 
 
 def test_an_empty_answer_is_refused() -> None:
     for answer in ("", " \n"):
         with pytest.raises(TemplateError, match=r"^the answer, column 'a', is empty$"):
-            encode_row({"p": "왜", "a": answer}, how_of("gpt2", "{p}\n{a}"))
+            encode_row({"p": "왜", "a": answer}, encoding_of("gpt2", "{p}\n{a}"))
 
 
 def test_a_row_of_one_token_has_nothing_to_train() -> None:
     with pytest.raises(TemplateError, match=r"^no token is left to train, because nothing comes before the answer$"):
-        encode_row({"p": "", "a": "a"}, how_of("gpt2", "{p}{a}", eos=False))
-    assert encode_row({"p": "", "a": "a"}, how_of("gpt2-bos", "{p}{a}", eos=False)).targets == ((1, 2),)
+        encode_row({"p": "", "a": "a"}, encoding_of("gpt2", "{p}{a}", eos=False))
+    assert encode_row({"p": "", "a": "a"}, encoding_of("gpt2-bos", "{p}{a}", eos=False)).targets == ((1, 2),)
 
 
 def test_a_prompt_whose_answer_is_no_text_is_a_prompt() -> None:
-    how = how_of("gpt2", "Q: {p}\n{a}")
-    expected = encode_prompt({"p": "왜"}, how)
-    assert all(encode_prompt({"p": "왜", "a": answer}, how) == expected for answer in (None, "", " ", 3))
+    encoding = encoding_of("gpt2", "Q: {p}\n{a}")
+    expected = encode_prompt({"p": "왜"}, encoding)
+    assert all(encode_prompt({"p": "왜", "a": answer}, encoding) == expected for answer in (None, "", " ", 3))
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:
     with pytest.raises(TemplateError, match="object gives no character offsets"):
-        encoding(object(), parse("{a}"), cutoff_len=9, add_eos_token=True, train_on_inputs=False)
+        make_encoding(object(), parse("{a}"), cutoff_len=9, add_eos_token=True, train_on_inputs=False)
 
 
 def test_truncation_and_padding_left_in_the_tokenizers_file_do_not_matter() -> None:
     tokenizer = kinds.byte_level()
     tokenizer.backend_tokenizer.enable_truncation(4)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    how = encoding(tokenizer, parse("Q: {p}\n{a}"), cutoff_len=99, add_eos_token=True, train_on_inputs=False)
+    encoding = make_encoding(tokenizer, parse("Q: {p}\n{a}"), cutoff_len=99, add_eos_token=True, train_on_inputs=False)
     row = {"p": "긴 질문입니다", "a": "답"}
-    assert encode_row(row, how).token_ids == encode_row(row, how_of("gpt2", "Q: {p}\n{a}")).token_ids
+    assert encode_row(row, encoding).token_ids == encode_row(row, encoding_of("gpt2", "Q: {p}\n{a}")).token_ids
 
 
 # ---- cutoff_len --------------------------------------------------------------------------------------------------
@@ -271,9 +273,9 @@ def test_truncation_and_padding_left_in_the_tokenizers_file_do_not_matter() -> N
 def test_only_the_longest_column_is_shortened(kind: str, x: str, y: str, answer: str, cutoff: int) -> None:
     template = "A\n{x}\n\nB\n{y}\n\nC\n{a}"
     row = {"x": x, "y": y, "a": answer}
-    whole = encode_row(row, how_of(kind, template))
+    whole = encode_row(row, encoding_of(kind, template))
     try:
-        example = encode_row(row, how_of(kind, template, cutoff))
+        example = encode_row(row, encoding_of(kind, template, cutoff))
     except TooLongError as error:
         assert len(whole.token_ids) > cutoff
         assert "\n" not in str(error)
@@ -284,7 +286,9 @@ def test_only_the_longest_column_is_shortened(kind: str, x: str, y: str, answer:
         assert example == whole
         return
     ids = example.token_ids[: len(example.token_ids) - 1]
-    written = b"".join(kinds.token_bytes(kinds.kind(kind), n) for n in ids[how_of(kind, template).bos is not None :])
+    written = b"".join(
+        kinds.token_bytes(kinds.kind(kind), n) for n in ids[encoding_of(kind, template).bos is not None :]
+    )
     text = written.decode().removeprefix(" ") if kind == "llama2" else written.decode()
     cuts = [f"A\n{x[:n]}\n\nB\n{y}\n\nC\n{answer}" for n in range(len(x))]
     cuts += [f"A\n{x}\n\nB\n{y[:n]}\n\nC\n{answer}" for n in range(len(y))]
@@ -296,13 +300,13 @@ SHAPE = "A\n{x}\nB\n{y}\nC\n{a}"
 
 
 def length(**changes: str) -> int:
-    return len(encode_row(ROW | changes, how_of("gpt2", SHAPE)).token_ids)
+    return len(encode_row(ROW | changes, encoding_of("gpt2", SHAPE)).token_ids)
 
 
 def test_a_row_of_exactly_cutoff_len_is_untouched() -> None:
-    whole = encode_row(ROW, how_of("gpt2", SHAPE))
-    assert encode_row(ROW, how_of("gpt2", SHAPE, len(whole.token_ids))) == whole
-    shorter = encode_row(ROW, how_of("gpt2", SHAPE, len(whole.token_ids) - 1))
+    whole = encode_row(ROW, encoding_of("gpt2", SHAPE))
+    assert encode_row(ROW, encoding_of("gpt2", SHAPE, len(whole.token_ids))) == whole
+    shorter = encode_row(ROW, encoding_of("gpt2", SHAPE, len(whole.token_ids) - 1))
     assert shorter.shortened == 1
     text = kinds.kind("gpt2").decode(shorter.token_ids)
     assert text.startswith("A\none two three four five")
@@ -311,34 +315,34 @@ def test_a_row_of_exactly_cutoff_len_is_untouched() -> None:
 
 def test_the_longest_column_may_go_altogether_and_no_other_is_touched() -> None:
     least = length(x="")
-    assert kinds.kind("gpt2").decode(encode_row(ROW, how_of("gpt2", SHAPE, least)).token_ids) == (
+    assert kinds.kind("gpt2").decode(encode_row(ROW, encoding_of("gpt2", SHAPE, least)).token_ids) == (
         "A\n\nB\n일 이\nC\nthe answer<|endoftext|>"
     )
     with pytest.raises(TooLongError) as caught:
-        encode_row(ROW, how_of("gpt2", SHAPE, least - 1))
+        encode_row(ROW, encoding_of("gpt2", SHAPE, least - 1))
     assert str(caught.value) == (
-        f"{length()} tokens are more than cutoff_len {least - 1}, and without the text of its longest prompt column "
-        f"'x' they are still {least}"
+        f"{length()} tokens are more than cutoff_len {least - 1}, and without its longest prompt column, "
+        f"'x', they are still {least}"
     )
 
 
 def test_a_row_without_a_prompt_column_is_not_shortened() -> None:
     with pytest.raises(TooLongError, match=r"tokens are more than cutoff_len 3, and there is no prompt column to sh"):
-        encode_row({"a": "the answer is long"}, how_of("gpt2", "Say: {a}", 3))
+        encode_row({"a": "the answer is long"}, encoding_of("gpt2", "Say: {a}", 3))
 
 
 def test_a_shortened_rows_prompt_is_the_shortened_one() -> None:
-    how = how_of("gpt2", SHAPE, length() - 5)
-    example = encode_row(ROW, how)
+    encoding = encoding_of("gpt2", SHAPE, length() - 5)
+    example = encode_row(ROW, encoding)
     assert example.shortened >= 5
-    assert encode_prompt(ROW, how) == example.token_ids[: example.targets[0][0]]
+    assert encode_prompt(ROW, encoding) == example.token_ids[: example.targets[0][0]]
 
 
 def test_shipped_templates_keep_their_heading_when_shortened() -> None:
     template: Template | None = resolve("title-ko")
-    how = encoding(kinds.kind("llama3"), template, cutoff_len=120, add_eos_token=True, train_on_inputs=False)
-    example = encode_row({"document": "본문입니다. " * 200, "title": "봄 소식"}, how)
-    text = how.tokenizer.decode(example.token_ids)
+    encoding = make_encoding(kinds.kind("llama3"), template, cutoff_len=120, add_eos_token=True, train_on_inputs=False)
+    example = encode_row({"document": "본문입니다. " * 200, "title": "봄 소식"}, encoding)
+    text = encoding.tokenizer.decode(example.token_ids)
     assert 118 <= len(example.token_ids) <= 120  # a whole character goes, also where it is three tokens
     assert "제목을 만드세요.\n\n### 본문:\n본문입니다." in text
     assert text.endswith("\n\n### 제목:\n봄 소식<|endoftext|>")
@@ -346,4 +350,4 @@ def test_shipped_templates_keep_their_heading_when_shortened() -> None:
 
 def test_the_row_keeps_its_position() -> None:
     row: dict[str, Any] = {"p": "왜", "a": "그냥", "__row__": 7}
-    assert encode_row(row, how_of("gpt2", "{p}\n{a}")).row == 7
+    assert encode_row(row, encoding_of("gpt2", "{p}\n{a}")).row == 7

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from byeori.data.template import parse
-from byeori.data.tokenize import Example, encode_row, encoding
+from byeori.data.tokenize import Example, encode_row, make_encoding
 from byeori.evaluate.preview import page, pieces, shared_prefix, show
 
 FOUND: dict[str, Any] = {
@@ -32,8 +32,8 @@ def byte_tokenizer() -> Any:
 
 def example_of(template: str, **row: str) -> tuple[Example, Any]:
     tokenizer = byte_tokenizer()
-    how = encoding(tokenizer, parse(template), cutoff_len=200, add_eos_token=True, train_on_inputs=False)
-    return encode_row(row, how), tokenizer
+    encoding = make_encoding(tokenizer, parse(template), cutoff_len=200, add_eos_token=True, train_on_inputs=False)
+    return encode_row(row, encoding), tokenizer
 
 
 def test_runs_are_the_text_in_order_with_what_is_trained() -> None:

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def examples(folder: Path) -> list[Example]:
     """Four rows of the samples."""
     tokenizer, _ = load.load_tokenizer(str(folder))
-    how = tokenize.encoding(
+    how = tokenize.make_encoding(
         tokenizer, template.resolve("title-ko"), cutoff_len=512, add_eos_token=True, train_on_inputs=False
     )
     rows = [row | {"document": row["document"][:80]} for row in sample_rows("titles-ko-train.jsonl")[:4]]

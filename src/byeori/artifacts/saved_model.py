@@ -255,7 +255,7 @@ def read_template(path: Path) -> Template:
 
 def encoding(saved: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
     """Return how rows become tokens for it."""
-    return tokenize.encoding(
+    return tokenize.make_encoding(
         saved.tokenizer,
         chosen,
         cutoff_len=cutoff_len,

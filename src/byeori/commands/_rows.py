@@ -66,7 +66,7 @@ def prepare(
     table = load_table(settings)
     rows = table.rows
     chosen, note = _template(settings, start, rows, row_kind)
-    encoding = tokenize.encoding(
+    encoding = tokenize.make_encoding(
         start.tokenizer,
         chosen,
         cutoff_len=settings.cutoff_len,

@@ -94,7 +94,7 @@ def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tu
     if settings.raw is not None:
         how = saved_model.raw_encoding(found)
         text = generation.text_or_file(settings.raw)
-        return how, list(tokenize.encode_segments((template.Segment(text=text, trained=False),), how).token_ids)
+        return how, list(tokenize.fit((template.Segment(text=text, trained=False),), how)[0].token_ids)
     chosen = saved_model.template_of(found, settings.template)
     names = chosen.prompt_columns if chosen else ["prompt"]
     optional = chosen.optional_columns if chosen else set()

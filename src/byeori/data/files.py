@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from byeori.data.readers import READERS, ending
 from byeori.data.readers.text import check_unique
 from byeori.errors import DataError
+from byeori.support.atomic_files import new_file
 from byeori.support.text_files import not_utf8, one_line
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
@@ -51,7 +51,7 @@ def load_file(path: Path) -> Dataset:
 
 
 def _write(path: Path, cached: Path) -> None:
-    """Write the rows of `path` as an Arrow stream; processes that do so at once each rename a whole file."""
+    """Write the rows of `path` as an Arrow stream, which appears whole."""
     import datasets
     import pyarrow as pa
 
@@ -66,12 +66,13 @@ def _write(path: Path, cached: Path) -> None:
                 f"{path}: column {field.name!r} has the type {kind}, which is not supported; drop the column."
             ) from None
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-        written = Path(folder, cached.name)
-        with pa.OSFile(str(written), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        written.replace(cached)
+    with (
+        new_file(cached) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from byeori.data.files import load_file
 from byeori.data.readers import READERS, ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
+from byeori.support.atomic_files import new_file
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
@@ -85,7 +86,8 @@ def _list_files(name: str, config: str | None, revision: str | None) -> Files:
         return {}
     listing = _listing(name, config, revision)
     listing.parent.mkdir(parents=True, exist_ok=True)
-    listing.write_text(json.dumps(files), encoding="utf-8")
+    with new_file(listing) as temporary:
+        temporary.write_text(json.dumps(files), encoding="utf-8")
     return files
 
 

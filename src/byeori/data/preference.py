@@ -98,15 +98,15 @@ def _turns(value: object, role: str) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else []
 
 
-def segments_of(row: Mapping[str, object], side: str, how: Encoding) -> tuple[Segment, ...]:
+def segments_of(row: Mapping[str, object], side: str, encoding: Encoding) -> tuple[Segment, ...]:
     """Return the text of one side."""
-    filled = side_row(row, side, how.template)
-    if how.template is None:
-        return chat.last_turn_segments(filled, how.tokenizer)
-    return tokenize.row_segments(filled, how)
+    filled = side_row(row, side, encoding.template)
+    if encoding.template is None:
+        return chat.last_turn_segments(filled, encoding.tokenizer)
+    return tokenize.row_segments(filled, encoding)
 
 
-def encode_pair(row: Mapping[str, object], how: Encoding) -> list[Example]:
+def encode_pair(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
     """Return the examples [chosen, rejected]; a prompt that is too long is shortened equally in both.
 
     Raises:
@@ -114,14 +114,14 @@ def encode_pair(row: Mapping[str, object], how: Encoding) -> list[Example]:
         TooLongError: if the row does not fit into cutoff_len.
     """
     number = int(str(row.get("__row__", 0)))
-    sides = [segments_of(row, side, how) for side in SIDES]
+    sides = [segments_of(row, side, encoding) for side in SIDES]
     if sides[0] == sides[1]:
         raise TemplateError("the chosen and the rejected answer are the same, so there is nothing to prefer")
-    fitted = [tokenize.fit(segments, how, number) for segments in sides]
+    fitted = [tokenize.fit(segments, encoding, number) for segments in sides]
     whole = [len(example.token_ids) + example.shortened for example, _ in fitted]
     while cut := max(example.shortened for example, _ in fitted):
         longer = next(segments for example, segments in fitted if example.shortened == cut)
-        fitted = [tokenize.fit(_with_prompt_of(longer, segments), how, number) for _, segments in fitted]
+        fitted = [tokenize.fit(_with_prompt_of(longer, segments), encoding, number) for _, segments in fitted]
     pair = [
         replace(example, shortened=before - len(example.token_ids))
         for (example, _), before in zip(fitted, whole, strict=True)

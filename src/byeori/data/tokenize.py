@@ -1,7 +1,7 @@
 """Segments -> Example. The only place that makes targets.
 
-Prompt and answer are tokenized jointly; the trained tokens are found by character offsets. A token that reaches over
-the boundary between prompt and answer carries characters of the answer, so it is trained, and it is counted
+Prompt and answer are tokenized jointly; the trained tokens are found by character offsets. A token that spans the
+boundary between prompt and answer contains characters of the answer, so it is trained, and it is counted
 (`straddles`): at generation time the prompt alone is tokenized differently there.
 
     text     "### 제목:\\n봄소식"          answer = characters [8, 11)
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from byeori.data import chat
@@ -33,8 +34,8 @@ class Example:
     targets: half-open token ranges [start, end) that are trained; token i is predicted from token i - 1, so no
         range starts at 0. Shifting happens here and nowhere else.
     row: 0-based position of the row in its source.
-    shortened: tokens that the prompt lost to fit cutoff_len. straddles: tokens over the prompt's end.
-    reference: a reference model's log-prob of each trained token, in their order; None where there is none.
+    shortened: tokens cut from the prompt to fit cutoff_len. straddles: tokens over the end of the prompt.
+    reference: a reference model's log-prob of each trained token, in order; None without a reference model.
     """
 
     token_ids: Sequence[int]
@@ -46,19 +47,19 @@ class Example:
 
     @property
     def target_count(self) -> int:
-        """How many tokens are trained."""
+        """The number of trained tokens."""
         return sum(end - start for start, end in self.targets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoding:
-    """How rows become token ids.
+    """What turns rows into token ids.
 
     tokenizer: a fast tokenizer of transformers. core: its `tokenizers.Tokenizer` without a post-processor, whose
         offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
-    bos: the id put in front (None: this tokenizer uses none).
-    eos: the id put behind an answer (None: add_eos_token is off, or the chat template ends a turn itself).
-    cutoff_len: most tokens of an example.
+    bos: the id added in front; None if this tokenizer uses none.
+    eos: the id added after an answer; None if add_eos_token is off or the chat template ends a turn itself.
+    cutoff_len: the maximum number of tokens of an example.
     """
 
     tokenizer: Any
@@ -70,23 +71,18 @@ class Encoding:
     train_on_inputs: bool = False
 
 
-def encoding(
-    tokenizer: Any,
-    template: Template | None,
-    *,
-    cutoff_len: int,
-    add_eos_token: bool,
-    train_on_inputs: bool,
+def make_encoding(
+    tokenizer: Any, template: Template | None, *, cutoff_len: int, add_eos_token: bool, train_on_inputs: bool
 ) -> Encoding:
-    """Find out what this tokenizer puts in front of a text, once.
+    """Return the encoding of a tokenizer and a template (None: the tokenizer's chat template).
 
     Raises:
-        TemplateError: the tokenizer gives no character offsets, or has no end-of-text token to add.
+        TemplateError: if the tokenizer gives no character offsets, or has no chat template and needs one.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise TemplateError(
-            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which exact targets need; "
-            "convert it to a fast tokenizer (tokenizer.json)"
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which exact targets need; convert "
+            "it to a fast tokenizer (tokenizer.json)"
         )
     if template is None and not tokenizer.chat_template:
         raise TemplateError("the template is `chat`, but this tokenizer has no chat template; choose another template")
@@ -105,7 +101,7 @@ def encoding(
 
 
 def _core(tokenizer: Any) -> Any:
-    """The tokenizer's engine as it is used for targets: nothing added, cut, padded or trimmed."""
+    """Return the tokenizer's engine for exact targets: nothing is added, cut, padded or trimmed."""
     from tokenizers import Tokenizer
 
     core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -116,43 +112,40 @@ def _core(tokenizer: Any) -> Any:
     return core
 
 
-def encode_row(row: Mapping[str, object], how: Encoding) -> Example:
-    """One row as an example of at most `cutoff_len` tokens.
+def encode_row(row: Mapping[str, object], encoding: Encoding) -> Example:
+    """Return a row as an example of at most `cutoff_len` tokens.
 
     Raises:
-        TemplateError: a column is missing or no text, the answer is empty, or no token is left to train.
-        TooLongError: the row does not fit into cutoff_len.
+        TemplateError: if a column is missing or not text, the answer is empty, or no token is left to train.
+        TooLongError: if the row does not fit into cutoff_len.
     """
-    example = encode_segments(row_segments(row, how), how, row=int(str(row.get("__row__", 0))))
+    example, _ = fit(row_segments(row, encoding), encoding, int(str(row.get("__row__", 0))))
     if not example.targets:  # one token, without a prompt or BOS to predict it from
         raise TemplateError(NO_TARGETS)
     return example
 
 
-def row_segments(row: Mapping[str, object], how: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
-    """The row's text, by the template or by the tokenizer's chat template."""
-    if how.template is None:
-        return chat.segments(row, how.tokenizer, with_answer=with_answer)
-    segments = how.template.segments(row, with_answer=with_answer)
-    if with_answer and not any(s.column == how.template.answer_column and s.text.strip() for s in segments):
-        raise TemplateError(f"the answer, column {how.template.answer_column!r}, is empty")
+def row_segments(row: Mapping[str, object], encoding: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
+    """Return the row's text, from the template or from the tokenizer's chat template."""
+    if encoding.template is None:
+        return chat.segments(row, encoding.tokenizer, with_answer=with_answer)
+    segments = encoding.template.segments(row, with_answer=with_answer)
+    if with_answer and not any(s.column == encoding.template.answer_column and s.text.strip() for s in segments):
+        raise TemplateError(f"the answer, column {encoding.template.answer_column!r}, is empty")
     return segments
 
 
-def encode_segments(segments: tuple[Segment, ...], how: Encoding, *, row: int = 0) -> Example:
-    """Tokenize jointly; a row over cutoff_len loses the end of its longest prompt column, and nothing else.
+def fit(segments: tuple[Segment, ...], encoding: Encoding, row: int = 0) -> tuple[Example, tuple[Segment, ...]]:
+    """Tokenize jointly; if the row is over cutoff_len, cut the end of its longest prompt column, and nothing else.
+
+    Returns the example and the segments that are left.
 
     Raises:
-        TooLongError: the row is longer than cutoff_len even without that column.
+        TooLongError: if the row is longer than cutoff_len even without that column.
     """
-    return fit(segments, how, row)[0]
-
-
-def fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, tuple[Segment, ...]]:
-    """As `encode_segments`, with the segments that were left after shortening."""
-    example, owner, starts = _encode_once(segments, how, row)
+    example, owner, starts = _encode_once(segments, encoding, row)
     whole = len(example.token_ids)
-    if whole <= how.cutoff_len:
+    if whole <= encoding.cutoff_len:
         return example, segments
     lengths = {
         index: (owner.count(index), len(segment.text))
@@ -161,32 +154,34 @@ def fit(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example
     }
     if not lengths:
         raise TooLongError(
-            f"{whole} tokens are more than cutoff_len {how.cutoff_len}, and there is no prompt column to shorten"
+            f"{whole} tokens are more than cutoff_len {encoding.cutoff_len}, and there is no prompt column to shorten"
         )
     longest = max(lengths, key=lambda index: lengths[index])
     first = sum(len(segment.text) for segment in segments[:longest])
     text = segments[longest].text
-    while (over := len(example.token_ids) - how.cutoff_len) > 0:
+    while (over := len(example.token_ids) - encoding.cutoff_len) > 0:
         if not text:
             raise TooLongError(
-                f"{whole} tokens are more than cutoff_len {how.cutoff_len}, and without the text of its longest prompt "
-                f"column {segments[longest].column!r} they are still {len(example.token_ids)}"
+                f"{whole} tokens are more than cutoff_len {encoding.cutoff_len}, and without its longest prompt "
+                f"column, {segments[longest].column!r}, they are still {len(example.token_ids)}"
             )
         inside = [index for index, segment in enumerate(owner) if segment == longest]
-        kept = starts[inside[-min(over, len(inside))]] - first if inside else len(text)
-        text = text[: min(kept, len(text) - 1)]  # at least a character goes, or this would never end
+        end = starts[inside[-min(over, len(inside))]] - first if inside else len(text)
+        text = text[: min(end, len(text) - 1)]  # at least one character is cut, or this would never end
         segments = (*segments[:longest], replace(segments[longest], text=text), *segments[longest + 1 :])
-        example, owner, starts = _encode_once(segments, how, row)
+        example, owner, starts = _encode_once(segments, encoding, row)
     return replace(example, shortened=whole - len(example.token_ids)), segments
 
 
-def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
-    """The example, and for each token the segment it starts in (-1: added by us) and its first character."""
-    if how.eos is not None and segments and not (segments[-1].trained or segments[-1].text.strip()):
-        segments = segments[:-1]  # a chat template's line break behind the last turn: the end stands in its place
-    ended = how.eos is not None and bool(segments) and segments[-1].trained
+def _encode_once(segments: tuple[Segment, ...], encoding: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
+    """Return the example, and for each token the segment it starts in (-1: added here) and its first character."""
+    if encoding.eos is not None and segments and not (segments[-1].trained or segments[-1].text.strip()):
+        segments = segments[
+            :-1
+        ]  # a chat template's line break after the last turn, which the end-of-text token replaces
+    ended = encoding.eos is not None and bool(segments) and segments[-1].trained
     text = "".join(segment.text for segment in segments)
-    encoded = how.core.encode(text, add_special_tokens=False)
+    encoded = encoding.core.encode(text, add_special_tokens=False)
     ids, offsets = list(encoded.ids), _offsets(encoded.offsets, text)
     bounds, position = [], 0
     for segment in segments:
@@ -201,24 +196,24 @@ def _encode_once(segments: tuple[Segment, ...], how: Encoding, row: int) -> tupl
         owner.append(at)
         starts.append(start)
         trained.append(True in flags)
-    if how.bos is not None and ids[:1] != [how.bos]:
-        ids, owner = [how.bos, *ids], [-1, *owner]
+    if encoding.bos is not None and ids[:1] != [encoding.bos]:
+        ids, owner = [encoding.bos, *ids], [-1, *owner]
         trained, starts = [False, *trained], [0, *starts]
-    if how.eos is not None and ended and ids[-1:] != [how.eos]:
-        ids, owner = [*ids, how.eos], [*owner, -1]
+    if encoding.eos is not None and ended and ids[-1:] != [encoding.eos]:
+        ids, owner = [*ids, encoding.eos], [*owner, -1]
         trained, starts = [*trained, True], [*starts, len(text)]
     elif ended:
         trained[-1] = True
-    if how.train_on_inputs:
+    if encoding.train_on_inputs:
         trained = [True] * len(ids)
     return Example(token_ids=ids, targets=_spans(trained), row=row, straddles=straddles), owner, starts
 
 
 def _offsets(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-    """Half-open character ranges of the tokens, where characters that were composed belong to their token.
+    """Return half-open character ranges of the tokens that include all characters composed into a token.
 
-    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made one of. Of tokens
-    that start together one may reach further than the others: the space that Llama 2 puts first has a token of its own.
+    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made into one. Of tokens
+    that start together one may end later than the others: the space that Llama 2 puts first has a token of its own.
     """
     out: list[tuple[int, int]] = []
     following, low_before, reach = len(text), len(text), 0
@@ -232,13 +227,8 @@ def _offsets(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, i
 
 
 def _touched(bounds: list[tuple[int, int]], at: int, high: int) -> list[int]:
-    """Indices of the segments that a token reaches into which starts in `at` and ends before `high`."""
-    touched = [at]
-    for index in range(at + 1, len(bounds)):
-        if bounds[index][0] >= high:
-            break
-        touched.append(index)
-    return touched
+    """Return the indices of the segments of a token that starts in segment `at` and ends before character `high`."""
+    return [at, *takewhile(lambda index: bounds[index][0] < high, range(at + 1, len(bounds)))]
 
 
 def _spans(trained: list[bool]) -> Spans:
@@ -253,19 +243,19 @@ def _spans(trained: list[bool]) -> Spans:
     return tuple(spans)
 
 
-def encode_prompt(row: Mapping[str, object], how: Encoding) -> list[int]:
-    """The token ids that the model is given before it answers.
+def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
+    """Return the token ids that the model is given before it answers.
 
-    A row that has its answer gets the prompt that it was trained with, shortened as far as it was there. An answer that
-    is empty or no text counts as missing.
+    A row with an answer gets the prompt that it was trained with, shortened if it was shortened there. An answer that
+    is empty or not text counts as missing.
 
     Raises:
         TemplateError: as `encode_row`, except that the answer may be missing.
     """
-    bare = replace(how, eos=None, train_on_inputs=False)
-    answer = row.get(how.template.answer_column) if how.template else None
+    bare = replace(encoding, eos=None, train_on_inputs=False)
+    answer = row.get(encoding.template.answer_column) if encoding.template else None
     if not isinstance(answer, str) or not answer.strip():
-        return list(encode_segments(row_segments(row, how, with_answer=False), bare).token_ids)
-    _, segments = fit(row_segments(row, how), how, 0)
+        return list(fit(row_segments(row, encoding, with_answer=False), bare)[0].token_ids)
+    _, segments = fit(row_segments(row, encoding), encoding)
     prompt = tuple(segment for segment in segments if not segment.trained)
     return list(_encode_once(prompt, bare, 0)[0].token_ids)

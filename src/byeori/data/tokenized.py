@@ -2,10 +2,10 @@
 
 A tokenized table has a line for each example (a preference row makes two, chosen and rejected) and these columns:
 
-    token_ids   the example's tokens          targets    flattened [start, end) pairs
-    row         position in the source        shortened  tokens that the prompt lost
-    straddles   tokens over the prompt's end  digest     of the token ids, to find duplicates
-    problem     why the row cannot be trained ("" where it can)      too_long   whether length is the reason
+    token_ids   the example's tokens                      targets    flattened [start, end) pairs
+    row         position in the source                    shortened  tokens cut from the prompt
+    straddles   tokens over the end of the prompt         digest     of the token ids, to find duplicates
+    problem     why the row cannot be trained, or ""      too_long   whether its length is the reason
     no_prompt   whether the columns of the prompt are empty
 """
 
@@ -24,106 +24,98 @@ import numpy as np
 from byeori.data.row_kinds import RowKind
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import DataError, TemplateError, TooLongError
+from byeori.support.atomic_files import disk_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
     from pyarrow import ChunkedArray
 
-# Below this the processes take longer to start than they save.
+# With fewer rows, processes take longer to start than they save.
 _ROWS_PER_PROCESS = 20_000
-# Rows of a column that is gone through once are in memory together.
+# Rows of a column that are in memory at once when it is read to the end.
 _ROWS_AT_ONCE = 20_000
-# To be increased when rows are tokenized otherwise than before, or their problems have other words.
+# Increase it when rows are tokenized differently than before, or their problems are worded differently.
 _FORMAT = "6"
 
 
-def encode_table(rows: Dataset, how: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
-    """Tokenize every row into the lines of its examples; rows that cannot be trained keep theirs, with a `problem`.
+def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
+    """Tokenize every row into the lines of its examples; rows that cannot be trained get lines with a `problem`.
 
-    All cores are used on large tables, progress is shown, and the result is taken from the cache when rows,
-    tokenizer, template and settings are the same.
+    Large tables are tokenized on all cores. The table comes from the cache if rows, tokenizer, template and settings
+    are the same as before.
+
+    Raises:
+        DataError: if the cache cannot be written.
     """
-    from datasets import Dataset, disable_progress_bars, enable_progress_bars
+    from datasets import Dataset, config
 
-    (enable_progress_bars if progress else disable_progress_bars)()
     if not len(rows):
         return Dataset.from_dict({name: [] for name in _features()}, features=_features())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = min(cores, len(rows) // _ROWS_PER_PROCESS)
-    with _into_cache():
+    cache = f"the cache of tokenized rows in {config.HF_DATASETS_CACHE}"
+    advice = "free space there, or set HF_DATASETS_CACHE to another folder"
+    with _progress_bars(progress), disk_errors(cache, advice=advice, error=DataError):
         return rows.map(
             _encode_batch,
             batched=True,
             batch_size=256,
-            fn_kwargs={"how": how, "row_kind": row_kind},
+            fn_kwargs={"encoding": encoding, "row_kind": row_kind},
             remove_columns=rows.column_names,
             features=_features(),
             num_proc=processes if processes > 1 else None,
-            new_fingerprint=fingerprint(rows, how, row_kind),
+            new_fingerprint=fingerprint(rows, encoding, row_kind),
             desc="Tokenizing",
         )
 
 
 @contextmanager
-def _into_cache() -> Iterator[None]:
-    """Turn a full disk into one sentence; datasets stumbles over its half-written file and raises something else.
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Show or hide the progress bars of `datasets`, as long as the body runs."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    Raises:
-        DataError: the tokenized rows could not be written.
-    """
-    from datasets import config
-
+    hidden = are_progress_bars_disabled()
+    (enable_progress_bars if shown else disable_progress_bars)()
     try:
         yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise DataError(
-            f"the tokenized rows could not be written to {config.HF_DATASETS_CACHE} ({cause.strerror or cause}); free "
-            "space there, or set HF_DATASETS_CACHE to another folder"
-        ) from None
+    finally:
+        (disable_progress_bars if hidden else enable_progress_bars)()
 
 
 def _features() -> Features:
-    """The columns; named, because a first batch without a usable row would leave their types open."""
+    """Return the types of the columns, which a first batch without a usable row would leave unknown."""
     from datasets import Features, List, Value
 
-    kinds = {name: Value("int64") for name in ("row", "shortened", "straddles")}
-    lists = {"token_ids": List(Value("int32")), "targets": List(Value("int32"))}
-    words = {
-        "digest": Value("string"),
-        "problem": Value("string"),
-        "too_long": Value("bool"),
-        "no_prompt": Value("bool"),
-    }
-    return Features({**lists, **kinds, **words})
+    lists = {name: List(Value("int32")) for name in ("token_ids", "targets")}
+    numbers = {name: Value("int64") for name in ("row", "shortened", "straddles")}
+    texts = {name: Value("string") for name in ("digest", "problem")}
+    flags = {name: Value("bool") for name in ("too_long", "no_prompt")}
+    return Features({**lists, **numbers, **texts, **flags})
 
 
-def fingerprint(rows: Dataset, how: Encoding, row_kind: RowKind) -> str:
-    """A name for the tokenized table: of the rows' content and everything that tokenizing depends on."""
-    template = how.template.text if how.template else how.tokenizer.chat_template
-    special = None if how.template else how.tokenizer.special_tokens_map  # a chat template writes them
-    settings = [_FORMAT, template, special, how.cutoff_len, how.bos, how.eos, how.train_on_inputs, row_kind.name]
-    state = [rows._fingerprint, how.core.to_str(), json.dumps(settings, default=str)]
+def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
+    """Return a name for the tokenized table: a hash of the rows and of everything that tokenizing depends on."""
+    template = encoding.template.text if encoding.template else encoding.tokenizer.chat_template
+    special = None if encoding.template else encoding.tokenizer.special_tokens_map  # a chat template may write them
+    numbers = [encoding.cutoff_len, encoding.bos, encoding.eos, encoding.train_on_inputs]
+    settings = [_FORMAT, template, special, *numbers, row_kind.name]
+    state = [rows._fingerprint, encoding.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
 
-def _encode_batch(batch: dict[str, list[Any]], how: Encoding, row_kind: RowKind) -> dict[str, list[Any]]:
+def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: RowKind) -> dict[str, list[Any]]:
     lines = []
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
         problem, too_long = "", False
         try:
-            examples = row_kind.encode(row, how)
+            examples = row_kind.encode(row, encoding)
         except TemplateError as error:
             examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))] * row_kind.examples
             problem, too_long = str(error), isinstance(error, TooLongError)
         content = "".join(f"{example.token_ids}{example.targets}" for example in examples)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        no_prompt = how.template is not None and how.template.has_empty_prompt(row)
+        no_prompt = encoding.template is not None and encoding.template.has_empty_prompt(row)
         lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in examples]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
@@ -135,7 +127,7 @@ def _line(example: Example) -> tuple[Any, ...]:
 
 
 def usable(table: Dataset) -> Dataset:
-    """The rows that can be trained."""
+    """Return the rows that can be trained."""
     import pyarrow.compute as pc
 
     good = np.flatnonzero(pc.equal(column(table, "problem"), ""))
@@ -143,18 +135,18 @@ def usable(table: Dataset) -> Dataset:
 
 
 def column(table: Dataset, name: str) -> ChunkedArray:
-    """One column as Arrow, hundreds of times faster to go through than as Python values."""
+    """Return one column as Arrow, hundreds of times faster to go through than as Python values."""
     return table.select_columns(name).with_format("arrow")[:].column(name)
 
 
 def _parts(table: Dataset, name: str) -> Iterator[ChunkedArray]:
-    """One column as Arrow, a part of its rows at a time."""
+    """Yield one column as Arrow, some of its rows at a time."""
     for part in table.select_columns(name).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         yield part.column(name)
 
 
 def lengths(table: Dataset) -> np.ndarray:
-    """Tokens of each row [rows]."""
+    """Return the number of tokens of each line [lines]."""
     import pyarrow.compute as pc
 
     counts = [pc.list_value_length(part).to_numpy() for part in _parts(table, "token_ids")]
@@ -162,21 +154,21 @@ def lengths(table: Dataset) -> np.ndarray:
 
 
 def content(table: Dataset) -> str:
-    """A hash of all that a table's rows are tokenized to, in their order."""
-    whole = hashlib.sha256()
+    """Return a hash of all tokens and targets of a table, in their order."""
+    digest = hashlib.sha256()
     for digests in _parts(table, "digest"):
-        whole.update("".join(digests.to_pylist()).encode())
-    return whole.hexdigest()
+        digest.update("".join(digests.to_pylist()).encode())
+    return digest.hexdigest()
 
 
 def target_tokens(table: Dataset) -> int:
-    """Trained tokens of all rows."""
+    """Return the number of trained tokens of all rows."""
     edges = column(table, "targets").combine_chunks().flatten().to_numpy()
     return int(edges[1::2].sum(dtype=np.int64) - edges[::2].sum(dtype=np.int64))
 
 
 def example(table: Dataset, index: int) -> Example:
-    """One tokenized line as an Example."""
+    """Return one line as an Example."""
     line = table[int(index)]
     edges = line["targets"]
     return Example(
@@ -190,10 +182,10 @@ def example(table: Dataset, index: int) -> Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A tokenized table of usable rows, as the trainer takes them.
+    """A tokenized table of usable rows, ready for the trainer.
 
-    per_row: lines of a row. reference: a reference model's log-prob of every trained token of the table, in its order
-    (a file on disk); offsets: [lines + 1], where a line's begin. Both None where the objective has no reference.
+    per_row: lines of a row. reference: a reference model's log-prob of every trained token of the table, in order (a
+    file on disk); offsets: [lines + 1], where the log-probs of each line begin. Both None without a reference model.
     """
 
     table: Dataset
@@ -205,22 +197,22 @@ class Rows:
         return len(self.table) // self.per_row
 
     def unit(self, index: int) -> list[Example]:
-        """The examples of a row."""
+        """Return the examples of a row."""
         return [self._example(self.per_row * int(index) + place) for place in range(self.per_row)]
 
     def _example(self, line: int) -> Example:
-        found = example(self.table, line)
+        tokens = example(self.table, line)
         if self.reference is None or self.offsets is None:
-            return found
-        return replace(found, reference=self.reference[self.offsets[line] : self.offsets[line + 1]].tolist())
+            return tokens
+        return replace(tokens, reference=self.reference[self.offsets[line] : self.offsets[line + 1]].tolist())
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each row [rows]."""
+        """Return the number of tokens of each row [rows]."""
         return lengths(self.table).reshape(-1, self.per_row).sum(axis=1)
 
 
 def target_offsets(table: Dataset) -> np.ndarray:
-    """[lines + 1]: how many trained tokens stand before each line."""
+    """Return [lines + 1]: the number of trained tokens before each line."""
     edges = column(table, "targets").combine_chunks()
     ends = np.asarray(edges.offsets)
     flat = edges.values.to_numpy()
