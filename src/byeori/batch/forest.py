@@ -1,4 +1,4 @@
-"""Examples -> Forest: every prefix that examples share is laid out, and so computed, once.
+"""Examples -> Forest: a prefix that examples share is laid out once, and so computed once.
 
 Two examples `a b c d` and `a b x y` become three nodes (tokens depth-first, positions from the root):
 
@@ -6,8 +6,8 @@ Two examples `a b c d` and `a b x y` become three nodes (tokens depth-first, pos
     token      a b | c d | x y        nodes (0, 2, -1), (2, 4, 0), (4, 6, 0)
     position   0 1 | 2 3 | 2 3
 
-Target `c` is predicted from index 1, and so is target `x`: the last shared token is gathered once per branch.
-Tokens behind an example's last target predict nothing and are not laid out.
+Targets `c` and `x` are both predicted from index 1: the last shared token is gathered once per branch. Tokens from an
+example's last target on predict nothing and are left out.
 
 T: unique tokens. M: targets. N: examples.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 from byeori.data.tokenize import Example
 
-# Shorter shared prefixes (a lone beginning-of-text token) save less than the gather of their keys costs.
+# Sharing a shorter prefix (a beginning-of-text token, say) saves less than the gather of its keys costs.
 MIN_SHARED = 16
 
 
@@ -35,8 +35,8 @@ class Forest:
     nodes: (start, end, parent) per node; parent is an index into nodes, or -1.
     target_index: [M] int64, the row of the hidden states that predicts each target.
     target_ids: [M] int64. target_weight: [M] float32. target_owner: [M] int64, the example of each target.
-    reference: [M] float32, a reference model's log-prob of each target; None where the examples carry none.
-    rows: the source row of each example [N]. separate_tokens: tokens before sharing.
+    reference: [M] float32, a reference model's log-prob of each target, or None.
+    rows: [N], the source row of each example. separate_tokens: the number of tokens without sharing.
     """
 
     token_ids: np.ndarray
@@ -62,22 +62,22 @@ class Forest:
 
 
 def needed(example: Example) -> Sequence[int]:
-    """The tokens that the model must read: everything before the last target."""
+    """Return the tokens that the model must read: everything before the last target."""
     return example.token_ids[: example.targets[-1][1] - 1]
 
 
 def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = MIN_SHARED) -> Forest:
     """Merge examples into tries.
 
-    share: False lays every example out alone (one node each).
-    min_shared: shortest run of tokens worth a node of its own.
+    share: if False, every example is one node of its own. min_shared: the length from which a shared prefix gets a
+    node.
     """
     inputs = [list(needed(example)) for example in examples]
     order = sorted(range(len(inputs)), key=lambda index: inputs[index]) if share else list(range(len(inputs)))
     nodes: list[tuple[int, int, int]] = []
     tokens: list[int] = []
     positions: list[int] = []
-    path: list[list[tuple[int, int]]] = [[] for _ in inputs]  # per example: (start in the forest, tokens) by depth
+    path: list[list[tuple[int, int]]] = [[] for _ in inputs]  # per example: (start in the forest, length) by depth
     stack = [(group, 0, -1) for group in reversed(_split(inputs, order, 0) if share else [[i] for i in order])]
     while stack:
         group, depth, parent = stack.pop()
@@ -85,7 +85,7 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
         ended = [index for index in group if len(inputs[index]) <= end]
         branches = _split(inputs, [index for index in group if len(inputs[index]) > end], end)
         if branches and end - depth < min_shared:
-            branches[0] = ended + branches[0]  # they are prefixes of every branch: any of them can carry them
+            branches[0] = ended + branches[0]  # examples that ended are prefixes of every branch, so of the first
             stack.extend((branch, depth, parent) for branch in reversed(branches))
             continue
         start, node = len(tokens), len(nodes)
@@ -112,7 +112,7 @@ def build(examples: Sequence[Example], *, share: bool = True, min_shared: int = 
 
 
 def _branching(inputs: list[list[int]], group: list[int]) -> int:
-    """The depth at which a sorted group parts; members that end before it lie on the others' path."""
+    """Return the depth at which a sorted group branches; members that end before it are prefixes of the others."""
     while True:
         first, last = inputs[group[0]], inputs[group[-1]]
         shortest = min(len(first), len(last))
@@ -124,7 +124,7 @@ def _branching(inputs: list[list[int]], group: list[int]) -> int:
 
 
 def _split(inputs: list[list[int]], group: list[int], at: int) -> list[list[int]]:
-    """A sorted group, split by the token at depth `at`."""
+    """Split a sorted group by the token at depth `at`."""
     return [list(part) for _, part in groupby(group, key=lambda index: inputs[index][at])]
 
 
@@ -142,6 +142,6 @@ def _reference(examples: Sequence[Example]) -> np.ndarray | None:
 
 
 def shared_fraction(examples: Sequence[Example]) -> float:
-    """Share of the examples' tokens that need not be computed again when all of them meet in one forest."""
+    """Return the share of the examples' tokens that one forest of all of them need not compute again."""
     forest = build(examples)
     return 1 - forest.unique_tokens / max(1, forest.separate_tokens)

@@ -1,7 +1,7 @@
 """Which rows make which optimizer step.
 
-Everything here is a pure function of the seed, so a cursor is one number (the next step) and a resumed run meets the
-rows it would have met. A step's rows do not depend on the number of processes or on the packing.
+Everything is a pure function of the seed, so the position in a run is one number (the next step), and a resumed run
+gets the rows it would have got. A step's rows do not depend on the number of processes or on the packing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# group_by_length sorts inside windows of this many steps, as transformers does, so that order stays random
+# group_by_length sorts within windows of this many steps, as transformers does, so that the order stays random.
 _WINDOW_STEPS = 50
 
 
@@ -19,8 +19,8 @@ _WINDOW_STEPS = 50
 class Schedule:
     """The steps of a run.
 
-    rows: training rows. batch_size: rows of a step. steps_per_epoch: the last step of an epoch may be smaller.
-    total_steps: optimizer steps of the whole run. lengths: tokens of each row [rows], for group_by_length.
+    rows: number of training rows. batch_size: rows per step; the last step of an epoch may have fewer.
+    total_steps: optimizer steps of the whole run. lengths: [rows], the tokens of each row, for group_by_length.
     """
 
     rows: int
@@ -40,7 +40,7 @@ def schedule(
     seed: int,
     lengths: np.ndarray | None = None,
 ) -> Schedule:
-    """Steps of a run of `num_epochs` (a fraction ends inside an epoch), or of `max_steps` where that is fewer."""
+    """Return the steps of `num_epochs` (a fraction ends within an epoch), or of `max_steps` if that is fewer."""
     per_epoch = math.ceil(rows / batch_size)
     total = max(1, math.ceil(num_epochs * per_epoch - 1e-6))  # 1.1 * 10 is a little more than 11
     return Schedule(
@@ -54,7 +54,7 @@ def schedule(
 
 
 def epoch_order(plan: Schedule, epoch: int) -> np.ndarray:
-    """The order of the rows in an epoch [rows]."""
+    """Return [rows]: the order of the rows in an epoch."""
     random = np.random.default_rng((plan.seed, epoch))
     order = random.permutation(plan.rows)
     if plan.lengths is None:
@@ -69,7 +69,7 @@ def epoch_order(plan: Schedule, epoch: int) -> np.ndarray:
 
 
 def step_rows(plan: Schedule, step: int, orders: dict[int, np.ndarray]) -> np.ndarray:
-    """The rows of a step [at most batch_size]. `orders` keeps the current epoch's order between calls."""
+    """Return [at most batch_size]: the rows of a step. `orders` caches the current epoch's order between calls."""
     epoch, index = divmod(step, plan.steps_per_epoch)
     if epoch not in orders:
         orders.clear()
