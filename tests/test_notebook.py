@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,27 @@ def test_the_notebook_speaks_both_languages() -> None:
 
 
 @pytest.mark.real
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_the_notebook_runs(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_tutorial(tmp_path, monkeypatch)
+
+
+def test_the_notebook_runs_on_a_tiny_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which lies in the cache in the place of the embedded one."""
+    shutil.copytree(tiny_model, tmp_path / "cache" / "gemma-3-270m")
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "cache"))
+    run_tutorial(tmp_path, monkeypatch)
+
+
+def run_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nbformat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("BYEORI_NOTEBOOK_STEPS", "1")
-    monkeypatch.setenv(
-        "OMP_NUM_THREADS", "1"
-    )  # where other processes keep the cores busy, two threads take 12 times as long
+    # where other processes keep the cores busy, two threads take 12 times as long
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     book = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert (tmp_path / "report" / "report.html").is_file()
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     streams = "".join(out["text"] for cell in book.cells for out in cell.get("outputs", []) if "text" in out)
@@ -52,47 +63,50 @@ def test_the_notebook_runs(embedded: Path, tmp_path: Path, monkeypatch: pytest.M
 # ---- the live line in a notebook ---------------------------------------------------------------------------------
 
 
-def run_in_a_notebook(cell: str, folder: Path) -> Any:
-    """A notebook of one cell, run in a kernel of its own."""
+def run_in_a_notebook(folder: Path, *cells: str) -> Any:
+    """A notebook of these cells, run in a kernel of its own."""
     import nbformat
     from nbclient import NotebookClient
 
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return book
 
 
-def training(model: Path, rows: Path) -> str:
+def training(model: Path, rows: Path, output: str) -> str:
     return (
         "import byeori\n"
-        f"byeori.sft(base_model={str(model)!r}, data_path={str(rows)!r}, output_dir='out', cutoff_len=256, "
+        f"byeori.sft(base_model={str(model)!r}, data_path={str(rows)!r}, output_dir={output!r}, cutoff_len=256, "
         "max_steps=4, val_set_size=4, dtype='float32')"
     )
 
 
-def streams(book: Any) -> str:
-    return "".join(out["text"] for out in book.cells[0].outputs if out["output_type"] == "stream")
+def streams(cell: Any) -> str:
+    return "".join(out["text"] for out in cell.outputs if out["output_type"] == "stream")
 
 
-def test_the_line_moves_in_one_widget_and_ends_at_the_last_step(
-    tiny_model: Path, title_rows: Path, tmp_path: Path
-) -> None:
-    book = run_in_a_notebook(training(tiny_model, title_rows), tmp_path)
+@pytest.fixture(scope="module")
+def trained_book(tiny_model: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A run with widgets, and one after they are gone; and the folder of both."""
+    folder, gone = tmp_path_factory.mktemp("notebook"), "import sys; sys.modules['ipywidgets'] = None\n"
+    first, second = (training(tiny_model, title_rows, name) for name in ("out", "plain"))
+    return run_in_a_notebook(folder, first, gone + second), folder
+
+
+def test_the_line_moves_in_one_widget_and_ends_at_the_last_step(trained_book: tuple[Any, Path]) -> None:
+    book, folder = trained_book
     states = book.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     (output,) = (item["state"]["outputs"] for item in states if item["model_name"] == "OutputModel")
     (shown,) = output  # what the widget shows once the cell has run; each state replaced the one before
-    last = json.loads((tmp_path / "out" / "train_log.jsonl").read_text().splitlines()[-2])
+    last = json.loads((folder / "out" / "train_log.jsonl").read_text().splitlines()[-2])
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown["data"]["text/plain"])
     assert re.search(rf"^step 4/4 \S+ loss {last['loss']:.4f}  lr \S+  \S+ tokens/s  \S+ GiB 0:00:00$", text.strip())
     said = [out["data"]["text/plain"] for out in book.cells[0].outputs if "text/html" in out.get("data", {})]
     assert any(line.startswith("step 4: eval_loss") for line in said)  # lines above it do not go into the widget
-    assert "min left" not in streams(book) and "Done: 4 steps" in streams(book)
+    assert "min left" not in streams(book.cells[0]) and "Done: 4 steps" in streams(book.cells[0])
 
 
-def test_a_notebook_without_widgets_gets_plain_lines(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    book = run_in_a_notebook(
-        "import sys; sys.modules['ipywidgets'] = None  # not installed\n" + training(tiny_model, title_rows), tmp_path
-    )
-    told = streams(book)
+def test_a_notebook_without_widgets_gets_plain_lines(trained_book: tuple[Any, Path]) -> None:
+    told = streams(trained_book[0].cells[1])
     assert re.findall(r"^step (\d)/4  loss .* min left$", told, re.MULTILINE) == ["1", "4"]
     assert 'install "ipywidgets"' not in told  # rich's, at every change of a bar that it cannot show

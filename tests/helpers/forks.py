@@ -248,6 +248,7 @@ def _become(asked: dict[str, Any], descriptors: array.array[int]) -> None:
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
     _standard_streams()
+    _fork_groups()
     program = asked["program"]
     _exit_as(lambda: _group(program, asked) if asked["processes"] else _program(program))
 
@@ -309,8 +310,22 @@ def _member(program: list[str]) -> None:
         os._exit(code)
 
 
+def _fork_groups() -> None:
+    """From now on torchrun's agent, when it is to start Python, forks."""
+    from torch.distributed.launcher import api
+
+    launch = api.elastic_launch
+
+    def forking(settings: api.LaunchConfig, program: str) -> Callable[..., Any]:
+        assert program == sys.executable
+        settings.start_method = "fork"
+        return lambda *arguments: launch(settings, _member)(list(arguments))
+
+    api.elastic_launch = forking
+
+
 def _group(program: list[str], asked: dict[str, Any]) -> None:
-    """What `torchrun --standalone` does, with forks for its processes."""
+    """What `torchrun --standalone` does."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -323,9 +338,8 @@ def _group(program: list[str], asked: dict[str, Any]) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=asked["restarts"],
         monitor_interval=0.1,
-        start_method="fork",
     )
-    elastic_launch(settings, _member)(program)
+    elastic_launch(settings, sys.executable)(*program)
 
 
 if __name__ == "__main__":
