@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import forks
 from tiny_models import byte_level_tokenizer, sample_rows, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,25 @@ def shell(line: str, folder: Path, **names: object) -> subprocess.CompletedProce
     return subprocess.run(
         ["bash", "-c", filled], cwd=folder, env=place, capture_output=True, text=True, check=False, timeout=200
     )
+
+
+WORDS = """\
+#!/bin/sh
+printf '%s\\0' "$0" "$@" > words
+"""
+
+
+def forked(line: str, folder: Path, **names: object) -> subprocess.CompletedProcess[str]:
+    """The same, with the words that the shell makes of the line handed to a fork."""
+    for name in ("python", "torchrun"):
+        (folder / name).write_text(WORDS)
+        (folder / name).chmod(0o755)
+    filled = f"PATH=.:$PATH\n{line.format(port=free_port(), scripts=ROOT / 'scripts', **names)}"
+    subprocess.run(["bash", "-c", filled], cwd=folder, check=True)
+    program, *words = (folder / "words").read_text().rstrip("\0").split("\0")
+    if program.endswith("torchrun"):
+        assert words.pop(0) == "--nproc_per_node=2" and words.pop(0).startswith("--master_port=")
+    return forks.run(*words, cwd=folder, processes=2 * program.endswith("torchrun"))
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +182,7 @@ def test_under_torchrun_one_process_says_one_sentence(
     roomy_model: Path, title_rows: Path, tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     names: dict[str, object] = {"model": roomy_model, "rows": title_rows, "micro": 1}
-    done = shell(SFT, tmp_path, **{**names, **changes})
+    done = forked(SFT, tmp_path, **{**names, **changes})
     assert len(errors(done)) == 1, done.stderr
     assert words in errors(done)[0]
     assert "exitcode  : 2" in done.stderr
@@ -192,7 +212,7 @@ def test_the_preference_line_trains(first: str, roomy_model: Path, tmp_path: Pat
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows("preference-ko.jsonl")[:32]),
         encoding="utf-8",
     )
-    done = shell(
+    done = forked(
         DPO, tmp_path, model=roomy_model, rows="pairs.jsonl", first=first, down='"down_proj"', last='"lm_head"'
     )
     assert done.returncode == 0, done.stderr

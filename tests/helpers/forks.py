@@ -10,6 +10,7 @@ import array
 import contextlib
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import runpy
@@ -329,6 +330,8 @@ def _group(program: list[str], asked: dict[str, Any]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # a fork that ends with an error gets a traceback, which a process started anew does not
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
