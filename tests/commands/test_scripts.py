@@ -198,9 +198,16 @@ def test_scripts_fail_with_a_sentence(script: str, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("script", "flag"), [("sft-trainer.py", "--lora_target_modules"), ("merge.py", "--verify")])
-def test_scripts_have_help(script: str, flag: str, tmp_path: Path) -> None:
-    done = shell(f"python {{scripts}}/{script} --help", tmp_path)
+@pytest.mark.parametrize(
+    ("script", "asked", "flag"),
+    [
+        ("sft-trainer.py", "--help", "--learning_rate"),
+        ("sft-trainer.py", "--help-all", "--lora_target_modules"),
+        ("merge.py", "--help-all", "--verify"),
+    ],
+)
+def test_scripts_have_help(script: str, asked: str, flag: str, tmp_path: Path) -> None:
+    done = shell(f"python {{scripts}}/{script} {asked}", tmp_path)
     assert done.returncode == 0
     assert f"usage: {script}" in done.stdout
     assert flag in done.stdout
