@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import forks
 from byeori.cli import main
 from tiny_models import byte_level_tokenizer, tiny_llama
 
@@ -396,19 +395,6 @@ def test_broken_tokenizer(sft: Fails, broken: Path) -> None:
     assert "tokenizer" in sft(base_model=broken)
 
 
-# each command in a fork of one process, whose libraries have read where the Hub is
-FORKS = """
-import json, os, sys
-import byeori.commands.generate, byeori.commands.train
-from byeori.cli import main
-for number, command in enumerate(json.loads(sys.argv[1])):
-    if os.fork() == 0:
-        os.dup2(os.open(f"{sys.argv[2]}/{number}.txt", os.O_WRONLY | os.O_CREAT), 2)
-        os._exit(main(command))
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
-"""
-
-
 def test_hub_out_of_reach(tiny_model: Path, title_rows: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     commands = [
@@ -417,24 +403,12 @@ def test_hub_out_of_reach(tiny_model: Path, title_rows: Path, adapter: Path, tmp
         ["generate", "nobody/nothing", "--document=x"],
         ["merge", f"--peft_model_path={adapter}", "--base_model_name_or_path=nobody/base", f"--output_dir={out}"],
     ]
-    told = tmp_path / "told"
-    told.mkdir()
     place = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     place |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(SRC)}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, json.dumps(commands), str(told)],
-        env=place,
-        capture_output=True,
-        text=True,
-        timeout=100,  # of all, so that none of them asks again and again
-    )
-    codes = [int(line) for line in done.stdout.split()]
-    texts = [(told / f"{number}.txt").read_text(encoding="utf-8") for number in range(len(commands))]
-    for folder in (told, tmp_path / "cache"):
-        shutil.rmtree(folder, ignore_errors=True)
-    assert len(codes) == len(commands), done.stderr
-    for code, text in zip(codes, texts, strict=True):
-        said = judged(code, text, {}, tmp_path)
+    for command in commands:
+        done = forks.run("-m", "byeori", *command, env=place, timeout=60)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        said = judged(done.returncode, done.stderr, {}, tmp_path)
         assert "out of reach" in said or "cannot be reached" in said
 
 

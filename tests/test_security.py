@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 
 import byeori
+import forks
 from byeori.cli import main
 from byeori.errors import ByeoriError
 from byeori.support import atomic_files
@@ -264,9 +263,7 @@ def test_a_token_is_written_nowhere(tiny_model: Path, title_rows: Path, tmp_path
     code = (
         "import sys, json\nfrom byeori.cli import main\nfor line in json.loads(sys.argv[1]):\n    print(main(line))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(script)], env=place, capture_output=True, text=True, timeout=300
-    )
+    done = forks.run("-c", code, json.dumps(script), env=place)
     codes = [line for line in done.stdout.splitlines() if line in ("0", "2")]
     assert codes == ["0", "0", "0", "2", "2", "2", "2"], done.stdout + done.stderr
     assert TOKEN not in done.stdout + done.stderr

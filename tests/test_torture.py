@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+import forks
 
 
 def test_killed_runs_end_with_the_bits_of_undisturbed_ones() -> None:
     script = Path(__file__).parent / "torture.py"
-    done = subprocess.run([sys.executable, str(script), "2", "7"], capture_output=True, text=True, timeout=500)
+    done = forks.run(script, 2, 7, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ended with the bits of an undisturbed run" in done.stdout

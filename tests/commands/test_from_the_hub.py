@@ -8,8 +8,6 @@ import json
 import os
 import pty
 import struct
-import subprocess
-import sys
 import termios
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forks
 from hub_server import TOKEN, serve
 from tiny_models import sample_rows, tiny_llama
 
-# one process for all commands: importing the libraries takes longer than any of them
 PROGRAM = """
 import contextlib, io, json, sys
 from byeori.cli import main
@@ -48,13 +46,7 @@ def run(url: str, home: Path, commands: dict[str, list[str]], **environment: str
     place = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     place |= {"HF_ENDPOINT": url, "HF_HOME": str(home), "BYEORI_CACHE": str(home / "byeori"), "NO_PROXY": "*"}
     place |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(list(commands.values()))],
-        env=place,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    done = forks.run("-c", PROGRAM, json.dumps(list(commands.values())), env=place, timeout=500)
     assert done.returncode == 0 and TOKEN not in done.stdout + done.stderr, done.stderr
     lines = [json.loads(line.removeprefix("DONE ")) for line in done.stdout.splitlines() if line.startswith("DONE ")]
     return {name: Done(code=line[0], out=line[1], said=line[2]) for name, line in zip(commands, lines, strict=True)}
@@ -186,7 +178,7 @@ def test_bars_of_a_download_are_shown_on_a_terminal(tmp_path: Path) -> None:
     with serve() as hub:
         hub.put("me/large", {"config.json": b"{}", "model.safetensors": bytes(25_000_000)})
         place = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        process = subprocess.Popen([sys.executable, "-c", program], env=os.environ | place, stderr=terminal)
+        process = forks.start("-c", program, env=os.environ | place, stdio=(None, None, terminal))
         os.close(terminal)
         shown = b""
         with contextlib.suppress(OSError):  # the way in which a terminal says that the program has ended

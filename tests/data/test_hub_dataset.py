@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import forks
 from hub_server import TOKEN, Hub, serve
 
 # values that datasets' own loaders change: a date, a number in quotes, null beside text, a nested column of two kinds
@@ -88,13 +87,11 @@ def fill(hub: Hub) -> None:
 
 
 def load(hub: Hub, home: Path, asked: dict[str, Any], **environment: str) -> tuple[dict[str, Any], str]:
-    """What a process of its own finds, since the client reads its endpoint when it is imported; and what it says."""
+    """What a process of its own finds, since the client reads its endpoint once; and what it says."""
     place = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     place |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     place |= {"HF_HUB_DISABLE_TELEMETRY": "1"} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(asked)], env=place, capture_output=True, text=True, timeout=300
-    )
+    done = forks.run("-c", PROGRAM, json.dumps(asked), env=place)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 

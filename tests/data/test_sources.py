@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import forks
 from byeori.data import files, sources
 from byeori.data.hub_dataset import load_dataset
 from byeori.data.readers.schema import schema_of
@@ -517,14 +518,7 @@ def ask(endpoint: str, home: Path, name: str, **settings: str) -> str:
     )
     environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forks.run("-c", program, env=environment, cwd=home)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, done.stdout
     return done.stdout

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 import byeori
+import forks
 from byeori.artifacts.model_card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from byeori.errors import HubError, ModelError
 from byeori.export.publish import collect, publish
@@ -130,16 +129,14 @@ except ByeoriError as error:
 
 
 def upload(hub: Hub | str, folder: Path, token: str | None = TOKEN, **options: Any) -> tuple[int, str]:
-    """Publish in a process of its own, since the client reads its endpoint and token when it is imported."""
+    """Publish in a process of its own, since the client reads its endpoint once."""
     options = {"repo_id": "me/titles", "private": False, "dry_run": False, "folder": str(folder), **options}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub if isinstance(hub, str) else hub.url, "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     if token:
         environment["HF_TOKEN"] = token
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(options)], capture_output=True, text=True, env=environment, timeout=120
-    )
+    done = forks.run("-c", RUN, json.dumps(options), env=environment)
     output = done.stdout + done.stderr
     assert TOKEN not in output and "Traceback" not in output, output
     return done.returncode, output

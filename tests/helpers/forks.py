@@ -245,13 +245,30 @@ def _become(asked: dict[str, Any], descriptors: array.array[int]) -> None:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.setpgid(0, 0)
+    hub = _hub_environment()
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
+    if _hub_environment() != hub:
+        _read_hub_environment()
     _standard_streams()
     _fork_groups()
     program = asked["program"]
     _exit_as(lambda: _group(program, asked) if asked["processes"] else _program(program))
+
+
+def _hub_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("HF_")}
+
+
+def _read_hub_environment() -> None:
+    """Read again what is read at import: where the Hub is, and where its files lie."""
+    import datasets
+    import huggingface_hub
+
+    importlib.reload(huggingface_hub.constants)
+    importlib.reload(datasets.config)
+    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
 
 
 def _standard_streams() -> None:
