@@ -70,7 +70,7 @@ def test_a_pickled_adapter_is_refused_everywhere(
     (adapter / "adapter_model.bin").write_bytes(bomb)
     acts: list[Callable[[], Any]] = [
         lambda: train(tiny_model, title_rows, tmp_path / "out", resume_from_checkpoint=str(adapter)),
-        lambda: train(adapter, title_rows, tmp_path / "out"),
+        lambda: train(adapter, title_rows, tmp_path / "further"),
         lambda: byeori.generate(model=adapter, columns={"document": "봄"}),
         lambda: byeori.compare(adapter=adapter, data_path=title_rows, output_dir=tmp_path / "cmp"),
         lambda: byeori.merge(peft_model_path=adapter, output_dir=tmp_path / "merged"),
@@ -237,7 +237,7 @@ def test_a_manifest_names_nothing_elsewhere(name: str, adapter: Path) -> None:
     assert folder is not None
     manifest = json.loads((folder / "manifest.json").read_text())["sha256"]
     (folder / "manifest.json").write_text(json.dumps({"sha256": manifest | {name: "0" * 64}}))
-    assert checkpoint.verify(folder) == f"its manifest names {name}, which lies elsewhere"
+    assert checkpoint.verify(folder) == f"its manifest names {name}, which is outside of it"
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------------
