@@ -119,8 +119,6 @@ def demo(
 def demo_model() -> Path:
     """Print the folder of the embedded model.
 
-    Args:
-
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.
     """

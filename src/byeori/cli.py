@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -58,7 +60,8 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
     function = name.replace("-", "_")
     with collector.paused():
         module = importlib.import_module(f"byeori.commands.{'train' if name in ('sft', 'dpo') else function}")
-    result = getattr(module, function)(settings)
+    with collector.unwatched():
+        result = getattr(module, function)(settings)
     if name == "demo-model":
         print(result)
     return 0
@@ -135,6 +138,8 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     command: fixes the command, for the scripts that are named after the tutorial's.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # the process ends with this command: do not collect its garbage once more at the end
+        atexit.register(gc.freeze)
     first = os.environ.get("RANK", "0") == "0"
     try:
         if command:

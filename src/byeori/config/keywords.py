@@ -46,7 +46,7 @@ def annotation(field: FieldInfo) -> str:
 def docstring(kind: type[Settings]) -> str:
     """Return the docstring of such a function, with the first sentence of each setting."""
     what = about(kind)
-    lines = [f"{what[0].upper()}{what[1:]}.", "", "Args:"]
+    lines = [f"{what[0].upper()}{what[1:]}.", *["", "Args:"] * bool(kind.model_fields)]
     for name, field in in_order(kind).items():
         text = f"{name}: {str(field.description).split('. ')[0].rstrip('.')}."
         lines += textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="        ")
