@@ -72,7 +72,7 @@ def compare(
     bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
 ) -> CompareResult:
-    """Answer the same rows with base and tuned model; a report with intervals.
+    """Answer the same rows with base and tuned model, and report the difference.
 
     Args:
         adapter: Adapter to compare with its base model: a folder or a Hub id.

@@ -96,6 +96,17 @@ def test_every_wrong_setting_is_named_at_once() -> None:
     assert "there is no setting 'lerning_rate' (did you mean learning_rate?)" in said
 
 
+def test_a_misspelt_value_has_a_near_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--lr_scheduler 'lineer' \(did you mean linear\?\): input should be 'linear'"
+    ):
+        sft(lr_scheduler="lineer")
+    with pytest.raises(ConfigError, match=r"--report_to: unknown 'tensorbord' \(did you mean tensorboard\?\)"):
+        sft(report_to="tensorbord")
+    with pytest.raises(ConfigError, match=r"--speed: unknown 'norm' \(did you mean norms\?\)"):
+        sft(speed="norm")
+
+
 def test_missing_settings_are_one_sentence() -> None:
     with pytest.raises(
         ConfigError, match=r"and its logs; --data_path is missing: Rows: .* datasets; --base_model is missing"

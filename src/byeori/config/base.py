@@ -163,7 +163,8 @@ def _sentence(kind: type[Settings], item: Any) -> str:
         return message
     if item["type"].startswith("bool"):
         return f"--{name} {item['input']!r}: give True or False"
-    return f"--{name} {_short(item['input'])}: {message[0].lower()}{message[1:]}"
+    near = nearest(str(item["input"]), choices(kind.model_fields[name].annotation)) if name in kind.model_fields else ""
+    return f"--{name} {_short(item['input'])}{near}: {message[0].lower()}{message[1:]}"
 
 
 def _short(value: object) -> str:

@@ -109,7 +109,7 @@ class GenerateSettings(GenerationSettings):
 
 
 class CompareSettings(GenerationSettings, DataSettings):
-    """byeori compare: answer the same rows with base and tuned model; a report with intervals."""
+    """byeori compare: answer the same rows with base and tuned model, and report the difference."""
 
     inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
 
