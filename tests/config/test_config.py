@@ -97,9 +97,7 @@ def test_every_wrong_setting_is_named_at_once() -> None:
 
 
 def test_a_misspelt_value_has_a_near_one() -> None:
-    with pytest.raises(
-        ConfigError, match=r"--lr_scheduler 'lineer' \(did you mean linear\?\): input should be 'linear'"
-    ):
+    with pytest.raises(ConfigError, match=r"--lr_scheduler 'lineer' \(did you mean linear\?\): input should be"):
         sft(lr_scheduler="lineer")
     with pytest.raises(ConfigError, match=r"--report_to: unknown 'tensorbord' \(did you mean tensorboard\?\)"):
         sft(report_to="tensorbord")
@@ -109,7 +107,8 @@ def test_a_misspelt_value_has_a_near_one() -> None:
 
 def test_missing_settings_are_one_sentence() -> None:
     with pytest.raises(
-        ConfigError, match=r"and its logs; --data_path is missing: Rows: .* datasets; --base_model is missing"
+        ConfigError,
+        match="and its logs; --data_path is missing: Rows: files, folders or a Hub dataset; --base_model is",
     ):
         check(SftSettings, {})
 

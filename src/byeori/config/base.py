@@ -155,7 +155,7 @@ def check(kind: type[S], values: dict[str, Any]) -> S:
 def _sentence(kind: type[Settings], item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "missing":
-        return f"--{name} is missing: {str(kind.model_fields[name].description).rstrip('.')}"
+        return f"--{name} is missing: {summary(kind.model_fields[name])}"
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{nearest(name, list(kind.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
@@ -244,6 +244,11 @@ def extra(field: FieldInfo, name: Literal["group", "metavar", "alone"]) -> str |
 def alone(field: FieldInfo) -> str | None:
     """Return the value of a flag that is given without one, or None if the flag needs a value."""
     return "True" if field.annotation is bool else extra(field, "alone")
+
+
+def summary(field: FieldInfo) -> str:
+    """Return the first sentence of what a setting does, without its full stop."""
+    return str(field.description).split(". ")[0].rstrip(".")
 
 
 def shown(value: object) -> str:

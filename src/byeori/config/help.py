@@ -9,7 +9,7 @@ import textwrap
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, shown
+from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, shown, summary
 from byeori.config.flags import flags, value_type
 
 _SHORT = 14  # a command with so many settings shows all of them at once
@@ -43,7 +43,7 @@ def help_text(kind: type[Settings], *, prog: str, full: bool = False) -> str:
         if group == ESSENTIAL:
             if column:
                 lines += _entry("COLUMN", kind.model_fields["columns"], full=full, style=style)
-            lines += _flag("--config PATH", "YAML file of settings. Flags override it.", full=full, style=style)
+            lines += _wrap("YAML file of settings; flags override it", 30, first="  --config PATH", style=style)
     if not (full or short):
         lines += ["", style.bold("more settings") + f" ({prog} --help-all describes them):"]
         for group, members in everything.items():
@@ -57,12 +57,8 @@ def _entry(name: str, field: FieldInfo, *, full: bool, style: _Style) -> list[st
     note = " (required)" if field.is_required() else ""
     if not note and field.default not in (None, [], {}, False):
         note = f" (default {shown(field.default)})"
-    return _flag(f"--{name} {kind}", str(field.description), note, full=full, style=style)
-
-
-def _flag(flag: str, description: str, note: str = "", *, full: bool, style: _Style) -> list[str]:
-    text = description if full else description.split(". ")[0].rstrip(".")
-    return _wrap(text + note, 30, first=f"  {flag}", style=style)
+    text = str(field.description) if full else summary(field)
+    return _wrap(text + note, 30, first=f"  --{name} {kind}", style=style)
 
 
 def _wrap(text: str, indent: int, *, first: str = "", style: _Style | None = None) -> list[str]:

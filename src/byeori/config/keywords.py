@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import Settings, about, choices, extra, in_order, is_list
+from byeori.config.base import Settings, about, choices, extra, in_order, is_list, summary
 
 
 def signature(kind: type[Settings], result: str) -> inspect.Signature:
@@ -48,7 +48,7 @@ def docstring(kind: type[Settings]) -> str:
     what = about(kind)
     lines = [f"{what[0].upper()}{what[1:]}.", *["", "Args:"] * bool(kind.model_fields)]
     for name, field in in_order(kind).items():
-        text = f"{name}: {str(field.description).split('. ')[0].rstrip('.')}."
+        text = f"{name}: {summary(field)}."
         lines += textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="        ")
     return "\n".join(
         [*lines, "", "Raises:", "    ByeoriError: if something is wrong that you can fix; the message says how."]
