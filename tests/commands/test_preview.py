@@ -166,6 +166,7 @@ def test_json_is_the_audit_and_nothing_else(
         "empty_answers": 0,
         "duplicate_rows": 0,
         "rows_in_both_parts": 0,
+        "turns_left_out": 0,
         "straddling_tokens": 0,
         "shared_prefix_rows": 20,
         "template": "title-ko",

@@ -218,7 +218,8 @@ def test_the_columns_that_become_tokens() -> None:
     title = template.parse("[[{section}\n]]{document}\n{title}")
     assert ANSWER.columns_read(columns, title) == ["title", "document"]
     assert PREFERENCE.columns_read(columns, template.parse("{prompt}\n{answer}")) == ["chosen", "rejected", "prompt"]
-    assert ANSWER.columns_read(columns, None) == ["messages"]
+    assert ANSWER.columns_read(columns, None) == ["messages", "system"]
+    assert ANSWER.columns_read(["prompt", "completion", "id"], None) == ["prompt", "completion"]
     assert PREFERENCE.columns_read(columns, None) == ["chosen", "rejected", "prompt", "system"]
 
 

@@ -247,6 +247,7 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         "empty_answers": 3,
         "duplicate_rows": 2 + 1,
         "rows_in_both_parts": 2,
+        "turns_left_out": 0,
         "straddling_tokens": 1,
     }
 
@@ -309,7 +310,7 @@ def test_the_audit_in_words() -> None:
         "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
         "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
         "too_long_rows": 0, "dropped": [], "empty_answers": 0, "empty_prompts": 0, "duplicate_rows": 0,
-        "rows_in_both_parts": 0, "straddling_tokens": 0,
+        "rows_in_both_parts": 0, "straddling_tokens": 0, "turns_left_out": 0,
     }  # fmt: skip
     assert sentences(nothing, cutoff_len=64, policy="drop") == [
         "1 row to train; 10 tokens, 4 of them trained (40%); longest 10"
@@ -323,11 +324,12 @@ def test_the_audit_in_words() -> None:
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
         "tokens_cut": 1, "dropped_rows": 1202, "too_long_rows": 1200, "dropped": dropped, "duplicate_rows": 3,
         "rows_in_both_parts": 2, "empty_answers": 1, "empty_prompts": 2, "first_empty_prompt": "line 9",
-        "straddling_tokens": 4, "shared_prefix": 0.251, "shared_prefix_rows": 1000,
+        "straddling_tokens": 4, "turns_left_out": 2, "shared_prefix": 0.251, "shared_prefix_rows": 1000,
     }  # fmt: skip
     assert sentences(every, cutoff_len=64, policy="drop") == [
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
         "1 prompt shortened to cutoff_len 64 (1 token cut; answers are never cut)",
+        "2 turns longer than cutoff_len 64 left out; the other turns of their rows are trained",
         "2 rows (1 with an empty answer) dropped: line 2: the answer, column 'a', is empty; line 5: column 'q' holds "
         "null, not text",
         "1,200 rows dropped: line 10: too long; line 11: too long; line 12: too long (and 1,197 more)",
@@ -345,12 +347,12 @@ def test_the_audit_in_words() -> None:
         cutoff_len=64,
         policy="drop",
     )
-    assert one[4] == "1 row has an empty prompt; first line 9"
-    assert one[5:7] == ["1 row is a copy of another row", "1 held-out row has the same tokens as a training row"]
-    assert one[7].startswith("1 token spans the boundary between prompt and answer; it is trained")
+    assert one[5] == "1 row has an empty prompt; first line 9"
+    assert one[6:8] == ["1 row is a copy of another row", "1 held-out row has the same tokens as a training row"]
+    assert one[8].startswith("1 token spans the boundary between prompt and answer; it is trained")
     assert not any("\n" in line for line in one)
     stop = sentences(every, cutoff_len=64, policy="stop")
-    assert stop[2] == (
+    assert stop[3] == (
         "2 rows (1 with an empty answer) cannot be trained, and training will stop unless --on_bad_rows drop is "
         "given: line 2: the answer, column 'a', is empty; line 5: column 'q' holds null, not text"
     )

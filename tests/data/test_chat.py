@@ -1,13 +1,15 @@
-"""Rows of messages: every assistant turn trained, nothing else."""
+"""Rows of messages: every assistant turn is an example with the prompt that is served, and nothing else is trained."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import kinds
-from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_row, make_encoding
+from byeori.batch import forest
+from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_turns, make_encoding
 from byeori.errors import TemplateError, TooLongError
 from chat_templates import CHATML, CUTTING, GEMMA, LLAMA_2, OPEN, THINKING
 
@@ -31,17 +33,18 @@ def encoding_of(chat: str | None, kind: str = "chatml", cutoff: int = 999, *, en
     return make_encoding(tokenizer, None, cutoff_len=cutoff, add_eos_token=ended, train_on_inputs=False)
 
 
-def turns(example: Example, encoding: Encoding) -> list[str]:
+def turns(examples: list[Example], encoding: Encoding) -> list[str]:
     """What each trained range writes."""
     return [
         b"".join(kinds.token_bytes(encoding.tokenizer, number) for number in example.token_ids[start:end]).decode()
+        for example in examples
         for start, end in example.targets
     ]
 
 
 def refusal(row: dict[str, Any], encoding: Encoding) -> str:
     with pytest.raises(TemplateError) as caught:
-        encode_row(row, encoding)
+        encode_turns(row, encoding)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -57,23 +60,47 @@ def refusal(row: dict[str, Any], encoding: Encoding) -> str:
 )
 def test_every_assistant_turn_is_trained_and_nothing_else(chat: str, kind: str, trained: list[str]) -> None:
     encoding = encoding_of(chat, kind)
-    example = encode_row({"messages": TALK}, encoding)
-    assert turns(example, encoding) == trained
-    assert example.straddles == 0
-    served = encoding.tokenizer.apply_chat_template(TALK, return_dict=False)
-    front = [encoding.bos] if kind == "chatml-bos" else []
-    assert example.token_ids == front + list(served)
-    asked = encoding.tokenizer.apply_chat_template(TALK[:3], add_generation_prompt=True, return_dict=False)
-    assert encode_prompt({"messages": TALK}, encoding) == front + list(asked)
-    assert encode_prompt({"messages": TALK[:3]}, encoding) == front + list(asked)
-    assert example.token_ids[: example.targets[-1][0]] == front + list(asked)
+    examples = encode_turns({"messages": TALK}, encoding)
+    assert turns(examples, encoding) == trained
+    assert [example.turn for example in examples] == [2, 4]
+    for example in examples:
+        before = TALK[: example.turn - 1]
+        served = encoding.tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=False)
+        assert example.token_ids[: example.targets[0][0]] == list(served)
+        assert encode_prompt({"messages": before}, encoding) == list(served)
+        assert encode_prompt({"messages": TALK[: example.turn]}, encoding) == list(served)
+
+
+@pytest.mark.parametrize(("chat", "kind"), [(CHATML, "chatml"), (GEMMA, "gemma")])
+def test_where_history_is_kept_turns_cost_what_the_conversation_costs(chat: str, kind: str) -> None:
+    encoding = encoding_of(chat, kind)
+    talk = [turn for _ in range(5) for turn in TALK]
+    examples = encode_turns({"messages": talk}, encoding)
+    assert len(examples) == 10
+    whole = encoding.tokenizer.apply_chat_template(talk, return_dict=False)
+    # all but the line break behind the last turn, and the last token, which is only predicted
+    assert forest.build(examples).unique_tokens == len(whole) - 2
+
+
+def test_where_history_loses_its_reasoning_only_that_is_computed_again() -> None:
+    encoding = encoding_of(THINKING)
+    first, second = encode_turns({"messages": TALK}, encoding)
+    shared = next(i for i, (a, b) in enumerate(zip(first.token_ids, second.token_ids, strict=False)) if a != b)
+    assert first.targets[0][0] <= shared  # the prompt of the first turn
+    assert forest.build([first, second]).unique_tokens == len(first.token_ids) - 1 + len(second.token_ids) - 1 - shared
 
 
 def test_bos_of_the_chat_template_is_not_doubled() -> None:
     encoding = encoding_of(GEMMA, "gemma")
-    assert encode_row({"messages": TALK}, encoding).token_ids.count(encoding.bos) == 1
-    encoding = encoding_of(LLAMA_2, "llama2")
-    assert encode_row({"messages": TALK}, encoding).token_ids.count(encoding.bos) == 2  # this template has one a round
+    assert [example.token_ids.count(encoding.bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 1]
+    encoding = encoding_of(LLAMA_2, "llama2")  # whose template has one a round
+    assert [example.token_ids.count(encoding.bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 2]
+
+
+def test_a_bos_that_the_chat_template_does_not_write_is_not_added() -> None:
+    """As servers do: apply_chat_template adds no special tokens of the tokenizer's."""
+    encoding = encoding_of(CHATML, "chatml-bos")
+    assert encoding.bos not in encode_turns({"messages": TALK}, encoding)[0].token_ids
 
 
 def test_sharegpt_conversations_are_the_same() -> None:
@@ -81,22 +108,22 @@ def test_sharegpt_conversations_are_the_same() -> None:
     names = {"user": "human", "assistant": "gpt"}
     talk = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TALK]
     mixed = [turn | {"role": None, "content": None} for turn in talk]  # as Arrow fills a struct
-    expected = encode_row({"messages": TALK}, encoding)
-    assert encode_row({"conversations": talk}, encoding) == expected
-    assert encode_row({"messages": None, "conversations": mixed}, encoding) == expected
+    expected = encode_turns({"messages": TALK}, encoding)
+    assert encode_turns({"conversations": talk}, encoding) == expected
+    assert encode_turns({"messages": None, "conversations": mixed}, encoding) == expected
 
 
 def test_a_row_that_ends_with_a_user_turn() -> None:
     encoding = encoding_of(CHATML)
-    example = encode_row({"messages": TALK[:3]}, encoding)
-    assert turns(example, encoding) == ["그냥 봄이라서.<|im_end|>"]
-    assert encoding.tokenizer.decode(example.token_ids).endswith("Really?<|im_end|>\n")
+    examples = encode_turns({"messages": TALK[:3]}, encoding)
+    assert turns(examples, encoding) == ["그냥 봄이라서.<|im_end|>"]
+    assert examples == encode_turns({"messages": TALK[:2]}, encoding)
 
 
 def test_a_conversation_that_the_assistant_opens() -> None:
     encoding = encoding_of(CHATML)
     talk = [{"role": "assistant", "content": "안녕하세요"}, *TALK[:2]]
-    assert turns(encode_row({"messages": talk}, encoding), encoding) == [
+    assert turns(encode_turns({"messages": talk}, encoding), encoding) == [
         "안녕하세요<|im_end|>",
         "그냥 봄이라서.<|im_end|>",
     ]
@@ -105,61 +132,52 @@ def test_a_conversation_that_the_assistant_opens() -> None:
 def test_two_assistant_turns_in_a_row_and_an_empty_one() -> None:
     encoding = encoding_of(CHATML)
     talk = [*TALK[:2], {"role": "assistant", "content": ""}, {"role": "assistant", "content": "더"}]
-    example = encode_row({"messages": talk}, encoding)
-    assert turns(example, encoding) == ["그냥 봄이라서.<|im_end|>", "더<|im_end|>"]  # not how to end a turn at once
-    assert example.token_ids == list(encoding.tokenizer.apply_chat_template(talk, return_dict=False))
+    examples = encode_turns({"messages": talk}, encoding)
+    assert turns(examples, encoding) == ["그냥 봄이라서.<|im_end|>", "더<|im_end|>"]  # not how to end a turn at once
+    served = encoding.tokenizer.apply_chat_template(talk[:3], add_generation_prompt=True, return_dict=False)
+    assert examples[1].token_ids[: examples[1].targets[0][0]] == list(served)
 
 
-def test_an_empty_turn_where_nothing_ends_a_turn_doubles_no_text() -> None:
-    encoding = encoding_of(OPEN, ended=False)
-    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}, *TALK[:2]]
-    example = encode_row({"messages": talk}, encoding)
-    assert (
-        encoding.tokenizer.decode(example.token_ids) == "user: q\nassistant: \nuser: 왜?\nassistant: 그냥 봄이라서.\n"
-    )
-
-
-def test_where_nothing_ends_a_turn_the_last_answer_gets_an_end() -> None:
+def test_where_nothing_ends_a_turn_every_answer_gets_an_end() -> None:
+    """The prompt ends with a space there, which servers send: the answer begins after it, whatever its token is."""
     encoding = encoding_of(OPEN)
-    example = encode_row({"messages": TALK}, encoding)
-    assert encoding.tokenizer.decode(example.token_ids) == (
+    first, second = encode_turns({"messages": TALK}, encoding)
+    assert encoding.tokenizer.decode(first.token_ids) == "user: 왜?\nassistant: 그냥 봄이라서.<|endoftext|>"
+    assert encoding.tokenizer.decode(second.token_ids) == (
         "user: 왜?\nassistant: 그냥 봄이라서.\nuser: Really?\nassistant: 네, 정말요 🌸<|endoftext|>"
     )
-    assert turns(example, encoding) == [" 그냥 봄이라서.", " 네, 정말요 🌸<|endoftext|>"]  # tokens begin with the space
-    assert turns(encode_row({"messages": TALK[:3]}, encoding), encoding) == [" 그냥 봄이라서."]  # no text ends there
-    assert encoding.tokenizer.decode(encode_prompt({"messages": TALK[:2]}, encoding)) == "user: 왜?\nassistant: "
-    assert turns(encode_row({"messages": TALK[:2]}, encoding_of(OPEN, ended=False)), encoding) == [" 그냥 봄이라서."]
+    assert turns([first, second], encoding) == ["그냥 봄이라서.<|endoftext|>", "네, 정말요 🌸<|endoftext|>"]
+    prompt = encode_prompt({"messages": TALK[:2]}, encoding)
+    assert encoding.tokenizer.decode(prompt) == "user: 왜?\nassistant: "
+    assert first.token_ids[: len(prompt)] == prompt
+    assert turns(encode_turns({"messages": TALK[:2]}, encoding_of(OPEN, ended=False)), encoding) == ["그냥 봄이라서."]
 
 
 @pytest.mark.parametrize("chat", [CHATML, THINKING, CHATML.replace("<|im_end|>", "{{ eos_token }}")])
 def test_where_the_chat_template_ends_a_turn_nothing_is_added(chat: str) -> None:
-    whole, plain = (encode_row({"messages": TALK[:2]}, encoding_of(chat, ended=ended)) for ended in (True, False))
+    whole, plain = (encode_turns({"messages": TALK[:2]}, encoding_of(chat, ended=ended)) for ended in (True, False))
     assert whole == plain
 
 
 def test_a_turn_of_weight_0_is_not_trained() -> None:
     encoding = encoding_of(CHATML)
     first, last = ([TALK[0], TALK[1] | {"weight": a}, TALK[2], TALK[3] | {"weight": b}] for a, b in ((0, 1), (None, 0)))
-    assert turns(encode_row({"messages": first}, encoding), encoding) == ["네, 정말요 🌸<|im_end|>"]
-    assert turns(encode_row({"messages": last}, encoding), encoding) == ["그냥 봄이라서.<|im_end|>"]
-    whole = encode_row({"messages": TALK}, encoding).token_ids
-    assert (
-        encode_row({"messages": first}, encoding).token_ids
-        == encode_row({"messages": last}, encoding).token_ids
-        == whole
-    )
+    assert turns(encode_turns({"messages": first}, encoding), encoding) == ["네, 정말요 🌸<|im_end|>"]
+    assert turns(encode_turns({"messages": last}, encoding), encoding) == ["그냥 봄이라서.<|im_end|>"]
+    both = encode_turns({"messages": TALK}, encoding)
+    assert encode_turns({"messages": last}, encoding) + encode_turns({"messages": first}, encoding) == both
     untrained = [turn | {"weight": 0} for turn in TALK]
     assert refusal({"messages": untrained}, encoding) == (
-        "no assistant turn with another weight than 0 in `messages`, so there is nothing to train"
+        "no turn in `messages` is an assistant's that is trained (its roles: user, assistant)"
     )
     half = refusal({"messages": [TALK[0], TALK[1] | {"weight": 0.5}]}, encoding)
-    assert half == "message 2 has the weight 0.5; it can be 0 (not trained) or 1"
+    assert half == "message 2 has weight 0.5; it can be 0 (not trained) or 1"
 
 
 def test_weight_0_where_earlier_turns_are_rewritten() -> None:
     encoding = encoding_of(THINKING)
     row = {"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}
-    assert turns(encode_row(row, encoding), encoding) == ["<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>"]
+    assert turns(encode_turns(row, encoding), encoding) == ["<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>"]
 
 
 @pytest.mark.parametrize("weight", [None, 1])
@@ -168,31 +186,30 @@ def test_a_last_answer_that_is_empty(weight: int | None) -> None:
     row = {"messages": [*TALK[:3], empty]}
     assert refusal(row, encoding_of(CHATML)) == "the answer, the last assistant turn in `messages`, is empty"
     row["messages"][-1]["weight"] = 0
-    assert turns(encode_row(row, encoding_of(CHATML)), encoding_of(CHATML)) == ["그냥 봄이라서.<|im_end|>"]
+    assert turns(encode_turns(row, encoding_of(CHATML)), encoding_of(CHATML)) == ["그냥 봄이라서.<|im_end|>"]
 
 
-def test_tools_are_refused() -> None:
+def test_tools_that_the_chat_template_does_not_show_are_refused() -> None:
     calls = [{"function": {"name": "search", "arguments": "{}"}}]
-    for call in ({"tool_calls": calls}, {"function_call": calls[0]}):
+    for call in ({"tool_calls": calls}, {"function_call": calls[0]["function"]}):
         row = {"messages": [TALK[0], {"role": "assistant", "content": None, **call}]}
-        assert refusal(row, encoding_of(CHATML)) == (
-            "a turn in `messages` calls a tool (`tool_calls`), which would not be trained; leave such rows out, or "
-            "write the call into the turn's content"
+        assert refusal(row, encoding_of(CHATML)).startswith(
+            "the tokenizer's chat template leaves out the call of 'search' in message 2"
         )
-    assert refusal({"messages": TALK, "tools": calls}, encoding_of(CHATML)).startswith(
-        "the column `tools` offers tools"
-    )
+    refused = refusal({"messages": TALK, "tools": calls}, encoding_of(CHATML))
+    assert refused.startswith("the tokenizer's chat template does not show the tool 'search'")
     none = {"messages": [turn | {"tool_calls": None} for turn in TALK], "tools": []}
-    assert encode_row(none, encoding_of(CHATML)) == encode_row({"messages": TALK}, encoding_of(CHATML))
+    assert encode_turns(none, encoding_of(CHATML)) == encode_turns({"messages": TALK}, encoding_of(CHATML))
 
 
 def test_a_chat_template_that_leaves_out_a_part_of_an_answer() -> None:
     talk = [TALK[0], {"role": "assistant", "content": "<think>봄</think>그냥."}]
-    assert refusal({"messages": talk}, encoding_of(CUTTING)) == (
-        "the tokenizer's chat template leaves out a part of the answer (message 2), as some do with what stands before "
-        "</think>; take that part out of the row, or give a --template of your own"
+    assert refusal({"messages": talk}, encoding_of(CUTTING)).startswith(
+        "the tokenizer's chat template leaves out the reasoning of message 2"
     )
-    assert turns(encode_row({"messages": TALK[:2]}, encoding_of(CUTTING)), encoding_of(CUTTING)) == [
+    shouting = CHATML.replace("{{ message.content }}", "{{ message.content[:2] }}")
+    assert "leaves out" in refusal({"messages": TALK[:2]}, encoding_of(shouting))
+    assert turns(encode_turns({"messages": TALK[:2]}, encoding_of(CUTTING)), encoding_of(CUTTING)) == [
         "그냥 봄이라서.<|im_end|>"
     ]
 
@@ -202,45 +219,41 @@ def test_an_answer_that_the_prompt_begins_or_whose_white_space_changes() -> None
     begun = encoding_of(
         CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
     )
-    assert turns(encode_row({"messages": talk}, begun), begun) == ["봄\n</think>\n그냥.<|im_end|>"]
+    assert turns(encode_turns({"messages": talk}, begun), begun) == ["봄\n</think>\n그냥.<|im_end|>"]
     spaced = encoding_of(
         CHATML.replace("{{ message.content }}", "{{ message.content.replace('</think>', '</think>\n') }}")
     )
-    assert turns(encode_row({"messages": talk}, spaced), spaced) == ["<think>\n봄\n</think>\n\n그냥.<|im_end|>"]
+    assert turns(encode_turns({"messages": talk}, spaced), spaced) == ["<think>\n봄\n</think>\n\n그냥.<|im_end|>"]
 
 
 def test_names_that_sharegpt_has_for_the_assistant() -> None:
     encoding = encoding_of(CHATML)
     for name in ("chatgpt", "model", "bing", "bard"):
         talk = [{"from": "human", "value": "왜?"}, {"from": name, "value": "그냥 봄이라서."}]
-        assert encode_row({"conversations": talk}, encoding) == encode_row({"messages": TALK[:2]}, encoding)
+        assert encode_turns({"conversations": talk}, encoding) == encode_turns({"messages": TALK[:2]}, encoding)
     talk[1]["from"] = "claude"
-    assert refusal({"conversations": talk}, encoding).endswith("so there is nothing to train (its roles: claude, user)")
+    assert refusal({"conversations": talk}, encoding).startswith("message 2 has the role 'claude'")
 
 
 def test_a_chat_template_that_rewrites_earlier_turns() -> None:
     encoding = encoding_of(THINKING)
-    assert refusal({"messages": TALK}, encoding) == (
-        "the tokenizer's chat template rewrites earlier turns (message 2), so this conversation cannot be trained as "
-        "one row; make each assistant turn the last of a row of its own"
-    )
-    assert turns(encode_row({"messages": TALK[:2]}, encoding), encoding) == [
-        "<think>\n\n</think>\n\n그냥 봄이라서.<|im_end|>"
+    assert turns(encode_turns({"messages": TALK}, encoding), encoding) == [
+        "<think>\n\n</think>\n\n그냥 봄이라서.<|im_end|>",
+        "<think>\n\n</think>\n\n네, 정말요 🌸<|im_end|>",
     ]
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"messages": TALK[:1]}, "no assistant turn in `messages`, so there is nothing to train"),
-        ({"messages": [TALK[0], {"role": "assistant", "content": " \n"}]}, "no assistant turn"),
-        ({"messages": []}, "the column `messages` is empty or no list of turns"),
-        ({"messages": None}, "the column `messages` is empty or no list of turns"),
-        ({"messages": "왜?"}, "the column `messages` is empty or no list of turns"),
-        ({"messages": ["왜?"]}, "a turn in `messages` has no role or no text content"),
-        ({"messages": [{"role": "user", "content": None}]}, "a turn in `messages` has no role or no text content"),
-        ({"messages": [{"content": "왜?"}]}, "a turn in `messages` has no role or no text content"),
-        ({"messages": [{"role": "user", "content": ["왜?"]}]}, "a turn in `messages` has no role or no text content"),
+        ({"messages": TALK[:1]}, "no turn in `messages` is an assistant's that is trained (its roles: user)"),
+        ({"messages": [TALK[0], {"role": "assistant", "content": " \n"}]}, "the answer, the last assistant turn"),
+        ({"messages": []}, "the column `messages` is empty or not a list of turns"),
+        ({"messages": None}, "the column `messages` is empty or not a list of turns"),
+        ({"messages": "왜?"}, "the column `messages` is not a list of turns"),
+        ({"messages": ["왜?"]}, "the column `messages` is not a list of turns"),
+        ({"messages": [{"role": "user", "content": None}]}, "message 1 has no content"),
+        ({"messages": [{"content": "왜?"}]}, "message 1 has no role"),
     ],
 )
 def test_messages_that_cannot_be_trained(row: dict[str, Any], words: str) -> None:
@@ -265,11 +278,27 @@ def test_a_tokenizer_without_a_chat_template() -> None:
     )
 
 
-def test_a_conversation_is_never_cut() -> None:
-    whole = len(encode_row({"messages": TALK}, encoding_of(CHATML)).token_ids)
-    assert encode_row({"messages": TALK}, encoding_of(CHATML, cutoff=whole)).shortened == 0
+def test_a_turn_is_never_cut() -> None:
+    first, second = encode_turns({"messages": TALK}, encoding_of(CHATML))
+    whole = len(second.token_ids)
+    assert encode_turns({"messages": TALK}, encoding_of(CHATML, cutoff=whole)) == [first, second]
+    (left,) = encode_turns({"messages": TALK}, encoding_of(CHATML, cutoff=whole - 1))
+    assert (left.token_ids, left.turns_left_out) == (first.token_ids, 1)
     with pytest.raises(TooLongError) as caught:
-        encode_row({"messages": TALK}, encoding_of(CHATML, cutoff=whole - 1))
-    assert str(caught.value) == (
-        f"{whole} tokens are more than cutoff_len {whole - 1}, and there is no prompt column to shorten"
+        encode_turns({"messages": TALK}, encoding_of(CHATML, cutoff=len(first.token_ids) - 1))
+    assert str(caught.value).startswith(f"{len(first.token_ids)} tokens are more than cutoff_len")
+
+
+def test_prompts_are_trained_once() -> None:
+    encoding = replace(encoding_of(CHATML), train_on_inputs=True)
+    first, second = encode_turns({"messages": TALK}, encoding)
+    assert first.targets == ((1, len(first.token_ids)),)
+    assert second.targets == ((len(first.token_ids), len(second.token_ids)),)
+
+
+def test_the_last_turn_alone() -> None:
+    encoding = encoding_of(CHATML)
+    assert (
+        encode_turns({"messages": TALK}, replace(encoding, train_turns="last"))
+        == encode_turns({"messages": TALK}, encoding)[1:]
     )

@@ -107,13 +107,13 @@ def test_messages_train_the_last_turn_alone(row: dict[str, Any]) -> None:
 def test_where_nothing_ends_a_turn_both_answers_get_an_end() -> None:
     encoding = encoding_of(None, chat=OPEN)
     chosen, rejected = preference.encode_pair(SHAPES[0], encoding)
-    assert text(chosen, encoding, trained=True) == " 봄이라서요.<|endoftext|>"
-    assert text(rejected, encoding, trained=True) == " 몰라요.<|endoftext|>"
+    assert text(chosen, encoding, trained=True) == "봄이라서요.<|endoftext|>"
+    assert text(rejected, encoding, trained=True) == "몰라요.<|endoftext|>"
 
 
 def test_a_chat_template_that_leaves_out_a_part_of_an_answer() -> None:
     row = SHAPES[0] | {"chosen": "<think>봄</think>그냥."}
-    with pytest.raises(TemplateError, match=r"leaves out a part of the answer \(message 4\)"):
+    with pytest.raises(TemplateError, match=r"leaves out the reasoning of message 4"):
         preference.encode_pair(row, encoding_of(None, chat=CUTTING))
 
 

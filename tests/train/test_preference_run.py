@@ -58,7 +58,7 @@ def pairs(values: dict[str, Any]) -> dict[int, Pair]:
     checked, begun = _rows.begin(config.check(config.DpoSettings, values))
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     table = _rows.prepare(checked, begun, row_kind=row_kinds.PREFERENCE, processes=alone)[0].train
-    found = [tokenized.Rows(table=table, per_row=2).unit(index) for index in range(len(table) // 2)]
+    found = [tokenized.Rows(table=table).unit(index) for index in range(len(table) // 2)]
     return {pair[0].row: pair for pair in found}
 
 

@@ -81,11 +81,12 @@ def prepare(
         say(f"Tokenizing {len(rows):,} rows")
     train = tokenized.encode_table(train_rows, encoding, row_kind, progress=bar)
     held_out = tokenized.encode_table(held_out_rows, encoding, row_kind, progress=bar) if held_out_rows else None
-    report = audit.audit(train, held_out, table.name, per_row=row_kind.examples)
+    report = audit.audit(train, held_out, table.name)
     train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
     if len(train):
-        first = min(len(train) // row_kind.examples, _PREFIX_ROWS)
-        sample = [tokenized.example(train, index) for index in range(first * row_kind.examples)]
+        starts = tokenized.row_starts(train)
+        first = min(len(starts) - 1, _PREFIX_ROWS)
+        sample = [tokenized.example(train, line) for line in range(starts[first])]
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
     report["template"] = chosen.name if chosen else template.CHAT
     if processes.first_here:

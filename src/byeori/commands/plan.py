@@ -157,7 +157,7 @@ def _rows(training: TrainSettings, start: StartingModel, row_kind: RowKind) -> t
     alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
     prepared, _ = prepare(training, start, row_kind=row_kind, processes=alone)
     audit.refuse_bad_rows(prepared.audit, training.on_bad_rows)
-    rows = tokenized.Rows(table=prepared.train, per_row=row_kind.examples)
+    rows = tokenized.Rows(table=prepared.train)
     return rows, audit.left_out(prepared.audit, training.on_bad_rows)
 
 

@@ -52,11 +52,14 @@ def preview(settings: PreviewSettings) -> PreviewResult:
     chosen = template.resolve(settings.template) if settings.template else None
     row_kind = row_kinds.of_table(load_table(settings).rows.column_names, chosen)
     prepared, how = prepare(settings, start, row_kind=row_kind, processes=init_processes())
-    count = min(settings.rows * row_kind.examples, len(prepared.train))
-    shown = [tokenized.example(prepared.train, index) for index in range(count)]
+    starts = tokenized.row_starts(prepared.train)
+    count = starts[min(settings.rows, len(starts) - 1)]
+    shown = [tokenized.example(prepared.train, line) for line in range(count)]
     names = [prepared.table.name(example.row) for example in shown]
     if row_kind.examples > 1:
         names = [f"{name}, {row_kind.sides[place % row_kind.examples]}" for place, name in enumerate(names)]
+    elif any(example.turn for example in shown):
+        names = [f"{name}, message {example.turn}" for name, example in zip(names, shown, strict=True)]
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     words = [*prepared.notes, *findings]

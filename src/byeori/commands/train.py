@@ -184,9 +184,8 @@ def _read_rows(run: _Run) -> _Data:
     content = tokenized.content(prepared.train)
     if run.resume is not None:
         run_dir.check_same_rows(run.resume, content)
-    per_row = run.row_kind.examples
-    held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out, per_row=per_row)
-    rows = tokenized.Rows(table=prepared.train, per_row=per_row)
+    held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out)
+    rows = tokenized.Rows(table=prepared.train)
     return _Data(rows=rows, held_out=held_out, content=content, audit=prepared.audit)
 
 
@@ -335,7 +334,7 @@ def _make_output(run: _Run, job: Job, content: str) -> None:
     source = tokenized.column(rows.table, "row").to_numpy()  # one by one they take milliseconds each
     orders: dict[int, np.ndarray] = {}
     steps = (loader.step_rows(schedule, step, orders) for step in range(schedule.total_steps))
-    order = [int(source[rows.per_row * int(index)]) for step in steps for index in step]
+    order = [int(source[rows.starts[int(index)]]) for step in steps for index in step]
     atomic_files.write(run.output / layout.ORDER, json.dumps(order))
 
 

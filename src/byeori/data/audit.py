@@ -16,31 +16,32 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], *, per_row: int = 1) -> dict[str, Any]:
+def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) -> dict[str, Any]:
     """Count over two tokenized tables (data/tokenized.py) what sentences() reports; the result is plain JSON.
 
-    name: a row's name for the user ("news.jsonl line 12"), from its position. per_row: lines of a row.
+    name: a row's name for the user ("news.jsonl line 12"), from its position.
     """
     tables = [table for table in (train, held_out) if table is not None]
     problems = [
         {"row": name(line["row"]), "reason": line["problem"], "too_long": line["too_long"]}
         for table in tables
-        for line in _problems(_rows(table, per_row))
+        for line in _problems(_rows(table))
     ]
     good = [tokenized.usable(table) for table in tables]
     tokens = [tokenized.lengths(table) for table in good]
     counts = np.concatenate(tokens)
-    rows = [_rows(table, per_row) for table in good]
+    rows = [_rows(table) for table in good]
+    longest = [_longest_lines(table, count) for table, count in zip(good, tokens, strict=True)]
     shortened = np.concatenate([tokenized.column(table, "shortened").to_numpy() for table in rows])
     unasked = [number for table in rows for number in _without_prompt(table)]
     digests = [tokenized.column(table, "digest") for table in rows]
     return {
-        "rows": sum(len(table) // per_row for table in tables),
+        "rows": sum(len(tokenized.row_starts(table)) - 1 for table in tables),
         "train_rows": len(rows[0]),
         "validation_rows": len(rows[1]) if len(rows) > 1 else 0,
         "tokens": int(counts.sum(dtype=np.int64)),
         "target_tokens": sum(map(tokenized.target_tokens, good)),
-        "longest": _longest(rows, [count.reshape(-1, per_row).max(axis=1) for count in tokens], name),
+        "longest": _longest(rows, longest, name),
         "mean_tokens": round(float(counts.mean()), 1) if len(counts) else 0.0,
         "shortened_rows": int(np.count_nonzero(shortened)),
         "tokens_cut": int(shortened.sum()),
@@ -53,13 +54,21 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str], 
         "empty_answers": sum(problem["reason"].startswith("the answer, ") for problem in problems),
         "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
         "rows_in_both_parts": _in_both(*digests),
+        "turns_left_out": sum(int(tokenized.column(table, "turns_left_out").to_numpy().sum()) for table in good),
         "straddling_tokens": sum(int(tokenized.column(table, "straddles").to_numpy().sum()) for table in good),
     }
 
 
-def _rows(table: Dataset, per_row: int) -> Dataset:
+def _rows(table: Dataset) -> Dataset:
     """Return the first line of each row."""
-    return table if per_row == 1 else table.select(np.arange(0, len(table), per_row))
+    starts = tokenized.row_starts(table)
+    return table if len(starts) == len(table) + 1 else table.select(starts[:-1])
+
+
+def _longest_lines(table: Dataset, tokens: np.ndarray) -> np.ndarray:
+    """Return the tokens of each row's longest example [rows]."""
+    starts = tokenized.row_starts(table)[:-1]
+    return np.maximum.reduceat(tokens, starts) if len(starts) else tokens
 
 
 def _problems(table: Dataset) -> list[dict[str, Any]]:
@@ -119,6 +128,9 @@ def sentences(counts: dict[str, Any], *, cutoff_len: int, policy: str) -> list[s
             f"{_number(count, 'prompt')} shortened to cutoff_len {cutoff_len} "
             f"({_number(counts['tokens_cut'], 'token')} cut; answers are never cut)"
         )
+    if count := counts["turns_left_out"]:
+        which = f"longer than cutoff_len {cutoff_len} left out"
+        lines.append(f"{_number(count, 'turn')} {which}; the other turns of their rows are trained")
     lines += left_out(counts, policy)
     if count := counts["empty_prompts"]:
         verb = "has" if count == 1 else "have"

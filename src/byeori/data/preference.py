@@ -9,11 +9,12 @@ messages use the tokenizer's chat template; the last assistant turn is the answe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from byeori.data import chat, template, tokenize
+from byeori.data import template, tokenize
+from byeori.data.conversation import COLUMNS, CONTEXT_COLUMNS, conversation
 from byeori.data.template import Segment, Template
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import TemplateError
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from datasets import Features
 
 SIDES = ("chosen", "rejected")
-CONVERSATION = ("system", "prompt", "question", *SIDES)
-"""The columns that a row's conversation is made of if the tokenizer's chat template is used."""
-
 _OPENING = ("system", "user", "human")
+_SAME = "the chosen and the rejected answer are the same, so there is nothing to prefer"
 
 
 def choose(features: Features) -> str:
@@ -59,6 +58,12 @@ def check_columns(columns: list[str]) -> None:
             )
 
 
+def columns_read(columns: Sequence[str]) -> set[str]:
+    """Return those of a table's columns that its conversations are made of."""
+    prompt = {"prompt", "question"} & set(columns) or set(COLUMNS)
+    return prompt | {*CONTEXT_COLUMNS, *SIDES}
+
+
 def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> dict[str, object]:
     """Return the row as SFT expects it, with the answer of one side.
 
@@ -75,19 +80,19 @@ def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> d
     return {**row, chosen.answer_column: answer}
 
 
-def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[dict[str, str]]:
+def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[dict[str, Any]]:
     """Join system, prompt or question, and an answer, each text or messages, to one conversation.
 
     An answer whose messages begin with the system or the user is the whole conversation, as in some tables.
     """
-    prompt = row.get("prompt") or row.get("question")
+    prompt = next((row[name] for name in ("prompt", "question", *COLUMNS) if row.get(name)), None)
     turns = _turns(prompt, "user")
     if isinstance(row.get("system"), str) and str(row["system"]).strip():
         turns = [*_turns(row["system"], "system"), *turns]
     ending = _turns(answer, "assistant")
     whole = bool(ending) and isinstance(ending[0], Mapping) and ending[0].get("role", ending[0].get("from")) in _OPENING
-    messages = chat.messages_of({"messages": ending if whole else [*turns, *ending]})
-    if not ending or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+    messages = list(conversation({"messages": ending if whole else [*turns, *ending]}).messages)
+    if not ending or messages[-1]["role"] != "assistant" or not conversation({"messages": messages[-1:]}).trained:
         raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with an assistant turn")
     return messages
 
@@ -95,15 +100,9 @@ def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[
 def _turns(value: object, role: str) -> list[Any]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
+    if isinstance(value, Mapping):  # LLaMA-Factory's answers are single turns
+        return [value]
     return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def segments_of(row: Mapping[str, object], side: str, encoding: Encoding) -> tuple[Segment, ...]:
-    """Return the text of one side."""
-    filled = side_row(row, side, encoding.template)
-    if encoding.template is None:
-        return chat.last_turn_segments(filled, encoding.tokenizer)
-    return tokenize.row_segments(filled, encoding)
 
 
 def encode_pair(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
@@ -113,10 +112,16 @@ def encode_pair(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
         TemplateError: as `tokenize.encode_row`, or if the two answers are the same.
         TooLongError: if the row does not fit into cutoff_len.
     """
+    filled = [side_row(row, side, encoding.template) for side in SIDES]
+    if encoding.template is None:
+        pair = [tokenize.encode_turns(side, replace(encoding, train_turns="last"))[-1] for side in filled]
+        if pair[0] == pair[1]:
+            raise TemplateError(_SAME)
+        return pair
     number = int(str(row.get("__row__", 0)))
-    sides = [segments_of(row, side, encoding) for side in SIDES]
+    sides = [tokenize.row_segments(side, encoding) for side in filled]
     if sides[0] == sides[1]:
-        raise TemplateError("the chosen and the rejected answer are the same, so there is nothing to prefer")
+        raise TemplateError(_SAME)
     fitted = [tokenize.fit(segments, encoding, number) for segments in sides]
     whole = [len(example.token_ids) + example.shortened for example, _ in fitted]
     while cut := max(example.shortened for example, _ in fitted):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from byeori.data import chat, preference, template
 from byeori.data.template import Template
-from byeori.data.tokenize import Encoding, Example, encode_row
+from byeori.data.tokenize import Encoding, Example, encode_row, encode_turns
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -27,7 +27,7 @@ class RowKind:
     name: as an objective names it and byeori.yaml records it. command: of byeori, that trains such rows.
     sides: the names of a row's examples, in their order; consecutive examples of a row are never parted.
     answer_columns: the columns that hold the answers; empty if the template names the one answer column.
-    chat_columns: the columns that are read where the tokenizer's chat template writes the row.
+    chat_columns: a table's columns -> those that are read where the tokenizer's chat template writes the row.
     check_columns: raises TemplateError unless a table has the columns that the kind and the template need.
     choose_template: a table's columns -> the name of the shipped template that fits them.
     encode: a row -> its examples, one for each side. Raises TemplateError if the row cannot be trained.
@@ -38,7 +38,7 @@ class RowKind:
     command: str
     sides: tuple[str, ...]
     answer_columns: tuple[str, ...]
-    chat_columns: tuple[str, ...]
+    chat_columns: Callable[[Sequence[str]], set[str]]
     check_columns: Callable[[Sequence[str], Template | None], None]
     choose_template: Callable[[Features], str]
     encode: Callable[[Row, Encoding], list[Example]]
@@ -52,7 +52,7 @@ class RowKind:
     def columns_read(self, columns: Sequence[str], chosen: Template | None) -> list[str]:
         """Return those of a table's columns, in its order, that become tokens. Rows equal there are the same row."""
         if chosen is None:
-            read = set(self.chat_columns)
+            read = self.chat_columns(columns)
         else:
             read = {*chosen.prompt_columns, *(self.answer_columns or [chosen.answer_column])}
         return [name for name in columns if name in read]
@@ -80,7 +80,7 @@ def _choose(features: Features) -> str:
 
 
 def _encode_answer(row: Row, encoding: Encoding) -> list[Example]:
-    return [encode_row(row, encoding)]
+    return [encode_row(row, encoding)] if encoding.template else encode_turns(row, encoding)
 
 
 def _asked(row: Row, chosen: Template | None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ ANSWER = RowKind(
     command="sft",
     sides=("answer",),
     answer_columns=(),
-    chat_columns=chat.COLUMNS,
+    chat_columns=chat.columns_read,
     check_columns=_check_answer,
     choose_template=_choose,
     encode=_encode_answer,
@@ -109,7 +109,7 @@ PREFERENCE = RowKind(
     command="dpo",
     sides=preference.SIDES,
     answer_columns=preference.SIDES,
-    chat_columns=preference.CONVERSATION,
+    chat_columns=preference.columns_read,
     check_columns=_check_preference,
     choose_template=preference.choose,
     encode=preference.encode_pair,

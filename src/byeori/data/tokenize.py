@@ -14,12 +14,14 @@ L: tokens of an example.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
-from byeori.data import chat
+from byeori.data import chat, turns
+from byeori.data.conversation import Turns, conversation
 from byeori.data.template import Segment, Template
+from byeori.data.turns import Turn
 from byeori.errors import TemplateError, TooLongError
 
 Spans = tuple[tuple[int, int], ...]
@@ -36,6 +38,8 @@ class Example:
     row: 0-based position of the row in its source.
     shortened: tokens cut from the prompt to fit cutoff_len. straddles: tokens over the end of the prompt.
     reference: a reference model's log-prob of each trained token, in order; None without a reference model.
+    turn: the message that is trained, 1-based; 0 for a row that is not a conversation.
+    turns_left_out: trained turns of the row that are longer than cutoff_len; counted on its first example.
     """
 
     token_ids: Sequence[int]
@@ -44,6 +48,8 @@ class Example:
     shortened: int = 0
     straddles: int = 0
     reference: Sequence[float] | None = None
+    turn: int = 0
+    turns_left_out: int = 0
 
     @property
     def target_count(self) -> int:
@@ -60,6 +66,8 @@ class Encoding:
     bos: the id added in front; None if this tokenizer uses none.
     eos: the id added after an answer; None if add_eos_token is off or the chat template ends a turn itself.
     cutoff_len: the maximum number of tokens of an example.
+    train_turns, chat_variables: which turns of a conversation are trained, and what its chat template is given beside
+        messages and tools (`enable_thinking`).
     """
 
     tokenizer: Any
@@ -69,6 +77,8 @@ class Encoding:
     bos: int | None
     eos: int | None
     train_on_inputs: bool = False
+    train_turns: Turns = "all"
+    chat_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_encoding(
@@ -125,10 +135,61 @@ def encode_row(row: Mapping[str, object], encoding: Encoding) -> Example:
     return example
 
 
+def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
+    """One example for each trained turn of a conversation, by the tokenizer's chat template.
+
+    A turn longer than cutoff_len is left out; `turns_left_out` of the row's first example counts them. Under
+    train_on_inputs a token that an earlier turn has trained is not trained again.
+
+    Raises:
+        TemplateError: as `conversation` and `turns`; or no assistant turn is trained, or the last answer is empty.
+        TooLongError: no turn fits into cutoff_len.
+    """
+    read = conversation(row, train_turns=encoding.train_turns)
+    if read.ends_empty:
+        raise TemplateError("the answer, the last assistant turn in `messages`, is empty")
+    if not read.trained:
+        roles = ", ".join(dict.fromkeys(message["role"] for message in read.messages))
+        raise TemplateError(f"no turn in `messages` is an assistant's that is trained (its roles: {roles})")
+    number = int(str(row.get("__row__", 0)))
+    found = [
+        _encode_turn(turn, encoding, number) for turn in turns.turns(read, encoding.tokenizer, encoding.chat_variables)
+    ]
+    fitting = [example for example in found if len(example.token_ids) <= encoding.cutoff_len]
+    if not fitting:
+        raise TooLongError(
+            f"{len(found[0].token_ids)} tokens are more than cutoff_len {encoding.cutoff_len}, and there is no prompt "
+            "column to shorten"
+        )
+    if encoding.train_on_inputs:
+        fitting = [_with_prompt_trained(at, fitting) for at in range(len(fitting))]
+    return [replace(fitting[0], turns_left_out=len(found) - len(fitting)), *fitting[1:]]
+
+
+def _encode_turn(turn: Turn, encoding: Encoding, row: int) -> Example:
+    """The prompt's tokens as a server has them, then the answer's."""
+    prompt = encoding.core.encode(turn.prompt, add_special_tokens=False).ids
+    both = encoding.core.encode(turn.prompt + turn.answer, add_special_tokens=False).ids
+    # a token over the boundary is none that the model would write after this prompt
+    fits = both[: len(prompt)] == prompt and len(both) > len(prompt)
+    answer = both[len(prompt) :] if fits else encoding.core.encode(turn.answer, add_special_tokens=False).ids
+    if encoding.eos is not None and answer[-1:] != [encoding.eos]:
+        answer = [*answer, encoding.eos]
+    ids = [*prompt, *answer]
+    return Example(token_ids=ids, targets=((max(1, len(prompt)), len(ids)),), row=row, turn=turn.number)
+
+
+def _with_prompt_trained(at: int, examples: list[Example]) -> Example:
+    example = examples[at]
+    before = examples[at - 1].token_ids if at else ()
+    same = next((i for i, (a, b) in enumerate(zip(example.token_ids, before, strict=False)) if a != b), None)
+    same = min(len(before), len(example.token_ids)) if same is None else same
+    return replace(example, targets=((max(1, same), len(example.token_ids)),))
+
+
 def row_segments(row: Mapping[str, object], encoding: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
-    """Return the row's text, from the template or from the tokenizer's chat template."""
-    if encoding.template is None:
-        return chat.segments(row, encoding.tokenizer, with_answer=with_answer)
+    """The row's text by the template."""
+    assert encoding.template is not None
     segments = encoding.template.segments(row, with_answer=with_answer)
     if with_answer and not any(s.column == encoding.template.answer_column and s.text.strip() for s in segments):
         raise TemplateError(f"the answer, column {encoding.template.answer_column!r}, is empty")
@@ -252,8 +313,14 @@ def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
     Raises:
         TemplateError: as `encode_row`, except that the answer may be missing.
     """
+    if encoding.template is None:
+        read = conversation(row)
+        if read.messages[-1]["role"] == "assistant":
+            read = replace(read, messages=read.messages[:-1])
+        text = turns.prompt(read, encoding.tokenizer, encoding.chat_variables)
+        return list(encoding.core.encode(text, add_special_tokens=False).ids)
     bare = replace(encoding, eos=None, train_on_inputs=False)
-    answer = row.get(encoding.template.answer_column) if encoding.template else None
+    answer = row.get(encoding.template.answer_column)
     if not isinstance(answer, str) or not answer.strip():
         return list(fit(row_segments(row, encoding, with_answer=False), bare)[0].token_ids)
     _, segments = fit(row_segments(row, encoding), encoding)

@@ -1,12 +1,14 @@
 """Rows -> tokenized rows, in Arrow files on disk: memory-mapped, and cached by content.
 
-A tokenized table has a line for each example (a preference row makes two, chosen and rejected) and these columns:
+A tokenized table has a line for each example (a preference row makes two, chosen and rejected; a conversation one for
+each trained turn) and these columns:
 
     token_ids   the example's tokens                      targets    flattened [start, end) pairs
     row         position in the source                    shortened  tokens cut from the prompt
     straddles   tokens over the end of the prompt         digest     of the token ids, to find duplicates
     problem     why the row cannot be trained, or ""      too_long   whether its length is the reason
     no_prompt   whether the columns of the prompt are empty
+    turn        the trained message, 1-based              turns_left_out  trained turns that are too long
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +38,7 @@ _ROWS_PER_PROCESS = 20_000
 # Rows of a column that are in memory at once when it is read to the end.
 _ROWS_AT_ONCE = 20_000
 # Increase it when rows are tokenized differently than before, or their problems are worded differently.
-_FORMAT = "6"
+_FORMAT = "7"
 
 
 def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
@@ -87,7 +90,7 @@ def _features() -> Features:
     from datasets import Features, List, Value
 
     lists = {name: List(Value("int32")) for name in ("token_ids", "targets")}
-    numbers = {name: Value("int64") for name in ("row", "shortened", "straddles")}
+    numbers = {name: Value("int64") for name in ("row", "shortened", "straddles", "turn", "turns_left_out")}
     texts = {name: Value("string") for name in ("digest", "problem")}
     flags = {name: Value("bool") for name in ("too_long", "no_prompt")}
     return Features({**lists, **numbers, **texts, **flags})
@@ -98,7 +101,15 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
     template = encoding.template.text if encoding.template else encoding.tokenizer.chat_template
     special = None if encoding.template else encoding.tokenizer.special_tokens_map  # a chat template may write them
     numbers = [encoding.cutoff_len, encoding.bos, encoding.eos, encoding.train_on_inputs]
-    settings = [_FORMAT, template, special, *numbers, row_kind.name]
+    settings = [
+        _FORMAT,
+        template,
+        special,
+        *numbers,
+        row_kind.name,
+        encoding.train_turns,
+        dict(encoding.chat_variables),
+    ]
     state = [rows._fingerprint, encoding.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
@@ -111,7 +122,7 @@ def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: Row
         try:
             examples = row_kind.encode(row, encoding)
         except TemplateError as error:
-            examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))] * row_kind.examples
+            examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))]
             problem, too_long = str(error), isinstance(error, TooLongError)
         content = "".join(f"{example.token_ids}{example.targets}" for example in examples)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
@@ -123,7 +134,7 @@ def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: Row
 def _line(example: Example) -> tuple[Any, ...]:
     ids = np.asarray(example.token_ids, dtype=np.int32)
     edges = [edge for span in example.targets for edge in span]
-    return ids, edges, example.row, example.shortened, example.straddles
+    return ids, edges, example.row, example.shortened, example.straddles, example.turn, example.turns_left_out
 
 
 def usable(table: Dataset) -> Dataset:
@@ -177,28 +188,42 @@ def example(table: Dataset, index: int) -> Example:
         row=line["row"],
         shortened=line["shortened"],
         straddles=line["straddles"],
+        turn=line["turn"],
+        turns_left_out=line["turns_left_out"],
     )
+
+
+def row_starts(table: Dataset) -> np.ndarray:
+    """Return [rows + 1]: the line that each row of the source begins at; a row has a line for each of its examples."""
+    source = np.concatenate([part.to_numpy() for part in _parts(table, "row")] or [np.zeros(0, dtype=np.int64)])
+    if not len(source):
+        return np.zeros(1, dtype=np.int64)
+    return np.concatenate([[0], np.flatnonzero(np.diff(source)) + 1, [len(source)]])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """A tokenized table of usable rows, ready for the trainer.
 
-    per_row: lines of a row. reference: a reference model's log-prob of every trained token of the table, in order (a
-    file on disk); offsets: [lines + 1], where the log-probs of each line begin. Both None without a reference model.
+    reference: a reference model's log-prob of every trained token of the table, in order (a file on disk); offsets:
+    [lines + 1], where the log-probs of each line begin. Both None without a reference model.
     """
 
     table: Dataset
-    per_row: int = 1
     reference: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """[rows + 1]: the line that each row begins at."""
+        return row_starts(self.table)
+
     def __len__(self) -> int:
-        return len(self.table) // self.per_row
+        return len(self.starts) - 1
 
     def unit(self, index: int) -> list[Example]:
         """Return the examples of a row."""
-        return [self._example(self.per_row * int(index) + place) for place in range(self.per_row)]
+        return [self._example(line) for line in range(self.starts[index], self.starts[index + 1])]
 
     def _example(self, line: int) -> Example:
         tokens = example(self.table, line)
@@ -207,8 +232,8 @@ class Rows:
         return replace(tokens, reference=self.reference[self.offsets[line] : self.offsets[line + 1]].tolist())
 
     def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each row [rows]."""
-        return lengths(self.table).reshape(-1, self.per_row).sum(axis=1)
+        """Return the number of tokens of each row's examples together [rows]."""
+        return np.add.reduceat(lengths(self.table), self.starts[:-1]) if len(self) else np.zeros(0, dtype=np.int64)
 
 
 def target_offsets(table: Dataset) -> np.ndarray:

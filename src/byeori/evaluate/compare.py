@@ -64,8 +64,9 @@ def compare_rows(
     model: a PeftModel. rows_file: each batch is appended as it is finished, so that nothing computed is lost; the rows
     are in order at the end. max_length: of prompt and answer, in tokens. on_progress: called with (rows done, total).
     """
-    examples = [row_kind.encode(row, encoding) for row in rows]
     asked = [row_kind.asked(row, encoding.template) for row in rows]
+    # of a conversation the last answer is compared, of a pair both
+    examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in rows]
     prompts = [encode_prompt(row, encoding) for row in asked]
     items: dict[int, dict[str, Any]] = {}
     atomic_files.write(rows_file, "")

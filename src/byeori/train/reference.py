@@ -71,7 +71,7 @@ def with_reference(
     adapter_off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
     with adapter_off, wrap.uncompiled():
         for done, part in enumerate(parts):
-            spans = [slice(offsets[rows.per_row * i], offsets[rows.per_row * (i + 1)]) for i in part.tolist()]
+            spans = [slice(offsets[rows.starts[i]], offsets[rows.starts[i + 1]]) for i in part.tolist()]
             missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False
             if all_reduce_sum([float(missing)], processes)[0]:
                 computed = _compute(model, rows, part, spans, options, processes)

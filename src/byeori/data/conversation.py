@@ -1,0 +1,253 @@
+"""A row -> a Conversation: messages in one form, the tools they may call, and which turns are trained.
+
+    {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"}
+        -> system S | user Q | assistant A          trained: [2]
+
+Reads OpenAI's form (`messages`: role, content, tool_calls), ShareGPT's (`conversations`: from, value, function_call,
+observation), prompt and completion as messages, and JSON text of any of them. Nothing that carries conversation is
+dropped: a key on a turn that is not known is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from byeori.errors import TemplateError
+
+COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+"""Columns of a row that may hold the messages; the first that holds something is read."""
+CONTEXT_COLUMNS = ("system", "tools")
+"""Columns beside the messages that belong to the conversation."""
+
+_ROLES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bing", "bard", "bot", "ai", "chatbot"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool_response", "ipython"), "tool"),
+    "tool_call": "function_call",
+    "function-call": "function_call",
+}
+_KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool", "function_call"}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_SWITCHES = ("weight", "loss", "train", "masked")  # OpenAI, ms-swift, Axolotl, Axolotl
+_TURN_KEYS = {"role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id"}
+_TURN_KEYS |= {*_REASONING, *_SWITCHES}
+_EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
+
+Turns = Literal["all", "last"]
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """Messages as chat templates read them.
+
+    messages: each with `role` and `content` (text), and where the row has them `reasoning_content` (and its other
+        names, `reasoning` and `thinking`), `tool_calls` ({"type": "function", "function": {"name", "arguments"}},
+        arguments as an object), `name` and `tool_call_id`.
+    tools: JSON schemas of the functions that may be called.
+    trained: positions of the assistant's messages that are trained.
+    ends_empty: whether the last message is an assistant's that would be trained, but says nothing.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    trained: tuple[int, ...] = ()
+    ends_empty: bool = False
+
+
+def conversation(row: Mapping[str, object], *, train_turns: Turns = "all") -> Conversation:
+    """Read the conversation of a row.
+
+    train_turns: `all` trains every assistant turn that no key of its own (`weight`, `loss`, `train`, `masked`)
+        excludes, `last` the last of these alone. Turns without text, reasoning or calls are never trained.
+
+    Raises:
+        TemplateError: if there are no messages, or one of them cannot be read.
+    """
+    turns, first_trained = _turns(row)
+    messages: list[Message] = []
+    wanted: list[int] = []
+    ends_empty = False
+    for number, turn in enumerate(turns, 1):
+        message, trains = _message(turn, number)
+        previous = messages[-1] if messages else None
+        if "tool_calls" in message and previous and _continues(previous, message, turn):
+            previous["tool_calls"] = [*previous.get("tool_calls", []), *message["tool_calls"]]
+            continue
+        asked = message["role"] == "assistant" and trains and number > first_trained
+        ends_empty = asked and not _says_something(message)
+        if asked and not ends_empty:
+            wanted.append(len(messages))
+        messages.append(message)
+    shift = _add_system(row, messages)
+    wanted = [index + shift for index in wanted]
+    return Conversation(
+        messages=tuple(messages),
+        tools=tuple(_tools(row.get("tools"))),
+        trained=tuple(wanted[-1:] if train_turns == "last" else wanted),
+        ends_empty=ends_empty,
+    )
+
+
+def _continues(previous: Message, message: Message, turn: Mapping[str, Any]) -> bool:
+    """Whether a turn of ShareGPT's role `function_call` belongs to the assistant's message before it."""
+    raw = str(turn.get("role") or turn.get("from") or "").lower()
+    return _ROLES.get(raw, raw) == "function_call" and previous["role"] == "assistant"
+
+
+def _says_something(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content"))
+
+
+def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
+    """Put the column `system` in front, where the messages do not begin with one; how many messages that adds."""
+    system = row.get("system")
+    if not isinstance(system, str) or not system.strip():
+        return 0
+    if messages and messages[0]["role"] in ("system", "developer"):
+        if messages[0]["content"].strip() != system.strip():
+            raise TemplateError("the column `system` and the first message are two different system prompts; keep one")
+        return 0
+    messages.insert(0, {"role": "system", "content": system})
+    return 1
+
+
+# ---- turns -------------------------------------------------------------------------------------------------------
+
+
+def _turns(row: Mapping[str, object]) -> tuple[list[Mapping[str, Any]], int]:
+    """The turns of a row, and how many of them are a prompt that is never trained."""
+    for name in COLUMNS:
+        if row.get(name) not in _EMPTY:
+            return _list_of_turns(row[name], name), 0
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if _is_turns(completion) or (_is_turns(prompt) and completion not in _EMPTY):
+        before = _as_turns(prompt, "user", "prompt")
+        return [*before, *_as_turns(completion, "assistant", "completion")], len(before)
+    raise TemplateError("the column `messages` is empty or not a list of turns with a role and a text each")
+
+
+def _is_turns(value: object) -> bool:
+    parsed = _parsed(value)
+    return isinstance(parsed, (list, tuple)) and bool(parsed) and all(isinstance(item, Mapping) for item in parsed)
+
+
+def _as_turns(value: object, role: str, name: str) -> list[Mapping[str, Any]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else _list_of_turns(value, name)
+
+
+def _list_of_turns(value: object, name: str) -> list[Mapping[str, Any]]:
+    turns = _parsed(value)
+    if not _is_turns(turns):
+        raise TemplateError(f"the column `{name}` is not a list of turns with a role and a text each")
+    return list(turns)
+
+
+def _parsed(value: object) -> Any:
+    """JSON text of a list or an object as that; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
+    """One turn in the form that chat templates read, and whether its keys let it be trained."""
+    if unknown := [key for key, value in turn.items() if key not in _TURN_KEYS and value not in _EMPTY]:
+        raise TemplateError(
+            f"message {number} has the key {unknown[0]!r}, which would not be trained; remove it, or write what it "
+            "holds into the content"
+        )
+    raw = turn["role"] if turn.get("role") is not None else turn.get("from")
+    if not isinstance(raw, str):
+        raise TemplateError(f"message {number} has no role")
+    role = _ROLES.get(raw.strip().lower(), raw.strip().lower())
+    if role not in _KNOWN_ROLES:
+        raise TemplateError(
+            f"message {number} has the role {raw!r}; roles are system, developer, user, assistant and tool"
+        )
+    value = turn["content"] if turn.get("content") is not None else turn.get("value")
+    if role == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": _calls(value, number)}, _trains(turn, number)
+    message: Message = {"role": role, "content": _text(value, number)}
+    calls = turn.get("tool_calls") if turn.get("tool_calls") not in _EMPTY else turn.get("function_call")
+    if calls not in _EMPTY:
+        message["tool_calls"] = _calls(calls, number)
+    elif value is None and turn.get("reasoning_content") in _EMPTY:
+        raise TemplateError(f"message {number} has no content")
+    if reasoning := next((turn[key] for key in _REASONING if turn.get(key) not in _EMPTY), None):
+        message |= dict.fromkeys(_REASONING, _text(reasoning, number))
+    message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key) not in _EMPTY}
+    return message, _trains(turn, number)
+
+
+def _text(value: object, number: int) -> str:
+    """The text of a content: text, or a list of text parts."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if isinstance(value, (list, tuple)):
+        return "".join(_part(part, number) for part in value)
+    raise TemplateError(f"message {number} has a content that is not text (a {type(value).__name__})")
+
+
+def _part(part: object, number: int) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise TemplateError(f"message {number} has a part of type {kind!r}; only text is trained, so leave such rows out")
+
+
+def _trains(turn: Mapping[str, Any], number: int) -> bool:
+    """Whether `weight`, `loss`, `train` and `masked` let a turn be trained."""
+    given = {key: turn[key] for key in _SWITCHES if turn.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1):
+            raise TemplateError(f"message {number} has {key} {value}; it can be 0 (not trained) or 1")
+    return all(bool(value) != (key == "masked") for key, value in given.items())
+
+
+# ---- tools -------------------------------------------------------------------------------------------------------
+
+
+def _tools(value: object) -> Sequence[Any]:
+    tools = _parsed(value)
+    if tools in _EMPTY:
+        return ()
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if not isinstance(tools, (list, tuple)):
+        raise TemplateError("the column `tools` is not a list of tools, nor JSON text of one")
+    return [_parsed(tool) for tool in tools]
+
+
+def _calls(value: object, number: int) -> list[dict[str, Any]]:
+    """Calls of functions, from OpenAI's form, a bare {"name", "arguments"}, a list, or JSON text of these."""
+    calls = _parsed(value)
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, (list, tuple)) or not calls:
+        raise TemplateError(
+            f"message {number} calls a tool, and its call is not a JSON object with a name and arguments"
+        )
+    return [_call(_parsed(call), number) for call in calls]
+
+
+def _call(call: Any, number: int) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise TemplateError(f"message {number} calls a tool without a name")
+    arguments = _parsed(function.get("arguments", function.get("parameters", {})))
+    arguments = {} if arguments in _EMPTY else arguments
+    if isinstance(arguments, Mapping):  # Arrow gives every object the keys of all: those of other calls are None
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+    out = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return ({"id": call["id"]} | out) if call.get("id") else out
