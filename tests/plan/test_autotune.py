@@ -13,6 +13,7 @@ import torch
 
 import byeori
 from byeori import config
+from byeori.artifacts import layout
 from byeori.batch import loader
 from byeori.commands import _planned, _rows
 from byeori.data import row_kinds, tokenized
@@ -36,7 +37,7 @@ def run(tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.
         how: dict[str, Any] = {"batch_size": 8, "max_steps": 2, "cutoff_len": 256, "learning_rate": 1e-3}
         how |= {"base_model": str(tiny_model), "data_path": str(title_rows), "dtype": "float32"}
         byeori.sft(**how | {"output_dir": str(tmp_path / "out"), "overwrite_output_dir": True} | changes)
-        found: dict[str, Any] = json.loads((tmp_path / "out" / autotune.FILE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((tmp_path / "out" / layout.PLAN).read_text(encoding="utf-8"))
         return found
 
     return train
@@ -119,7 +120,7 @@ def test_the_same_adapter_whatever_was_chosen(run: Runs, tmp_path: Path) -> None
 
 def test_a_small_model_is_not_asked(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     byeori.sft(base_model=str(tiny_model), data_path=str(title_rows), output_dir=str(tmp_path / "out"), max_steps=1)
-    assert not (tmp_path / "out" / autotune.FILE).exists()
+    assert not (tmp_path / "out" / layout.PLAN).exists()
 
 
 def test_weights_are_shared_where_they_do_not_fit(
