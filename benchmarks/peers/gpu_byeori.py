@@ -19,7 +19,7 @@ from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import adapter, forward
 from byeori.train import checkpoint, prefetch, trainer
-from byeori.train.async_save import Checkpoints, Writer
+from byeori.train.async_save import Checkpoints
 from byeori.train.recovery import Recovery
 from byeori.train.state import Job, Progress
 
@@ -149,7 +149,7 @@ def measure(args: Any, work: common.Workload, model: Any) -> common.Record:
     parameters = [parameter for _, parameter in checkpoint.trainable(model)]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
     run, orders = Progress(), {}
-    recovery = Recovery(job, run, Checkpoints(job, optimizer, Writer(print)), print)
+    recovery = Recovery(job, run, Checkpoints(job, optimizer, print), print)
     session = trainer.Session(
         job=job, progress=run, optimizer=optimizer, parameters=parameters, noise={}, recovery=recovery
     )

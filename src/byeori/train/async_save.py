@@ -81,11 +81,12 @@ class Writer:
             self._pool.shutdown(wait=False)
 
 
-class Checkpoints:
-    """The checkpoints of a run in progress."""
+class Checkpoints(Writer):
+    """Writes the checkpoints of a run in progress."""
 
-    def __init__(self, job: Job, optimizer: torch.optim.Optimizer, writer: Writer) -> None:
-        self._job, self._optimizer, self._writer = job, optimizer, writer
+    def __init__(self, job: Job, optimizer: torch.optim.Optimizer, say: Say) -> None:
+        super().__init__(say)
+        self._job, self._optimizer = job, optimizer
 
     def save(self, progress: Progress) -> None:
         """Copy the run to memory and let the writer put it on the disk, if this process writes files."""
@@ -109,12 +110,4 @@ class Checkpoints:
             if job.mirror:
                 job.mirror.put(folder)
 
-        self._writer.submit(write)
-
-    def check(self) -> None:
-        """As `Writer.check`."""
-        self._writer.check()
-
-    def wait(self) -> None:
-        """As `Writer.wait`."""
-        self._writer.wait()
+        self.submit(write)

@@ -26,7 +26,7 @@ from byeori.model import device_batch, forward, wrap
 from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim
-from byeori.train.async_save import Checkpoints, Writer
+from byeori.train.async_save import Checkpoints
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
 from byeori.train.recovery import Recovery
@@ -78,10 +78,9 @@ def train(job: Job) -> Progress:
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
         log.Live(job.schedule.total_steps, start=progress.step, shown=main) as live,
         log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
-        Writer(live.say) as writer,
+        Checkpoints(job, optimizer, live.say) as checkpoints,
         steps_from(job, progress) as steps,
     ):
-        checkpoints = Checkpoints(job, optimizer, writer)
         recovery = Recovery(job, progress, checkpoints, live.say)
         session = Session(
             job=job, progress=progress, optimizer=optimizer, parameters=parameters, noise=noise, recovery=recovery
