@@ -1,4 +1,4 @@
-"""Where byeori keeps what it makes once."""
+"""The folder for everything that is made once: kernels, the embedded model, reference log-probs."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where byeori keeps what it made once: $BYEORI_CACHE, or ~/.cache/byeori."""
+    """Return $BYEORI_CACHE, or ~/.cache/byeori."""
     return Path(os.environ.get("BYEORI_CACHE", Path.home() / ".cache" / "byeori"))
