@@ -66,41 +66,32 @@ def find(
     """
     folder = load.local_folder(name, revision)
     settings = run_settings(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        if base is not None:
-            raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
-        tokenizer, _ = load.load_tokenizer(str(folder))
-        max_length = load.positions_limit(load.load_config(str(folder)))
-        return SavedModel(
-            name=name,
-            folder=folder,
-            is_adapter=False,
-            base=str(folder),
-            revision=None,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            settings=settings,
-        )
-    recorded, base_revision = _check_adapter(folder, name)
-    base_name = base or recorded
-    if not base_name:
-        raise ModelError(f"the adapter {name} does not say which base it belongs to; give --base_model")
-    check_base_name(folder, recorded, base, option="--base_model")
-    revision = base_revision if base_name == recorded else None
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    base_name, base_revision = str(folder), None
+    if is_adapter:
+        recorded, recorded_revision = _check_adapter(folder, name)
+        if not (base or recorded):
+            raise ModelError(f"the adapter {name} does not name its base model; give --base_model")
+        check_base_name(folder, recorded, base, option="--base_model")
+        base_name = str(base or recorded)
+        base_revision = recorded_revision if base_name == recorded else None
+    elif base is not None:
+        raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
     try:
-        max_length = load.positions_limit(load.load_config(base_name, revision=revision))
+        max_length = load.positions_limit(load.load_config(base_name, revision=base_revision))
     except ByeoriError as error:
-        hint = "" if base else f"; {name} was trained on it: {moved}"
+        hint = f"; {name} was trained on it: {moved}" if is_adapter and base is None else ""
         raise type(error)(f"{error}{hint}") from None
-    check_base_weights(folder, Path(base_name), base_name, option="--base_model")
-    own = (folder / layout.TOKENIZER_CONFIG).exists()
-    tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else revision)
+    if is_adapter:
+        check_base_weights(folder, Path(base_name), base_name, option="--base_model")
+    own = (folder / layout.TOKENIZER_CONFIG).exists() or not is_adapter
+    tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else base_revision)
     return SavedModel(
         name=name,
         folder=folder,
-        is_adapter=True,
+        is_adapter=is_adapter,
         base=base_name,
-        revision=revision,
+        revision=base_revision,
         tokenizer=tokenizer,
         max_length=max_length,
         settings=settings,

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from byeori.artifacts.layout import LOG
 from byeori.errors import ConfigError
 from byeori.support.atomic_files import new_file
-from byeori.support.console import Say, moving
+from byeori.support.console import Say, moving, say
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_errors
 
@@ -83,9 +81,7 @@ class Live:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.refresh()  # in a notebook rich would leave an older state of the line
         self._progress.stop()
 
@@ -105,11 +101,7 @@ class Live:
         done, now = line["step"] - self._start, time.monotonic()
         if not self._moving and (now - self._last > 10 or line["step"] == self._total):
             left = (now - self._began) / done * (self._total - line["step"])
-            print(
-                f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left")
             self._last = now
 
 
@@ -162,9 +154,7 @@ class Trackers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def write(self, line: dict[str, Any]) -> None:

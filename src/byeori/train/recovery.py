@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import NoReturn
 
 from byeori.distributed import processes
 from byeori.errors import TrainingError
-from byeori.support.console import Say
+from byeori.support.console import Say, say
 from byeori.train import checkpoint, oom
 from byeori.train.async_save import Checkpoints
 from byeori.train.oom import NoRoom
@@ -84,11 +83,9 @@ class Recovery:
         if processes.first_to_speak():
             whole = checkpoint.newest(job.output_dir)
             done = f"everything up to {whole.name} is in {job.output_dir}" if whole else "no checkpoint was written yet"
-            print(
+            say(
                 f"error: another process of this run ended at step {progress.step + 1} (killed, or out of memory?); "
-                f"{done}; go on with the same command and --resume_from_checkpoint latest",
-                file=sys.stderr,
-                flush=True,
+                f"{done}; go on with the same command and --resume_from_checkpoint latest"
             )
         raise Abandoned("another process of this run ended")
 

@@ -142,7 +142,9 @@ def train_step(session: Session, step: Step) -> dict[str, Any]:
     loss, unique_tokens = totals.pop("loss"), int(totals.pop("unique_tokens"))
     all_reduce_gradients(session.parameters, job.processes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in session.parameters if p.grad is not None]).item()
-    rate = _learning_rate(job, progress.step)
+    options = job.options
+    kind, total = options.lr_scheduler, job.schedule.total_steps
+    rate = optim.learning_rate(progress.step, total=total, warmup=options.warmup, kind=kind, peak=options.learning_rate)
     more: dict[str, Any] = {}
     if math.isfinite(loss) and math.isfinite(norm):
         _update(session.optimizer, session.parameters, rate, norm, job.options.max_grad_norm)
@@ -208,17 +210,6 @@ def _sums(job: Job, batch: DeviceBatch) -> Sums:
 
 def _logged(sums: Sums, weight: float) -> dict[str, torch.Tensor]:
     return {name: value.detach().double() / weight for name, value in [("loss", sums.total), *sums.logged.items()]}
-
-
-def _learning_rate(job: Job, step: int) -> float:
-    options = job.options
-    return optim.learning_rate(
-        step,
-        total=job.schedule.total_steps,
-        warmup=options.warmup,
-        kind=options.lr_scheduler,
-        peak=options.learning_rate,
-    )
 
 
 def _update(
