@@ -1,4 +1,4 @@
-"""The model card that training leaves: README.md beside the finished adapter."""
+"""The model card that training writes: README.md of the finished adapter."""
 
 from __future__ import annotations
 

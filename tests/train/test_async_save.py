@@ -1,4 +1,4 @@
-"""Checkpoints are written beside the training, one at a time, and no error is lost."""
+"""Checkpoints are written while training goes on, one at a time, and no error is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_writes_beside_the_caller_one_at_a_time() -> None:
+def test_writes_one_at_a_time_while_the_caller_goes_on() -> None:
     gate, done = threading.Event(), []
     with Writer(print) as writer:
         writer.submit(lambda: (gate.wait(30), done.append(1))[1])

@@ -22,7 +22,7 @@ ADAPTER = layout.ADAPTER
 EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "val_set_size": 4, "lr_scheduler": "constant"}
 
 
-def test_latest_goes_on_with_the_branch_that_was_taken(
+def test_latest_resumes_the_branch_that_was_taken(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run goes back to its second step with another learning rate, and is stopped before the first run's last."""
@@ -92,7 +92,7 @@ def test_an_evaluation_that_is_no_number_is_never_the_best(
 
 
 def test_copies_of_another_run_stay(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    """A place for copies belongs to one run; another's are refused, or set aside where it is to start anew."""
+    """A place for copies belongs to one run; those of another run are refused, or renamed if a run starts over."""
     url, how = f"memory://{tmp_path.name}/run", {"save_steps": 2, "max_steps": 4}
     sft(tiny_model, title_rows, tmp_path / "one", **how, mirror_to=url)
     before = names(url)

@@ -110,7 +110,7 @@ def test_out_of_memory_splits_the_micro_batch(
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-4
 
 
-def test_the_smaller_size_is_kept_over_a_resume(
+def test_a_resumed_run_has_the_smaller_size(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_out(monkeypatch, 3, MemoryError())
@@ -173,7 +173,7 @@ def _order(model: Path, rows: Path, output: Path) -> str:
     return (output / "order.json").read_text()
 
 
-def test_other_errors_are_not_taken_for_memory() -> None:
+def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
     def fail() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -233,7 +233,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_sharded_rows_that_do_not_fit_go_on_in_new_processes(
+def test_sharded_rows_that_do_not_fit_restart_the_processes(
     step: int, tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
     """From the step before, in smaller micro-batches, with the losses of a run that had room."""
@@ -320,7 +320,7 @@ def rot(folder: Path, dice: random.Random) -> str:
 
 
 @CASES
-def test_a_damaged_newest_checkpoint_is_passed_over(
+def test_a_damaged_newest_checkpoint_is_skipped(
     case: int, undisturbed: Path, tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dice, output = random.Random(200 + case), tmp_path / "out"
@@ -347,7 +347,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
-def test_a_step_is_kept_whose_process_is_lost_behind_it(
+def test_a_step_is_saved_if_a_process_is_lost_after_it(
     evaluated: bool, tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks after the weights of step 3 have changed: it is whole unless its evaluation is due."""

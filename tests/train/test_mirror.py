@@ -20,7 +20,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"memory://{uuid.uuid4().hex}/run" if request.param == "memory" else str(tmp_path / "shared" / "run")
 
 
-def test_another_machine_goes_on(url: str, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+def test_another_machine_resumes(url: str, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     how = {"lr_scheduler": "constant", "save_steps": 2, "save_total_limit": 2}
     sft(tiny_model, title_rows, tmp_path / "whole", **how)
     sft(tiny_model, title_rows, tmp_path / "one", **how, max_steps=6, mirror_to=url)
@@ -36,7 +36,7 @@ def test_another_machine_goes_on(url: str, tiny_model: Path, title_rows: Path, t
     assert [line["step"] for line in log(tmp_path / "two")] == list(range(1, 13))
 
 
-def test_a_copy_that_was_cut_short_is_passed_over(
+def test_an_incomplete_copy_is_skipped(
     url: str, tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sft(tiny_model, title_rows, tmp_path / "one", max_steps=6, save_steps=2, mirror_to=url)

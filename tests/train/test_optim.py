@@ -131,7 +131,7 @@ def test_another_optimizers_state_is_refused() -> None:
         optim.restore(optim.make("adamw_8bit", parameters, **HOW), parameters[0], 0, state)
 
 
-def test_paging_is_said_where_there_is_none() -> None:
+def test_a_note_says_that_paging_has_no_effect() -> None:
     cpu = torch.device("cpu")
     assert optim.paging_note("adamw_8bit", cpu) is None
     assert optim.paging_note("paged_adamw_32bit", torch.device("cuda")) is None

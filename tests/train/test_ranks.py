@@ -79,9 +79,7 @@ def test_a_lost_process_ends_the_others_with_one_message(
     assert not leftovers(output)
 
 
-def test_torchrun_starts_again_and_goes_on_by_itself(
-    whole: Path, tiny_model: Path, title_rows: Path, tmp_path: Path
-) -> None:
+def test_a_restart_by_torchrun_resumes(whole: Path, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     """With --overwrite_output_dir, which the second attempt must not obey."""
     output = tmp_path / "out"
     sft(tiny_model, title_rows, output, max_steps=2)
@@ -126,7 +124,7 @@ def test_sigterm_to_torchrun_writes_a_checkpoint(
     same(whole, output)
 
 
-def test_another_number_of_processes_goes_on_with_the_same_batches(
+def test_another_number_of_processes_resumes_with_the_same_batches(
     tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
     """Without dropout, whose masks are drawn by each process: the losses are equal to rounding."""

@@ -1,4 +1,4 @@
-"""What a run does when something goes wrong, without a model: what is saved, what is said, what is raised."""
+"""What a run does when something goes wrong, without a model: what is saved, reported and raised."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_good_step_in_between_starts_the_count_again(tmp_path: Path) -> None:
         bad_step(this)
 
 
-def test_a_split_is_said_and_counted(tmp_path: Path) -> None:
+def test_a_split_is_reported_and_counted(tmp_path: Path) -> None:
     this = run(tmp_path, step=1)
     this.recovery.on_split(1, NoRoom([0, 5], 640))
     this.recovery.on_split(2, None)

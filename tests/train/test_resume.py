@@ -108,7 +108,7 @@ def test_a_finished_run_resumed_changes_nothing(tiny_model: Path, title_rows: Pa
     assert len(losses(tmp_path / "out")) == 3
 
 
-def test_a_longer_run_goes_on(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+def test_a_longer_run_resumes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     """The learning rate is constant, so three and three steps are six."""
     how = {"lr_scheduler": "constant"}
     sft(tiny_model, title_rows, tmp_path / "whole", max_steps=6, **how)
@@ -192,7 +192,7 @@ def test_exit_code_and_words_of_an_interrupt(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_skipped_first_step_is_kept_over_a_resume(
+def test_a_resumed_run_knows_its_skipped_first_step(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = [0]
@@ -228,7 +228,7 @@ def test_a_checkpoint_is_not_resumed_with_settings_that_give_its_steps_other_row
 
 @pytest.mark.slow
 def test_compiled_layers_and_a_resume(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    """Compiled anew for another first length, in a process of its own, the layers compute the same bits."""
+    """Compiled again for another first length, in a process of its own, the layers compute the same bits."""
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("there is no C++ compiler")
     how = {"compile": "on", "save_steps": 4, "num_epochs": 1.5, "save_total_limit": "none", "dtype": "bfloat16"}

@@ -23,7 +23,7 @@ PAIRS: dict[str, Any] = {"batch_size": 4, "num_epochs": 2, "learning_rate": 1e-3
 
 
 def group(processes: int, jobs: list[tuple[str, dict[str, Any]]], folder: Path) -> str:
-    """Run jobs one after the other on a group of processes; what they said."""
+    """Run jobs one after the other on a group of processes; returns their output."""
     plan = folder / "runs.json"
     plan.write_text(json.dumps(jobs), encoding="utf-8")
     done = forks.run(MANY, plan, processes, env=environment(), timeout=400)

@@ -101,7 +101,7 @@ def test_a_tracker_gets_what_the_log_gets(name: str, tiny_model: Path, title_row
 
 
 def test_a_tracker_that_does_not_start_is_one_sentence(tiny_model: Path, title_rows: Path, inside: Path) -> None:
-    """A file lies where tensorboard wants its folder."""
+    """There is a file where tensorboard wants its folder."""
     sft(tiny_model, title_rows, inside / "out", max_steps=1)
     (inside / "out" / "runs").write_text("mine")
     with pytest.raises(ConfigError, match=r"--report_to tensorboard: it did not start \(.*runs.*\); fix it or leave"):
@@ -116,7 +116,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tiny_model: Path, title_r
     assert checkpoints(inside / "out") == [1]
 
 
-def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(inside: Path) -> None:
+def test_a_tracker_that_fails_is_dropped_and_the_run_continues(inside: Path) -> None:
     """A real tracker whose writer is closed behind its back, as a connection that ends."""
     said: list[str] = []
     line: dict[str, Any] = {"step": 1, "loss": 2.0}

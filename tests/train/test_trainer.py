@@ -257,7 +257,7 @@ def test_early_stopping_survives_a_resume(
     assert [line["eval_loss"] for line in log(output) if "eval_loss" in line] == [3.0, 3.1, 2.0, 2.1, 2.2]
 
 
-def test_the_best_checkpoint_is_kept(
+def test_the_best_checkpoint_is_not_pruned(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
     evaluations(monkeypatch, [3.0, 2.0, 2.5, 2.6, 2.7, 2.8])
