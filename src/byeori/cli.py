@@ -123,7 +123,7 @@ def completion(shell: str) -> str:
         for flag, field in flags.flags(kind).items():
             values: dict[str, Any] = {"choices": config.choices(field.annotation) or None}
             action = sub.add_argument(f"--{flag}", help=str(field.description).replace("%", "%%"), **values)
-            if config.extra(field, "metavar") == "PATH":
+            if config.metavar(field) == "PATH":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell))
 

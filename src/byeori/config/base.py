@@ -39,17 +39,15 @@ def setting(
     default: Any,
     group: str,
     *,
-    metavar: str | None = None,
     alone: str | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare a setting.
 
     description: what it does; `--help` shows the first sentence only. default: ... if it is required. group: one of
-    GROUPS. metavar: what `--help` shows for its value, if the type does not say it. alone: the value of
-    its flag without a value. bounds: as for pydantic.Field.
+    GROUPS. alone: the value of its flag without a value. bounds: as for pydantic.Field.
     """
-    extra: Any = {"group": group, "metavar": metavar, "alone": alone}
+    extra: Any = {"group": group, "alone": alone}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -96,10 +94,17 @@ def _count_or_share(value: float) -> float:
 
 
 Names = Annotated[list[str], BeforeValidator(parse_names)]
-Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named)]
+Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "PATH"]
 HeldOut = Annotated[float, AfterValidator(_count_or_share)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
+# a text in Annotated is what help shows for the value
+Model = Annotated[str, Field(min_length=1), "MODEL"]
+Folder = Annotated[str, Field(min_length=1), "PATH"]
+Name = Annotated[str, "NAME"]
+OptionalModel = Annotated[OptionalText, "MODEL"]
+OptionalPath = Annotated[OptionalText, "PATH"]
+OptionalName = Annotated[OptionalText, "NAME"]
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off)]
 Recompute = Annotated[Literal["auto", "none", "selective", "full", "offload"], BeforeValidator(recompute_kind)]
@@ -235,7 +240,7 @@ def is_list(annotation: Any) -> bool:
     return typing.get_origin(annotation) is list or any(is_list(part) for part in typing.get_args(annotation))
 
 
-def extra(field: FieldInfo, name: Literal["group", "metavar", "alone"]) -> str | None:
+def extra(field: FieldInfo, name: Literal["group", "alone"]) -> str | None:
     """Return what `setting` declared beside the type, default and description."""
     declared = field.json_schema_extra
     return typing.cast("str | None", declared.get(name)) if isinstance(declared, dict) else None
@@ -244,6 +249,12 @@ def extra(field: FieldInfo, name: Literal["group", "metavar", "alone"]) -> str |
 def alone(field: FieldInfo) -> str | None:
     """Return the value of a flag that is given without one, or None if the flag needs a value."""
     return "True" if field.annotation is bool else extra(field, "alone")
+
+
+def metavar(field: FieldInfo) -> str | None:
+    """Return what help shows for a value (MODEL, PATH, NAME), if the type of the setting says it."""
+    inside = [item for part in typing.get_args(field.annotation) for item in getattr(part, "__metadata__", ())]
+    return next((item for item in (*field.metadata, *inside) if isinstance(item, str)), None)
 
 
 def summary(field: FieldInfo) -> str:

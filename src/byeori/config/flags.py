@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import S, Settings, alone, check, choices, extra, in_order, is_list, read_yaml
+from byeori.config.base import S, Settings, alone, check, choices, in_order, is_list, metavar, read_yaml
 from byeori.errors import ConfigError
 from byeori.support.suggestions import nearest
 
@@ -48,9 +48,9 @@ def value_type(field: FieldInfo) -> str:
     elif listed := choices(field.annotation):
         name = "{" + ",".join(listed) + "}"
     elif is_list(field.annotation):
-        name = (extra(field, "metavar") or "NAME") + " ..."
+        name = (metavar(field) or "NAME") + " ..."
     else:
-        name = extra(field, "metavar") or (_TYPES[parts[0]] if parts else "TEXT")
+        name = metavar(field) or (_TYPES[parts[0]] if parts else "TEXT")
     return f"[{name}]" if alone(field) else name
 
 

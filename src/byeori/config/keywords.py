@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import Settings, about, choices, extra, in_order, is_list, summary
+from byeori.config.base import Settings, about, choices, in_order, is_list, metavar, summary
 
 
 def signature(kind: type[Settings], result: str) -> inspect.Signature:
@@ -30,7 +30,7 @@ def signature(kind: type[Settings], result: str) -> inspect.Signature:
 def annotation(field: FieldInfo) -> str:
     """Return the type of a keyword as source code. Paths and names of models may be Path objects."""
     plain = _parts(field.annotation)
-    one = "str | Path" if extra(field, "metavar") in ("PATH", "MODEL") else "str"
+    one = "str | Path" if metavar(field) in ("PATH", "MODEL") else "str"
     if is_list(field.annotation):
         names = [one, f"Sequence[{one}]"]
     elif dict in plain:

@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
-from byeori.config.base import ESSENTIAL, EXPERT, Names, OptionalInt, OptionalText, Paths, Settings, check, setting
+from byeori.config.base import (
+    ESSENTIAL,
+    EXPERT,
+    Folder,
+    Names,
+    OptionalInt,
+    OptionalModel,
+    OptionalPath,
+    Paths,
+    Settings,
+    check,
+    setting,
+)
 from byeori.config.training import DpoSettings, SftSettings, TrainSettings
 
 
@@ -20,18 +32,13 @@ def _names_with_spaces(value: object) -> object:
 class PlanSettings(DpoSettings):
     """byeori plan: predict memory, time and price of a run on each GPU; no GPU needed."""
 
-    base_model: OptionalText = setting(  # type: ignore[assignment]
-        "Base model: a folder or a Hub id. Its config.json is enough.", None, ESSENTIAL, metavar="MODEL"
+    base_model: OptionalModel = setting(  # type: ignore[assignment]
+        "Base model: a folder or a Hub id. Its config.json is enough.", None, ESSENTIAL
     )
     data_path: Paths | None = setting(  # type: ignore[assignment]
-        "Rows, for their real lengths and shared prefixes. Without them lengths are assumed.",
-        None,
-        ESSENTIAL,
-        metavar="PATH",
+        "Rows, for their real lengths and shared prefixes. Without them lengths are assumed.", None, ESSENTIAL
     )
-    output_dir: str = setting(
-        "Folder of the adapter in the settings that write saves.", "adapter", EXPERT, metavar="PATH", min_length=1
-    )
+    output_dir: Folder = setting("Folder of the adapter in the settings that write saves.", "adapter", EXPERT)
     objective: Literal["auto", "sft", "dpo"] = setting(
         "Kind of training. auto is dpo if a setting of dpo is given.", "auto", ESSENTIAL
     )
@@ -48,23 +55,15 @@ class PlanSettings(DpoSettings):
     assumed_tokens: OptionalInt = setting(
         "Mean tokens per row to assume without data_path. none is half of cutoff_len.", None, EXPERT, ge=8
     )
-    machines: OptionalText = setting(
-        "Your own table of GPUs, a copy of plan/machines.yaml.", None, EXPERT, metavar="PATH"
-    )
-    prices: OptionalText = setting(
-        "Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, EXPERT, metavar="PATH"
-    )
+    machines: OptionalPath = setting("Your own table of GPUs, a copy of plan/machines.yaml.", None, EXPERT)
+    prices: OptionalPath = setting("Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, EXPERT)
     explain: bool = setting("Show what the peak memory consists of.", False, ESSENTIAL)
     calibrate: bool = setting(
         "Run one real step with random weights on this machine and show the error of the plan.", False, EXPERT
     )
     json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
-    write: OptionalText = setting(
-        "Save the best settings to this file, for --config of sft or dpo.", None, ESSENTIAL, metavar="PATH"
-    )
-    skypilot: OptionalText = setting(
-        "Save a SkyPilot task for the best machine to this file.", None, EXPERT, metavar="PATH"
-    )
+    write: OptionalPath = setting("Save the best settings to this file, for --config of sft or dpo.", None, ESSENTIAL)
+    skypilot: OptionalPath = setting("Save a SkyPilot task for the best machine to this file.", None, EXPERT)
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
 

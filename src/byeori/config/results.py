@@ -14,7 +14,13 @@ from byeori.config.base import (
     MEMORY,
     SAVING,
     Dtype,
+    Folder,
+    Model,
+    Name,
     OptionalInt,
+    OptionalModel,
+    OptionalName,
+    OptionalPath,
     OptionalText,
     Paths,
     Settings,
@@ -38,11 +44,9 @@ class MergeSettings(Settings):
 
     inputs: ClassVar[tuple[str, ...]] = ("peft_model_path", "output_dir")
 
-    peft_model_path: str = setting(
-        "Adapter to merge: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
-    )
-    output_dir: str = setting("Folder for the merged model.", ..., ESSENTIAL, metavar="PATH", min_length=1)
-    base_model_name_or_path: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    peft_model_path: Model = setting("Adapter to merge: a folder or a Hub id.", ..., ESSENTIAL)
+    output_dir: Folder = setting("Folder for the merged model.", ..., ESSENTIAL)
+    base_model_name_or_path: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", ESSENTIAL)
     verify: bool = setting(
         "Check the merged model: load both models and compare their logits on training prompts.", True, ESSENTIAL
@@ -71,24 +75,22 @@ class GenerateSettings(GenerationSettings):
 
     inputs: ClassVar[tuple[str, ...]] = ("model", "input_text")
 
-    model: str = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1)
+    model: Model = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL)
     input_text: str | None = setting(
         "The prompt column that no other flag gives, or the user message of a chat. @file reads it from a file.",
         None,
         ESSENTIAL,
     )
-    base_model: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
     template: OptionalText = setting("Prompt template. The default is the one saved with the weights.", None, ESSENTIAL)
     data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
-        "Answer every row of this table.", None, ESSENTIAL, metavar="PATH"
+        "Answer every row of this table.", None, ESSENTIAL
     )
-    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, DATA, metavar="NAME")
-    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", DATA, metavar="NAME")
+    dataset_config: OptionalName = setting("Configuration of a Hub dataset.", None, DATA)
+    dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
     max_rows: OptionalInt = setting("Answer only the first N rows.", None, DATA, ge=1)
-    output: OptionalText = setting(
-        "File for the answers (.jsonl). The default is standard output.", None, ESSENTIAL, metavar="PATH"
-    )
+    output: OptionalPath = setting("File for the answers (.jsonl). The default is standard output.", None, ESSENTIAL)
     raw: str | None = setting(
         "A complete prompt, used without a template. @file reads it from a file.", None, ESSENTIAL
     )
@@ -113,13 +115,9 @@ class CompareSettings(GenerationSettings, DataSettings):
 
     inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
 
-    adapter: str = setting(
-        "Adapter to compare with its base model: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
-    )
-    output_dir: str = setting(
-        "Folder for report.html, rows.jsonl and metrics.json.", ..., ESSENTIAL, metavar="PATH", min_length=1
-    )
-    base_model: OptionalText = setting(_BASE, None, ESSENTIAL, metavar="MODEL")
+    adapter: Model = setting("Adapter to compare with its base model: a folder or a Hub id.", ..., ESSENTIAL)
+    output_dir: Folder = setting("Folder for report.html, rows.jsonl and metrics.json.", ..., ESSENTIAL)
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, ESSENTIAL, ge=1, le=1_000_000)
     bootstrap: int = setting("Resamples for each 95% interval.", 2000, SAVING, ge=100, le=1_000_000)
@@ -131,22 +129,20 @@ class PublishSettings(Settings):
 
     inputs: ClassVar[tuple[str, ...]] = ("folder", "repo_id")
 
-    folder: str = setting("Folder of a finished adapter or merged model.", ..., ESSENTIAL, metavar="PATH", min_length=1)
-    repo_id: Annotated[str, AfterValidator(_repository)] = setting(
-        "Repository to upload to: user/name.", ..., ESSENTIAL, metavar="NAME"
+    folder: Folder = setting("Folder of a finished adapter or merged model.", ..., ESSENTIAL)
+    repo_id: Annotated[Name, AfterValidator(_repository)] = setting(
+        "Repository to upload to: user/name.", ..., ESSENTIAL
     )
     private: bool = setting("Create the repository as private.", False, ESSENTIAL)
     dry_run: bool = setting("List the files and print the model card without uploading anything.", False, ESSENTIAL)
-    revision: str = setting("Branch to upload to.", "main", ESSENTIAL, metavar="NAME")
+    revision: Name = setting("Branch to upload to.", "main", ESSENTIAL)
     commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", ESSENTIAL)
 
 
 class DemoSettings(Settings):
     """byeori demo: fine-tune, merge, generate and compare with the embedded model and sample rows."""
 
-    output_dir: str = setting(
-        "Folder for everything that the demo writes.", "demo-output", ESSENTIAL, metavar="PATH", min_length=1
-    )
+    output_dir: Folder = setting("Folder for everything that the demo writes.", "demo-output", ESSENTIAL)
 
 
 class DemoModelSettings(Settings):

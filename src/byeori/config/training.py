@@ -16,9 +16,14 @@ from byeori.config.base import (
     OPTIMISATION,
     SAVING,
     Dtype,
+    Folder,
     HeldOut,
+    Model,
+    Name,
     Names,
     OptionalInt,
+    OptionalName,
+    OptionalPath,
     OptionalText,
     Paths,
     Recompute,
@@ -36,15 +41,13 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 class ModelSettings(Settings):
     """Which weights, and in which type."""
 
-    base_model: str = setting(
-        "Base model, or adapter to train further: a folder or a Hub id.", ..., ESSENTIAL, metavar="MODEL", min_length=1
-    )
-    revision: OptionalText = setting("Branch, tag or commit of base_model on the Hub.", None, EXPERT, metavar="NAME")
+    base_model: Model = setting("Base model, or adapter to train further: a folder or a Hub id.", ..., ESSENTIAL)
+    revision: OptionalName = setting("Branch, tag or commit of base_model on the Hub.", None, EXPERT)
     dtype: Dtype = setting(
         "Compute type of the weights. auto is bfloat16 on hardware that computes it natively.", "auto", MEMORY
     )
-    trust_remote_code: OptionalText = setting(
-        "Repository whose own Python code may run. It must be the same as base_model.", None, EXPERT, metavar="NAME"
+    trust_remote_code: OptionalName = setting(
+        "Repository whose own Python code may run. It must be the same as base_model.", None, EXPERT
     )
 
     @model_validator(mode="after")
@@ -65,12 +68,11 @@ class DataSettings(Settings):
         "A file or glob is jsonl, json, csv, tsv, parquet or arrow; a folder may also be one saved by datasets.",
         ...,
         ESSENTIAL,
-        metavar="PATH",
         min_length=1,
     )
-    dataset_config: OptionalText = setting("Configuration of a Hub dataset.", None, DATA, metavar="NAME")
-    dataset_split: str = setting("Split of a Hub dataset or a datasets folder.", "train", DATA, metavar="NAME")
-    dataset_revision: OptionalText = setting("Branch, tag or commit of a Hub dataset.", None, DATA, metavar="NAME")
+    dataset_config: OptionalName = setting("Configuration of a Hub dataset.", None, DATA)
+    dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
+    dataset_revision: OptionalName = setting("Branch, tag or commit of a Hub dataset.", None, DATA)
     max_rows: OptionalInt = setting("Use only the first N rows.", None, DATA, ge=1)
     template: OptionalText = setting(
         "Prompt template: a name, a file or the text itself. "
@@ -98,9 +100,7 @@ class DataSettings(Settings):
 class RunSettings(Settings):
     """How long, how fast, and what is saved."""
 
-    output_dir: str = setting(
-        "Folder for the adapter, its checkpoints and its logs.", ..., ESSENTIAL, metavar="PATH", min_length=1
-    )
+    output_dir: Folder = setting("Folder for the adapter, its checkpoints and its logs.", ..., ESSENTIAL)
     batch_size: int = setting("Examples per optimizer step, over all processes.", 8, ESSENTIAL, ge=1, le=1_000_000)
     micro_batch_size: OptionalInt = setting(
         "Examples per forward pass and process. none packs as many as fit into micro_batch_tokens.", None, MEMORY, ge=1
@@ -146,21 +146,17 @@ class RunSettings(Settings):
     save_total_limit: OptionalInt = setting(
         "Number of checkpoints to keep besides the best one. none keeps all.", 3, SAVING, ge=1
     )
-    mirror_to: OptionalText = setting(
+    mirror_to: OptionalPath = setting(
         "Folder or URL that checkpoints are copied to. URLs are those of fsspec (s3://, gs://, ...); "
         "`resume_from_checkpoint latest` restores from it.",
         None,
         SAVING,
-        metavar="PATH",
     )
     early_stopping_patience: OptionalInt = setting(
         "Stop after this many evaluations without improvement.", None, SAVING, ge=1
     )
-    resume_from_checkpoint: OptionalText = setting(
-        "Checkpoint folder to resume from, or `latest`. A finished adapter is trained further.",
-        None,
-        ESSENTIAL,
-        metavar="PATH",
+    resume_from_checkpoint: OptionalPath = setting(
+        "Checkpoint folder to resume from, or `latest`. A finished adapter is trained further.", None, ESSENTIAL
     )
     overwrite_output_dir: bool = setting("Start over in an output_dir that holds another run.", False, SAVING)
     report_to: Names = setting(f"Experiment trackers: {', '.join(TRACKERS)}.", [], LOGGING)
@@ -291,7 +287,7 @@ class PreviewSettings(ModelSettings, DataSettings):
     val_set_size: HeldOut = setting("Rows held out for evaluation: a count (200) or a fraction (0.05).", 0, DATA, ge=0)
     seed: int = setting("Random seed of the split.", 42, EXPERT, ge=0, lt=2**32)
     rows: int = setting("Number of rows to show in full.", 3, ESSENTIAL, ge=0, le=1000)
-    html: OptionalText = setting("Also write the preview to this HTML file.", None, ESSENTIAL, metavar="PATH")
+    html: OptionalPath = setting("Also write the preview to this HTML file.", None, ESSENTIAL)
     json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
