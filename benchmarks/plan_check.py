@@ -1,8 +1,8 @@
-"""The plan beside the truth: `python benchmarks/plan_check.py [--only N ...]` prints a Markdown table.
+"""Compare plans to real steps: `python benchmarks/plan_check.py [--only N ...]` prints a Markdown table.
 
-Every combination runs one real optimizer step of a random model in a process of its own, with four threads' worth of
-nothing else. Predicted: the rehearsal on the meta device. Measured: the peak of the storages that PyTorch made during
-the same step, and the most that the process ever held (VmHWM), less what it held before there was a model.
+Every combination runs one real optimizer step of a random model in a process of its own. Predicted: the rehearsal on
+the meta device. Measured: the peak of the storages that PyTorch made during the same step, and the peak of the process
+(VmHWM) less what it held before there was a model.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ COMBINATIONS = [
 ]
 
 
-def measure(how: Combination) -> dict[str, int]:
-    """Rehearse a combination, then run it; bytes."""
+def measure(one: Combination) -> dict[str, int]:
+    """Rehearse a one, then run it; bytes."""
     import torch
     from transformers import AutoConfig
 
@@ -108,33 +108,33 @@ def measure(how: Combination) -> dict[str, int]:
     from byeori.plan import machines, measured_step, rehearsal, workload
     from byeori.train import memory
 
-    config = AutoConfig.for_model(**MODELS[how.model])
-    adapter = rehearsal.Adapter(r=16, alpha=16, dropout=how.dropout, targets=tuple(how.targets.split(",")))
-    objective = SFT if how.objective == "sft" else preference(Preference(loss="sigmoid", beta=0.1))
-    units = 2 if how.objective == "sft" else 1
+    config = AutoConfig.for_model(**MODELS[one.model])
+    adapter = rehearsal.Adapter(r=16, alpha=16, dropout=one.dropout, targets=tuple(one.targets.split(",")))
+    objective = SFT if one.objective == "sft" else preference(Preference(loss="sigmoid", beta=0.1))
+    units = 2 if one.objective == "sft" else 1
     schedule = loader.schedule(8, batch_size=8, num_epochs=1, max_steps=None, seed=0)
     work = workload.assumed(
-        cutoff_len=how.length,
-        mean=how.length,
+        cutoff_len=one.length,
+        mean=one.length,
         rows=8,
         per_row=ROW_KINDS[objective.row_kind].examples,
         schedule=schedule,
         size=units,
         tokens=4096,
     )
-    examples, dtype = work.micro_batches[0].largest, getattr(torch, how.dtype)
-    found = rehearsal.rehearse(
+    examples, dtype = work.micro_batches[0].largest, getattr(torch, one.dtype)
+    rehearsed = rehearsal.rehearse(
         rehearsal.architecture(config),
         adapter,
         examples,
         dtype=dtype,
-        recompute="full" if how.checkpointing else "none",
-        four_bit=how.four_bit,
+        recompute="full" if one.checkpointing else "none",
+        four_bit=one.four_bit,
         objective=objective,
         device="cpu",
         accumulates=True,
     )
-    if how.four_bit:
+    if one.four_bit:
         from bitsandbytes import functional
 
         packed, state = functional.quantize_4bit(torch.ones(4096), compress_statistics=True, quant_type="nf4")
@@ -146,8 +146,8 @@ def measure(how: Combination) -> dict[str, int]:
         config,
         adapter,
         dtype,
-        recompute="full" if how.checkpointing else "none",
-        four_bit=how.four_bit,
+        recompute="full" if one.checkpointing else "none",
+        four_bit=one.four_bit,
         fast_paths=parts,
         device="cpu",
         quantize_layers=_quantize,
@@ -156,14 +156,14 @@ def measure(how: Combination) -> dict[str, int]:
     one_sequence = not forward.use_forest_attention(model)
     optimizer = measured_step.make_optimizer(model)
     loaded = _peak() - before
-    _forget_peak()
+    _reset_peak()
     run = measured_step.run(
         model, optimizer, examples, objective=objective, ends=(1, 1), accumulates=True, one_sequence=one_sequence
     )
     return {
-        "tokens": found.tokens,
-        "predicted": found.peak,
-        "holes": int(machines.read().cpu_holes * (found.peak - found.parts["weights"])),
+        "tokens": rehearsed.tokens,
+        "predicted": rehearsed.peak,
+        "holes": int(machines.read().cpu_holes * (rehearsed.peak - rehearsed.parts["weights"])),
         "measured": max(peak.total for peak in run.peaks.values()),
         "process": _peak() - before,
         "loading": loaded,
@@ -176,19 +176,19 @@ def _peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _quantize(causal: Any) -> None:
-    """Real 4-bit layers by bitsandbytes, with what the plan counts on computed by it."""
+    """Put real 4-bit layers of bitsandbytes where the plan counts sizes only."""
     import torch
     from bitsandbytes import functional
 
     from byeori.plan.meta_quantized import MetaQuantizedLinear, quantize_layers
 
     class Real(MetaQuantizedLinear):
-        """Keeps bitsandbytes' own packed weight and scales."""
+        """Holds bitsandbytes' own packed weight and scales."""
 
         def __init__(self, linear: torch.nn.Linear) -> None:
             super().__init__(linear)
@@ -210,21 +210,21 @@ def _quantize(causal: Any) -> None:
     quantize_layers(causal, Real)
 
 
-def row(how: Combination, found: dict[str, int]) -> str:
+def row(one: Combination, result: dict[str, int]) -> str:
     """A line of the table."""
-    said = [how.objective.upper(), f"{how.length} x {2 if how.objective == 'sft' else 1}", how.dtype]
-    more = ["checkpointing"] * how.checkpointing + ["4-bit"] * how.four_bit + ["dropout"] * bool(how.dropout)
-    whole = found["predicted"] + found["holes"] + found["before"], found["process"] + found["before"]
-    sizes = [f"{found[name] / 2**20:,.1f}" for name in ("predicted", "measured")]
-    errors = [f"{found['predicted'] / found['measured'] - 1:+.2%}", f"{whole[0] / whole[1] - 1:+.1%}"]
-    process = [f"{size / 2**20:,.0f}" for size in whole]
-    cells = [how.model, *said, how.targets, ", ".join(more), *sizes, errors[0], *process, errors[1]]
+    rows = 2 if one.objective == "sft" else 1
+    more = ["checkpointing"] * one.checkpointing + ["4-bit"] * one.four_bit + ["dropout"] * bool(one.dropout)
+    cells = [one.model, one.objective.upper(), f"{one.length} x {rows}", one.dtype, one.targets, ", ".join(more)]
+    predicted, measured = result["predicted"], result["measured"]
+    cells += [f"{predicted / 2**20:,.1f}", f"{measured / 2**20:,.1f}", f"{predicted / measured - 1:+.2%}"]
+    predicted, measured = predicted + result["holes"] + result["before"], result["process"] + result["before"]
+    cells += [f"{predicted / 2**20:,.0f}", f"{measured / 2**20:,.0f}", f"{predicted / measured - 1:+.1%}"]
     return "| " + " | ".join(cells) + " |"
 
 
-def in_type(how: Combination, dtype: str | None) -> Combination:
-    """In another type, for a processor without units for a combination's own."""
-    return replace(how, dtype=dtype or how.dtype)
+def in_type(combination: Combination, dtype: str | None) -> Combination:
+    """Return it in another type, for a processor without units for its own."""
+    return replace(combination, dtype=dtype or combination.dtype)
 
 
 def main() -> None:
@@ -239,15 +239,15 @@ def main() -> None:
     heads = ["predicted MiB", "storages MiB", "error", "predicted MiB", "process MiB", "error"]
     print("| model | objective | tokens | type | adapters on | with | " + " | ".join(heads) + " |")
     print("|---" * 6 + "|---:" * 6 + "|")
-    for index, how in enumerate(in_type(how, given.dtype) for how in COMBINATIONS):
+    for index, combination in enumerate(in_type(each, given.dtype) for each in COMBINATIONS):
         if given.only and index not in given.only:
             continue
-        command = [sys.executable, __file__, "--one", str(index), "--dtype", how.dtype]
+        command = [sys.executable, __file__, "--one", str(index), "--dtype", combination.dtype]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            print(f"{asdict(how)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"{asdict(combination)}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
-        print(row(how, json.loads(done.stdout.strip().splitlines()[-1])), flush=True)
+        print(row(combination, json.loads(done.stdout.strip().splitlines()[-1])), flush=True)
 
 
 if __name__ == "__main__":

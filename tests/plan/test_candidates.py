@@ -62,7 +62,6 @@ def _case(*, batch_size: int = 8, **set_values: Any) -> PlanInput:
             layer=GIB // 2,
             outside=GIB,
             layers=30,
-            weight_count=8 * 10**9,
             quantized=8 * 10**9 if four_bit else 0,
         )
 

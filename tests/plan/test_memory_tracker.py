@@ -76,17 +76,12 @@ def test_operations_of_products_and_experts() -> None:
 
 
 def test_the_sources_of_a_peak_add_up_to_it() -> None:
-    def work(tracker: Tracker) -> None:
-        with tracker:
-            x = torch.ones(10, device="meta")
-            x = x + 1
-            x * 2
-
-    first = Tracker()
-    work(first)
-    second = Tracker(explain=("before", first.peaks["before"].total))
-    work(second)
-    peak = second.peaks["before"]
-    assert peak.sources is not None
-    assert sum(peak.sources.values()) == peak.total == 80
-    assert {source[3] for source in peak.sources} == {"10 float32"}
+    with Tracker(explain=True) as tracker:
+        x = torch.ones(10, device="meta")
+        x = x + 1
+        x * 2
+    peak = tracker.peaks["before"]
+    sizes, counts = peak.sources()
+    assert sum(sizes.values()) == peak.total == 80
+    assert sum(counts.values()) == 2
+    assert {source[3] for source in sizes} == {"10 float32"}

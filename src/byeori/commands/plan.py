@@ -19,8 +19,7 @@ from byeori.data.row_kinds import ROW_KINDS, RowKind
 from byeori.errors import ConfigError
 from byeori.model import load, skeleton
 from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
-from byeori.plan.candidates import Candidate, RunConfig
-from byeori.plan.machines import Machine
+from byeori.plan.candidates import Candidate
 from byeori.plan.rehearser import Rehearser
 from byeori.plan.report import PlanResult
 from byeori.plan.workload import Workload
@@ -48,38 +47,25 @@ def plan(settings: PlanSettings) -> PlanResult:
     rehearser = Rehearser(config, planned_run(training))
     selected = machines.select([*table.machines, machines.this_cpu(table, rehearser.dtype("cpu"))], settings.gpu)
     work, left_out = _workload(settings, training, start, rehearser)
-    notes += [*_notes(training), work.source, *left_out]
-    notes.append(f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute")
-    result = _result(settings, notes, rehearser, work, table, selected)
-    _print(settings, result, rehearser)
-    _write(settings, result.best, rehearser)
-    return result
-
-
-def _result(
-    settings: PlanSettings,
-    notes: list[str],
-    rehearser: Rehearser,
-    work: Workload,
-    table: machines.Table,
-    selected: list[Machine],
-) -> PlanResult:
     with _rare_collections():
         offers = candidates.all_machines(rehearser.plan_input(work, table), selected)
-        if all(candidate.refused for candidate in offers):
-            raise ConfigError(f"{offers[0].refused}; training would not start")
-        largest = work.micro_batches[0]
-        return PlanResult(
-            model=settings.base_model or f"a {rehearser.config.model_type} model by hand",
-            objective=settings.planned,
-            weights=rehearser.rehearse(largest, "none", False, "cuda").weight_count,
-            notes=tuple(notes),
-            workload=work,
-            table=table,
-            candidates=tuple(offers),
-            ranked=tuple(candidates.ranked(offers)),
-            calibration=rehearser.calibrate(work.micro_batches[-1]) if settings.calibrate else None,
-        )
+    if all(candidate.refused for candidate in offers):
+        raise ConfigError(f"{offers[0].refused}; training would not start")
+    notes += [*_notes(training), work.source, *left_out]
+    result = PlanResult(
+        model=settings.base_model or f"a {config.model_type} model by hand",
+        objective=settings.planned,
+        weights=rehearser.weight_count,
+        notes=(*notes, f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute"),
+        workload=work,
+        table=table,
+        candidates=tuple(offers),
+        ranked=tuple(candidates.ranked(offers)),
+        calibration=calibrate.run(rehearser, work.micro_batches[-1]) if settings.calibrate else None,
+    )
+    _print(settings, result, rehearser)
+    _write(settings, result.best, rehearser.weight_count)
+    return result
 
 
 @contextmanager
@@ -202,12 +188,12 @@ def _print(settings: PlanSettings, result: PlanResult, rehearser: Rehearser) -> 
     print("\n".join(lines))
 
 
-def _write(settings: PlanSettings, best: Candidate | None, rehearser: Rehearser) -> None:
+def _write(settings: PlanSettings, best: Candidate | None, weight_count: int) -> None:
     if not settings.write and not settings.skypilot:
         return
-    if best is None or best.run_config is None:
+    if best is None:
         raise ConfigError("no machine is enough, so there are no settings to save; plan for others with --gpu")
-    chosen = _chosen(settings, best.run_config)
+    chosen = _chosen(settings, best)
     if settings.write:
         atomic_files.write(Path(settings.write), _yaml(chosen))
         missing = [f"--{name}" for name in ("base_model", "data_path") if name not in chosen]
@@ -217,14 +203,12 @@ def _write(settings: PlanSettings, best: Candidate | None, rehearser: Rehearser)
         if not settings.data_path or not settings.base_model:
             raise ConfigError("--skypilot needs --base_model and --data_path, which the rented machine trains")
         remote, mounts = skypilot.mounted(chosen)
-        config = best.run_config
-        rehearsal = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, "cuda")
         task = skypilot.task(
             best,
             objective=settings.planned,
             settings=remote,
             text=_yaml(remote),
-            weight_bytes=2 * rehearsal.weight_count,
+            weight_bytes=2 * weight_count,
             mounts=mounts,
         )
         atomic_files.write(Path(settings.skypilot), _yaml(task))
@@ -232,12 +216,12 @@ def _write(settings: PlanSettings, best: Candidate | None, rehearser: Rehearser)
         say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}{inside}")
 
 
-def _chosen(settings: PlanSettings, config: RunConfig) -> dict[str, Any]:
+def _chosen(settings: PlanSettings, best: Candidate) -> dict[str, Any]:
     """The settings of the run. What was given stays, except micro-batches, which a plan may make smaller."""
     given = settings.given()
     chosen = {
         name: value
-        for name, value in config.settings.items()
+        for name, value in best.settings.items()
         if name.startswith("micro_batch") or given.get(name, "auto") == "auto"
     }
     return given | chosen | {"output_dir": settings.output_dir}

@@ -41,13 +41,12 @@ class Forecast:
     def write(self, folder: Path, measured: int) -> None:
         """Write plan.json. measured: bytes at the peak of the run."""
         candidate = self.candidate
-        assert candidate.run_config is not None
         values: dict[str, Any] = {
             "device": candidate.machine.name,
             "processes": candidate.count,
             "memory_bytes": candidate.machine.memory,
             "fits": candidate.fits,
-            "chosen": candidate.run_config.settings,
+            "chosen": candidate.settings,
             "predicted": {"need_bytes": candidate.need, "peak_bytes": self.peak, "parts": candidate.parts},
             "measured": {"peak_bytes": measured},
             "error": round(self.peak / measured - 1, 4),
@@ -101,19 +100,13 @@ def choose(
         shared = f", frozen weights sharded over {processes.shards} of them" if processes.sharded else ""
         say(f"{processes.world} processes{shared}")
     if best is None:
-        return Chosen(settings=_resolved(run, "none", False, None), processes=processes, forecast=None)
-    candidate, config = best[0], best[0].run_config
-    assert config is not None
+        settings = {"gradient_checkpointing": "none", "load_in_4bit": False, "micro_batch_tokens": None}
+        return Chosen(settings=_left_open(run, settings), processes=processes, forecast=None)
+    candidate = best[0]
     say(_sentence(candidate))
-    micro_batch = config.micro_batch
     peak = candidate.allocated if candidate.machine.device == "cuda" else candidate.need
-    return Chosen(
-        settings=_resolved(
-            run, config.recompute, config.four_bit, micro_batch.tokens if not micro_batch.size else None
-        ),
-        processes=processes,
-        forecast=Forecast(candidate=candidate, peak=peak),
-    )
+    forecast = Forecast(candidate=candidate, peak=peak)
+    return Chosen(settings=_left_open(run, candidate.settings), processes=processes, forecast=forecast)
 
 
 def _weight_bytes(run: PlannedRun, start: StartingModel, processes: Processes) -> int:
@@ -123,15 +116,15 @@ def _weight_bytes(run: PlannedRun, start: StartingModel, processes: Processes) -
     return sum(item.count for item in stored.values()) * bits // 8
 
 
-def _resolved(run: PlannedRun, recompute: str, four_bit: bool, tokens: int | None) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if run.recompute is None:
-        settings["gradient_checkpointing"] = recompute
-    if run.four_bit is None:
-        settings["load_in_4bit"] = four_bit
-    if run.micro_batch_size is None and run.micro_batch_tokens is None:
-        settings["micro_batch_tokens"] = tokens
-    return settings
+def _left_open(run: PlannedRun, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the run leaves to the plan; sharding is of its processes."""
+    budget_open = run.micro_batch_size is None and run.micro_batch_tokens is None
+    is_open = {
+        "gradient_checkpointing": run.recompute is None,
+        "load_in_4bit": run.four_bit is None,
+        "micro_batch_tokens": budget_open,
+    }
+    return {name: value for name, value in settings.items() if is_open.get(name)}
 
 
 def _best(
@@ -154,7 +147,7 @@ def _best(
         only=run.micro_batch_size is not None or run.micro_batch_tokens is not None,
     )
     # three equal passes of one token each: no speed is asked for, only the order of the candidates
-    case = PlanInput(
+    plan_input = PlanInput(
         workload=work,
         search_space=space,
         table=table,
@@ -163,7 +156,7 @@ def _best(
         smallest_weights=rehearser.smallest_weights,
     )
     here = _this_machine(processes)
-    best = candidates.best(case, here, world)
+    best = candidates.best(plan_input, here, world)
     config = best.run_config
     if config is None or not config.sharded:
         return best, "ddp"
@@ -185,13 +178,7 @@ def _this_machine(processes: Processes) -> Machine:
         name=name,
         device=device.type,
         memory=int(all_reduce_min(memory_bytes, processes)),
-        bandwidth=None,
-        flops=1.0,
-        link="",
-        link_speed=None,
         workspace=-int(all_reduce_min(-float(workspace), processes)),
-        utilisation=1.0,
-        utilisation_source="",
     )
 
 

@@ -7,70 +7,60 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.losses.base import Objective
+from byeori.kernels import patch
 from byeori.model import forward
 from byeori.plan import measured_step, rehearsal
 from byeori.plan.machines import GIB
 from byeori.plan.measured_step import Step
-from byeori.plan.rehearsal import Adapter, Rehearsal
+from byeori.plan.rehearser import Rehearser
+from byeori.plan.workload import MicroBatch
 from byeori.train import memory
 
 _ROOM = 0.8  # the fraction of the free memory that may be used
 
 
-def run(
-    config: Any,
-    adapter: Adapter,
-    examples: Sequence[Example],
-    expected: Rehearsal,
-    *,
-    dtype: torch.dtype,
-    recompute: str,
-    objective: Objective,
-    accumulates: bool,
-    device: torch.device,
-    fast_paths: Sequence[str],
-) -> dict[str, Any]:
-    """Return what was predicted, what was measured, and the speed of the step.
+def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
+    """Return what was predicted for a typical micro-batch, what was measured, and the speed of the step.
 
     Raises:
         ConfigError: if the step would not fit here.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu, planned = device.type == "cuda", rehearser.run
+    recompute = planned.recompute or "none"
+    expected = rehearser.rehearse(micro_batch, recompute, False, device.type, typical=True).peak
     gc.collect()  # what another model in this process left behind is not of this step
-    on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     free = memory.available_bytes(device)
-    if expected.peak > _ROOM * free:
+    if expected > _ROOM * free:
         raise ConfigError(
-            f"--calibrate: the step needs {expected.peak / GIB:.1f} GiB and {free / GIB:.1f} GiB are free on {device}; "
+            f"--calibrate: the step needs {expected / GIB:.1f} GiB and {free / GIB:.1f} GiB are free on {device}; "
             "give a smaller model or smaller micro-batches"
         )
-    model = rehearsal.build(config, adapter, dtype, recompute=recompute, fast_paths=fast_paths, device=str(device))
+    model = rehearsal.build(
+        rehearser.config,
+        planned.adapter,
+        rehearser.dtype(device.type),
+        recompute=recompute,
+        fast_paths=patch.parts(list(planned.speed), device),
+        device=str(device),
+    )
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     optimizer = measured_step.make_optimizer(model)
     one_sequence = not forward.use_forest_attention(model)
 
     def step() -> Step:
-        step = measured_step.run(
-            model,
-            optimizer,
-            examples,
-            objective=objective,
-            ends=(1, 1),
-            accumulates=accumulates,
-            one_sequence=one_sequence,
-        )
+        more: dict[str, Any] = {"accumulates": micro_batch.accumulates, "one_sequence": one_sequence, "ends": (1, 1)}
+        result = measured_step.run(model, optimizer, micro_batch.typical, objective=planned.objective, **more)
         if on_gpu:
             torch.cuda.synchronize(device)
-        return step
+        return result
 
     first = step()
     if on_gpu:
@@ -83,9 +73,9 @@ def run(
     return {
         "device": str(device),
         "tokens": first.tokens,
-        "predicted_bytes": expected.peak,
+        "predicted_bytes": expected,
         "measured_bytes": measured,
-        "error": expected.peak / measured - 1,
+        "error": expected / measured - 1,
         "held_by_process_bytes": reserved,
         "seconds": round(seconds, 3),
         "flops_per_second": round(first.flops / seconds),

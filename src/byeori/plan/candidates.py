@@ -76,8 +76,13 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Of its settings."""
+        """What is chosen, in words, or why it was refused."""
         return self.run_config.label if self.run_config else self.refused
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is chosen, as the settings file has it."""
+        return self.run_config.settings if self.run_config else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +120,10 @@ class PlanInput:
     smallest_weights: Callable[[bool], float] = lambda four_bit: 0.0
 
 
-def all_machines(case: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
+def all_machines(plan: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
     """Return the best candidate for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
     return [
-        best(case, machine, count)
+        best(plan, machine, count)
         for machine in machines
         for count in (COUNTS if machine.device == "cuda" else COUNTS[:1])
     ]
@@ -136,16 +141,16 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted((candidate for candidate in candidates if candidate.fits), key=key)
 
 
-def best(case: PlanInput, machine: Machine, count: int) -> Candidate:
+def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
     """Return the fastest candidate of the first tier in which one fits; if none does, the one that needs least."""
-    if case.workload.batch_size % count:
-        refused = f"batch_size {case.workload.batch_size} is not a multiple of {count} processes"
+    if plan.workload.batch_size % count:
+        refused = f"batch_size {plan.workload.batch_size} is not a multiple of {count} processes"
         return Candidate(machine=machine, count=count, refused=refused)
-    configs = _run_configs(case, machine, count)
+    configs = _run_configs(plan, machine, count)
     smallest = {(config.four_bit, config.sharded): config for _, config in configs}  # the last of each kind
 
     def evaluate(config: RunConfig) -> Candidate:
-        return _candidate(case, machine, count, config)
+        return _candidate(plan, machine, count, config)
 
     tried = []
     for tier, group in itertools.groupby(configs, key=lambda item: item[0]):
@@ -162,17 +167,17 @@ def best(case: PlanInput, machine: Machine, count: int) -> Candidate:
     return min([*tried, *map(evaluate, smallest.values())], key=lambda candidate: candidate.need)
 
 
-def _run_configs(case: PlanInput, machine: Machine, count: int) -> list[tuple[int, RunConfig]]:
+def _run_configs(plan: PlanInput, machine: Machine, count: int) -> list[tuple[int, RunConfig]]:
     """What may be tried with its tier, sorted: a later tier is slower, or rounds the weights.
 
     Tiers: 0, the settings' own; 1, smaller micro-batches and recomputation; 2, sharded weights; 3, weights in 4 bit.
     Kinds whose weights alone are too much are left out; if all are, the one that needs least stays.
     """
-    space, both = case.search_space, (False, True)
+    space, both = plan.search_space, (False, True)
     recompute = tuple(RECOMPUTE) if space.recompute is None else (space.recompute,)
     four_bit = both if space.four_bit is None else (space.four_bit,)
     sharded = (False,) if count == 1 else both if space.sharding is None else (space.sharding,)
-    micro_batches = [m for m in case.workload.micro_batches if not case.workload.batch_size % ((m.size or 1) * count)]
+    micro_batches = [m for m in plan.workload.micro_batches if not plan.workload.batch_size % ((m.size or 1) * count)]
     configs = [
         RunConfig(micro_batch=micro_batch, recompute=again, four_bit=packed, sharded=over)
         for packed, over, micro_batch, again in itertools.product(four_bit, sharded, micro_batches, recompute)
@@ -180,7 +185,7 @@ def _run_configs(case: PlanInput, machine: Machine, count: int) -> list[tuple[in
     own = configs[0]
 
     def has_room(config: RunConfig) -> bool:
-        return case.smallest_weights(config.four_bit) / (count if config.sharded else 1) <= machine.memory
+        return plan.smallest_weights(config.four_bit) / (count if config.sharded else 1) <= machine.memory
 
     def tier(config: RunConfig) -> int:
         if config is own:
@@ -191,11 +196,11 @@ def _run_configs(case: PlanInput, machine: Machine, count: int) -> list[tuple[in
     return sorted(((tier(config), config) for config in possible), key=lambda item: item[0])
 
 
-def _candidate(case: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
-    rehearsal = case.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.device)
-    parts = memory(rehearsal, case.table, machine, count if config.sharded else 1)
-    need, available = sum(parts.values()), machine.memory * (1 - case.table.headroom)
-    speed, hours = _speed(case, machine, count, config, rehearsal) if case.speed_known else (0.0, 0.0)
+def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
+    rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.device)
+    parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1)
+    need, available = sum(parts.values()), machine.memory * (1 - plan.table.headroom)
+    speed, hours = _speed(plan, machine, count, config, rehearsal) if plan.speed_known else (0.0, 0.0)
     return Candidate(
         machine=machine,
         count=count,
@@ -227,10 +232,10 @@ def memory(rehearsal: Rehearsal, table: Table, machine: Machine, shards: int) ->
 
 
 def _speed(
-    case: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal
+    plan: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal
 ) -> tuple[float, float]:
     """Tokens a second of all processes, and hours of the whole run with DPO's reference pass."""
-    cost, again = case.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
+    cost, again = plan.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
     flops = cost.flops + cost.forward_flops * again
     reads = (2 + again) * rehearsal.resident["weights"]  # forward, backward, and forward again
     seconds = flops / (machine.flops * machine.utilisation)
@@ -241,5 +246,5 @@ def _speed(
     if config.four_bit and machine.bandwidth:  # a byte of each pair is read, four are written and read again
         seconds += (2 + again) * rehearsal.quantized * 4.5 / machine.bandwidth
     speed = cost.tokens / seconds * count
-    reference = case.workload.reference_tokens / speed * (cost.forward_flops / flops)
-    return speed, (case.workload.tokens / speed + reference) / 3600
+    reference = plan.workload.reference_tokens / speed * (cost.forward_flops / flops)
+    return speed, (plan.workload.tokens / speed + reference) / 3600

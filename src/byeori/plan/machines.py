@@ -38,13 +38,13 @@ class Machine:
     name: str
     device: str
     memory: int
-    bandwidth: float | None
-    flops: float
-    link: str
-    link_speed: float | None
     workspace: int
-    utilisation: float
-    utilisation_source: str
+    flops: float = 1.0
+    utilisation: float = 1.0
+    utilisation_source: str = ""
+    bandwidth: float | None = None
+    link: str = ""
+    link_speed: float | None = None
     skypilot: str | None = None
     price: float | None = None
     price_source: str = ""
@@ -187,10 +187,7 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
         name="CPU",
         device="cpu",
         memory=memory.total_bytes(),
-        bandwidth=None,
         flops=measured_peak(dtype),
-        link="",
-        link_speed=None,
         workspace=memory.resident_bytes() + extra,
         utilisation=table.cpu_utilisation[0],
         utilisation_source=table.cpu_utilisation[1],

@@ -57,7 +57,7 @@ def run(
     block: int = 1,
     accumulates: bool = False,
     one_sequence: bool = False,
-    explain: tuple[str, int] | None = None,
+    explain: bool = False,
 ) -> Step:
     """Run one whole step over a micro-batch, with the optimizer's state of a second step.
 
@@ -68,7 +68,7 @@ def run(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracker = Tracker(block=block, explain=explain)
     batch = forests.build(list(examples))
-    with tracker, _segments(model, parameters, tracker, ends, explained=explain is not None):
+    with tracker, _segments(model, parameters, tracker, ends):
         _assign_existing(tracker, model, parameters)
         tracker.assign("optimizer", _states(optimizer))
         resident = dict(tracker.parts)
@@ -130,7 +130,7 @@ def _forward_backward(tracker: Tracker, model: Any, batch: Forest, objective: Ob
 
 @contextmanager
 def _segments(
-    model: Any, parameters: list[torch.nn.Parameter], tracker: Tracker, ends: tuple[int, int], *, explained: bool
+    model: Any, parameters: list[torch.nn.Parameter], tracker: Tracker, ends: tuple[int, int]
 ) -> Iterator[None]:
     """Hooks that tell the tracker which segment and part it is in."""
     backbone, _ = load.parts(model)
@@ -163,7 +163,7 @@ def _segments(
         handles += [parameter.register_post_accumulate_grad_hook(accumulated) for parameter in parameters]
         for handle in handles:
             stack.callback(handle.remove)
-        if explained:
+        if tracker.explain:
             stack.enter_context(_modules(model, tracker))
         yield
 

@@ -23,21 +23,8 @@ from byeori.plan import meta_ops
 Source = tuple[str, str, str, str]  # part, module, operation, what it made
 
 
-@dataclass(kw_only=True, slots=True)
-class Peak:
-    """The most that was alive in one segment of the code. parts: bytes by part, at that moment.
-
-    sources, counts: bytes and number of storages by source, for the peak that is explained.
-    """
-
-    total: int = 0
-    parts: dict[str, int] = field(default_factory=dict)
-    sources: Counter[Source] = field(default_factory=Counter)
-    counts: Counter[Source] = field(default_factory=Counter)
-
-
-class _Storage(NamedTuple):
-    """A storage that is alive."""
+class Storage(NamedTuple):
+    """A storage that is alive, its bytes and where they come from."""
 
     ref: weakref.ref[Any]
     size: int
@@ -45,23 +32,45 @@ class _Storage(NamedTuple):
     source: Source | None
 
 
+@dataclass(kw_only=True, slots=True)
+class Peak:
+    """The most that was alive in one segment of the code. parts: bytes by part, at that moment.
+
+    alive: the storages of that moment; only where asked for.
+    """
+
+    total: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+    alive: list[Storage] = field(default_factory=list)
+
+    def sources(self) -> tuple[Counter[Source], Counter[Source]]:
+        """Return bytes and number of the storages by source."""
+        sizes: Counter[Source] = Counter()
+        counts: Counter[Source] = Counter()
+        for storage in self.alive:
+            if storage.source is not None:
+                sizes[storage.source] += storage.size
+                counts[storage.source] += 1
+        return sizes, counts
+
+
 class Tracker(meta_ops.Mode):
     """Counts storages by part and peaks by segment.
 
     block: every storage is rounded up to a multiple of this many bytes, as the device's allocator does.
-    explain: (segment, bytes) of a peak known from an earlier run of the same code, whose sources are recorded.
+    explain: record where the bytes of every peak come from.
     part: what new storages belong to. segment: the stretch of code whose peak is being measured. module: the one that
     runs.
     """
 
-    def __init__(self, *, block: int = 1, explain: tuple[str, int] | None = None) -> None:
+    def __init__(self, *, block: int = 1, explain: bool = False) -> None:
         super().__init__()
         self.block, self.explain = block, explain
         self.total, self.flops = 0, 0
         self.parts: Counter[str] = Counter()
         self.peaks: dict[str, Peak] = {}
         self.part, self.module, self.segment = "weights", "", "before"
-        self._alive: dict[int, _Storage] = {}
+        self._alive: dict[int, Storage] = {}
         self.enter("before")
 
     def enter(self, segment: str) -> None:
@@ -103,12 +112,12 @@ class Tracker(meta_ops.Mode):
         if not size:
             return
         source = None
-        if self.explain is not None:
+        if self.explain:
             shape = f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
             name = getattr(getattr(made_by, "overloadpacket", made_by), "__name__", str(made_by))
             source = (part, module, name, shape)
         key = storage._cdata
-        self._alive[key] = _Storage(weakref.ref(storage, functools.partial(self._freed, key)), size, part, source)
+        self._alive[key] = Storage(weakref.ref(storage, functools.partial(self._freed, key)), size, part, source)
         self.total += size
         self.parts[part] += size
 
@@ -124,12 +133,8 @@ class Tracker(meta_ops.Mode):
         if self.total <= peak.total:
             return
         peak.total, peak.parts = self.total, dict(self.parts)
-        if self.explain == (self.segment, self.total):
-            peak.sources, peak.counts = Counter(), Counter()
-            for known in self._alive.values():
-                if known.source is not None:
-                    peak.sources[known.source] += known.size
-                    peak.counts[known.source] += 1
+        if self.explain:
+            peak.alive = list(self._alive.values())
 
 
 @functools.cache

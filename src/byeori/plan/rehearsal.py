@@ -53,7 +53,7 @@ class Rehearsal:
     flops: operations of one micro-batch, with recomputation; forward_flops: of its forward pass alone.
     tokens: its unique tokens.
     resident: what stays between steps, by part. layer: weights of the largest layer; outside: weights of no layer.
-    layers: how many there are. weight_count: how many frozen weights; quantized: how many of them in 4 bit.
+    layers: how many there are. quantized: how many weights are in 4 bit.
     sources: bytes and count of every (part, module, operation, shape) alive at the peak; only where asked for.
     """
 
@@ -67,7 +67,6 @@ class Rehearsal:
     layer: int
     outside: int
     layers: int
-    weight_count: int
     quantized: int
     sources: dict[Source, tuple[int, int]] = field(default_factory=dict)
 
@@ -141,42 +140,38 @@ def rehearse(
     heights = [layers] if every_layer or 2 * low + period >= layers else [low, low + period]
     periods = (layers - low) // period if len(heights) == 2 else 0
 
-    def run(height: int, explained: str | None) -> tuple[Step, dict[str, int]]:
+    def run(height: int) -> tuple[Step, dict[str, int]]:
         with device_kind.stand_for(device), _autocast_on_meta():
             with meta_ops.Remembering():
                 model, optimizer = _on_meta(architecture, adapter, dtype, height, four_bit, fast_paths)
                 wrap.recompute_layers(model.get_base_model(), recompute)
-            settings = {
-                "objective": objective,
-                "ends": (architecture.first + period, tail),
-                "block": _CUDA_BLOCK if device == "cuda" else 1,
-                "accumulates": accumulates,
-                "one_sequence": not forward.use_forest_attention(model),
-            }
-            return _run(model, optimizer, examples, settings, explained), _sizes(model)
+            with _without_numbers(architecture.config):
+                step = measured_step.run(
+                    model,
+                    optimizer,
+                    examples,
+                    objective=objective,
+                    ends=(architecture.first + period, tail),
+                    block=_CUDA_BLOCK if device == "cuda" else 1,
+                    accumulates=accumulates,
+                    one_sequence=not forward.use_forest_attention(model),
+                    explain=explain,
+                )
+            return step, _sizes(model)
 
-    rehearsal = _extend([run(height, None) for height in heights], periods, layers)
-    if not explain:
-        return rehearsal
-    return _extend([run(height, rehearsal.segment) for height in heights], periods, layers)
+    return _extend([run(height) for height in heights], periods, layers)
 
 
-def _run(
-    model: Any, optimizer: Any, examples: Sequence[Example], settings: dict[str, Any], explained: str | None
-) -> Step:
-    """explained: the segment whose peak is to be explained, which takes a second run."""
+@contextmanager
+def _without_numbers(config: Any) -> Iterator[None]:
+    """Turn whatever a model's code raises, because tensors have no numbers, into a ModelError."""
     try:
-        step = measured_step.run(model, optimizer, examples, **settings)
-        if explained is None:
-            return step
-        return measured_step.run(
-            model, optimizer, examples, explain=(explained, step.peaks[explained].total), **settings
-        )
+        yield
     except ByeoriError:
         raise
-    except Exception as error:  # whatever a model's code does with numbers that are not there
-        kind, text = model.config.model_type, (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"a {kind} model cannot be rehearsed without numbers: {text}") from None
+    except Exception as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"a {config.model_type} model cannot be rehearsed without numbers: {text}") from None
 
 
 @contextmanager
@@ -283,21 +278,17 @@ def _period(kinds: list[Any]) -> tuple[int, int]:
 
 
 def _sizes(model: Any) -> dict[str, int]:
-    """Bytes of the largest layer and of what is in none; how many frozen weights, and how many of them in 4 bit."""
-    layers = skeleton.layers_of(model)
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    """Bytes of the largest layer and of what is in none, and how many weights are in 4 bit."""
 
-    def size(parameters: Any) -> int:
-        return sum(p.nbytes for p in parameters if not p.requires_grad)
+    def frozen_bytes(module: Any) -> int:
+        return sum(parameter.nbytes for parameter in module.parameters() if not parameter.requires_grad)
 
-    per_layer = [size(layer.parameters()) for layer in layers]
+    layers = [frozen_bytes(layer) for layer in skeleton.layers_of(model)]
     packed = [module for module in model.modules() if isinstance(module, meta_quantized.MetaQuantizedLinear)]
-    quantized = sum(module.weight_count for module in packed)
     return {
-        "layer": max(per_layer, default=0),
-        "outside": size(frozen) - sum(per_layer),
-        "quantized": quantized,
-        "weight_count": quantized + sum(p.numel() for p in frozen if p.dtype.is_floating_point),
+        "layer": max(layers, default=0),
+        "outside": frozen_bytes(model) - sum(layers),
+        "quantized": sum(module.weight_count for module in packed),
     }
 
 
@@ -319,8 +310,8 @@ def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int) 
         if not (periods and name == "back middle")
     }
     segment = max(peaks, key=lambda name: peaks[name].total)
-    sizes = extend_all(low.peaks[segment].sources, high.peaks[segment].sources)
-    counts = extend_all(low.peaks[segment].counts, high.peaks[segment].counts)
+    (low_bytes, low_counts), (high_bytes, high_counts) = (step.peaks[segment].sources() for step in (low, high))
+    counts = extend_all(low_counts, high_counts)
     return Rehearsal(
         peak=peaks[segment].total,
         parts={part: peaks[segment].parts.get(part, 0) for part in PARTS},
@@ -330,6 +321,6 @@ def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int) 
         tokens=low.tokens,
         resident=extend_all(low.resident, high.resident),
         layers=layers,
-        sources={key: (size, counts[key]) for key, size in sizes.items()},
+        sources={source: (size, counts[source]) for source, size in extend_all(low_bytes, high_bytes).items()},
         **extend_all(low_sizes, high_sizes) | {"layer": high_sizes["layer"]},
     )

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.model import load
-from byeori.plan import calibrate, machines, rehearsal
+from byeori.plan import machines, rehearsal
 from byeori.plan.candidates import Cost, PlanInput, SearchSpace
 from byeori.plan.rehearsal import Adapter, Rehearsal
 from byeori.plan.workload import Examples, MicroBatch, Workload
@@ -54,6 +53,7 @@ class Rehearser:
     def __init__(self, config: Any, run: PlannedRun) -> None:
         self.config, self.run = config, run
         self._architecture = rehearsal.architecture(config, run.bits)
+        self.weight_count = self._architecture.weight_count
         self._known: dict[Any, tuple[Examples, Rehearsal]] = {}
 
     @property
@@ -123,26 +123,9 @@ class Rehearser:
 
     def smallest_weights(self, four_bit: bool) -> float:
         """Return bytes that the weights take at least."""
-        return self._architecture.weight_count * (0.5 if four_bit else self.dtype("cuda").itemsize)
+        return self.weight_count * (0.5 if four_bit else self.dtype("cuda").itemsize)
 
     def micro_batch_tokens(self, device: str) -> int:
         """Return those of the settings, or the default for a kind of device, cpu or cuda."""
-        default = load.micro_batch_tokens(self.run.dtype, torch.device(device), self._architecture.weight_count)
+        default = load.micro_batch_tokens(self.run.dtype, torch.device(device), self.weight_count)
         return self.run.micro_batch_tokens or default
-
-    def calibrate(self, micro_batch: MicroBatch) -> dict[str, Any]:
-        """Run one real step over a typical micro-batch on this machine and compare it to its rehearsal."""
-        device = torch.device("cuda") if torch.cuda.is_available() else _CPU
-        recompute = self.run.recompute or "none"
-        return calibrate.run(
-            self.config,
-            self.run.adapter,
-            micro_batch.typical,
-            self.rehearse(micro_batch, recompute, False, device.type, typical=True),
-            dtype=self.dtype(device.type),
-            recompute=recompute,
-            objective=self.run.objective,
-            accumulates=micro_batch.accumulates,
-            device=device,
-            fast_paths=patch.parts(list(self.run.speed), device),
-        )

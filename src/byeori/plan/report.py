@@ -72,7 +72,7 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
         "count": candidate.count,
         "fits": candidate.fits,
         "refused": candidate.refused or None,
-        "settings": candidate.run_config and candidate.run_config.settings,
+        "settings": candidate.settings or None,
         "memory_bytes": machine.memory,
         "need_bytes": candidate.need,
         "allocated_bytes": candidate.allocated,
