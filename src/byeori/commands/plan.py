@@ -48,9 +48,9 @@ def plan(settings: PlanSettings) -> PlanResult:
     selected = machines.select([*table.machines, machines.this_cpu(table, rehearser.dtype("cpu"))], settings.gpu)
     work, left_out = _workload(settings, training, start, rehearser)
     with _rare_collections():
-        offers = candidates.all_machines(rehearser.plan_input(work, table), selected)
-    if all(candidate.refused for candidate in offers):
-        raise ConfigError(f"{offers[0].refused}; training would not start")
+        everywhere = candidates.all_machines(rehearser.plan_input(work, table), selected)
+    if all(candidate.refused for candidate in everywhere):
+        raise ConfigError(f"{everywhere[0].refused}; training would not start")
     notes += [*_notes(training), work.source, *left_out]
     result = PlanResult(
         model=settings.base_model or f"a {config.model_type} model by hand",
@@ -59,8 +59,8 @@ def plan(settings: PlanSettings) -> PlanResult:
         notes=(*notes, f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute"),
         workload=work,
         table=table,
-        candidates=tuple(offers),
-        ranked=tuple(candidates.ranked(offers)),
+        candidates=tuple(everywhere),
+        ranked=tuple(candidates.ranked(everywhere)),
         calibration=calibrate.run(rehearser, work.micro_batches[-1]) if settings.calibrate else None,
     )
     _print(settings, result, rehearser)

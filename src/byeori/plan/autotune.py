@@ -19,7 +19,7 @@ from byeori.distributed.processes import Processes, all_reduce_min, choose_shard
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load
 from byeori.plan import candidates, machines, workload
-from byeori.plan.candidates import Candidate, Cost, PlanInput
+from byeori.plan.candidates import Candidate, Cost
 from byeori.plan.machines import GIB, MIB, Machine
 from byeori.plan.rehearser import PlannedRun, Rehearser
 from byeori.support import hub
@@ -33,7 +33,7 @@ _WORKSPACE = {True: 2 * 32 * MIB, False: 2 * 8 * MIB}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a run is expected to need on one device. peak: bytes, by the measure that `measured` has at the end."""
+    """What a run is expected to need on one device. peak: bytes, measured as the run's own peak is at the end."""
 
     candidate: Candidate
     peak: int
@@ -117,12 +117,11 @@ def _weight_bytes(run: PlannedRun, start: StartingModel, processes: Processes) -
 
 
 def _left_open(run: PlannedRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of the settings that the run leaves to the plan; sharding is of its processes."""
-    budget_open = run.micro_batch_size is None and run.micro_batch_tokens is None
+    """Those of the settings that the run leaves to the plan; how weights are sharded is decided with its processes."""
     is_open = {
         "gradient_checkpointing": run.recompute is None,
         "load_in_4bit": run.four_bit is None,
-        "micro_batch_tokens": budget_open,
+        "micro_batch_tokens": not run.sets_micro_batches,
     }
     return {name: value for name, value in settings.items() if is_open.get(name)}
 
@@ -134,29 +133,27 @@ def _best(
     if run.eight_bit or getattr(model_config, "quantization_config", None):
         return None  # a rehearsal does not know how these weights are stored
     rehearser, table = Rehearser(model_config, run), machines.read()
-    space, world = rehearser.search_space, processes.world
+    space = rehearser.search_space
     if space.four_bit is None and importlib.util.find_spec("bitsandbytes") is None:
         space = replace(space, four_bit=False)
     work = workload.of_rows(
         rows,
         schedule=schedule,
-        world=world,
+        world=processes.world,
         size=run.micro_batch_size,
         tokens=rehearser.micro_batch_tokens(processes.device.type),
         share=run.share_prefixes,
-        only=run.micro_batch_size is not None or run.micro_batch_tokens is not None,
+        only=run.sets_micro_batches,
     )
     # three equal passes of one token each: no speed is asked for, only the order of the candidates
-    plan_input = PlanInput(
-        workload=work,
+    plan_input = replace(
+        rehearser.plan_input(work, table),
         search_space=space,
-        table=table,
-        rehearse=rehearser.rehearse,
         typical_cost=lambda micro_batch: Cost(3.0, 1.0, 1.0),
-        smallest_weights=rehearser.smallest_weights,
+        speed_known=True,
     )
     here = _this_machine(processes)
-    best = candidates.best(plan_input, here, world)
+    best = candidates.best(plan_input, here, processes.world)
     config = best.run_config
     if config is None or not config.sharded:
         return best, "ddp"
@@ -166,7 +163,7 @@ def _best(
 
 
 def _this_machine(processes: Processes) -> Machine:
-    """What one process has of this machine: the least of all, so that every process makes the same choice."""
+    """This machine's share for one process: the least of all processes, so that each makes the same choice."""
     device = processes.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

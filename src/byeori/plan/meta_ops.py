@@ -94,8 +94,8 @@ def _same(alias: Any, other: Any) -> bool:
 
 
 def _returned(args: tuple[Any, ...], places: tuple[int, ...]) -> Any:
-    found = tuple(args[place] for place in places)
-    return found[0] if len(found) == 1 else found or None
+    written = tuple(args[place] for place in places)
+    return written[0] if len(written) == 1 else written or None
 
 
 def _signature(value: Any) -> Any:
@@ -139,8 +139,8 @@ def _recipe(out: Any, taken: set[int]) -> _Recipe | None:
     return ("tensor", (out.shape, out.stride(), out.dtype)) if whole and new else None
 
 
-def _from_recipe(found: _Recipe) -> Any:
-    kind, value = found
+def _from_recipe(recipe: _Recipe) -> Any:
+    kind, value = recipe
     if kind == "several":
         return value[0](map(_from_recipe, value[1]))
     if kind == "value":

@@ -42,6 +42,11 @@ class PlannedRun:
         """4 or 8 if the settings ask for quantized weights."""
         return 4 if self.four_bit else 8 if self.eight_bit else None
 
+    @property
+    def sets_micro_batches(self) -> bool:
+        """Whether the settings say how large micro-batches are."""
+        return self.micro_batch_size is not None or self.micro_batch_tokens is not None
+
 
 class Rehearser:
     """Rehearses steps of one run, each once.
