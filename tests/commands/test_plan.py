@@ -1,4 +1,4 @@
-"""byeori plan, from its settings to its words, files and errors."""
+"""byeori plan, from its settings to its output, files and errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_shape_by_hand_on_every_machine(capsys: pytest.CaptureFixture[str]) ->
     assert found["rows"].startswith("assumed: 10,000 rows of 1,024 tokens on average")
 
 
-def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"shape": SHAPE, "gpu": "4090,H100", "explain": True}
     plan.plan(config.check(config.PlanSettings, settings))
     out = capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No prices: ordered by GiB of memory times hours" in out
 
 
-def test_what_is_not_counted_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_on_what_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
     notes = " ".join(_plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2, num_epochs=1)["notes"])
     assert "batch_size 8, 1 epoch, cutoff_len" in notes
     assert "cpu_offload is not counted" in notes
@@ -90,7 +90,7 @@ def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: p
     assert (Path(launched["workdir"]) / "pyproject.toml").is_file()
 
 
-def test_rows_that_are_not_trained_are_named(
+def test_dropped_rows_are_named(
     tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -120,7 +120,7 @@ def test_settings_of_8_bit_are_written_without_4_bit(tmp_path: Path) -> None:
     assert (written.load_in_8bit, written.load_in_4bit) == (True, False)
 
 
-def test_a_task_takes_along_whatever_is_only_here(
+def test_a_task_mounts_local_files(
     tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two tables of one name, those of a glob, the model and the template."""
@@ -142,7 +142,7 @@ def test_a_task_takes_along_whatever_is_only_here(
     assert f"Task in {task}: sky launch {task}\n" in capsys.readouterr().err
 
 
-def test_what_is_given_is_written_as_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_given_settings_are_written_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = {"shape": SHAPE, "gpu": "L4", "gradient_checkpointing": "offload", "parallel": "hsdp"}
     written = _written(tmp_path / "run.yaml", **how, micro_batch_tokens=2048)
     assert (written.gradient_checkpointing, written.parallel) == ("offload", "hsdp")
@@ -150,7 +150,7 @@ def test_what_is_given_is_written_as_it_was_given(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err.rstrip().endswith("; add --base_model and --data_path")
 
 
-def test_a_step_beside_its_rehearsal(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _plan(capsys, base_model=tiny_model, cutoff_len=128, gpu="CPU", calibrate=True, dtype="float32")
     assert abs(found["calibration"]["error"]) < 0.03
     assert found["calibration"]["seconds"] > 0

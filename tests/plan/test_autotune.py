@@ -1,4 +1,4 @@
-"""What a run chooses by the plan where the settings leave it open, and what it says at its end."""
+"""What a run chooses by the plan where its settings are auto, and the comparison at its end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.
     return train
 
 
-def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_more_recomputation_than_needed(run: Runs, capfd: pytest.CaptureFixture[str]) -> None:
     roomy = run(1e12)
     assert roomy["chosen"] == {"gradient_checkpointing": "none", "micro_batch_tokens": 2048, "load_in_4bit": False}
     assert roomy["fits"]
@@ -62,9 +62,7 @@ def test_gives_up_no_more_than_it_must(run: Runs, capfd: pytest.CaptureFixture[s
     assert "the run may run out of memory" in capfd.readouterr().err
 
 
-def test_a_run_keeps_its_pages_up_to_its_plan_until_it_needs_more(
-    run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_memory_is_held_up_to_the_plan(run: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     limits = []
     monkeypatch.setattr(memory, "give_back", lambda device, *, above=0: limits.append(above))
     planned = run(1e12, max_steps=4)["predicted"]["peak_bytes"]
@@ -83,7 +81,7 @@ def test_a_run_keeps_its_pages_up_to_its_plan_until_it_needs_more(
         ({"base_model": "gpt2", "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 4 bit"),
     ],
 )
-def test_what_the_model_cannot_have_is_said_once_and_before_its_weights_are_read(
+def test_impossible_settings_are_refused_before_the_weights_are_read(
     run: Runs, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], changes: dict[str, Any], words: str
 ) -> None:
     if "base_model" in changes:
@@ -101,13 +99,13 @@ def test_what_the_model_cannot_have_is_said_once_and_before_its_weights_are_read
     assert "Loading" not in said
 
 
-def test_what_is_set_stays(run: Runs) -> None:
+def test_given_settings_stay(run: Runs) -> None:
     found = run(1e6, gradient_checkpointing="selective", micro_batch_size=2, load_in_4bit=False)
     assert found["chosen"] == {"gradient_checkpointing": "selective", "micro_batch_size": 2, "load_in_4bit": False}
     assert not found["fits"]
 
 
-def test_the_same_adapter_whatever_was_chosen(run: Runs, tmp_path: Path) -> None:
+def test_the_adapter_does_not_depend_on_the_choice(run: Runs, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     needs = run(1e12)["predicted"]["need_bytes"]
@@ -118,12 +116,12 @@ def test_the_same_adapter_whatever_was_chosen(run: Runs, tmp_path: Path) -> None
         torch.testing.assert_close(sparing[name], value, rtol=1e-3, atol=1e-6)
 
 
-def test_a_small_model_is_not_asked(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+def test_small_models_are_not_planned(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     byeori.sft(base_model=str(tiny_model), data_path=str(title_rows), output_dir=str(tmp_path / "out"), max_steps=1)
     assert not (tmp_path / "out" / layout.PLAN).exists()
 
 
-def test_weights_are_shared_where_they_do_not_fit(
+def test_weights_are_sharded_where_they_do_not_fit(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight processes on four machines."""

@@ -1,4 +1,4 @@
-"""Storages are counted when they are made and until they are freed, by part and by segment; operations too."""
+"""Storages are counted from allocation to release, by part and by segment; operations are counted too."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_peak_worked_out_by_hand(device: str) -> None:
     assert tracker.total == 400
 
 
-def test_what_lives_on_behind_a_view_is_counted() -> None:
+def test_a_storage_is_counted_while_a_view_lives() -> None:
     with Tracker() as tracker:
         view = torch.ones(1000, device="meta")[:1]
         gc.collect()
@@ -51,7 +51,7 @@ def test_blocks_are_rounded_up() -> None:
     del kept
 
 
-def test_a_part_can_be_named_afterwards() -> None:
+def test_a_part_can_be_assigned_later() -> None:
     with Tracker() as tracker:
         tracker.part = "workspace"
         grad = torch.ones(25, device="meta")

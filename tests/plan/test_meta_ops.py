@@ -1,4 +1,4 @@
-"""Operations that are remembered give what PyTorch gives."""
+"""Remembered operations give what PyTorch gives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from byeori.plan.rehearsal import Adapter
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "mixtral", "mamba"])
-def test_a_rehearsal_is_the_same_without_memory(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rehearsal_is_the_same_without_remembering(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = zoo.tree()[:1] if kind in zoo.STATEFUL else zoo.tree()
     config = (zoo.KINDS | zoo.STATEFUL)[kind]().config
     adapter = Adapter(r=3, alpha=5, dropout=0.1, targets=tuple(zoo.TARGETS.get(kind, ["all-linear"])))
@@ -42,7 +42,7 @@ def test_strides_types_and_aliases() -> None:
             assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
-def test_writing_gives_the_argument_back_and_views_share_it() -> None:
+def test_in_place_operations_return_their_argument_and_views_share_it() -> None:
     with meta_ops.Remembering():
         x = torch.empty(3, 4, device="meta")
         assert x.add_(1) is x
@@ -54,7 +54,7 @@ def test_writing_gives_the_argument_back_and_views_share_it() -> None:
         assert z.shape == (5,)
 
 
-def test_numbers_are_computed() -> None:
+def test_real_tensors_are_computed() -> None:
     with meta_ops.Remembering():
         x = torch.ones(3)
         assert x.add_(1).sum().item() == 6

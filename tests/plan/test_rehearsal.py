@@ -1,4 +1,4 @@
-"""The rehearsal against the same step on real tensors, and two heights against the whole model."""
+"""A rehearsal against the same step on real tensors, and two heights against the whole model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _measured(
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3", "gemma2", "gpt2", "mistral", "phi", "cohere", "mamba"])
-def test_it_takes_what_the_real_step_takes(kind: str, recompute: str) -> None:
+def test_a_rehearsal_matches_the_real_step(kind: str, recompute: str) -> None:
     rows = _rows(60) if kind in zoo.STATEFUL else zoo.tree()
     config = _config(kind)
     architecture = rehearsal.architecture(config)
@@ -153,11 +153,11 @@ def test_experts_in_bfloat16() -> None:
     assert found.flops > experts
 
 
-def test_a_model_whose_code_asks_for_numbers() -> None:
+def test_a_model_whose_code_needs_numbers() -> None:
     with pytest.raises(ModelError, match="a lfm2 model cannot be rehearsed without numbers"):
         rehearsal.rehearse(rehearsal.architecture(_config("lfm2")), _adapter("lfm2"), _rows(16), dtype=torch.float32)
 
 
-def test_a_config_that_no_model_has() -> None:
+def test_a_config_of_no_model() -> None:
     with pytest.raises(ModelError, match="no model can be made of this llama config"):
         rehearsal.architecture(_config("llama", hidden_act="no_such_thing"))
