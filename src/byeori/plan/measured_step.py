@@ -85,11 +85,7 @@ def run(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Step(
-        peaks=tracker.peaks,
-        flops=flops,
-        forward_flops=forward_flops,
-        tokens=batch.unique_tokens,
-        resident=resident,
+        peaks=tracker.peaks, flops=flops, forward_flops=forward_flops, tokens=batch.unique_tokens, resident=resident
     )
 
 
