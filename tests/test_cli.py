@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import forks
 from byeori import __version__, cli, config
 from byeori.config import GenerateSettings, SftSettings, flags, help
 from byeori.errors import ConfigError
@@ -421,6 +422,6 @@ def test_a_run_without_a_terminal_says_nothing_but_its_own_lines(
     for line in done.stderr.splitlines():
         assert line.startswith(known) or "of the tokens are prefixes" in line, line
     assert done.stdout == ""
-    done = run("-m", "byeori", "generate", out, "--document", "봄", "--max_new_tokens", "4")
+    done = forks.run("-m", "byeori", "generate", out, "--document", "봄", "--max_new_tokens", "4")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\n")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+import forks
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -28,8 +30,8 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_layer_moves_least_with_the_kernels() -> None:
     """Its table on few tokens: the models' own code, norms fused, all fused in PyTorch, all fused with kernels."""
-    command = [sys.executable, str(BENCHMARKS / "traffic.py"), "--tokens", "2048"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    done = forks.run(BENCHMARKS / "traffic.py", "--tokens", 2048)
+    assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| llama3-8b")]
     plain, norms, in_pytorch, kernels = (float(row[3]) for row in rows)
     assert kernels < norms / 3 < plain / 3 < in_pytorch

@@ -8,8 +8,6 @@ import os
 import pty
 import shutil
 import struct
-import subprocess
-import sys
 import termios
 from html.parser import HTMLParser
 from pathlib import Path
@@ -111,9 +109,8 @@ def test_the_bar_does_not_get_into_a_pipe(tiny_model: Path, title_rows: Path, tm
 
 
 def test_in_a_pipe_there_are_neither(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(SRC), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "byeori", *flags(tiny_model, title_rows)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    done = forks.run("-c", MAIN, tmp_path, *flags(tiny_model, title_rows))
+    assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     for row in lines(title_rows)[:3]:

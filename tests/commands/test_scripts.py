@@ -111,7 +111,7 @@ def job(roomy_model: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFa
     done = shell(SFT, folder, model=roomy_model, rows=title_rows, micro=1)
     assert done.returncode == 0, done.stderr
     (folder / "sft.txt").write_text(done.stderr, encoding="utf-8")
-    done = shell(MERGE, folder, model=roomy_model)
+    done = forked(MERGE, folder, model=roomy_model)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -87,8 +87,14 @@ def assembled(ptx: str, folder: Path, capability: int) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "capability"),
+    [
+        pytest.param(dtype, capability, marks=[pytest.mark.slow] * ((dtype, capability) != (torch.bfloat16, 90)))
+        for dtype in (torch.bfloat16, torch.float16, torch.float32)
+        for capability in CAPABILITIES
+    ],
+)
 def test_kernels_fit_the_registers(
     dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

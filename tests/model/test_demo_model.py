@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import forks
 from byeori import cli
 from byeori.batch import forest as forests
 from byeori.data import template, tokenize
@@ -102,16 +102,18 @@ def test_bf16_passes_the_self_check(embedded: Path) -> None:
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
-def unpacking(cache: Path, **how: Any) -> subprocess.Popen[str]:
+UNPACK = """
+import resource, sys
+from byeori.cli import main
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+sys.exit(main(["demo-model"]))
+"""
+
+
+def unpacking(cache: Path, largest_file: int = resource.RLIM_INFINITY) -> forks.Forked:
     """`byeori demo-model` in a process of its own, with a cache of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "byeori", "demo-model"],
-        env=os.environ | {"BYEORI_CACHE": str(cache)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **how,
-    )
+    return forks.start("-c", UNPACK, largest_file, env=os.environ | {"BYEORI_CACHE": str(cache)})
 
 
 def test_the_command_prints_the_folder_and_nothing_else(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +149,7 @@ def test_a_killed_unpacking_leaves_nothing_that_is_taken_for_whole(tmp_path: Pat
 
 def test_a_disk_without_room_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     limit = 50 * 2**20  # bytes that one file may have: less than the packed model
-    process = unpacking(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = unpacking(tmp_path, limit)
     out, told = process.communicate(timeout=100)
     assert (process.returncode, out) == (2, "")
     assert f"error: the embedded model could not be unpacked into {tmp_path}: [Errno 27] File too large; make" in told

@@ -32,8 +32,19 @@ def log_steps(output: Path) -> list[int]:
     return [line["step"] for line in log_module.read(output)]
 
 
-@pytest.mark.parametrize("how", [{}, NOISY, {"group_by_length": True, "lr_scheduler": "cosine"}], ids=str)
-@pytest.mark.parametrize("step", [1, 6, 8])  # the first, the end of an epoch, the middle of the second
+OTHERS: list[dict[str, Any]] = [{}, NOISY, {"group_by_length": True, "lr_scheduler": "cosine"}]
+PLACES = [1, 6, 8]  # the first step, the end of an epoch, the middle of the second
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [
+        pytest.param(step, how, marks=[pytest.mark.slow] * (PLACES.index(step) != OTHERS.index(how)))
+        for step in PLACES
+        for how in OTHERS
+    ],
+    ids=str,
+)
 def test_stopped_and_resumed(
     step: int,
     how: dict[str, Any],
