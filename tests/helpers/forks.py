@@ -114,7 +114,7 @@ def start(
     """
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(os.environ[SERVER])
-    ranks = Path(tempfile.mkdtemp(prefix="byeori-ranks-"))
+    ranks = Path(tempfile.mkdtemp(dir=Path(os.environ[SERVER]).parent))
     asked = {
         "program": [str(part) for part in program],
         "processes": processes,
