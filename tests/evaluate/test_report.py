@@ -112,9 +112,9 @@ def test_one_row_shows_no_interval() -> None:
 
 def test_three_hundred_rows() -> None:
     rows = [item(f"본문 {i} " * 100, f"제목 {i}", f"답 {i}", f"제목 {i}") for i in range(300)]
-    start = time.perf_counter()
+    start = time.process_time()
     html = page(rows)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert Page(html).count("li") == 300
     assert "chrF rose in 300," in html
 
@@ -217,10 +217,10 @@ def test_matching_by_hand() -> None:
 
 
 def test_matching_of_endless_repetition_is_quick() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for answer, reference in ((". " * 1900, "! . " * 1000), ("ㅋ" * 2000, "ㅋㅎ" * 900), ("네 " * 1900, "네 " * 1800)):
         assert "".join(text for text, _ in matching(answer, reference)) == answer
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

@@ -57,9 +57,7 @@ def test_a_lost_process_ends_the_others_with_one_message(
     process = torchrun(values)
     steps_done(output, process, 8)
     os.kill(process.rank(rank), signal.SIGKILL)
-    killed = time.monotonic()
-    _, told = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 30
+    _, told = process.communicate(timeout=60)  # far less than the half hour that a collective call waits
     errors = re.findall(r"^error: .*$", told, flags=re.MULTILINE)
     assert len(errors) == 1, told
     found = re.fullmatch(
