@@ -120,10 +120,10 @@ def test_in_a_pipe_there_are_neither(tiny_model: Path, title_rows: Path, tmp_pat
 def test_in_a_pipe_a_long_table_has_a_line(
     tiny_model: Path, title_rows: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_rows, "LONG_ROWS", 23)
+    monkeypatch.setattr(_rows, "_LONG_TABLE", 23)
     assert main(flags(tiny_model, title_rows, "--json")) == 0
     assert capfd.readouterr().err == "Tokenizing 24 rows\n"
-    monkeypatch.setattr(_rows, "LONG_ROWS", 24)
+    monkeypatch.setattr(_rows, "_LONG_TABLE", 24)
     assert main(flags(tiny_model, title_rows, "--json")) == 0
     assert capfd.readouterr().err == ""
 

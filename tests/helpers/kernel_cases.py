@@ -1,4 +1,4 @@
-"""What kernels compute, on a CPU (kernels.c) or a GPU (gpu_kernels.py), against PyTorch in float64."""
+"""What kernels compute, on a CPU (kernels.c) or a GPU (triton_kernels.py), against PyTorch in float64."""
 
 from __future__ import annotations
 

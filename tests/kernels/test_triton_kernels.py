@@ -121,7 +121,7 @@ def test_a_references_name_knows_their_code(monkeypatch: pytest.MonkeyPatch) -> 
     """training.py: log-probs that were computed with other kernels are not taken for those of a run's first step."""
     before, read = dispatch.sources(), Path.read_bytes
     assert dispatch.sources() == before
-    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b" " * (self.name == "gpu_kernels.py"))
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b" " * (self.name == "triton_kernels.py"))
     changed = dispatch.sources()
     monkeypatch.setattr(native, "sources", lambda: "other")
     assert len({before, changed, dispatch.sources()}) == 3
