@@ -94,6 +94,9 @@ def _no_half_bars() -> Iterator[None]:
         with _environment(HF_DATASETS_DISABLE_PROGRESS_BARS="1"):
             yield
     finally:
+        if datasets is None and (imported := sys.modules.get("datasets.utils.tqdm")):
+            vars(imported)["HF_DATASETS_DISABLE_PROGRESS_BARS"] = None  # the variable was set for this block alone
+            imported.enable_progress_bars()
         for library, was_disabled in zip(bars, disabled, strict=True):
             if not was_disabled:
                 library.enable_progress_bars()
