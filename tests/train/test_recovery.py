@@ -92,7 +92,10 @@ def test_out_of_memory_saves_a_step_that_is_done(step_done: bool, tmp_path: Path
     assert this.saved.steps == ([3] if step_done else [])
 
 
-def test_sharded_rows_that_do_not_fit_end_the_attempt_with_a_note(tmp_path: Path) -> None:
+def test_sharded_rows_that_do_not_fit_end_the_attempt_with_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery.processes, "first_to", lambda act: True)
     this = run(tmp_path, sharded=True, step=3)
     with pytest.raises(Again, match=r"step 4: 2 rows \(640 tokens\) do not fit in memory together; go on"):
         this.recovery.on_out_of_memory(NoRoom([0, 1], 640), step_done=True)
