@@ -105,17 +105,16 @@ def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
 def test_what_is_said_of_the_end() -> None:
     """A tokenizer that names no end-of-text token has a note of its own."""
     tokenizer = turning()
-    assert "an answer ends with <|im_end|>, not with <|endoftext|>" in rows._ends(tokenizer, True)[0]
+    assert "an answer ends with <|im_end|>, not with <|endoftext|>" in rows._turn_end_notes(tokenizer, True)[0]
     open_ended = turning(TURNS.replace("<|im_end|>", " (over)"))
-    assert rows._ends(open_ended, True) == [
-        "it ends a turn with no token, so <|endoftext|> is put behind the last answer"
+    assert rows._turn_end_notes(open_ended, True) == [
+        "it ends a turn with no token, so <|endoftext|> is added after the last answer"
     ]
-    assert (
-        rows._ends(open_ended, False) == rows._ends(turning(TURNS.replace("<|im_end|>", "{{ eos_token }}")), True) == []
-    )
+    assert rows._turn_end_notes(open_ended, False) == []
+    assert rows._turn_end_notes(turning(TURNS.replace("<|im_end|>", "{{ eos_token }}")), True) == []
     for nameless in (tokenizer, open_ended):
         nameless.eos_token = None
-        assert rows._ends(nameless, True) == []
+        assert rows._turn_end_notes(nameless, True) == []
 
 
 def test_the_run_says_so(talking: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from byeori import cli, config
+from byeori import config
 from byeori.batch import forest as forests
+from byeori.config import flags
 from byeori.model import forward, wrap
 from zoo import gradients, tiny, tree, worst
 
@@ -67,9 +68,12 @@ def test_true_and_false_are_still_taken(given: object, kind: str, tmp_path: Path
 
 
 def test_the_flag_may_stand_alone() -> None:
-    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "--lora_r", "4"])
-    assert flags == ["--gradient_checkpointing=full", "--lora_r=4"]
-    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "selective"])
-    assert flags == ["--gradient_checkpointing=selective"]
-    flags, _ = cli.normalise(config.SftSettings, ["--gradient_checkpointing", "True"])
-    assert flags == ["--gradient_checkpointing=True"]
+    def chosen(*words: str) -> str:
+        needed = ["--base_model=m", "--data_path=d", "--output_dir=o"]
+        made = flags.settings_from(config.SftSettings, [*needed, "--gradient_checkpointing", *words])
+        assert made.lora_r == (4 if "--lora_r" in words else 16)
+        return made.gradient_checkpointing
+
+    assert chosen("--lora_r", "4") == "full"
+    assert chosen("selective") == "selective"
+    assert chosen("True") == "full"
