@@ -64,7 +64,7 @@ MISTAKES = {
     "preview {0}/model {0}/rows.csv": "no shipped template fits the columns frage, antwort",
     "generate {0}/adaptr text": "there is no folder {0}/adaptr (did you mean adapter?)",
     "generate {0}/adapter --data_path {0}/row.jsonl": "there is no file {0}/row.jsonl (did you mean rows.jsonl?)",
-    "generate {0}/adapter text --output {0}/no/answers.jsonl": "there is no folder {0}/no for --output",
+    "generate {0}/adapter text --output {0}/no/answers.jsonl": "the folder {0}/no does not exist",
     "compare {0}/adaptr {0}/rows.jsonl --output_dir {0}/new": "there is no folder {0}/adaptr (did you mean adapter?)",
     "compare {0}/adapter {0}/rows.jsonl --output_dir {0}/report": "{0}/report holds results already",
     "compare {0}/adapter {0}/rows.jsonl --output_dir {0}/new --template title-kr": "(did you mean title-ko?)",
