@@ -169,6 +169,9 @@ def dpo(
     compile: Literal["auto", "on", "off"] = "auto",
     speed: str | Sequence[str] = ["auto"],
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    train_turns: Literal["all", "last"] = "all",
+    chat_template: str | None = None,
+    chat_template_kwargs: dict[str, str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -233,6 +236,9 @@ def dpo(
         compile: torch.compile every layer in place of most of speed.
         speed: Which accelerations to use.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        train_turns: Which assistant turns of a conversation to train.
+        chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -372,6 +378,9 @@ def plan(
     compile: Literal["auto", "on", "off"] = "auto",
     speed: str | Sequence[str] = ["auto"],
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    train_turns: Literal["all", "last"] = "all",
+    chat_template: str | None = None,
+    chat_template_kwargs: dict[str, str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -448,6 +457,9 @@ def plan(
         compile: torch.compile every layer in place of most of speed.
         speed: Which accelerations to use.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        train_turns: Which assistant turns of a conversation to train.
+        chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -486,6 +498,9 @@ def preview(
     *,
     base_model: str | Path,
     data_path: str | Path | Sequence[str | Path],
+    train_turns: Literal["all", "last"] = "all",
+    chat_template: str | None = None,
+    chat_template_kwargs: dict[str, str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -503,12 +518,16 @@ def preview(
     rows: int = 3,
     html: str | Path | None = None,
     json_output: bool = False,
+    tokens: bool = False,
 ) -> PreviewResult:
     """Show the tokens that training will see; no weights are loaded.
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
         data_path: Rows: files, folders or a Hub dataset.
+        train_turns: Which assistant turns of a conversation to train.
+        chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -526,6 +545,7 @@ def preview(
         rows: Number of rows to show in full.
         html: Also write the preview to this HTML file.
         json_output: Print JSON.
+        tokens: With --json, print token ids and trained spans of every shown example.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.
@@ -600,6 +620,9 @@ def sft(
     compile: Literal["auto", "on", "off"] = "auto",
     speed: str | Sequence[str] = ["auto"],
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    train_turns: Literal["all", "last"] = "all",
+    chat_template: str | None = None,
+    chat_template_kwargs: dict[str, str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -660,6 +683,9 @@ def sft(
         compile: torch.compile every layer in place of most of speed.
         speed: Which accelerations to use.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        train_turns: Which assistant turns of a conversation to train.
+        chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         dataset_config: Configuration of a Hub dataset.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.

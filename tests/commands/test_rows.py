@@ -247,3 +247,48 @@ def test_chat_without_messages_is_one_sentence(
         "error: the template `chat` reads the column `messages` (or `conversations`), and the columns are document, "
         "title; choose another template"
     )
+
+
+def test_a_chat_run_saves_its_chat_template_and_trains_the_turns_it_names(
+    chat_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--chat_template and its variables lie in the adapter's tokenizer, so that generate and servers use them."""
+    from transformers import AutoTokenizer
+
+    talk = [
+        {"role": "user", "content": "Q1"},
+        {"role": "assistant", "content": "A1"},
+        {"role": "user", "content": "Q2"},
+        {"role": "assistant", "content": "A2"},
+    ]
+    rows = write(tmp_path / "chats.jsonl", [{"messages": talk}] * 4)
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{{ mood }}" + CHAT + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", encoding="utf-8"
+    )
+    given = ["--base_model", str(chat_model), "--data_path", str(rows), "--chat_template", str(template)]
+    given += ["--chat_template_kwargs", '{"mood": "calm"}']
+    capfd.readouterr()
+    assert main(["preview", *given, "--json", "--tokens", "--rows", "1"]) == 0
+    first, second = json.loads(capfd.readouterr().out)["examples"]
+    assert (first["row"], first["message"], second["message"]) == (0, 2, 4)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    for example, count in ((first, 1), (second, 3)):
+        ((start, end),) = example["trained"]
+        served = tokenizer.apply_chat_template(
+            talk[:count],
+            chat_template=template.read_text(encoding="utf-8"),
+            add_generation_prompt=True,
+            mood="calm",
+            return_dict=False,
+        )
+        assert example["token_ids"][:start] == list(served)
+        assert end == len(example["token_ids"]) == len(example["texts"])
+    assert main(["preview", *given, "--json", "--tokens", "--rows", "1", "--train_turns", "last"]) == 0
+    (last,) = json.loads(capfd.readouterr().out)["examples"]
+    assert last["token_ids"] == second["token_ids"]
+    given += ["--output_dir", str(tmp_path / "adapter"), "--max_steps", "1", "--dtype", "float32"]
+    assert main(["sft", *given]) == 0
+    saved = AutoTokenizer.from_pretrained(tmp_path / "adapter")
+    served = saved.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert served == "calm<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n"

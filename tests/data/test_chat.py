@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kinds
 from byeori.batch import forest
+from byeori.data import chat
 from byeori.data.tokenize import Encoding, Example, encode_prompt, encode_turns, make_encoding
 from byeori.errors import TemplateError, TooLongError
 from chat_templates import CHATML, CUTTING, GEMMA, LLAMA_2, OPEN, THINKING
@@ -50,7 +52,7 @@ def refusal(row: dict[str, Any], encoding: Encoding) -> str:
 
 
 @pytest.mark.parametrize(
-    ("chat", "kind", "trained"),
+    ("template", "kind", "trained"),
     [
         (CHATML, "chatml", ["그냥 봄이라서.<|im_end|>", "네, 정말요 🌸<|im_end|>"]),
         (CHATML, "chatml-bos", ["그냥 봄이라서.<|im_end|>", "네, 정말요 🌸<|im_end|>"]),
@@ -58,8 +60,8 @@ def refusal(row: dict[str, Any], encoding: Encoding) -> str:
         (GEMMA, "gemma", ["그냥 봄이라서.<end_of_turn>", "네, 정말요 🌸<end_of_turn>"]),
     ],
 )
-def test_every_assistant_turn_is_trained_and_nothing_else(chat: str, kind: str, trained: list[str]) -> None:
-    encoding = encoding_of(chat, kind)
+def test_every_assistant_turn_is_trained_and_nothing_else(template: str, kind: str, trained: list[str]) -> None:
+    encoding = encoding_of(template, kind)
     examples = encode_turns({"messages": TALK}, encoding)
     assert turns(examples, encoding) == trained
     assert [example.turn for example in examples] == [2, 4]
@@ -71,9 +73,9 @@ def test_every_assistant_turn_is_trained_and_nothing_else(chat: str, kind: str, 
         assert encode_prompt({"messages": TALK[: example.turn]}, encoding) == list(served)
 
 
-@pytest.mark.parametrize(("chat", "kind"), [(CHATML, "chatml"), (GEMMA, "gemma")])
-def test_where_history_is_kept_turns_cost_what_the_conversation_costs(chat: str, kind: str) -> None:
-    encoding = encoding_of(chat, kind)
+@pytest.mark.parametrize(("template", "kind"), [(CHATML, "chatml"), (GEMMA, "gemma")])
+def test_where_history_is_kept_turns_cost_what_the_conversation_costs(template: str, kind: str) -> None:
+    encoding = encoding_of(template, kind)
     talk = [turn for _ in range(5) for turn in TALK]
     examples = encode_turns({"messages": talk}, encoding)
     assert len(examples) == 10
@@ -274,7 +276,8 @@ def test_a_tokenizer_without_a_chat_template() -> None:
     with pytest.raises(TemplateError) as caught:
         encoding_of(None)
     assert str(caught.value) == (
-        "the template is `chat`, but this tokenizer has no chat template; choose another template"
+        "the template is `chat`, but this tokenizer has no chat template; choose another template, or give one with "
+        "--chat_template: a Jinja file, or chatml, gemma, llama3"
     )
 
 
@@ -302,3 +305,46 @@ def test_the_last_turn_alone() -> None:
         encode_turns({"messages": TALK}, replace(encoding, train_turns="last"))
         == encode_turns({"messages": TALK}, encoding)[1:]
     )
+
+
+# ---- another chat template ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", chat.shipped())
+def test_a_shipped_chat_template_trains_every_turn(name: str) -> None:
+    tokenizer = kinds.byte_level("<s>", chat=None, gpt4=True)
+    chat.set_template(tokenizer, name, None)
+    encoding = make_encoding(tokenizer, None, cutoff_len=999, add_eos_token=True, train_on_inputs=False)
+    system = [{"role": "system", "content": "짧게 답하세요."}]
+    examples = encode_turns({"messages": [*system, *TALK]}, encoding)
+    assert [example.turn for example in examples] == [3, 5]
+    for example in examples:
+        before = [*system, *TALK][: example.turn - 1]
+        served = tokenizer.apply_chat_template(before, add_generation_prompt=True, return_dict=False)
+        assert example.token_ids[: example.targets[0][0]] == list(served)
+        assert "짧게 답하세요." in tokenizer.decode(served)
+
+
+def test_a_file_replaces_the_chat_template_and_its_variables_have_values(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text(CHATML + "{{ '' if thinking else '<none>' }}{{ mood }}", encoding="utf-8")
+    tokenizer = kinds.byte_level(chat=None, gpt4=True)
+    chat.set_template(tokenizer, str(path), {"thinking": False, "mood": '밝게 "또박또박"', "top": None})
+    served = tokenizer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
+    assert served.endswith('<|im_start|>assistant\n<none>밝게 "또박또박"')
+    asked = tokenizer.apply_chat_template(TALK[:1], tokenize=False, thinking=True, mood="")
+    assert asked.endswith("<|im_end|>\n")  # a request may set them
+
+
+def test_a_chat_template_that_is_not_there() -> None:
+    tokenizer = kinds.byte_level(chat=None, gpt4=True)
+    with pytest.raises(TemplateError) as caught:
+        chat.set_template(tokenizer, "chatlm", None)
+    assert str(caught.value) == (
+        "there is no chat template 'chatlm' (did you mean chatml?): it is not a file, and the shipped ones are chatml, "
+        "gemma, llama3"
+    )
+    with pytest.raises(TemplateError, match="needs a chat template"):
+        chat.set_template(tokenizer, None, {"enable_thinking": False})
+    note = chat.set_template(tokenizer, "llama3", None)
+    assert note and note.startswith("The tokenizer has no token <|start_header_id|>")

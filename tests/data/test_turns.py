@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import chats
+from byeori.data import chat
 from byeori.data.conversation import conversation
 from byeori.data.turns import Turn, prompt, turns
 from byeori.errors import TemplateError
@@ -185,5 +186,6 @@ def test_the_prompt_alone(tokenizer: Any) -> None:
     assert prompt(read, tokenizer) == tokenizer.apply_chat_template(
         list(read.messages), tokenize=False, add_generation_prompt=True
     )
-    off = prompt(read, tokenizer, {"enable_thinking": False})
+    chat.set_template(tokenizer, None, {"enable_thinking": False})
+    off = prompt(read, tokenizer)
     assert off.endswith("<think>\n\n</think>\n\n")

@@ -43,6 +43,8 @@ class Prepared:
 def begin(settings: S) -> tuple[S, StartingModel]:
     """Find the model of a run, and resolve the settings that it decides; see starting_model.begin."""
     start, decided = starting_model.begin(settings.model_dump(), settings.model_fields_set)
+    note = chat.set_template(start.tokenizer, settings.chat_template, settings.chat_template_kwargs)
+    start.notes.extend([note] if note else [])
     return settings.model_copy(update=decided), start
 
 
@@ -72,6 +74,7 @@ def prepare(
         cutoff_len=settings.cutoff_len,
         add_eos_token=settings.add_eos_token,
         train_on_inputs=settings.train_on_inputs,
+        train_turns=settings.train_turns,
     )
     read = row_kind.columns_read(rows.column_names, chosen)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)

@@ -10,6 +10,7 @@ from typing import Any
 from byeori.commands._rows import begin, load_table, prepare
 from byeori.config import PreviewSettings
 from byeori.data import audit, row_kinds, template, tokenized
+from byeori.data.tokenize import Encoding, Example
 from byeori.distributed.processes import init_processes
 from byeori.evaluate import preview as previews
 from byeori.support import atomic_files, console
@@ -41,6 +42,18 @@ class PreviewResult:
         return self.audit
 
 
+def _as_json(name: str, example: Example, encoding: Encoding) -> dict[str, Any]:
+    """Return one shown example for scripts; docs/chats.md says what the fields mean."""
+    return {
+        "name": name,
+        "row": example.row,
+        "message": example.turn or None,
+        "token_ids": list(example.token_ids),
+        "texts": [encoding.tokenizer.decode([token]) for token in example.token_ids],
+        "trained": [list(span) for span in example.targets],
+    }
+
+
 @console.quiet_libraries()
 def preview(settings: PreviewSettings) -> PreviewResult:
     """Show the tokens that training will see. No weights are loaded.
@@ -68,7 +81,9 @@ def preview(settings: PreviewSettings) -> PreviewResult:
         atomic_files.write(Path(settings.html), page)
         say(f"Preview in {settings.html}")
     if settings.json_output:
-        print(json.dumps(prepared.audit, ensure_ascii=False, indent=1))
+        examples = [_as_json(*pair, how) for pair in zip(names, shown, strict=True)]
+        report = prepared.audit | ({"examples": examples} if settings.tokens else {})
+        print(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         previews.show(list(zip(names, pieces, strict=True)), words, prepared.audit)
     return PreviewResult(

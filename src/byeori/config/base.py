@@ -6,6 +6,7 @@ quotes and brackets, also when the shell has split them (`[q_proj, v_proj]` and 
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from pathlib import Path, PurePath
@@ -79,6 +80,16 @@ def on_off(value: object) -> object:
     if isinstance(value, list):
         return [on_off(item) for item in value]
     return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+def from_json(value: object) -> object:
+    """Return what JSON text holds; other values are left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("give JSON, such as '{\"enable_thinking\": false}'") from None
 
 
 def recompute_kind(value: object) -> object:

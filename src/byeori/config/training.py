@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
@@ -29,6 +29,7 @@ from byeori.config.base import (
     Recompute,
     Settings,
     Switch,
+    from_json,
     on_off,
     setting,
 )
@@ -95,6 +96,29 @@ class DataSettings(Settings):
     )
     train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, DATA)
     add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, DATA)
+
+
+class ChatSettings(Settings):
+    """How conversations become examples."""
+
+    train_turns: Literal["all", "last"] = setting(
+        "Which assistant turns of a conversation to train. weight, loss, train or masked on a turn exclude it.",
+        "all",
+        DATA,
+    )
+    chat_template: OptionalText = setting(
+        "Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma. "
+        "It is saved with the weights.",
+        None,
+        DATA,
+    )
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(from_json)] = setting(
+        "Values for the chat template as JSON, such as '{\"enable_thinking\": false}'. "
+        "They become the defaults of the saved template.",
+        None,
+        DATA,
+        metavar="JSON",
+    )
 
 
 class RunSettings(Settings):
@@ -217,7 +241,7 @@ class LoraSettings(Settings):
     )
 
 
-class TrainSettings(ModelSettings, DataSettings, RunSettings, LoraSettings):
+class TrainSettings(ModelSettings, DataSettings, ChatSettings, RunSettings, LoraSettings):
     """Settings that every kind of training has."""
 
     @model_validator(mode="after")
@@ -279,7 +303,7 @@ class DpoSettings(TrainSettings):
         return self
 
 
-class PreviewSettings(ModelSettings, DataSettings):
+class PreviewSettings(ModelSettings, DataSettings, ChatSettings):
     """byeori preview: show the tokens that training will see; no weights are loaded."""
 
     inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
@@ -289,5 +313,6 @@ class PreviewSettings(ModelSettings, DataSettings):
     rows: int = setting("Number of rows to show in full.", 3, ESSENTIAL, ge=0, le=1000)
     html: OptionalPath = setting("Also write the preview to this HTML file.", None, ESSENTIAL)
     json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
+    tokens: bool = setting("With --json, print token ids and trained spans of every shown example.", False, ESSENTIAL)
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})

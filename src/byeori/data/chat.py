@@ -5,17 +5,75 @@ conversation.py reads a row, turns.py makes the text of its trained turns, token
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from byeori.data.conversation import COLUMNS, CONTEXT_COLUMNS, Conversation, conversation
 from byeori.data.turns import turns
 from byeori.errors import TemplateError
+from byeori.support.suggestions import nearest
+from byeori.support.text_files import read_text
 
+_CONTROL = re.compile(r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>")
 _PROBE = Conversation(
     messages=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
     trained=(1,),
 )
+
+
+def shipped() -> list[str]:
+    """Return the names of the chat templates that come with byeori."""
+    folder = resources.files("byeori.data") / "chat_templates"
+    return sorted(path.name.removesuffix(".jinja") for path in folder.iterdir() if path.name.endswith(".jinja"))
+
+
+def set_template(tokenizer: Any, given: str | None, variables: Mapping[str, Any] | None) -> str | None:
+    """Give a tokenizer another chat template, and values for the variables that templates read.
+
+    The values become defaults inside the template, so that whoever renders it gets the same text: a server, or
+    byeori after training. A request may still set them.
+
+    given: a Jinja file or a shipped name; None leaves the tokenizer's own. Returns a note for the user, or None.
+
+    Raises:
+        TemplateError: if there is no such template, or there is none to give values to.
+    """
+    note = None
+    if given is not None:
+        tokenizer.chat_template = _read(given)
+        missing = [word for word in _CONTROL.findall(tokenizer.chat_template) if word not in tokenizer.get_vocab()]
+        if missing:
+            note = f"The tokenizer has no token {missing[0]}, which the chat template {given} writes: it is spelled out"
+    if variables:
+        if not tokenizer.chat_template:
+            raise TemplateError("--chat_template_kwargs needs a chat template, and this tokenizer has none")
+        lines = [
+            f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
+            for name, value in variables.items()
+        ]
+        tokenizer.chat_template = "".join(lines) + tokenizer.chat_template
+    return note
+
+
+def _read(given: str) -> str:
+    """Return the text of a chat template, from a file or by a shipped name."""
+    if given in shipped():
+        return (resources.files("byeori.data") / "chat_templates" / f"{given}.jinja").read_text(encoding="utf-8")
+    if not Path(given).is_file():
+        raise TemplateError(
+            f"there is no chat template {given!r}{nearest(given, shipped())}: it is not a file, and the shipped ones "
+            f"are {', '.join(shipped())}"
+        )
+    return read_text(Path(given), TemplateError)
+
+
+def _literal(value: object) -> str:
+    """Return a value as Jinja writes it, which is JSON but for null."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def turn_end(tokenizer: Any) -> int | None:

@@ -14,7 +14,7 @@ L: tokens of an example.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -66,8 +66,7 @@ class Encoding:
     bos: the id added in front; None if this tokenizer uses none.
     eos: the id added after an answer; None if add_eos_token is off or the chat template ends a turn itself.
     cutoff_len: the maximum number of tokens of an example.
-    train_turns, chat_variables: which turns of a conversation are trained, and what its chat template is given beside
-        messages and tools (`enable_thinking`).
+    train_turns: which assistant turns of a conversation are trained.
     """
 
     tokenizer: Any
@@ -78,11 +77,16 @@ class Encoding:
     eos: int | None
     train_on_inputs: bool = False
     train_turns: Turns = "all"
-    chat_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_encoding(
-    tokenizer: Any, template: Template | None, *, cutoff_len: int, add_eos_token: bool, train_on_inputs: bool
+    tokenizer: Any,
+    template: Template | None,
+    *,
+    cutoff_len: int,
+    add_eos_token: bool,
+    train_on_inputs: bool,
+    train_turns: Turns = "all",
 ) -> Encoding:
     """Return the encoding of a tokenizer and a template (None: the tokenizer's chat template).
 
@@ -95,7 +99,10 @@ def make_encoding(
             "it to a fast tokenizer (tokenizer.json)"
         )
     if template is None and not tokenizer.chat_template:
-        raise TemplateError("the template is `chat`, but this tokenizer has no chat template; choose another template")
+        raise TemplateError(
+            "the template is `chat`, but this tokenizer has no chat template; choose another template, or give one "
+            f"with --chat_template: a Jinja file, or {', '.join(chat.shipped())}"
+        )
     first = tokenizer("a")["input_ids"][:1]
     bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
     eos = tokenizer.eos_token_id if add_eos_token and (template or chat.leaves_turns_open(tokenizer)) else None
@@ -107,6 +114,7 @@ def make_encoding(
         bos=bos,
         eos=eos,
         train_on_inputs=train_on_inputs,
+        train_turns=train_turns,
     )
 
 
@@ -152,9 +160,7 @@ def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]
         roles = ", ".join(dict.fromkeys(message["role"] for message in read.messages))
         raise TemplateError(f"no turn in `messages` is an assistant's that is trained (its roles: {roles})")
     number = int(str(row.get("__row__", 0)))
-    found = [
-        _encode_turn(turn, encoding, number) for turn in turns.turns(read, encoding.tokenizer, encoding.chat_variables)
-    ]
+    found = [_encode_turn(turn, encoding, number) for turn in turns.turns(read, encoding.tokenizer)]
     fitting = [example for example in found if len(example.token_ids) <= encoding.cutoff_len]
     if not fitting:
         raise TooLongError(
@@ -317,7 +323,7 @@ def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
         read = conversation(row)
         if read.messages[-1]["role"] == "assistant":
             read = replace(read, messages=read.messages[:-1])
-        text = turns.prompt(read, encoding.tokenizer, encoding.chat_variables)
+        text = turns.prompt(read, encoding.tokenizer)
         return list(encoding.core.encode(text, add_special_tokens=False).ids)
     bare = replace(encoding, eos=None, train_on_inputs=False)
     answer = row.get(encoding.template.answer_column)

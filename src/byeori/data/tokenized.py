@@ -108,7 +108,6 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
         *numbers,
         row_kind.name,
         encoding.train_turns,
-        dict(encoding.chat_variables),
     ]
     state = [rows._fingerprint, encoding.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]

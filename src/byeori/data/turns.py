@@ -34,17 +34,15 @@ class Turn:
     answer: str
 
 
-def turns(conversation: Conversation, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> list[Turn]:
-    """The trained turns of a conversation.
-
-    variables: values for the chat template beside messages and tools, such as enable_thinking.
+def turns(conversation: Conversation, tokenizer: Any) -> list[Turn]:
+    """Return the trained turns of a conversation.
 
     Raises:
         TemplateError: if the chat template refuses the messages, or leaves out a text, a call, a tool or reasoning.
     """
     refused: TemplateError | None = None
     for form in _forms(conversation):
-        renderer = _Renderer(form, tokenizer, variables or {})
+        renderer = _Renderer(form, tokenizer)
         try:
             return [renderer.turn(index) for index in conversation.trained]
         except TemplateError as error:
@@ -53,15 +51,15 @@ def turns(conversation: Conversation, tokenizer: Any, variables: Mapping[str, An
     raise refused
 
 
-def prompt(conversation: Conversation, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> str:
-    """What a server sends to have the conversation continued.
+def prompt(conversation: Conversation, tokenizer: Any) -> str:
+    """Return what a server sends to have the conversation continued.
 
     Raises:
         TemplateError: as `turns`.
     """
     refused: TemplateError | None = None
     for form in _forms(conversation):
-        renderer = _Renderer(form, tokenizer, variables or {})
+        renderer = _Renderer(form, tokenizer)
         try:
             text = renderer.render(len(form.messages), generation=True)
             renderer.check_prompt(text, len(form.messages))
@@ -108,9 +106,9 @@ def _with_text_arguments(message: Message) -> Message:
 class _Renderer:
     """One conversation in one form, rendered turn by turn."""
 
-    def __init__(self, conversation: Conversation, tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    def __init__(self, conversation: Conversation, tokenizer: Any) -> None:
         self.messages, self.tools = list(conversation.messages), list(conversation.tools) or None
-        self._tokenizer, self._variables = tokenizer, variables
+        self._tokenizer = tokenizer
 
     def render(self, count: int, *, generation: bool) -> str:
         """The first `count` messages as text."""
@@ -122,7 +120,6 @@ class _Renderer:
                 tools=self.tools,
                 tokenize=False,
                 add_generation_prompt=generation,
-                **self._variables,
             )
         except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise TemplateError(f"the tokenizer's chat template refuses these messages: {one_line(error)}") from None

@@ -30,6 +30,7 @@ _SAME_ROWS = (
     "cutoff_len",
     "train_on_inputs",
     "add_eos_token",
+    "train_turns",
 )
 
 
