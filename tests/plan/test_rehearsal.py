@@ -92,11 +92,20 @@ def test_both_objectives(objective: Objective, accumulates: bool, dropout: float
     assert found.resident == real.resident
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+KINDS = ["llama", "gemma3", "gpt2"]
+CHANGES = [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"accumulates": True}]
+DEVICES = ["cpu", "cuda"]
+
+
 @pytest.mark.parametrize(
-    "how", [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"accumulates": True}]
+    ("kind", "how", "device"),
+    [  # `make test` runs a third of them, with each kind, change and device among them
+        pytest.param(kind, how, device, marks=[pytest.mark.slow] * ((i + j + k) % 3 > 0))
+        for i, kind in enumerate(KINDS)
+        for j, how in enumerate(CHANGES)
+        for k, device in enumerate(DEVICES)
+    ],
 )
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2"])
 def test_two_heights_give_the_whole_model(kind: str, how: dict[str, Any], device: str) -> None:
     changes: dict[str, Any] = {"num_hidden_layers": 14}
     if kind == "gemma3":
