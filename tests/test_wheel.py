@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "byeori"
 OTHER_FILES = {
     ".c": "kernels/csrc/kernels.c",
     ".j2": "evaluate/report.html.j2",
+    ".jinja": "data/chat_templates/chatml.jinja",
     ".jsonl": "data/samples/titles-ko-train.jsonl",
     ".txt": "data/templates/title-ko.txt",
     ".typed": "py.typed",
