@@ -95,13 +95,12 @@ COMBINATIONS = [
 
 
 def measure(one: Combination) -> dict[str, int]:
-    """Rehearse a one, then run it; bytes."""
+    """Rehearse a combination, then run it; bytes."""
     import torch
     from transformers import AutoConfig
 
     from byeori.batch import loader
     from byeori.data.row_kinds import ROW_KINDS
-    from byeori.kernels import patch
     from byeori.losses.preference import Preference, preference
     from byeori.losses.sft import SFT
     from byeori.model import forward
@@ -111,55 +110,36 @@ def measure(one: Combination) -> dict[str, int]:
     config = AutoConfig.for_model(**MODELS[one.model])
     adapter = rehearsal.Adapter(r=16, alpha=16, dropout=one.dropout, targets=tuple(one.targets.split(",")))
     objective = SFT if one.objective == "sft" else preference(Preference(loss="sigmoid", beta=0.1))
-    units = 2 if one.objective == "sft" else 1
-    schedule = loader.schedule(8, batch_size=8, num_epochs=1, max_steps=None, seed=0)
     work = workload.assumed(
         cutoff_len=one.length,
         mean=one.length,
         rows=8,
         per_row=ROW_KINDS[objective.row_kind].examples,
-        schedule=schedule,
-        size=units,
+        schedule=loader.schedule(8, batch_size=8, num_epochs=1, max_steps=None, seed=0),
+        size=2 if one.objective == "sft" else 1,
         tokens=4096,
     )
-    examples, dtype = work.micro_batches[0].largest, getattr(torch, one.dtype)
+    examples = work.micro_batches[0].largest
+    settings: dict[str, Any] = {"recompute": "full" if one.checkpointing else "none", "four_bit": one.four_bit}
+    step: dict[str, Any] = {"objective": objective, "accumulates": True}
     rehearsed = rehearsal.rehearse(
         rehearsal.architecture(config),
         adapter,
         examples,
-        dtype=dtype,
-        recompute="full" if one.checkpointing else "none",
-        four_bit=one.four_bit,
-        objective=objective,
+        dtype=getattr(torch, one.dtype),
         device="cpu",
-        accumulates=True,
+        **settings,
+        **step,
     )
     if one.four_bit:
-        from bitsandbytes import functional
-
-        packed, state = functional.quantize_4bit(torch.ones(4096), compress_statistics=True, quant_type="nf4")
-        functional.dequantize_4bit(packed, state)  # loads its kernels with the first weight
-        memory.keep_large_blocks_apart()
+        _load_kernels()
     before = memory.resident_bytes()
-    parts = patch.parts(["auto"], torch.device("cpu"))
-    model = rehearsal.build(
-        config,
-        adapter,
-        dtype,
-        recompute="full" if one.checkpointing else "none",
-        four_bit=one.four_bit,
-        fast_paths=parts,
-        device="cpu",
-        quantize_layers=_quantize,
-    )
-    memory.give_back(torch.device("cpu"))
-    one_sequence = not forward.use_forest_attention(model)
+    model = _model(config, adapter, getattr(torch, one.dtype), settings)
+    step["one_sequence"] = not forward.use_forest_attention(model)
     optimizer = measured_step.make_optimizer(model)
     loaded = _peak() - before
     _reset_peak()
-    run = measured_step.run(
-        model, optimizer, examples, objective=objective, ends=(1, 1), accumulates=True, one_sequence=one_sequence
-    )
+    run = measured_step.run(model, optimizer, examples, ends=(1, 1), **step)
     return {
         "tokens": rehearsed.tokens,
         "predicted": rehearsed.peak,
@@ -169,6 +149,35 @@ def measure(one: Combination) -> dict[str, int]:
         "loading": loaded,
         "before": before,
     }
+
+
+def _load_kernels() -> None:
+    """Quantize once: bitsandbytes loads its kernels with the first weight, which is not part of the model's memory."""
+    import torch
+    from bitsandbytes import functional
+
+    from byeori.train import memory
+
+    packed, state = functional.quantize_4bit(torch.ones(4096), compress_statistics=True, quant_type="nf4")
+    functional.dequantize_4bit(packed, state)
+    memory.keep_large_blocks_apart()
+
+
+def _model(config: Any, adapter: Any, dtype: Any, settings: dict[str, Any]) -> Any:
+    """The adapted model with random weights."""
+    import torch
+
+    from byeori.kernels import patch
+    from byeori.plan import rehearsal
+    from byeori.train import memory
+
+    cpu = torch.device("cpu")
+    fast_paths = patch.parts(["auto"], cpu)
+    model = rehearsal.build(
+        config, adapter, dtype, fast_paths=fast_paths, device="cpu", quantize_layers=_quantize, **settings
+    )
+    memory.give_back(cpu)
+    return model
 
 
 def _peak() -> int:
