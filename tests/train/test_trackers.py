@@ -126,4 +126,4 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_continues(inside: Path) -> 
         trackers.write(line | {"step": 2})
         trackers.write(line | {"step": 3})
     assert len(said) == 1 and said[0].startswith("tensorboard failed and is no longer used (")
-    assert said[0].endswith("the run goes on, and train_log.jsonl has every line")
+    assert said[0].endswith("the run continues, and train_log.jsonl has every line")
