@@ -1,4 +1,4 @@
-"""Merged logits against PEFT's own model, memory against the size of the model, and every refusal."""
+"""Merged logits against PEFT's own model, memory against the size of the model, and every error."""
 
 import errno
 import json
@@ -118,12 +118,12 @@ def check(tmp_path: Path, base: Path, adapter: Path, unload: bool = True, **opti
 
 def test_llama(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path / "base")
-    seen: list[tuple[int, int, str]] = []
+    seen: list[tuple[int, int]] = []
     adapter = adapted(base, tmp_path / "adapter")
     result = check(tmp_path, base, adapter, on_progress=lambda *step: seen.append(step))
     # 7 linear layers in each of 2 blocks; the head is not among `all-linear`
     assert (result.merged_modules, result.tensors, result.untied) == (14, 2 * 9 + 3, False)
-    assert [step[:2] for step in seen] == [(n, 21) for n in range(1, 22)]
+    assert seen == [(n, 21) for n in range(1, 22)]
     with safe_open(result.output_dir / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     report = json.loads((result.output_dir / "merge_report.json").read_text())
@@ -165,7 +165,7 @@ def test_gpt2_conv1d_embedding_and_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [llama, gemma])
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"]])
-def test_tied_weights_come_apart_as_peft_computes_them(tmp_path: Path, make: Any, targets: list[str]) -> None:
+def test_tied_weights_are_untied_as_peft_computes_them(tmp_path: Path, make: Any, targets: list[str]) -> None:
     base = saved(make(tie_word_embeddings=True), tmp_path / "base")
     assert "lm_head.weight" not in read_header(base / "model.safetensors")
     adapter = adapted(base, tmp_path / "adapter", target_modules=targets)
@@ -251,7 +251,7 @@ def test_auto_keeps_the_type_and_rounds_once(tmp_path: Path) -> None:
 
 
 def test_rounding_alone_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The adapter merged by PEFT and rounded alike is what a merge must equal, as closely as in float32."""
+    """A merge equals the adapter merged by PEFT and rounded the same way, as closely as in float32."""
     monkeypatch.setitem(merge_check.TOLERANCE, "bfloat16", merge_check.TOLERANCE["float32"])
     base = saved(llama().to(torch.bfloat16), tmp_path / "base")
     output = run(tmp_path, base, adapted(base, tmp_path / "adapter")).output_dir
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 40
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -330,8 +330,8 @@ def adapter(pair: tuple[Path, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(pair[1], tmp_path / "adapter"))
 
 
-def refused(tmp_path: Path, base: Path | None, adapter: Path, *words: str, **options: Any) -> None:
-    """One sentence with these words; no output, nothing temporary."""
+def rejects(tmp_path: Path, base: Path | None, adapter: Path, *words: str, **options: Any) -> None:
+    """Assert one sentence with these words, no output and nothing temporary."""
     before = set(tmp_path.iterdir())
     with pytest.raises(ModelError) as caught:
         merge(adapter=adapter, base=str(base) if base else None, output_dir=tmp_path / "merged", **options)
@@ -353,10 +353,10 @@ def edit(path: Path, change: Any) -> None:
 
 
 def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
-    refused(tmp_path, base, base, "is not an adapter: it has no adapter_config.json")
-    refused(tmp_path, base, tmp_path / "nothing", "there is no folder")
+    rejects(tmp_path, base, base, "is not an adapter: it has no adapter_config.json")
+    rejects(tmp_path, base, tmp_path / "nothing", "there is no folder")
     (adapter / "adapter_config.json").write_text("{")
-    refused(tmp_path, base, adapter, "adapter_config.json is damaged")
+    rejects(tmp_path, base, adapter, "adapter_config.json is damaged")
 
 
 @pytest.mark.parametrize(
@@ -374,53 +374,53 @@ def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
 )
 def test_kinds_of_adapter(tmp_path: Path, adapter: Path, changes: dict[str, Any], word: str) -> None:
     rewrite(adapter / "adapter_config.json", **changes)
-    refused(tmp_path, None, adapter, word)
+    rejects(tmp_path, None, adapter, word)
 
 
 def test_pickles_are_never_loaded(tmp_path: Path, base: Path, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    refused(tmp_path, base, adapter, "adapter_model.bin", "never loaded")
+    rejects(tmp_path, base, adapter, "adapter_model.bin", "never loaded")
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     (adapter / "adapter_model.bin").rename(adapter / "adapter_model.safetensors")
-    refused(tmp_path, base, adapter, "pickle", "never loaded")
+    rejects(tmp_path, base, adapter, "pickle", "never loaded")
 
 
 def test_damaged_files(tmp_path: Path, base: Path, adapter: Path) -> None:
     weights, whole = base / "model.safetensors", (base / "model.safetensors").read_bytes()
     weights.write_bytes(whole[:-100])
-    refused(tmp_path, base, adapter, str(weights), "damaged or cut short")
+    rejects(tmp_path, base, adapter, str(weights), "damaged or cut short")
     weights.write_bytes(b"\xff" * 64)
-    refused(tmp_path, base, adapter, str(weights), "damaged or cut short")
+    rejects(tmp_path, base, adapter, str(weights), "damaged or cut short")
     weights.write_bytes(whole)
     factors = adapter / "adapter_model.safetensors"
     factors.write_bytes(factors.read_bytes()[:-3])
-    refused(tmp_path, base, adapter, str(factors), "damaged or cut short")
+    rejects(tmp_path, base, adapter, str(factors), "damaged or cut short")
 
 
 def test_missing_shard(tmp_path: Path, adapter: Path) -> None:
     base = saved(llama(), tmp_path / "shards", max_shard_size="20KB")
     next(iter(sorted(base.glob("*-of-*")))).unlink()
-    refused(tmp_path, base, adapter, "lacks model-00001-of-")
+    rejects(tmp_path, base, adapter, "lacks model-00001-of-")
     (base / "model.safetensors.index.json").write_text("[]")
-    refused(tmp_path, base, adapter, "index.json is damaged")
+    rejects(tmp_path, base, adapter, "index.json is damaged")
 
 
 def test_another_base(tmp_path: Path, base: Path, adapter: Path) -> None:
     wide = saved(llama(intermediate_size=64), tmp_path / "wide")
-    refused(tmp_path, wide, adapter, "mlp.down_proj", "[32, 64]", "[32, 48]", "trained on")
+    rejects(tmp_path, wide, adapter, "mlp.down_proj", "[32, 64]", "[32, 48]", "trained on")
     short = saved(llama(num_hidden_layers=1), tmp_path / "short")
-    refused(tmp_path, short, adapter, "7 modules left over", "model.layers.1.")
+    rejects(tmp_path, short, adapter, "7 modules left over", "model.layers.1.")
     record = {"base_model": "us/right", "sha256": base_fingerprint(base)}
     (adapter / "byeori_base.json").write_text(json.dumps(record))
     other = saved(llama(), tmp_path / "other")
     edit(other / "model.safetensors", lambda tensors: tensors["model.norm.weight"].add_(1e-3))
-    refused(tmp_path, other, adapter, "was trained on us/right", str(other))
-    refused(tmp_path, adapter, adapter, "is not a model: it has an adapter")
+    rejects(tmp_path, other, adapter, "was trained on us/right", str(other))
+    rejects(tmp_path, adapter, adapter, "is not a model: it has an adapter")
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
 
 
 def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> None:
-    """Its shapes may be the same, and nothing else tells it apart; its folder is taken at its word."""
+    """Its shapes may be the same, and nothing else distinguishes it; a folder is accepted as it is."""
     rewrite(adapter / "adapter_config.json", base_model_name_or_path="google/gemma-3-270m")
 
     def given(name: str, *words: str) -> None:
@@ -438,7 +438,7 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
 
 
-def test_names_say_nothing_beside_a_fingerprint_or_without_an_owner(tmp_path: Path, base: Path, adapter: Path) -> None:
+def test_names_that_are_not_compared(tmp_path: Path, base: Path, adapter: Path) -> None:
     rewrite(adapter / "adapter_config.json", base_model_name_or_path="folder")
     for recorded in ("folder", "/models/gemma"):  # the first is what is published of one trained from a folder
         check_base_name(adapter, recorded, "google/gemma-3-270m", option="--base_model")
@@ -466,38 +466,38 @@ def test_fused_experts(tmp_path: Path, adapter: Path) -> None:
         for x in "AB"
     }
     save_file(pair, adapter / "adapter_model.safetensors")
-    refused(tmp_path, base, adapter, "gate_up_proj", "1 modules left over")
+    rejects(tmp_path, base, adapter, "gate_up_proj", "1 modules left over")
 
 
 def test_numbers_that_are_not_finite(tmp_path: Path, base: Path, adapter: Path) -> None:
     factors, key = adapter / "adapter_model.safetensors", "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
     whole = factors.read_bytes()
     edit(factors, lambda tensors: tensors[key].view(-1)[5].fill_(float("nan")))
-    refused(tmp_path, base, adapter, "lora_B of model.layers.0.mlp.up_proj", "not finite")
+    rejects(tmp_path, base, adapter, "lora_B of model.layers.0.mlp.up_proj", "not finite")
     factors.write_bytes(whole)
     edit(factors, lambda tensors: tensors[key].mul_(1e6))
-    refused(tmp_path, base, adapter, "model.layers.0.mlp.up_proj.weight", "not finite as F16", dtype="float16")
+    rejects(tmp_path, base, adapter, "model.layers.0.mlp.up_proj.weight", "not finite as F16", dtype="float16")
     factors.write_bytes(whole)
     edit(base / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(float("inf")))
-    refused(tmp_path, base, adapter, "model.norm.weight", "base's weights")
+    rejects(tmp_path, base, adapter, "model.norm.weight", "base's weights")
 
 
 def test_parts_of_the_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
     factors, key = adapter / "adapter_model.safetensors", "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
     whole = factors.read_bytes()
     edit(factors, lambda tensors: tensors.pop(key))
-    refused(tmp_path, base, adapter, "half of the adapter of model.layers.0.mlp.up_proj")
+    rejects(tmp_path, base, adapter, "half of the adapter of model.layers.0.mlp.up_proj")
     factors.write_bytes(whole)
     edit(factors, lambda tensors: tensors.update({key.replace("B.weight", "magnitude_vector"): torch.ones(48)}))
-    refused(tmp_path, base, adapter, "plain LoRA does not have")
+    rejects(tmp_path, base, adapter, "plain LoRA does not have")
     save_file({}, factors)
-    refused(tmp_path, base, adapter, "is empty")
+    rejects(tmp_path, base, adapter, "is empty")
 
 
 def test_quantised_base(tmp_path: Path, base: Path, adapter: Path) -> None:
     rewrite(base / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     edit(base / "model.safetensors", lambda t: t.update({"lm_head.weight": torch.ones(96, 32, dtype=torch.uint8)}))
-    refused(tmp_path, base, adapter, "stored quantised (bitsandbytes, U8)")
+    rejects(tmp_path, base, adapter, "stored quantised (bitsandbytes, U8)")
 
 
 def test_a_merge_that_is_wrong_is_set_aside(
@@ -515,7 +515,7 @@ def test_a_merge_that_is_wrong_is_set_aside(
 # ---- the output folder -----------------------------------------------------------------------------------------
 
 
-def test_output_that_holds_something(tmp_path: Path, base: Path, adapter: Path) -> None:
+def test_output_folder_that_is_not_empty(tmp_path: Path, base: Path, adapter: Path) -> None:
     output = tmp_path / "merged"
     output.mkdir()
     (output / "config.json").write_text("{}")
@@ -554,7 +554,7 @@ def test_full_disk(tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytes
     assert set(tmp_path.iterdir()) == before and (output / "config.json").read_text() == "before"
 
 
-def test_too_little_space_is_seen_before(
+def test_too_little_space_is_reported_before_writing(
     tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
@@ -562,7 +562,7 @@ def test_too_little_space_is_seen_before(
         run(tmp_path, base, adapter, verify=False)
 
 
-def test_read_only_place(tmp_path: Path, base: Path, adapter: Path) -> None:
+def test_output_that_cannot_be_written(tmp_path: Path, base: Path, adapter: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="could not be written"):
         merge(adapter=adapter, base=str(base), output_dir=tmp_path / "file" / "merged")

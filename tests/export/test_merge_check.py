@@ -1,4 +1,4 @@
-"""The prompts on which a merged model is compared with its adapter: those that it was trained with, where they are."""
+"""The prompts on which a merged model is compared with its adapter: the training rows, if available."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CHAT += "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "merge_report.json").read_text(encoding="utf-8"))
-    return found
+    report: dict[str, Any] = json.loads((folder / "merge_report.json").read_text(encoding="utf-8"))
+    return report
 
 
 def documents(path: Path) -> list[str]:
@@ -38,7 +38,7 @@ def texts_of(folder: Path) -> tuple[list[str], str]:
 
 
 def copied(folder: Path, target: Path, **settings: object) -> Path:
-    """The folder with other settings of the run in it."""
+    """Copy the folder, with other settings of the run."""
     shutil.copytree(folder, target)
     lines = [
         line
@@ -51,7 +51,7 @@ def copied(folder: Path, target: Path, **settings: object) -> Path:
 
 
 def test_the_difference_is_that_on_the_trained_prompts(trained: Path, merged: Path, tiny_model: Path) -> None:
-    """Largest and mean, as transformers and PEFT alone find them."""
+    """Largest and mean, as computed by transformers and PEFT alone."""
     ids, _ = merge_check.prompts(merged, AutoConfig.from_pretrained(merged))
     apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained).eval()
     whole = AutoModelForCausalLM.from_pretrained(merged).eval()
@@ -69,8 +69,8 @@ def test_the_difference_is_that_on_the_trained_prompts(trained: Path, merged: Pa
 
 
 def test_the_prompts_are_those_of_the_training_rows(merged: Path, title_rows: Path) -> None:
-    found, _ = texts_of(merged)
-    for text, document in zip(found, documents(title_rows)[:2], strict=True):
+    texts, _ = texts_of(merged)
+    for text, document in zip(texts, documents(title_rows)[:2], strict=True):
         # a document that is too long loses its end, as in training
         assert text in {TITLE_KO.prompt({"document": document[:end]}) for end in range(10, len(document) + 1)}
 
@@ -81,13 +81,13 @@ def test_texts_of_rows_are_not_in_the_report(merged: Path, title_rows: Path) -> 
 
 
 @pytest.mark.parametrize("paths", [["/nowhere.jsonl"], ["somebody/on-the-hub"], []])
-def test_fixed_texts_fill_the_template_where_the_rows_are_gone(merged: Path, tmp_path: Path, paths: list[str]) -> None:
-    found, origin = texts_of(copied(merged, tmp_path / "merged", data_path=paths))
+def test_fixed_texts_fill_the_template_if_the_rows_are_gone(merged: Path, tmp_path: Path, paths: list[str]) -> None:
+    texts, origin = texts_of(copied(merged, tmp_path / "merged", data_path=paths))
     assert origin == "fixed texts in the saved template"
-    assert found == [TITLE_KO.prompt({"document": text}) for text in merge_check.TEXTS]
+    assert texts == [TITLE_KO.prompt({"document": text}) for text in merge_check.TEXTS]
 
 
-def test_rows_that_no_longer_fit_are_passed_over(merged: Path, tmp_path: Path) -> None:
+def test_rows_that_no_longer_fit_are_skipped(merged: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"document": null, "title": "a"}\n{"document": "봄이 왔다", "title": "b"}\n', encoding="utf-8")
     folder = copied(merged, tmp_path / "merged", data_path=[str(rows)], dataset_split="train")
@@ -96,13 +96,13 @@ def test_rows_that_no_longer_fit_are_passed_over(merged: Path, tmp_path: Path) -
     assert texts_of(folder)[1] == "fixed texts in the saved template"
 
 
-def test_a_template_that_is_long_by_itself(merged: Path, tmp_path: Path) -> None:
+def test_a_long_template(merged: Path, tmp_path: Path) -> None:
     folder = copied(merged, tmp_path / "merged", data_path=[])
     (folder / "template.txt").write_text("봄 " * 90 + "{document}\n{title}", encoding="utf-8")
-    found, origin = texts_of(folder)
+    texts, origin = texts_of(folder)
     assert origin == "fixed texts in the saved template"
     assert len(AutoTokenizer.from_pretrained(folder)("봄 " * 90)["input_ids"]) > 256
-    assert all(text.startswith("봄 " * 90) and text.endswith("\n") for text in found)
+    assert all(text.startswith("봄 " * 90) and text.endswith("\n") for text in texts)
     (folder / "template.txt").write_text("봄 " * 2000 + "{document}\n{title}", encoding="utf-8")
     assert texts_of(folder) == (list(merge_check.TEXTS), "fixed texts, because the saved template is too long")
 
@@ -130,7 +130,7 @@ def test_pairs(tiny_model: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     byeori.merge(peft_model_path=tmp_path / "adapter", output_dir=tmp_path / "merged")
     assert report_of(tmp_path / "merged")["prompts_from"] == "training rows in the saved template"
-    found, _ = texts_of(tmp_path / "merged")
-    for row, text in zip(rows, found, strict=False):
+    texts, _ = texts_of(tmp_path / "merged")
+    for row, text in zip(rows, texts, strict=False):
         assert text.startswith(f"### System:\n{row['system'][:5]}") and text.endswith("\n\n### Assistant:\n")
         assert f"### User:\n{row['question'][:10]}" in text

@@ -1,4 +1,4 @@
-"""What reaches a local stand-in for the Hub, byte by byte, what stays at home, and what the card says."""
+"""Uploads to a local stand-in for the Hub, byte by byte; what is not uploaded; the model card."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def write(folder: Path, name: str, value: Any) -> None:
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
-    """A finished run: the adapter, what it is published with, and what must stay at home."""
+    """A finished run: the adapter, the files published with it, and files that must not leave."""
     folder = tmp_path / "adapter"
     write(
         folder, "adapter_config.json", {"peft_type": "LORA", "r": 12, "base_model_name_or_path": "google/gemma-3-270m"}
@@ -187,7 +187,7 @@ def test_merged_model_on_a_branch_and_once_more(hub: Hub, merged: Path) -> None:
 
 @pytest.fixture
 def compared(trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An adapter, named from where it lies when it is merged, and compared with its base after that."""
+    """An adapter, merged under a relative path and then compared with its base."""
     shutil.copytree(trained, tmp_path / "runs" / "titles", ignore=shutil.ignore_patterns("metrics.json"))
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "runs")
@@ -213,8 +213,8 @@ def test_a_merged_model_has_the_numbers_of_its_adapter(hub: Hub, compared: Path)
     assert not any(str(compared.parent).encode() in data for data in files.values())
 
 
-def test_numbers_of_another_adapter_are_not_taken(compared: Path) -> None:
-    """The run was started again in the same folder, was never compared, or is gone; that is said."""
+def test_metrics_of_another_adapter_are_not_used(compared: Path) -> None:
+    """The run was restarted in the same folder, was never compared, or is gone; a note says so."""
     adapter = compared.with_name("titles")
 
     def said() -> str:
@@ -273,7 +273,7 @@ def test_no_token(hub: Hub, adapter: Path) -> None:
 
 
 def test_the_token_of_the_login(hub: Hub, adapter: Path) -> None:
-    """`hf auth login` writes it to a file; HF_TOKEN goes before it."""
+    """`hf auth login` writes it to a file; HF_TOKEN takes precedence."""
     write(adapter.parent / "hf", "token", f"{TOKEN}\n")
     status, output = upload(hub, adapter, token=None)
     assert status == 0 and set(arrived(hub)) == PUBLISHED, output
@@ -305,7 +305,7 @@ def test_no_right_to_write(hub: Hub, adapter: Path) -> None:
         ("/validate-yaml", 400, "me/titles"),
     ],
 )
-def test_faults_on_the_way(hub: Hub, adapter: Path, path: str, code: int, words: str) -> None:
+def test_errors_during_an_upload(hub: Hub, adapter: Path, path: str, code: int, words: str) -> None:
     hub.fault = {path: code}  # the answer repeats the token, as a careless server might
     status, output = upload(hub, adapter)
     assert status == 2 and words in output, output
@@ -321,7 +321,7 @@ def test_closed_port(adapter: Path) -> None:
     assert status == 2 and "cannot reach the Hugging Face Hub" in output and "Connection refused" in output
 
 
-def test_public_where_private_was_wanted(hub: Hub, adapter: Path) -> None:
+def test_public_repository_with_private_set(hub: Hub, adapter: Path) -> None:
     assert upload(hub, adapter)[0] == 0
     hub.repositories["me/titles"].files.clear()
     status, output = upload(hub, adapter, private=True)

@@ -16,6 +16,7 @@ from byeori.config import (
     DataSettings,
     DpoSettings,
     GenerateSettings,
+    MergeSettings,
     PlanSettings,
     PreviewSettings,
     Settings,
@@ -60,6 +61,8 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+    elif isinstance(settings, MergeSettings):
+        output_paths.check_model_output(Path(settings.output_dir), settings.overwrite_output_dir)
     elif isinstance(settings, GenerateSettings) and settings.output:
         output_paths.check_output_file(Path(settings.output), list(settings.data_path or []))
 

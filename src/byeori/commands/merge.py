@@ -12,16 +12,8 @@ from byeori.support.console import say
 
 @console.quiet_libraries()
 def merge(settings: MergeSettings) -> merging.MergeResult:
-    """Write an adapter into its base; returns what merge_report.json holds."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not console.moving()) as progress:
-        task = progress.add_task("Merging", total=None)
-
-        def on_progress(done: int, total: int, name: str) -> None:
-            progress.update(task, completed=done, total=total)
-
+    """Merge an adapter into its base, as a model of its own."""
+    with console.progress("Merging", shown=console.moving()) as on_progress:
         result = merging.merge(
             adapter=settings.peft_model_path,
             base=settings.base_model_name_or_path,

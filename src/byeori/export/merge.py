@@ -11,18 +11,18 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout, saved_model
-from byeori.errors import CheckpointError, ModelError
+from byeori.errors import ModelError
 from byeori.export import merge_check
 from byeori.export.formats import MergedFormat
 from byeori.export.merge_plan import MergedModel, Progress, adapter_config, plan, trained_over
 from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.load import local_folder
-from byeori.support import atomic_files
+from byeori.support import atomic_files, output_paths
 
 _BASE = "--base_model_name_or_path"
 _SAFETENSORS = SafetensorsFolder()
@@ -57,14 +57,14 @@ def merge(
     dtype: str = "auto",
     verify: bool = True,
     overwrite: bool = False,
-    on_progress: Progress = lambda done, total, name: None,
+    on_progress: Progress = lambda done, total: None,
     output_format: MergedFormat = _SAFETENSORS,
 ) -> MergeResult:
     """Merge `adapter` into `base` and write the model to `output_dir`, which appears whole or not at all.
 
     adapter, base: a folder or Hub id; without a base, the one that the adapter names. dtype: `auto` keeps the dtype of
     every tensor. verify: compare the logits of both models on prompts as in training. on_progress: called with (tensors
-    done, total, name).
+    done, total).
 
     Raises:
         ModelError: if the adapter or the base is damaged, they do not belong together, the adapter is of a kind that
@@ -81,11 +81,10 @@ def merge(
     revision = config.get("revision") if name == recorded else None
     saved_model.check_base_name(adapter_folder, recorded, base, option=_BASE)
     base_folder = local_folder(name, revision)
-    check_output(output_dir, overwrite, [adapter_folder, base_folder])
+    output_paths.check_model_output(output_dir, overwrite, [adapter_folder, base_folder])
     saved_model.check_base_weights(adapter_folder, base_folder, name, option=_BASE)
     model = plan(folder=base_folder, base=name, adapter=adapter_folder, config=config, dtype=dtype)
-    report = {
-        **_summary(model),
+    report = _summary(model) | {
         "base": name,
         "revision": revision,
         "recorded_base": recorded,
@@ -93,26 +92,23 @@ def merge(
         # absolute, and with the hash of its weights, so that the model card finds the adapter's numbers from anywhere
         "adapter": str(adapter_folder.resolve()) if Path(adapter).is_dir() else str(adapter),
         "adapter_sha256": atomic_files.sha256(adapter_folder / layout.ADAPTER),
-        "verdict": "not checked",
     }
     what = f"the merged model in {output_dir} ({model.total_bytes / 2**30:.1f} GiB)"
-    advice = "free some space or choose another --output_dir"
-    with atomic_files.disk_errors(what, advice=advice), atomic_files.new_folder(output_dir) as temporary:
+    with (
+        atomic_files.disk_errors(what, advice="free some space or choose another --output_dir"),
+        atomic_files.new_folder(output_dir) as temporary,
+    ):
         _check_space(temporary, model.total_bytes)
         output_format.write(temporary, model, on_progress)
-        difference = ""
-        if verify:
-            measured, difference = output_format.check(temporary, model)
-            report |= {"verdict": "different" if difference else "equal", **measured}
+        measured, difference = output_format.check(temporary, model) if verify else ({}, "")
+        verdict = ("different" if difference else "equal") if verify else "not checked"
+        report |= {"verdict": verdict, **measured}
         text = json.dumps(report, indent=1, ensure_ascii=False)
         (temporary / layout.MERGE_REPORT).write_text(text + "\n", encoding="utf-8")
         if difference:
-            failed = _set_aside(temporary, output_dir)
-            raise ModelError(
-                f"the merged model differs from the adapter on {name}: {difference}; it is left in {failed} for "
-                "inspection, do not use it"
-            )
-    return _result(report, output_dir, str(adapter))
+            raise ModelError(_set_aside(temporary, output_dir, f"{name}: {difference}"))
+    report = {field.name: report.get(field.name) for field in fields(MergeResult)}
+    return MergeResult(**report | {"output_dir": output_dir, "adapter": str(adapter)})
 
 
 def _summary(model: MergedModel) -> dict[str, Any]:
@@ -126,42 +122,14 @@ def _summary(model: MergedModel) -> dict[str, Any]:
     }
 
 
-def _result(report: dict[str, Any], output_dir: Path, adapter: str) -> MergeResult:
-    names = ("base", "dtype", "tensors", "merged_modules", "total_bytes", "untied", "verdict")
-    return MergeResult(
-        output_dir=output_dir,
-        adapter=adapter,
-        max_abs_difference=report.get("max_abs_difference"),
-        mean_abs_difference=report.get("mean_abs_difference"),
-        **{key: report[key] for key in names},
-    )
-
-
-def check_output(output_dir: Path, overwrite: bool, inputs: list[Path]) -> None:
-    """Raise unless the output folder may be written; with `overwrite`, it may hold a model, which is replaced.
-
-    Raises:
-        CheckpointError: if it is a file, holds an input, or is not empty.
-    """
-    if output_dir.exists() and not output_dir.is_dir():
-        raise CheckpointError(f"--output_dir {output_dir} is a file; choose a folder")
-    if any(item.resolve().is_relative_to(output_dir.resolve()) for item in inputs):
-        raise CheckpointError(f"--output_dir {output_dir} holds the adapter or its base; choose another folder")
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{output_dir} is not empty; choose another folder or pass --overwrite_output_dir True")
-    if not (output_dir / "config.json").is_file():
-        raise CheckpointError(f"{output_dir} holds no model, so it is not overwritten; choose another folder")
-
-
 def _check_space(folder: Path, total: int) -> None:
     if shutil.disk_usage(folder).free < total:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _set_aside(temporary: Path, output_dir: Path) -> Path:
-    """Move a model that failed its check to `<output_dir>.failed`."""
+def _set_aside(temporary: Path, output_dir: Path, reason: str) -> str:
+    """Move a model that failed its check to `<output_dir>.failed`; returns the error."""
     failed = output_dir.with_name(f"{output_dir.name}.failed")
     shutil.rmtree(failed, ignore_errors=True)
-    return temporary.rename(failed)
+    temporary.rename(failed)
+    return f"the merged model differs from the adapter on {reason}; it is left in {failed}, do not use it"

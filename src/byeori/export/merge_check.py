@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -153,27 +153,24 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     return plain, f"fixed texts, because {place} is too long"
 
 
-def _trained_rows(settings: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the first rows of the run with these settings; none if its tables are not here any more."""
+def _trained_rows(settings: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the first rows of the run with these settings; none if its tables are not here any more."""
     paths = settings.get("data_path") or []
     if not sources.are_local(paths):
-        return
+        return []
     try:
-        table = sources.load_rows(paths, split=settings["dataset_split"], max_rows=_ROWS_READ)
+        return sources.load_rows(paths, split=settings["dataset_split"], max_rows=_ROWS_READ).rows
     except (ByeoriError, KeyError):
-        return
-    yield from table.rows
+        return []
 
 
-def _texts(encoding: Encoding) -> Iterator[Mapping[str, Any]]:
-    for text in TEXTS:
-        if encoding.template:
-            yield dict.fromkeys(encoding.template.prompt_columns, text)
-        else:
-            yield {"messages": [{"role": "user", "content": text}]}
+def _texts(encoding: Encoding) -> Iterable[Mapping[str, Any]]:
+    if encoding.template:
+        return [dict.fromkeys(encoding.template.prompt_columns, text) for text in TEXTS]
+    return [{"messages": [{"role": "user", "content": text}]} for text in TEXTS]
 
 
-def _encoded(rows: Iterator[Mapping[str, Any]], encoding: Encoding, row_kind: RowKind) -> Iterator[list[int]]:
+def _encoded(rows: Iterable[Mapping[str, Any]], encoding: Encoding, row_kind: RowKind) -> Iterator[list[int]]:
     """Yield the token ids of the rows' prompts, skipping unusable rows. Fixed texts have no answers of the kind's."""
     for row in rows:
         kind = row_kind if set(row_kind.answer_columns) <= set(row) else row_kinds.ANSWER

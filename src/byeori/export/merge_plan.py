@@ -23,8 +23,8 @@ from byeori.model.fingerprint import Stored, read_header, stored_tensors
 from byeori.model.load import explain, load_config
 from byeori.support.pickles import missing_weights
 
-Progress = Callable[[int, int, str], None]
-"""Called with (tensors done, total, name of the last one)."""
+Progress = Callable[[int, int], None]
+"""Called with (tensors done, total)."""
 
 FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """torch's name of a dtype -> safetensors' name."""

@@ -53,7 +53,7 @@ class SafetensorsFolder:
                     for block in merged_tensors.blocks(item):
                         file.write(block.contiguous().view(torch.uint8).numpy())
                     weight_map[item.name] = name
-                    on_progress(len(weight_map), len(model.tensors), item.name)
+                    on_progress(len(weight_map), len(model.tensors))
         if len(shards) > 1:
             _write_json(folder / INDEX, {"metadata": {"total_size": model.total_bytes}, "weight_map": weight_map})
         _write_json(folder / "config.json", _config(model))

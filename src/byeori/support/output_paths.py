@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from byeori.errors import CheckpointError
@@ -47,6 +48,24 @@ def make_result(output: Path, names: list[str]) -> None:
         output.mkdir(parents=True, exist_ok=True)
         for name in names:
             (output / name).unlink(missing_ok=True)
+
+
+def check_model_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise unless a model may be written to a folder; with `overwrite`, it may hold a model, which is replaced.
+
+    Raises:
+        CheckpointError: if it is a file, holds an input, or is not empty.
+    """
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"--output_dir {output} is a file; choose a folder")
+    if any(item.resolve().is_relative_to(output.resolve()) for item in inputs):
+        raise CheckpointError(f"--output_dir {output} holds the adapter or its base; choose another folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{output} is not empty; choose another folder or pass --overwrite_output_dir True")
+    if not (output / "config.json").is_file():
+        raise CheckpointError(f"{output} holds no model, so it is not overwritten; choose another folder")
 
 
 def check_output_file(path: Path, inputs: list[str]) -> None:
