@@ -1,4 +1,4 @@
-"""Base and tuned from one model equal the two loaded apart; three files of exact shapes."""
+"""Comparison: base and tuned from one model equal two separate models; the contents of the three files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import torch
 import transformers
 
 import byeori
+from byeori.artifacts import layout
 from byeori.data import template
 from byeori.errors import CheckpointError
-from byeori.evaluate import compare, generate, metrics
+from byeori.evaluate import generate, metrics
 from byeori.support import atomic_files
 from tiny_models import short_sft
 
@@ -34,7 +35,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def compared(trained: Path, title_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One comparison, for the tests that only look at it."""
+    """One comparison, for the tests that only read it."""
     return run(trained, title_rows, tmp_path_factory.mktemp("compared") / "report")
 
 
@@ -54,7 +55,7 @@ def alone(model: Any, tokenizer: Any, row: dict[str, str]) -> tuple[str, float]:
     return answer, loss
 
 
-def test_both_sides_equal_models_loaded_apart(compared: Any, trained: Path, tiny_model: Path, title_rows: Path) -> None:
+def test_both_sides_equal_separate_models(compared: Any, trained: Path, tiny_model: Path, title_rows: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,15 +96,15 @@ def test_rows_jsonl_holds_the_rows_in_order_and_both_answers(compared: Any, titl
         assert set(row["base"]) == set(row["tuned"]) == NAMES
 
 
-def test_metrics_json_has_the_promised_shape(compared: Any) -> None:
-    found = json.loads((compared.report.parent / "metrics.json").read_text(encoding="utf-8"))
-    assert found == compared.metrics
-    assert set(found["base"]) == set(found["tuned"]) == set(found["difference"]) == NAMES
+def test_contents_of_metrics_json(compared: Any) -> None:
+    result = json.loads((compared.report.parent / "metrics.json").read_text(encoding="utf-8"))
+    assert result == compared.metrics
+    assert set(result["base"]) == set(result["tuned"]) == set(result["difference"]) == NAMES
     for name in NAMES:
-        interval = found["difference"][name]
+        interval = result["difference"][name]
         assert set(interval) == {"mean", "low", "high"}
         assert interval["low"] <= interval["mean"] <= interval["high"]
-        assert interval["mean"] == pytest.approx(found["tuned"][name] - found["base"][name])
+        assert interval["mean"] == pytest.approx(result["tuned"][name] - result["base"][name])
 
 
 def test_metrics_are_the_means_of_the_rows(compared: Any) -> None:
@@ -128,9 +129,9 @@ def test_the_verdict_is_on_the_page(compared: Any) -> None:
 
 
 def shown_prompt(page: str) -> str:
-    """What stands in the page's second <pre>, without markup."""
-    found = re.findall(r"<pre[^>]*>\n(.*?)</pre>", page, re.DOTALL)[1]
-    return html.unescape(re.sub(r"</?span[^>]*>", "", found))
+    """Return the text of the page's second <pre>, without markup."""
+    result = re.findall(r"<pre[^>]*>\n(.*?)</pre>", page, re.DOTALL)[1]
+    return html.unescape(re.sub(r"</?span[^>]*>", "", result))
 
 
 def test_the_first_rows_prompt_is_on_the_page(trained: Path, title_rows: Path, compared: Any, tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_the_first_rows_prompt_is_on_the_page(trained: Path, title_rows: Path, c
     assert shown_prompt(cut) in shorter  # as the models were given it
 
 
-def test_special_tokens_are_seen_in_the_prompt(tiny_model: Path, tmp_path: Path) -> None:
+def test_special_tokens_are_visible_in_the_prompt(tiny_model: Path, tmp_path: Path) -> None:
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     shutil.copytree(tiny_model, model)
     turn = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
@@ -180,7 +181,7 @@ def test_bad_rows_can_be_dropped(trained: Path, title_rows: Path, tmp_path: Path
     assert not (tmp_path / "p").exists()
 
 
-def test_nothing_but_bad_rows(trained: Path, tmp_path: Path) -> None:
+def test_a_table_of_bad_rows_only(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"document": "봄", "title": ""}\n', encoding="utf-8")
     with pytest.raises(byeori.DataError, match=r"no row of .* can be compared"):
         run(trained, tmp_path / "rows.jsonl", tmp_path / "o", on_bad_rows="drop")
@@ -196,7 +197,7 @@ def test_results_are_overwritten_only_when_asked(trained: Path, title_rows: Path
     assert len(lines(result.rows)) == 3
 
 
-def test_a_stop_leaves_the_rows_of_finished_batches(
+def test_an_interrupt_leaves_the_rows_of_finished_batches(
     trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, count = generate.answer, []
@@ -210,9 +211,9 @@ def test_a_stop_leaves_the_rows_of_finished_batches(
     monkeypatch.setattr(generate, "answer", answer)
     with pytest.raises(KeyboardInterrupt):
         run(trained, title_rows, tmp_path / "o", generation_batch_size=2)
-    found = lines(tmp_path / "o" / compare.ROWS)
-    assert len(found) == 2
-    assert all({"base_output", "tuned_output"} <= set(row) for row in found)
+    result = lines(tmp_path / "o" / layout.ROWS)
+    assert len(result) == 2
+    assert all({"base_output", "tuned_output"} <= set(row) for row in result)
     assert not (tmp_path / "o" / "metrics.json").exists()
 
 
@@ -222,7 +223,7 @@ def test_prompts_are_shortened_as_in_training(trained: Path, tmp_path: Path) -> 
     assert len(lines(run(trained, tmp_path / "rows.jsonl", tmp_path / "o", cutoff_len=100).rows)) == 1
 
 
-def test_a_folder_of_results_is_not_left_by_a_wrong_setting(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+def test_a_wrong_setting_leaves_no_output_folder(trained: Path, title_rows: Path, tmp_path: Path) -> None:
     with pytest.raises(byeori.ConfigError):
         run(trained, title_rows, tmp_path / "o", bootstrap=1)
     with pytest.raises(byeori.TemplateError):
@@ -230,22 +231,22 @@ def test_a_folder_of_results_is_not_left_by_a_wrong_setting(trained: Path, title
     assert not (tmp_path / "o").exists()
 
 
-def test_rows_that_were_trained_on_are_counted(
+def test_rows_of_the_training_data_are_counted(
     trained: Path, tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
-    """Those held out of the same table are not among them, and neither is a row with another answer."""
+    """Held-out rows of the same table are not counted, and neither is a row with another answer."""
     assert "6 of the 6 rows were trained on" in run(trained, title_rows, tmp_path / "all").verdict
     short_sft(tiny_model, title_rows, tmp_path / "adapter", val_set_size=5)
-    found = run(tmp_path / "adapter", title_rows, tmp_path / "held-out", max_rows=24)
-    assert "19 of the 24 rows were trained on" in found.verdict
-    assert "19 of the 24 rows were trained on" in found.report.read_text(encoding="utf-8")
+    result = run(tmp_path / "adapter", title_rows, tmp_path / "held-out", max_rows=24)
+    assert "19 of the 24 rows were trained on" in result.verdict
+    assert "19 of the 24 rows were trained on" in result.report.read_text(encoding="utf-8")
     rows = [{**row, "title": "다른 제목", "id": 1} for row in lines(title_rows)[:3]] + [lines(title_rows)[3]]
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert "1 of the 4 rows was trained on" in run(trained, mixed, tmp_path / "mixed").verdict
 
 
-def test_a_table_that_is_gone_is_not_asked(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+def test_a_missing_training_table_is_not_read(trained: Path, title_rows: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(trained, adapter)
     settings = (adapter / "byeori.yaml").read_text(encoding="utf-8")
@@ -253,10 +254,10 @@ def test_a_table_that_is_gone_is_not_asked(trained: Path, title_rows: Path, tmp_
     assert "trained on" not in run(adapter, title_rows, tmp_path / "report", max_rows=2).verdict
 
 
-def test_an_adapter_that_cannot_be_written_costs_no_verdict(
+def test_a_read_only_adapter_does_not_prevent_the_verdict(
     trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its folder may be another user's, or a read-only disk: the report is whole, and that is said."""
+    """Its folder may belong to another user or be on a read-only disk: the report is complete, with a note."""
     real = atomic_files.write
 
     def write(path: Path, text: str) -> None:
@@ -265,7 +266,7 @@ def test_an_adapter_that_cannot_be_written_costs_no_verdict(
         real(path, text)
 
     monkeypatch.setattr(atomic_files, "write", write)
-    found = run(trained, title_rows, tmp_path / "report", max_rows=2)
-    assert found.report.is_file() and found.verdict
-    said = " ".join(capfd.readouterr().err.split())
-    assert "model card will not have these numbers" in said and found.verdict in said
+    result = run(trained, title_rows, tmp_path / "report", max_rows=2)
+    assert result.report.is_file() and result.verdict
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "model card will not have these numbers" in printed and result.verdict in printed

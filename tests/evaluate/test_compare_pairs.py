@@ -43,7 +43,7 @@ def preferred(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def logprob(model: Any, tokenizer: Any, row: dict[str, str], answer: str) -> float:
-    """log p of an answer and the end of text, by transformers' own forward pass."""
+    """Return log p of an answer and the end-of-text token, by transformers' own forward pass."""
     prompt = f"### System:\n{row['system']}\n\n### User:\n{row['question']}\n\n### Assistant:\n"
     before, ids = tokenizer(prompt)["input_ids"], tokenizer(prompt + answer)["input_ids"]
     ids = torch.tensor([[*ids, tokenizer.eos_token_id]])
@@ -53,7 +53,7 @@ def logprob(model: Any, tokenizer: Any, row: dict[str, str], answer: str) -> flo
 
 
 def test_accuracy_and_margin(preferred: Path, tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
-    found = byeori.compare(
+    result = byeori.compare(
         adapter=preferred, data_path=pairs, output_dir=tmp_path / "report", dtype="float32", max_new_tokens=4
     )
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -64,19 +64,19 @@ def test_accuracy_and_margin(preferred: Path, tiny_model: Path, pairs: Path, tmp
         return [logprob(model, tokenizer, r, r["chosen"]) - logprob(model, tokenizer, r, r["rejected"]) for r in rows]
 
     expected = {"base": margins(base), "tuned": margins(PeftModel.from_pretrained(base, preferred))}
-    written = [json.loads(line) for line in found.rows.read_text(encoding="utf-8").splitlines()]
+    written = [json.loads(line) for line in result.rows.read_text(encoding="utf-8").splitlines()]
     for side, values in expected.items():
         assert [row[side]["preference_margin"] for row in written] == pytest.approx(values, rel=1e-4, abs=1e-2)
         share = 100 * sum(value > 0 for value in values) / len(values)
-        assert found.metrics[side]["preference_accuracy"] == share
-    assert found.metrics["difference"]["preference_margin"]["low"] > 0  # these pairs were trained
+        assert result.metrics[side]["preference_accuracy"] == share
+    assert result.metrics["difference"]["preference_margin"]["low"] > 0  # these pairs were trained
     assert set(rows[0]) | {"base_output", "tuned_output", "base", "tuned"} == set(written[0])
-    page = found.report.read_text(encoding="utf-8")
+    page = result.report.read_text(encoding="utf-8")
     assert "Preference" in page and "Margin" in page and rows[0]["chosen"] in page
-    assert "of the pairs (the base in" in found.verdict
+    assert "of the pairs (the base in" in result.verdict
 
 
-def test_the_words_do_not_claim_more_than_the_interval() -> None:
+def test_the_verdict_claims_no_more_than_the_interval() -> None:
     sides: dict[str, dict[str, list[float | None]]] = {}
     for side, shift in (("base", 0.0), ("tuned", 0.1)):
         margins = [(-1.0) ** index * 5 + shift * (-1) ** (index // 2) for index in range(24)]

@@ -1,4 +1,4 @@
-"""Answers: the prompt that was trained, batches equal to single prompts, every way of asking."""
+"""Generation: the trained prompt, batches equal to single prompts, prompts from flags, files and tables."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ GREEDY = Sampling(max_new_tokens=12)
 TITLE_KO = template.shipped()["title-ko"]
 
 
-def opened(folder: Path) -> tuple[Any, Any]:
-    found = saved_model.find(str(folder))
-    return saved_model.load_weights(found, "float32", torch.device("cpu")), found.tokenizer
+def load(folder: Path) -> tuple[Any, Any]:
+    saved = saved_model.find(str(folder))
+    return saved_model.load_weights(saved, "float32", torch.device("cpu")), saved.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def documents(path: Path) -> list[str]:
 
 
 def test_batches_with_left_padding_equal_single_prompts(trained: Path, title_rows: Path) -> None:
-    model, tokenizer = opened(trained)
+    model, tokenizer = load(trained)
     prompts = [
         tokenizer(prompt_of(text[: 5 + 4 * index]))["input_ids"] for index, text in enumerate(documents(title_rows)[:8])
     ]
@@ -74,8 +74,8 @@ def test_batches_with_left_padding_equal_single_prompts(trained: Path, title_row
 
 
 @pytest.mark.parametrize("penalty", [1.3, 2.0])
-def test_repetition_penalty_does_not_see_the_padding(trained: Path, title_rows: Path, penalty: float) -> None:
-    model, tokenizer = opened(trained)
+def test_repetition_penalty_ignores_the_padding(trained: Path, title_rows: Path, penalty: float) -> None:
+    model, tokenizer = load(trained)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     sampling = Sampling(max_new_tokens=12, repetition_penalty=penalty)
     prompts = [
@@ -85,10 +85,10 @@ def test_repetition_penalty_does_not_see_the_padding(trained: Path, title_rows: 
     assert together == [generate.answer(model, tokenizer, [prompt], sampling)[0] for prompt in prompts]
 
 
-def test_repetition_penalty_is_that_of_transformers(trained: Path) -> None:
-    model, tokenizer = opened(trained)
+def test_repetition_penalty_equals_that_of_transformers(trained: Path) -> None:
+    model, tokenizer = load(trained)
     ids = tokenizer(prompt_of("봄이 왔다"))["input_ids"]
-    found = generate.answer(model, tokenizer, [ids], Sampling(max_new_tokens=12, repetition_penalty=1.5))[0]
+    result = generate.answer(model, tokenizer, [ids], Sampling(max_new_tokens=12, repetition_penalty=1.5))[0]
     out = model.generate(
         input_ids=torch.tensor([ids]),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -97,11 +97,11 @@ def test_repetition_penalty_is_that_of_transformers(trained: Path) -> None:
         repetition_penalty=1.5,
         pad_token_id=tokenizer.pad_token_id,
     )
-    assert found.text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+    assert result.text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
 
-def test_sampling_repeats_with_its_seed(trained: Path) -> None:
-    model, tokenizer = opened(trained)
+def test_sampling_is_reproducible_with_its_seed(trained: Path) -> None:
+    model, tokenizer = load(trained)
     prompts = [tokenizer(prompt_of("봄"))["input_ids"]]
 
     def sample(seed: int) -> str:
@@ -113,7 +113,7 @@ def test_sampling_repeats_with_its_seed(trained: Path) -> None:
 
 
 def test_an_answer_ends_at_the_end_of_text(tiny_model: Path) -> None:
-    model, tokenizer = opened(tiny_model)
+    model, tokenizer = load(tiny_model)
     with torch.no_grad():  # a head that writes token 70 after anything, and the end of text after token 70
         model.lm_head.weight.zero_()
     calls = []
@@ -125,19 +125,19 @@ def test_an_answer_ends_at_the_end_of_text(tiny_model: Path) -> None:
         return output
 
     model.lm_head.register_forward_hook(head)
-    found = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
-    assert (found.stopped, found.tokens) == (True, 3)
-    assert found.text == tokenizer.decode([70, 70, 70]).strip()
+    result = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
+    assert (result.stopped, result.tokens) == (True, 3)
+    assert result.text == tokenizer.decode([70, 70, 70]).strip()
 
 
-def test_an_answer_that_is_cut_short_did_not_stop(trained: Path) -> None:
-    model, tokenizer = opened(trained)
-    found = generate.answer(model, tokenizer, [tokenizer("봄")["input_ids"]], Sampling(max_new_tokens=1))[0]
-    assert (found.stopped, found.tokens) == (False, 1)
+def test_an_answer_cut_at_the_limit_is_not_stopped(trained: Path) -> None:
+    model, tokenizer = load(trained)
+    result = generate.answer(model, tokenizer, [tokenizer("봄")["input_ids"]], Sampling(max_new_tokens=1))[0]
+    assert (result.stopped, result.tokens) == (False, 1)
 
 
-def test_every_end_token_of_the_model_counts(tiny_model: Path) -> None:
-    model, tokenizer = opened(tiny_model)
+def test_every_stop_token_of_the_model_counts(tiny_model: Path) -> None:
+    model, tokenizer = load(tiny_model)
     model.generation_config.eos_token_id = [1, 70]
 
     def head(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -145,12 +145,12 @@ def test_every_end_token_of_the_model_counts(tiny_model: Path) -> None:
         return output
 
     model.lm_head.register_forward_hook(head)
-    found = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
-    assert (found.stopped, found.tokens) == (True, 0)
+    result = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
+    assert (result.stopped, result.tokens) == (True, 0)
 
 
-def test_the_words_after_the_answer_end_it(tiny_model: Path) -> None:
-    model, tokenizer = opened(tiny_model)
+def test_the_suffix_of_the_template_ends_an_answer(tiny_model: Path) -> None:
+    model, tokenizer = load(tiny_model)
     wanted = tokenizer("봄\n[END] 봄봄봄봄")["input_ids"]
     calls: list[int] = []
 
@@ -161,22 +161,22 @@ def test_the_words_after_the_answer_end_it(tiny_model: Path) -> None:
         return output
 
     model.lm_head.register_forward_hook(head)
-    found = generate.answer(model, tokenizer, [[5, 6]], Sampling(max_new_tokens=40), suffix="\n[END]")[0]
-    assert (found.text, found.stopped) == ("봄", True)
+    result = generate.answer(model, tokenizer, [[5, 6]], Sampling(max_new_tokens=40), suffix="\n[END]")[0]
+    assert (result.text, result.stopped) == ("봄", True)
     assert len(calls) < 40
 
 
 def test_answers_end_at_the_maximum_length(tiny_model: Path) -> None:
-    model, tokenizer = opened(tiny_model)
-    long = Sampling(max_new_tokens=100_000)
-    found = generate.answer(model, tokenizer, [[5] * 505], long, max_length=512)[0]
-    assert found.tokens <= 7
+    model, tokenizer = load(tiny_model)
+    long = Sampling(max_new_tokens=100_000, max_length=512)
+    result = generate.answer(model, tokenizer, [[5] * 505], long)[0]
+    assert result.tokens <= 7
     with pytest.raises(ByeoriError, match="leaves no room for an answer within the model's maximum length of 512"):
-        generate.answer(model, tokenizer, [[5] * 512], long, max_length=512)
+        generate.answer(model, tokenizer, [[5] * 512], long)
 
 
 def test_no_generation_with_forest_attention(trained: Path) -> None:
-    model, tokenizer = opened(trained)
+    model, tokenizer = load(trained)
     ids = tokenizer("봄이 왔다")["input_ids"]
     before = generate.answer(model, tokenizer, [ids], GREEDY)
     assert forward.use_forest_attention(model)
@@ -193,7 +193,7 @@ def test_batches_hold_prompts_of_similar_length() -> None:
 # ---- one prompt --------------------------------------------------------------------------------------------------
 
 
-def test_the_saved_template_is_applied_by_itself(trained: Path, plain: Any) -> None:
+def test_the_saved_template_is_the_default(trained: Path, plain: Any) -> None:
     assert ask(trained, columns={"document": "봄이 왔다"}) == [plain(prompt_of("봄이 왔다"))]
 
 
@@ -206,10 +206,8 @@ def test_the_answer_is_streamed_to_standard_output(
     assert shown.endswith("\n")
 
 
-def test_the_text_arrives_while_the_model_still_writes(
-    trained: Path, plain: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every word is handed on, and flushed, before the next ones are made."""
+def test_text_is_streamed_while_the_model_generates(trained: Path, plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every word is passed on, and flushed, before the next ones are generated."""
     passes, seen = [], []
 
     class Screen(io.StringIO):
@@ -267,7 +265,7 @@ def test_column_names_with_a_dash(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_raw_is_used_as_it_is(trained: Path, plain: Any, tmp_path: Path, end: str) -> None:
+def test_raw_is_used_unchanged(trained: Path, plain: Any, tmp_path: Path, end: str) -> None:
     prompt = prompt_of("봄이 왔다").rstrip() + end
     assert ask(trained, raw=prompt) == [plain(prompt)]
     (tmp_path / "prompt.txt").write_text(prompt, encoding="utf-8")
@@ -292,7 +290,7 @@ def test_a_merged_model_answers_as_its_adapter(trained: Path, merged: Path) -> N
     assert ask(merged, columns={"document": "봄이 왔다"}) == ask(trained, columns={"document": "봄이 왔다"})
 
 
-def test_another_template_wins_over_the_saved_one(trained: Path, plain: Any) -> None:
+def test_a_given_template_overrides_the_saved_one(trained: Path, plain: Any) -> None:
     assert ask(trained, template="{document}\n{title}", columns={"document": "봄"}) == [plain("봄\n")]
 
 
@@ -302,17 +300,15 @@ def test_an_answer_to_a_file(trained: Path, plain: Any, tmp_path: Path, capsys: 
     assert capsys.readouterr().out == ""
 
 
-def test_a_template_with_words_after_the_answer_prints_the_answer_alone(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = ask(trained, template="{document}\n{title}\n[END]", columns={"document": "봄"})
-    assert capsys.readouterr().out == found[0] + "\n"
+def test_a_template_with_a_suffix_prints_only_the_answer(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = ask(trained, template="{document}\n{title}\n[END]", columns={"document": "봄"})
+    assert capsys.readouterr().out == result[0] + "\n"
 
 
 # ---- a table -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_come_back_in_order_with_an_output(trained: Path, plain: Any, title_rows: Path, tmp_path: Path) -> None:
+def test_rows_are_written_in_order_with_an_output(trained: Path, plain: Any, title_rows: Path, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     answers = ask(trained, data_path=title_rows, output=path, max_rows=10, generation_batch_size=3)
     written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -356,15 +352,15 @@ def test_rows_with_dates_can_be_written(trained: Path, tmp_path: Path) -> None:
 def test_long_prompts_are_shortened_and_not_their_headings(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"document": "봄 " * 2000}, ensure_ascii=False) + "\n", encoding="utf-8")
-    found = saved_model.find(str(trained))
+    result = saved_model.find(str(trained))
     assert ask(trained, data_path=path, max_new_tokens=12)
-    how = saved_model.encoding(found, saved_model.template_of(found, None), cutoff_len=500)
+    how = saved_model.encoding(result, saved_model.template_of(result, None), cutoff_len=500)
     ids = generate.encode_prompts([{"document": "봄 " * 2000, "__row__": 0}], how, str)[0]
     assert len(ids) <= 500
-    assert found.tokenizer.decode(ids).endswith("### 제목:\n")
+    assert result.tokenizer.decode(ids).endswith("### 제목:\n")
 
 
-def test_finished_batches_survive_a_stop(
+def test_finished_batches_survive_an_interrupt(
     trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, real, count = tmp_path / "a.jsonl", generate.answer, []
@@ -383,7 +379,7 @@ def test_finished_batches_survive_a_stop(
     assert all(row["output"] is not None and row["document"] in documents(title_rows) for row in rows)
 
 
-def test_a_column_of_the_rows_is_never_written_over(
+def test_columns_of_the_rows_are_never_overwritten(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Alpaca's rows have their reference in a column `output`."""
@@ -398,7 +394,7 @@ def test_a_column_of_the_rows_is_never_written_over(
     assert "answers are in the column 'output_2'" in capfd.readouterr().err
 
 
-def test_every_batch_draws_samples_of_its_own(trained: Path, tmp_path: Path) -> None:
+def test_every_batch_draws_its_own_samples(trained: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text((json.dumps({"document": "봄이 왔다."}) + "\n") * 6, encoding="utf-8")
     settings = {"data_path": rows, "temperature": 1.5, "generation_batch_size": 1}

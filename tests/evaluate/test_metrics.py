@@ -1,4 +1,4 @@
-"""Scores against values by hand and against plain, independent computations."""
+"""Metrics against values by hand and against plain, independent computations."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def test_rouge_l_equals_the_textbook_table(a: str, b: str) -> None:
 
 
 @given(st.text(), st.text())
-def test_scores_stay_in_bounds(a: str, b: str) -> None:
+def test_metrics_stay_in_bounds(a: str, b: str) -> None:
     for metric in (chrf, rouge_l, exact):
         assert 0.0 <= metric(a, b) <= 100.0 + 1e-9
         assert metric(a, a) == pytest.approx(100.0)
@@ -258,6 +258,6 @@ def test_verdict_says_better_or_worse_only_where_the_interval_excludes_zero(mean
     assert ("includes zero" in words) == (interval.low <= 0 <= interval.high)
 
 
-def test_scores_do_not_import_torch() -> None:
+def test_metrics_do_not_import_torch() -> None:
     code = "import sys, byeori.evaluate.metrics, byeori.evaluate.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The preview: what is trained is marked, what comes from the data is only text."""
+"""The preview marks what is trained, and text from the data stays text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def example_of(template: str, **row: str) -> tuple[Example, Any]:
     return encode_row(row, encoding), tokenizer
 
 
-def test_runs_are_the_text_in_order_with_what_is_trained() -> None:
+def test_runs_of_trained_and_other_text() -> None:
     example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="왜 🌸?", a="그냥  봄")
     assert pieces(example, tokenizer) == [("Q: 왜 🌸?\nA:\n", False), ("그냥  봄<|endoftext|>", True)]
 
@@ -84,7 +84,7 @@ def test_the_page_marks_exactly_what_is_trained() -> None:
     assert block[1] == "\n왜\n<mark>그냥&lt;|endoftext|&gt;</mark>"
 
 
-def test_the_terminal_shows_trained_text_also_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_trained_text_is_marked_without_colours(capsys: pytest.CaptureFixture[str]) -> None:
     example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="[bold]왜[/bold]", a="그냥")
     show([("rows.jsonl line 1", pieces(example, tokenizer))], ["1 row [red]to train"], FOUND)
     out = capsys.readouterr().out
@@ -103,7 +103,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("environment", [{}, {"TERM": "dumb"}, {"NO_COLOR": "1"}])
-def test_a_terminal_without_colours_shows_it_too(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_without_colours_marks_it_too(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     example, tokenizer = example_of("Q: {q}\nA:\n{a}", q="왜", a="그냥")
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The report: nothing of the data is ever markup, numbers that are missing stay missing, coordinates by hand."""
+"""The report: data is never markup, missing numbers stay missing, coordinates by hand."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ def test_the_page_shows_every_argument() -> None:
     assert html["lang"] == "en"
 
 
-def test_the_answer_place_is_marked_in_the_prompt() -> None:
+def test_the_answer_column_is_marked_in_the_prompt() -> None:
     shown = re.search(r"<pre[^>]*>\n(.*?)</pre>", page(ROWS), re.DOTALL)
     assert shown and shown[1] == PROMPT.replace("{title}", "<mark>{title}</mark>")
 
@@ -51,7 +51,7 @@ def test_the_first_prompt_is_shown_as_the_models_read_it() -> None:
     assert page([], given=[]).count("<pre") == 1
 
 
-def test_the_page_needs_nothing_else() -> None:
+def test_the_page_is_self_contained() -> None:
     html = page(ROWS)
     read = Page(html)
     for tag, attributes in read.tags:
@@ -61,7 +61,7 @@ def test_the_page_needs_nothing_else() -> None:
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
 
 
-def test_only_the_own_script_may_run() -> None:
+def test_only_its_own_script_may_run() -> None:
     html = page(ROWS)
     script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
     assert script
@@ -135,14 +135,14 @@ def test_empty_answers() -> None:
     assert read.text.count("empty answer") == 2
 
 
-def test_characters_that_html_cannot_hold() -> None:
+def test_characters_that_html_cannot_contain() -> None:
     html = page([item("본문", "제목", "반쪽 \ud83d", "\x00\x1b[31m")], title="\udfff")
     assert html.encode("utf-8").decode() == html
     assert "반쪽 \N{REPLACEMENT CHARACTER}" in Page(html).text
     assert not re.search(r"[\x00-\x08\x1b]", html)
 
 
-def test_metric_rows_say_no_more_than_the_interval() -> None:
+def test_metric_rows_claim_no_more_than_the_interval() -> None:
     def words(low: float, high: float, rows: int = 40) -> dict[str, str]:
         difference = {name: {"mean": (low + high) / 2, "low": low, "high": high} for name in ROW_METRICS}
         metrics = {"base": {}, "tuned": {}, "difference": difference, "rows": rows}
@@ -216,7 +216,7 @@ def test_matching_by_hand() -> None:
     assert matching("", "글") == []
 
 
-def test_matching_of_endless_repetition_is_quick() -> None:
+def test_matching_of_endless_repetition_is_fast() -> None:
     start = time.process_time()
     for answer, reference in ((". " * 1900, "! . " * 1000), ("ㅋ" * 2000, "ㅋㅎ" * 900), ("네 " * 1900, "네 " * 1800)):
         assert "".join(text for text, _ in matching(answer, reference)) == answer

@@ -1,4 +1,4 @@
-"""The report page as a browser shows it: its own script run by Chromium where there is one, its markup anywhere."""
+"""The report page in a browser: its script run by Chromium, if installed; its markup everywhere."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ document.title = JSON.stringify(out);
 
 
 def shown_by(source: str, folder: Path, *flags: str) -> dict[str, Any]:
-    """What the driver saw. The page's policy lets no other script run, so it is taken out for this one alone."""
+    """Return what the driver reports. The page's policy allows no other script, so it is removed for this one."""
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', source)
     assert policy
     path = folder / "page.html"
@@ -67,27 +67,27 @@ def shown_by(source: str, folder: Path, *flags: str) -> dict[str, Any]:
     done = subprocess.run([*command, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stderr
-    found: dict[str, Any] = json.loads(html.unescape(title[1]))
-    return found
+    seen: dict[str, Any] = json.loads(html.unescape(title[1]))
+    return seen
 
 
 @browser
 def test_order_search_and_more_work(tmp_path: Path) -> None:
-    found = shown_by(page(MIXED), tmp_path, "--window-size=1100,900")
-    assert found["original"] == [1, 2, 3, 4]
-    assert found["best"] == [1, 3, 2, 4] and found["worst"] == [2, 3, 1, 4]  # without a score: last in either
-    assert found["longest"][0] == 3
-    assert found["야간"] == [[2], "1 of 4 rows", True]
-    assert found["  서울시   예산안 "] == [[1], "1 of 4 rows", True]
-    assert found["CAF\u00c9"] == [[4], "1 of 4 rows", True]  # composed or not, large or small
-    assert found["nothing like it"] == [[], "0 of 4 rows", False]
-    assert found["cut"] == ['"More"', True]
-    assert found["more"] == [1, '"Less"', True] and found["grown"]
-    assert found["fits"]
+    seen = shown_by(page(MIXED), tmp_path, "--window-size=1100,900")
+    assert seen["original"] == [1, 2, 3, 4]
+    assert seen["best"] == [1, 3, 2, 4] and seen["worst"] == [2, 3, 1, 4]  # without a score: last in either
+    assert seen["longest"][0] == 3
+    assert seen["야간"] == [[2], "1 of 4 rows", True]
+    assert seen["  서울시   예산안 "] == [[1], "1 of 4 rows", True]
+    assert seen["CAF\u00c9"] == [[4], "1 of 4 rows", True]  # composed or not, large or small
+    assert seen["nothing like it"] == [[], "0 of 4 rows", False]
+    assert seen["cut"] == ['"More"', True]
+    assert seen["more"] == [1, '"Less"', True] and seen["grown"]
+    assert seen["fits"]
 
 
 @browser
-def test_dark_where_the_reader_wants_it_and_narrow(tmp_path: Path) -> None:
+def test_dark_mode_and_narrow_windows(tmp_path: Path) -> None:
     narrow = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=1")
     dark = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
     light_paper, dark_paper = ([int(part) for part in re.findall(r"\d+", shown["paper"])] for shown in (narrow, dark))
@@ -97,7 +97,7 @@ def test_dark_where_the_reader_wants_it_and_narrow(tmp_path: Path) -> None:
 
 @browser
 def test_the_page_runs_under_its_own_policy(tmp_path: Path) -> None:
-    """Its script marks the page and counts the rows; one that the data brought would not run."""
+    """Its script marks the page and counts the rows; a script from the data would not run."""
     path = tmp_path / "page.html"
     path.write_text(page(MIXED).replace("</main>", "<script>document.title = 'ran'</script></main>"), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -109,7 +109,7 @@ def test_the_page_runs_under_its_own_policy(tmp_path: Path) -> None:
 # ---- markup ----------------------------------------------------------------------------------------------------
 
 
-def test_small_screens_dark_mode_and_paper_have_rules_of_their_own() -> None:
+def test_styles_for_small_screens_dark_mode_and_print() -> None:
     read = Page(page(ROWS))
     metas = {attributes.get("name"): attributes.get("content") for tag, attributes in read.tags if tag == "meta"}
     assert metas["viewport"] == "width=device-width, initial-scale=1"
@@ -126,7 +126,7 @@ def test_small_screens_dark_mode_and_paper_have_rules_of_their_own() -> None:
     assert cut and "-webkit-line-clamp: 3;" in cut[0] and "-webkit-line-clamp" not in style[: cut.start()]
 
 
-def test_the_loss_chart_is_drawn_and_told() -> None:
+def test_the_loss_chart_is_drawn_and_described() -> None:
     log = [{"step": step, "loss": 3 - step / 50} for step in range(60)] + [{"step": 59, "eval_loss": 2.0}]
     read = Page(page(ROWS, log=log))
     charts = [attributes for tag, attributes in read.tags if tag == "svg" and attributes.get("role") == "img"]
@@ -136,7 +136,7 @@ def test_the_loss_chart_is_drawn_and_told() -> None:
     assert {"train", "smooth", "evaluation"} <= {(name or "").strip() for name in classes}
 
 
-def test_what_an_answer_shares_with_the_reference_is_marked() -> None:
+def test_text_shared_with_the_reference_is_marked() -> None:
     row = item("본문", "서울시 예산안 확정", "부산시 축제", "서울시 예산을 확정")
     card = re.search(r'<li class="card.*?</li>', page([row]), re.DOTALL)
     assert card and re.findall("<mark>(.*?)</mark>", card[0]) == ["서울시 예산", "확정"]

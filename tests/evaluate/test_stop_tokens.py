@@ -1,4 +1,4 @@
-"""An answer ends where the trained turns ended, also where that is not the tokenizer's end-of-text token."""
+"""Answers end where the trained turns ended, even if that is not the tokenizer's end-of-text token."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_token_behind_a_turn(chat: str | None, expected: str | None) -> None
     assert turn_end(tokenizer) == (None if wanted is None else tokenizer.convert_tokens_to_ids(wanted))
 
 
-def test_all_that_is_configured_counts() -> None:
+def test_all_configured_tokens_count() -> None:
     tokenizer = turning()
     own = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
     assert set(stop_tokens.stop_ids(tokenizer, [1, 7])) == own | {1, 7}
@@ -87,7 +87,7 @@ def test_a_trained_turn_ends_the_answer(talking: Path) -> None:
 
 
 def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
-    """transformers alone, with the chat template that lies there."""
+    """transformers alone, with the chat template in the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(talking / "merged").eval()
@@ -102,7 +102,7 @@ def test_others_find_the_token_in_the_merged_model(talking: Path) -> None:
     assert after == {**before, "eos_token_id": stop_tokens.stop_ids(tokenizer, None)}
 
 
-def test_what_is_said_of_the_end() -> None:
+def test_notes_on_the_end_of_a_turn() -> None:
     """A tokenizer that names no end-of-text token has a note of its own."""
     tokenizer = turning()
     assert "an answer ends with <|im_end|>, not with <|endoftext|>" in rows._turn_end_notes(tokenizer, True)[0]
@@ -117,10 +117,10 @@ def test_what_is_said_of_the_end() -> None:
         assert rows._turn_end_notes(nameless, True) == []
 
 
-def test_the_run_says_so(talking: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_preview_prints_the_note(talking: Path, capfd: pytest.CaptureFixture[str]) -> None:
     byeori.preview(base_model=talking / "base", data_path=talking / "rows.jsonl", cutoff_len=128)
-    said = " ".join(capfd.readouterr())
-    assert "an answer ends with <|im_end|>, not with" in " ".join(said.split())
+    printed = " ".join(capfd.readouterr())
+    assert "an answer ends with <|im_end|>, not with" in " ".join(printed.split())
 
 
 def test_a_conversation_is_compared_up_to_its_last_answer(talking: Path, tmp_path: Path) -> None:
@@ -129,6 +129,6 @@ def test_a_conversation_is_compared_up_to_its_last_answer(talking: Path, tmp_pat
     longer = {"messages": [*turns, {"role": "user", "content": "고마워요"}]}
     rows.write_text(json.dumps(longer, ensure_ascii=False) + "\n", encoding="utf-8")
     asked: dict[str, Any] = {"dtype": "float32", "max_new_tokens": 40, "bootstrap": 100}
-    found = byeori.compare(adapter=talking / "adapter", data_path=rows, output_dir=tmp_path / "report", **asked)
-    assert found.metrics["tuned"]["exact"] == 100
-    assert found.metrics["tuned"]["stopped"] == 100
+    result = byeori.compare(adapter=talking / "adapter", data_path=rows, output_dir=tmp_path / "report", **asked)
+    assert result.metrics["tuned"]["exact"] == 100
+    assert result.metrics["tuned"]["stopped"] == 100

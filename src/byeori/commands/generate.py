@@ -3,76 +3,62 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import saved_model
+from byeori.artifacts.saved_model import SavedModel
 from byeori.commands._rows import load_table
 from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
-from byeori.data import template, tokenize
+from byeori.data import tokenize
 from byeori.data.sources import Table
+from byeori.data.template import Segment
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError
-from byeori.evaluate import generate as generation
+from byeori.evaluate import generate as answering
+from byeori.evaluate.generate import Sampling
 from byeori.support import atomic_files, console, output_paths
 from byeori.support.console import say
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import read_text
 
 
 @console.quiet_libraries()
 def generate(settings: GenerateSettings) -> list[str]:
-    """Answer one prompt (printed as it grows) or every row of a table; returns the answers."""
-    sampling, output = sampling_of(settings), Path(settings.output) if settings.output else None
+    """Answer one prompt (printed while it is generated) or every row of a table; returns the answers."""
+    output = Path(settings.output) if settings.output else None
     if output:
         output_paths.check_output_file(output, list(settings.data_path or []))
-    found = saved_model.find(settings.model, settings.base_model)
+    saved = saved_model.find(settings.model, settings.base_model)
     if settings.data_path:
-        return _generate_table(settings, found, sampling, output)
-    how, prompt = _one_prompt(settings, found)
-    model = saved_model.load_weights(found, settings.dtype, init_processes().device)
-    suffix = how.template.suffix if how.template and settings.raw is None else ""
-    streamed = output is None and not suffix.strip()
-    answer = generation.answer(
-        model,
-        how.tokenizer,
-        [prompt],
-        sampling,
-        suffix=suffix,
-        max_length=found.max_length,
-        stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
-    )[0].text
-    if output:
-        atomic_files.write(output, answer + "\n")
-    elif not streamed:
-        print(answer)
-    return [answer]
+        return _answer_table(settings, saved, output)
+    return [_answer_prompt(settings, saved, output)]
 
 
-def _generate_table(
-    settings: GenerateSettings, found: saved_model.SavedModel, sampling: generation.Sampling, output: Path | None
-) -> list[str]:
+def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> list[str]:
+    sampling = sampling_of(settings, saved)
     table = load_and_note(settings)
-    chosen = saved_model.template_of(found, settings.template)
-    if chosen:
-        chosen.check_columns(table.rows.column_names, with_answer=False)
-    how = saved_model.encoding(found, chosen, cutoff_len=_room(found, sampling))
+    template = saved_model.template_of(saved, settings.template)
+    if template:
+        template.check_columns(table.rows.column_names, with_answer=False)
+    encoding = saved_model.encoding(saved, template, cutoff_len=_longest_prompt(sampling))
     rows = [dict(row) for row in table.rows]
-    prompts = generation.encode_prompts(rows, how, table.name)
-    column = generation.answer_column(table.rows.column_names)
+    prompts = answering.encode_prompts(rows, encoding, table.name)
+    column = answering.answer_column(table.rows.column_names)
     if column != "output":
-        say(f"The rows have a column 'output', which stays; answers are in the column {column!r}")
-    model = saved_model.load_weights(found, settings.dtype, init_processes().device)
+        say(f"The rows already have a column 'output'; the answers are in the column {column!r}")
+    model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
     with console.progress("Answering") as on_progress:
-        answers, text = generation.answer_rows(
+        answers, text = answering.answer_rows(
             model,
-            how,
+            encoding,
             rows,
             prompts,
             sampling,
             column=column,
             batch_size=settings.generation_batch_size,
-            max_length=found.max_length,
             output=output,
             on_progress=on_progress,
         )
@@ -83,55 +69,114 @@ def _generate_table(
     return answers
 
 
-def _room(found: saved_model.SavedModel, sampling: generation.Sampling) -> int:
-    """The longest prompt that leaves room for an answer; longer ones lose text as they do in training."""
-    if found.max_length is None:
+def _longest_prompt(sampling: Sampling) -> int:
+    """Return the length in tokens from which prompts are shortened as in training, to leave room for an answer."""
+    if sampling.max_length is None:
         return sys.maxsize
-    return found.max_length - min(sampling.max_new_tokens, found.max_length // 2)
+    return sampling.max_length - min(sampling.max_new_tokens, sampling.max_length // 2)
 
 
-def _one_prompt(settings: GenerateSettings, found: saved_model.SavedModel) -> tuple[Encoding, list[int]]:
-    if settings.raw is not None:
-        how = saved_model.raw_encoding(found)
-        text = generation.text_or_file(settings.raw)
-        return how, list(tokenize.fit((template.Segment(text=text, trained=False),), how)[0].token_ids)
-    chosen = saved_model.template_of(found, settings.template)
-    names = chosen.prompt_columns if chosen else ["prompt"]
-    optional = chosen.optional_columns if chosen else set()
-    given = {name.replace("-", "_"): value for name, value in settings.columns.items()}
-    unknown = [name for name in given if name not in {column.replace("-", "_") for column in names}]
-    if unknown:
-        flags = [*names, *(name for name in type(settings).model_fields if name != "columns")]
+def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> str:
+    encoding, prompt = _raw_prompt(settings.raw, saved) if settings.raw is not None else _prompt(settings, saved)
+    model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
+    suffix = encoding.template.suffix if encoding.template and settings.raw is None else ""
+    streamed = output is None and not suffix.strip()  # a suffix is cut off at the end
+    answer = answering.answer(
+        model,
+        encoding.tokenizer,
+        [prompt],
+        sampling_of(settings, saved),
+        suffix=suffix,
+        stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
+    )[0].text
+    if output:
+        atomic_files.write(output, answer + "\n")
+    elif not streamed:
+        print(answer)
+    return answer
+
+
+def _raw_prompt(raw: str, saved: SavedModel) -> tuple[Encoding, list[int]]:
+    encoding = saved_model.raw_encoding(saved)
+    segment = Segment(text=_text_or_file(raw), trained=False)
+    return encoding, list(tokenize.fit((segment,), encoding)[0].token_ids)
+
+
+def _prompt(settings: GenerateSettings, saved: SavedModel) -> tuple[Encoding, list[int]]:
+    template = saved_model.template_of(saved, settings.template)
+    names = template.prompt_columns if template else ["prompt"]
+    values = _values(settings, names, template.optional_columns if template else set())
+    row: Any = values if template else {"messages": [{"role": "user", "content": values["prompt"]}]}
+    encoding = saved_model.encoding(saved, template)
+    return encoding, tokenize.encode_prompt(row, encoding)
+
+
+def _values(settings: GenerateSettings, names: list[str], optional: set[str]) -> dict[str, str]:
+    """Return the texts of the prompt's columns, from flags, the free argument or standard input.
+
+    Raises:
+        ConfigError: if a flag is unknown, a column has no text, or a file cannot be read.
+    """
+    flags = {name.replace("-", "_"): value for name, value in settings.columns.items()}
+    keys = {name: name.replace("-", "_") for name in names}
+    if unknown := next((name for name in flags if name not in keys.values()), None):
+        known = [*names, *(name for name in type(settings).model_fields if name != "columns")]
         raise ConfigError(
-            f"--{unknown[0]} is neither a flag nor a column of the template{nearest(unknown[0], flags)}; "
+            f"--{unknown} is neither a flag nor a column of the template{nearest(unknown, known)}; "
             f"its prompt has the columns {', '.join(names)}"
         )
-    values = {column: given[column.replace("-", "_")] for column in names if column.replace("-", "_") in given}
+    values = {name: flags[key] for name, key in keys.items() if key in flags}
+    missing = [name for name in names if name not in values and name not in optional]
     if settings.input_text is not None:
-        free = [name for name in names if name not in values]
-        free = [name for name in free if name not in optional] or free
+        free = missing or [name for name in names if name not in values]
         if len(free) != 1:
-            columns = " ".join(f"--{name} TEXT" for name in names)
-            raise ConfigError(f"the prompt has {len(free)} columns without a value; give each by name: {columns}")
+            usage = " ".join(f"--{name} TEXT" for name in names)
+            raise ConfigError(f"the prompt has {len(free)} columns without a value; pass each by name: {usage}")
         values[free[0]] = settings.input_text
-    values = {name: generation.text_or_file(value).strip("\n") for name, value in values.items()}
-    missing = [name for name in names if name not in optional and name not in values]
+        missing = []
+    values = {name: _text_or_file(value).strip("\n") for name, value in values.items()}
     if len(missing) == 1:
-        values[missing[0]] = generation.standard_input(f"the column {missing[0]!r}")
+        values[missing[0]] = _standard_input(f"the column {missing[0]!r}")
     elif missing:
         raise ConfigError("give " + ", ".join(f"--{name} TEXT" for name in missing) + " (or @file)")
-    row: Any = values if chosen else {"messages": [{"role": "user", "content": values["prompt"]}]}
-    how = saved_model.encoding(found, chosen)
-    return how, tokenize.encode_prompt(row, how)
+    return values
+
+
+def _text_or_file(value: str) -> str:
+    """Return the text of a flag, or of the file in `@file`."""
+    if not value.startswith("@"):
+        return value
+    try:
+        return read_text(Path(value[1:]), ConfigError)
+    except OSError as error:
+        raise ConfigError(f"cannot read {value[1:]}: {error.strerror}; check the path after the @") from None
+
+
+def _standard_input(name: str) -> str:
+    """Return the text on standard input, asking for it on a terminal. name: of what is missing."""
+    missing = f"{name} is missing: pass it as a flag or on standard input"
+    if sys.stdin is None or sys.stdin.closed:
+        raise ConfigError(missing)
+    if sys.stdin.isatty():
+        print(f"Type {name}, then press Ctrl-D:", file=sys.stderr)
+    try:
+        text = sys.stdin.read().strip("\n")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name} on standard input is not UTF-8; convert it, for example with iconv") from None
+    if not text.strip():
+        raise ConfigError(missing)
+    return text
 
 
 def load_and_note(settings: GenerateSettings | CompareSettings) -> Table:
+    """Load the table of the settings, and print its notes."""
     table = load_table(settings)
     for note in table.notes:
         say(note)
     return table
 
 
-def sampling_of(settings: GenerationSettings) -> generation.Sampling:
-    names = generation.Sampling.__dataclass_fields__
-    return generation.Sampling(**{name: getattr(settings, name) for name in names})
+def sampling_of(settings: GenerationSettings, saved: SavedModel) -> Sampling:
+    """Return the sampling parameters of the settings, within the model's maximum length."""
+    names = [field.name for field in fields(Sampling) if field.name != "max_length"]
+    return Sampling(max_length=saved.max_length, **{name: getattr(settings, name) for name in names})

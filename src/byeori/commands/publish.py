@@ -17,5 +17,4 @@ def publish(settings: PublishSettings) -> publishing.PublishResult:
         dry_run=settings.dry_run,
         revision=settings.revision,
         commit_message=settings.commit_message,
-        on_line=print,
     )

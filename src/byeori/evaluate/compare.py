@@ -13,11 +13,11 @@ from byeori.batch import forest as forests
 from byeori.data import audit
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
+from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, TemplateError
 from byeori.evaluate import generate, metrics, preview
 from byeori.model import forward
-from byeori.support import atomic_files
 from byeori.support.console import say
 
 
@@ -54,7 +54,6 @@ def compare_rows(
     *,
     batch_size: int,
     rows_file: Path,
-    max_length: int | None = None,
     on_progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """Return answers, losses and metrics of both models for every row, in the order of `rows`.
@@ -62,76 +61,59 @@ def compare_rows(
     The first item also has `given`: its prompt as the models read it, with special tokens marked.
 
     model: a PeftModel. rows_file: each batch is appended as it is finished, so that nothing computed is lost; the rows
-    are in order at the end. max_length: of prompt and answer, in tokens. on_progress: called with (rows done, total).
+    are in order at the end. on_progress: called with (rows done, total).
     """
-    asked = [row_kind.asked(row, encoding.template) for row in rows]
+    template = encoding.template
+    asked = [row_kind.asked(row, template) for row in rows]
     # of a conversation the last answer is compared, of a pair both
     examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in rows]
     prompts = [encode_prompt(row, encoding) for row in asked]
-    items: dict[int, dict[str, Any]] = {}
-    atomic_files.write(rows_file, "")
-    for number, batch in enumerate(generate.batches(prompts, batch_size)):
-        inputs = [prompts[index] for index in batch], [examples[index] for index in batch]
-        sides = {}
+    suffix = template.suffix if template else ""
+
+    def run(batch_number: int, batch: list[int]) -> list[dict[str, Any]]:
+        items = [_inputs(rows[index], asked[index], template) for index in batch]
+        inputs = [prompts[index] for index in batch]
         for side in ("base", "tuned"):
             with model.disable_adapter() if side == "base" else nullcontext():
-                sides[side] = _run_side(model, *inputs, encoding, sampling, max_length, number)
-        for place, index in enumerate(batch):
-            results = {side: results[place] for side, results in sides.items()}
-            items[index] = _item(rows[index], asked[index], encoding, results)
-        generate.append(rows_file, "".join(_line(items[index]) for index in batch))
-        on_progress(len(items), len(rows))
-    ordered = [items[index] for index in range(len(rows))]
-    ordered[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
-    atomic_files.write(rows_file, "".join(map(_line, ordered)))
-    return ordered
+                forward.use_plain_attention(model)
+                answers = generate.answer(
+                    model, encoding.tokenizer, inputs, sampling, suffix=suffix, batch_number=batch_number
+                )
+                logprobs = [_logprobs(model, examples[index]) for index in batch]
+            for item, answer, row_logprobs in zip(items, answers, logprobs, strict=True):
+                item[f"{side}_output"] = answer.text
+                item[side] = _score(answer, row_logprobs, item["reference"])
+        return items
+
+    items, _ = generate.run_batches(prompts, batch_size, run, _line, output=rows_file, on_progress=on_progress)
+    items[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
+    return items
 
 
-def _run_side(
-    model: Any,
-    prompts: list[list[int]],
-    examples: list[list[Example]],
-    encoding: Encoding,
-    sampling: generate.Sampling,
-    max_length: int | None,
-    batch_number: int,
-) -> list[tuple[generate.Answer, list[torch.Tensor]]]:
-    """Return one model's answers to a batch, with its log-probs of the tokens of each row's references."""
-    forward.use_plain_attention(model)
-    suffix = encoding.template.suffix if encoding.template else ""
-    limits: dict[str, Any] = {"suffix": suffix, "max_length": max_length, "batch_number": batch_number}
-    answers = generate.answer(model, encoding.tokenizer, prompts, sampling, **limits)
-    with torch.no_grad():
-        logprobs = [
-            [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in group]
-            for group in examples
-        ]
-    return list(zip(answers, logprobs, strict=True))
-
-
-def _item(
-    row: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    encoding: Encoding,
-    sides: dict[str, tuple[generate.Answer, list[torch.Tensor]]],
-) -> dict[str, Any]:
-    """Return one row of the report. asked: the row with the reference as its answer."""
-    if encoding.template is None:
+def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
+    """Return the columns of a row, its prompt and its reference. asked: the row with the reference as its answer."""
+    if template is None:
         turns = asked.get("messages") or asked.get("conversations") or [{}]
         *before, reference = [str(turn.get("content") or turn.get("value") or "") for turn in turns]
         prompt = "\n\n".join(before)
     else:
-        reference = str(asked[encoding.template.answer_column]).strip()
-        prompt = encoding.template.prompt(asked)
+        prompt, reference = template.prompt(asked), str(asked[template.answer_column]).strip()
     columns = {name: value for name, value in row.items() if not name.startswith("__")}
-    item: dict[str, Any] = {"row": columns, "prompt": prompt, "reference": reference}
-    for side, (answer, logprobs) in sides.items():
-        loss = -float(logprobs[0].mean())
-        item[f"{side}_output"] = answer.text
-        item[side] = metrics.score_row(answer.text, reference, stopped=answer.stopped, loss=loss)
-        if len(logprobs) == 2:
-            item[side] |= metrics.score_pair(float(logprobs[0].sum()), float(logprobs[1].sum()))
-    return item
+    return {"row": columns, "prompt": prompt, "reference": reference}
+
+
+@torch.no_grad()
+def _logprobs(model: Any, examples: list[Example]) -> list[torch.Tensor]:
+    """Return the log-probs of the answer's tokens, for each example of a row."""
+    return [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in examples]
+
+
+def _score(answer: generate.Answer, logprobs: list[torch.Tensor], reference: str) -> dict[str, float]:
+    loss = -float(logprobs[0].mean())
+    scores = metrics.score_row(answer.text, reference, stopped=answer.stopped, loss=loss)
+    if len(logprobs) == 2:
+        scores |= metrics.score_pair(float(logprobs[0].sum()), float(logprobs[1].sum()))
+    return scores
 
 
 def _line(item: dict[str, Any]) -> str:

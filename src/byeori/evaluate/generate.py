@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +12,21 @@ import torch
 
 from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
-from byeori.errors import ConfigError, DataError, TemplateError
+from byeori.errors import DataError, TemplateError
 from byeori.evaluate import stop_tokens
+from byeori.model.streamer import text_streamer
 from byeori.support import atomic_files
-from byeori.support.text_files import read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """Sampling parameters, under the names that their settings have. temperature 0: greedy decoding."""
+    """Sampling parameters, under the names of their settings, and the model's limit. temperature 0: greedy decoding.
+
+    max_length: of prompt and answer in tokens; None for no limit.
+    """
 
     max_new_tokens: int
+    max_length: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -54,28 +57,27 @@ def answer(
     sampling: Sampling,
     *,
     suffix: str = "",
-    max_length: int | None = None,
     batch_number: int = 0,
     stream: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """Answer one batch of prompts (token ids).
 
-    suffix: the template's text after the answer, which ends the answer too. max_length: of prompt and answer, in
-    tokens; None for no limit. batch_number: enters the seed, so that each batch draws its own samples. stream: called
-    with each new piece of text (one prompt only).
+    suffix: the template's text after the answer, which ends the answer too. batch_number: enters the seed, so that each
+    batch draws its own samples. stream: called with each new piece of text (one prompt only).
 
     Raises:
         TemplateError: if a prompt is empty or leaves no room for an answer.
     """
     device = next(model.parameters()).device
     width = max(map(len, prompts))
-    new_tokens = sampling.max_new_tokens if max_length is None else min(sampling.max_new_tokens, max_length - width)
+    limit = sampling.max_length
+    new_tokens = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - width)
     if not all(prompts):
         raise TemplateError("the prompt is empty; give it some text")
     if new_tokens < 1:
         raise TemplateError(
-            f"a prompt of {width} tokens leaves no room for an answer within the model's maximum length of "
-            f"{max_length}; shorten it"
+            f"a prompt of {width} tokens leaves no room for an answer within the model's maximum length of {limit}; "
+            "shorten it"
         )
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -92,7 +94,7 @@ def answer(
         logits_processor=_repetition_penalty(sampling.repetition_penalty, mask),
         eos_token_id=stop_ids or None,
         pad_token_id=pad,
-        streamer=_streamer(tokenizer, stream) if stream else None,
+        streamer=text_streamer(tokenizer, stream) if stream else None,
         **({"stop_strings": [suffix], "tokenizer": tokenizer} if suffix.strip() else {}),
         **{name: getattr(sampling, name) for name in names},
     )
@@ -100,21 +102,18 @@ def answer(
 
 
 def _repetition_penalty(penalty: float, mask: torch.Tensor) -> list[Any]:
-    """Return transformers' repetition penalty, applied to real tokens only.
+    """Return transformers' repetition penalty, applied to real tokens only (Keskar et al. 2019, CTRL).
 
     The padding is often the end-of-text token as well, which must not be penalised because a prompt was padded.
     """
-    if penalty == 1.0:
-        return []
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    inner = RepetitionPenaltyLogitsProcessor(penalty)
 
     def process(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         real = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1).bool()
-        return inner(torch.where(real, ids, ids[:, mask.shape[1] - 1 :][:, :1]), scores)
+        ids = torch.where(real, ids, ids[:, mask.shape[1] - 1 :][:, :1])
+        seen = scores.gather(1, ids)
+        return scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 
-    return [process]
+    return [] if penalty == 1.0 else [process]
 
 
 def _answer(tokenizer: Any, ids: list[int], stop_ids: list[int], suffix: str) -> Answer:
@@ -126,19 +125,7 @@ def _answer(tokenizer: Any, ids: list[int], stop_ids: list[int], suffix: str) ->
     return Answer(text=text.strip(), stopped=stopped, tokens=len(ids[:stop]))
 
 
-def _streamer(tokenizer: Any, emit: Callable[[str], None]) -> Any:
-    from transformers import TextStreamer
-
-    class Streamer(TextStreamer):
-        """transformers' streamer, passing its text to `emit`."""
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            emit(text + ("\n" if stream_end else ""))
-
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-# ---- tables, and text from the command line ----------------------------------------------------------------------
+# ---- tables ------------------------------------------------------------------------------------------------------
 
 
 def encode_prompts(
@@ -167,40 +154,53 @@ def answer_rows(
     *,
     column: str,
     batch_size: int,
-    max_length: int | None,
     output: Path | None,
     on_progress: Callable[[int, int], None],
 ) -> tuple[list[str], str]:
     """Answer every row; returns the answers, and the rows as jsonl text with the answers in `column`.
 
-    output: the file for the jsonl text; each batch is appended as it is finished (longest prompts first), so that
-    nothing computed is lost, and the rows are in order at the end. on_progress: called with (rows done, total).
+    output: the file for the jsonl text, see `run_batches`. on_progress: called with (rows done, total).
     """
     suffix = encoding.template.suffix if encoding.template else ""
-    answers: dict[int, str] = {}
 
-    def lines(indices: Sequence[int]) -> str:
-        items = ({**_data_columns(rows[index]), column: answers[index]} for index in indices)
-        return "".join(json_line(item) for item in items)
+    def run(batch_number: int, batch: list[int]) -> list[dict[str, Any]]:
+        inputs = [prompts[index] for index in batch]
+        answers = answer(model, encoding.tokenizer, inputs, sampling, suffix=suffix, batch_number=batch_number)
+        columns = [{name: rows[index][name] for name in rows[index] if name != sources.ROW} for index in batch]
+        return [{**row, column: item.text} for row, item in zip(columns, answers, strict=True)]
 
+    answered, text = run_batches(prompts, batch_size, run, json_line, output=output, on_progress=on_progress)
+    return [row[column] for row in answered], text
+
+
+def run_batches(
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    run: Callable[[int, list[int]], list[dict[str, Any]]],
+    line: Callable[[dict[str, Any]], str],
+    *,
+    output: Path | None,
+    on_progress: Callable[[int, int], None],
+) -> tuple[list[dict[str, Any]], str]:
+    """Return the results of all prompts in order, and their lines. run: (batch number, indices) -> results.
+
+    output: a file for the lines; each batch is appended when it is finished (longest prompts first), so that nothing
+    computed is lost, and the lines are in order at the end.
+    """
+    results: dict[int, dict[str, Any]] = {}
     if output:
         atomic_files.write(output, "")
     for number, batch in enumerate(batches(prompts, batch_size)):
-        batch_prompts = [prompts[index] for index in batch]
-        limits: dict[str, Any] = {"suffix": suffix, "max_length": max_length, "batch_number": number}
-        texts = [item.text for item in answer(model, encoding.tokenizer, batch_prompts, sampling, **limits)]
-        answers.update(zip(batch, texts, strict=True))
+        results.update(zip(batch, run(number, batch), strict=True))
         if output:
-            append(output, lines(batch))
-        on_progress(len(answers), len(rows))
-    text = lines(range(len(rows)))
+            with atomic_files.disk_errors(output), output.open("a", encoding="utf-8") as file:
+                file.writelines(line(results[index]) for index in batch)
+        on_progress(len(results), len(prompts))
+    ordered = [results[index] for index in range(len(prompts))]
+    text = "".join(map(line, ordered))
     if output:
         atomic_files.write(output, text)
-    return [answers[index] for index in range(len(rows))], text
-
-
-def _data_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != sources.ROW}
+    return ordered, text
 
 
 def json_line(item: Mapping[str, Any]) -> str:
@@ -208,51 +208,7 @@ def json_line(item: Mapping[str, Any]) -> str:
     return json.dumps(item, ensure_ascii=False, default=str) + "\n"
 
 
-def append(path: Path, text: str) -> None:
-    """Append text to a file.
-
-    Raises:
-        CheckpointError: if the disk is full or read-only.
-    """
-    with atomic_files.disk_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
 def answer_column(columns: Sequence[str]) -> str:
     """Return `output`, or `output_2`, ... if the rows already have such a column, as Alpaca's do."""
     names = ("output", *(f"output_{number}" for number in range(2, len(columns) + 3)))
     return next(name for name in names if name not in columns)
-
-
-def text_or_file(value: str) -> str:
-    """Return a flag's text, or the text of the file in `@file`.
-
-    Raises:
-        ConfigError: if the file cannot be read.
-    """
-    if not value.startswith("@"):
-        return value
-    try:
-        return read_text(Path(value[1:]), ConfigError)
-    except OSError as error:
-        raise ConfigError(f"cannot read {value[1:]}: {error.strerror}; check the path after the @") from None
-
-
-def standard_input(what: str) -> str:
-    """Return the text on standard input, with a prompt for it on a terminal.
-
-    Raises:
-        ConfigError: if it is empty or not UTF-8.
-    """
-    missing = f"{what} is missing: give it as a flag or on standard input"
-    if sys.stdin is None or sys.stdin.closed:
-        raise ConfigError(missing)
-    if sys.stdin.isatty():
-        print(f"Type {what}, then press Ctrl-D:", file=sys.stderr)
-    try:
-        text = sys.stdin.read().strip("\n")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{what} on standard input is not UTF-8; convert it, for example with iconv") from None
-    if not text.strip():
-        raise ConfigError(missing)
-    return text

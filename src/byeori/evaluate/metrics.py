@@ -135,9 +135,14 @@ def summarise(
         {"base": {"chrf": 20.1, ...}, "tuned": {"chrf": 31.4, ...},
          "difference": {"chrf": {"mean": 11.3, "low": 8.0, "high": 14.9}, ...}, "rows": 40}
     """
-    rows = _row_count(base, tuned)
+    names = [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
+    if missing := [name for name in names if name not in base or name not in tuned]:
+        raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
+    rows = len(base[names[0]])
+    if any(len(side[name]) != rows for side in (base, tuned) for name in names):
+        raise ValueError("summarise needs the same rows from both models")
     result: dict[str, Any] = {"base": {}, "tuned": {}, "difference": {}, "rows": rows}
-    for name in _names(base, tuned):
+    for name in names:
         before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
         both = np.isfinite(before) & np.isfinite(after)
         interval = paired_bootstrap((after - before)[both], resamples=resamples, seed=seed)
@@ -157,7 +162,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     """
     rows = int(metrics.get("rows") or 0)
     over = "over 1 row" if rows == 1 else f"over {rows:,} rows"
-    closeness = _interval(metrics, "chrf")
+    closeness = difference_of(metrics, "chrf")
     if rows == 0 or closeness is None:
         return "There is nothing to compare: no row has a chrF score from both models."
     if rows < FEWEST_ROWS:
@@ -172,7 +177,7 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     else:
         start = "closer to" if direction > 0 else "further from"
         words = f"The tuned model is {start} the references: chrF {_moved(closeness, 1)} {over}"
-    likelihood = _interval(metrics, "loss")
+    likelihood = difference_of(metrics, "loss")
     if likelihood is not None and (sign := interval_sign(likelihood)):
         # a falling loss agrees with a rising chrF; anything else is a contrast
         link = ", and" if sign == -direction else ", but"
@@ -193,7 +198,7 @@ def caution(known: int, rows: int) -> str:
 
 def _preference(metrics: Mapping[str, Any]) -> str:
     """Return a sentence on pairs, if measured: the shares, and a change of the margin if its interval supports it."""
-    margin = _interval(metrics, "preference_margin")
+    margin = difference_of(metrics, "preference_margin")
     if margin is None:
         return ""
     before, after = (metrics[side]["preference_accuracy"] for side in ("base", "tuned"))
@@ -201,6 +206,13 @@ def _preference(metrics: Mapping[str, Any]) -> str:
     if interval_sign(margin):
         return f"{words}; the margin between chosen and rejected {_moved(margin, 1)} nats"
     return f"{words}; the margin between chosen and rejected did not clearly change"
+
+
+def difference_of(metrics: Mapping[str, Any], name: str) -> Interval | None:
+    """Return the difference of one metric from the result of `summarise`, or None if it was not measured."""
+    difference = (metrics.get("difference") or {}).get(name) or {}
+    values = [float(value) for key in Interval._fields if (value := difference.get(key)) is not None]
+    return Interval(*values) if len(values) == 3 and all(map(math.isfinite, values)) else None
 
 
 def interval_sign(interval: Interval) -> int:
@@ -238,30 +250,6 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
         step = row & places.get(word, 0)
         row = ((row + step) | (row - step)) & full
     return len(first) - row.bit_count()
-
-
-def _names(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
-    return [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
-
-
-def _row_count(base: Mapping[str, Sequence[float | None]], tuned: Mapping[str, Sequence[float | None]]) -> int:
-    names = _names(base, tuned)
-    missing = [name for name in names if name not in base or name not in tuned]
-    if missing:
-        raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
-    lengths = {len(side[name]) for side in (base, tuned) for name in names}
-    if len(lengths) != 1:
-        raise ValueError(f"summarise needs the same rows from both models, not {sorted(lengths)} values")
-    return lengths.pop()
-
-
-def _interval(metrics: Mapping[str, Any], name: str) -> Interval | None:
-    """Return the difference of one metric, or None if it was not measured."""
-    difference = (metrics.get("difference") or {}).get(name) or {}
-    values = [float(value) for key in Interval._fields if (value := difference.get(key)) is not None]
-    if len(values) < 3 or not all(map(math.isfinite, values)):
-        return None
-    return Interval(*values)
 
 
 def _moved(interval: Interval, digits: int) -> str:

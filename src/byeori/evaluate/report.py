@@ -19,9 +19,10 @@ from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 from byeori.evaluate.chart import finite, loss_chart
-from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, interval_sign
+from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, difference_of, interval_sign
 
 # name: (heading, description, decimals, 1 if higher is better / -1 if lower is better / 0 if neither)
 _METRICS: dict[str, tuple[str, str, int, int]] = {
@@ -64,17 +65,17 @@ def render_report(
     """
     shown, answer = template_columns(prompt)
     return _template().render(
-        title=_text(title),
-        verdict=_text(verdict),
-        models=_table(models),
+        title=title,
+        verdict=verdict,
+        models=models,
         row_count=len(rows),
         metrics=metric_rows(metrics, rows),
         tally=tally(rows),
         chart=loss_chart(log),
         cards=[card(item, index, shown) for index, item in enumerate(rows, 1)],
-        tables=[("Settings", _table(settings)), *((_text(k), _table(v)) for k, v in (extra or {}).items())],
-        prompt=[(_text(piece), trained) for piece, trained in prompt_pieces(prompt)],
-        given=[(_text(piece), special) for piece, special in given],
+        tables={"Settings": settings, **(extra or {})},
+        prompt=prompt_pieces(prompt),
+        given=given,
         answer=answer,
     )
 
@@ -86,14 +87,12 @@ def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     """Return the lines of the metric table: formatted numbers, the interval's bar, and the change in a word."""
     lengths = [len(str(item["reference"]).strip()) for item in rows]
     count = int(finite(metrics.get("rows")) or 0)
-    base, tuned, differences = (metrics.get(key) or {} for key in ("base", "tuned", "difference"))
+    base, tuned = (metrics.get(side) or {} for side in ("base", "tuned"))
     lines = []
     for name, (heading, note, digits, better) in _METRICS.items():
-        if name in PAIR_METRICS and name not in differences:
+        if name in PAIR_METRICS and name not in (metrics.get("difference") or {}):
             continue
-        difference = differences.get(name) or {}
-        mean, low, high = (finite(difference.get(key)) for key in Interval._fields)
-        interval = None if mean is None or low is None or high is None else Interval(mean, low, high)
+        interval = difference_of(metrics, name)
         word, tone = _change(interval, better, count)
         shown = interval if count > 1 else None  # the interval of one row is a point, which would look like certainty
         bounds = [_number(value, digits, signed=True) for value in (shown.low, shown.high)] if shown else []
@@ -105,7 +104,7 @@ def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
                 "note": note,
                 "base": _number(base.get(name), digits),
                 "tuned": _number(tuned.get(name), digits),
-                "difference": _number(mean, digits, signed=True),
+                "difference": _number(interval and interval.mean, digits, signed=True),
                 "interval": " to ".join(bounds),
                 "word": word,
                 "tone": tone,
@@ -149,32 +148,26 @@ def tally(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def card(item: Mapping[str, Any], index: int, shown: Sequence[str]) -> dict[str, Any]:
     """Return one row with both answers, ready for the page. index: counted from 1. shown: the columns of the prompt."""
-    reference = _text(item["reference"])
+    reference = str(item["reference"])
     values = [(name, item["row"].get(name)) for name in shown]
-    columns = [(_text(name), _text(value)) for name, value in values if value is not None and str(value).strip()]
-    columns = columns or [("Prompt", _text(item["prompt"]))]
-    outputs = [_text(item[f"{side}_output"]) for side in ("base", "tuned")]
+    columns = [(name, _text(value)) for name, value in values if value is not None and str(value).strip()]
+    columns = columns or [("Prompt", str(item["prompt"]))]
     answers = []
-    for side, output in zip(("base", "tuned"), outputs, strict=True):
-        scores = item.get(side) or {}
-        answers.append(
-            {
-                "heading": f"{side.capitalize()} model",
-                "segments": matching(output, reference) if output.strip() else [],
-                "chrf": _number(scores.get("chrf"), 1),
-                "cut": finite(scores.get("stopped")) == 0,
-            }
-        )
+    for side in ("base", "tuned"):
+        output, scores = item[f"{side}_output"], item.get(side) or {}
+        segments = matching(output, reference) if output.strip() else []
+        cut = finite(scores.get("stopped")) == 0
+        answers.append({"side": side, "segments": segments, "chrf": scores.get("chrf"), "cut": cut})
     gain = _gain(item)
+    texts = [reference, item["base_output"], item["tuned_output"], *(value for _, value in columns)]
     return {
         "index": index,
         "columns": columns,
         "reference": reference,
         "answers": answers,
-        "gain": "" if gain is None else f"{gain:.4f}",
-        "change": _number(gain, 1, signed=True),
+        "gain": gain,
         "tone": "" if gain is None or abs(gain) < 0.05 else ("up" if gain > 0 else "down"),
-        "length": sum(map(len, [reference, *outputs, *(value for _, value in columns)])),
+        "length": sum(map(len, texts)),
     }
 
 
@@ -256,12 +249,10 @@ def _columns(prompt: str) -> list[re.Match[str]]:
     return [match for match in _COLUMN.finditer(prompt) if match[1]]
 
 
-def _table(values: Mapping[str, object]) -> list[tuple[str, str]]:
-    return [(_text(name), _text(value)) for name, value in values.items()]
-
-
 def _text(value: object) -> str:
     """Return text that UTF-8 and HTML can hold: lone surrogates and control characters become U+FFFD."""
+    if isinstance(value, Markup):  # the page's own
+        return value
     if value is None:
         return _DASH
     if isinstance(value, (list, tuple)):
@@ -286,8 +277,10 @@ def _is_longer(segments: Segments, lines: int, columns: int) -> bool:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["is_longer"] = _is_longer
+    environment = Environment(
+        autoescape=True, finalize=_text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"is_longer": _is_longer, "number": _number}
     environment.filters["csp_hash"] = lambda script: (
         "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode()
     )
