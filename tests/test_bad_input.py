@@ -122,7 +122,7 @@ def test_unknown_column_of_an_optional_block(sft: Fails, tmp_path: Path) -> None
 
 def test_no_template_fits_the_columns(sft: Fails, tmp_path: Path) -> None:
     said = sft(data_path=rows_file(tmp_path, '{"frage": "a", "antwort": "b"}\n'))
-    assert "no shipped template fits the columns frage, antwort" in said
+    assert "no built-in template fits the columns frage, antwort" in said
     assert "--template" in said
 
 

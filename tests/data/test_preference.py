@@ -169,5 +169,5 @@ def test_rows_without_a_pair() -> None:
         template.choose(list(ROW))
     with pytest.raises(TemplateError, match="there are no columns other than chosen and rejected; add the prompt"):
         preference.choose(features({"chosen": "c", "rejected": "r"}))
-    with pytest.raises(TemplateError, match="no shipped template fits the columns topic"):
+    with pytest.raises(TemplateError, match="no built-in template fits the columns topic"):
         preference.choose(features({"topic": "t", "chosen": "c", "rejected": "r"}))

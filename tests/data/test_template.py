@@ -331,7 +331,7 @@ def test_where_none_fits_the_error_shows_how_to_write_one() -> None:
     with pytest.raises(TemplateError) as caught:
         choose(["body", "headline", "__row__"])
     assert str(caught.value) == (
-        "no shipped template fits the columns body, headline; write one, "
+        "no built-in template fits the columns body, headline; write one, "
         "for example `--template '### body:\\n{body}\\n\\n### headline:\\n{headline}'`, "
         "whose last column is the answer"
     )

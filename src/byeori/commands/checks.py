@@ -6,7 +6,6 @@ Only what is cheap and certain is checked here, by the functions that the comman
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,4 +104,4 @@ def _columns(paths: Sequence[str]) -> list[str] | None:
                 found.update(dict.fromkeys(row))
     except (OSError, EOFError, UnicodeDecodeError):  # the reader says what is wrong with the file
         return None
-    return [unicodedata.normalize("NFC", name).strip() or name for name in found] or None
+    return [sources.plain_name(name) for name in found] or None

@@ -42,8 +42,7 @@ def load_dataset(name: str, config: str | None, split: str, revision: str | None
     """
     try:
         with _online(name) as online:
-            files = _list_files(name, config, revision) if online else _files_listed_before(name, config, revision)
-            if files:
+            if files := _list_files(name, config, revision, online):
                 return _read(files, split)
             import datasets
 
@@ -71,10 +70,14 @@ def _online(name: str) -> Iterator[bool]:
 # --- which files ----------------------------------------------------------------------------------
 
 
-def _list_files(name: str, config: str | None, revision: str | None) -> Files:
-    """Return the files of every split and write them down for use offline; none if `datasets` must read them."""
+def _list_files(name: str, config: str | None, revision: str | None, online: bool) -> Files:
+    """Return the files of every split, offline from a list written earlier; none if `datasets` must read them."""
     import datasets
 
+    key = hashlib.blake2b(json.dumps([name, config, revision]).encode(), digest_size=16).hexdigest()
+    listing = Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / "hub" / f"{key}.json"
+    if not online:
+        return json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
     builder = datasets.load_dataset_builder(name, config, revision=revision)
     files: Files = {}
     for split, addresses in (builder.config.data_files or {}).items():
@@ -84,7 +87,6 @@ def _list_files(name: str, config: str | None, revision: str | None) -> Files:
             return {}
     if not _are_plain_files(builder, files):
         return {}
-    listing = _listing(name, config, revision)
     listing.parent.mkdir(parents=True, exist_ok=True)
     with new_file(listing) as temporary:
         temporary.write_text(json.dumps(files), encoding="utf-8")
@@ -102,18 +104,6 @@ def _are_plain_files(builder: DatasetBuilder, files: Files) -> bool:
     if endings <= {".tsv", ".tsv.gz"} and getattr(builder.config, "sep", None) == "\t":
         special.discard("sep")
     return not special
-
-
-def _files_listed_before(name: str, config: str | None, revision: str | None) -> Files:
-    listing = _listing(name, config, revision)
-    return json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
-
-
-def _listing(name: str, config: str | None, revision: str | None) -> Path:
-    import datasets
-
-    key = hashlib.blake2b(json.dumps([name, config, revision]).encode(), digest_size=16).hexdigest()
-    return Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / "hub" / f"{key}.json"
 
 
 # --- their rows -----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def choose(features: Features) -> str:
     """Return the name of the template for a table with these columns: `chat` if they hold lists of messages.
 
     Raises:
-        TemplateError: if a row has no pair of answers, or no shipped template fits the prompt's columns.
+        TemplateError: if a row has no pair of answers, or no built-in template fits the prompt's columns.
     """
     from datasets import Value
 

@@ -29,7 +29,7 @@ class RowKind:
     answer_columns: the columns that hold the answers; empty if the template names the one answer column.
     chat_columns: a table's columns -> those that are read where the tokenizer's chat template writes the row.
     check_columns: raises TemplateError unless a table has the columns that the kind and the template need.
-    choose_template: a table's columns -> the name of the shipped template that fits them.
+    choose_template: a table's columns -> the name of the built-in template that fits them.
     encode: a row -> its examples, one for each side. Raises TemplateError if the row cannot be trained.
     asked: a row and the template -> the row with the one answer that a generated answer is compared with.
     """

@@ -246,8 +246,8 @@ def _files_in(folder: Path, split: str, notes: list[str]) -> list[Path]:
         raise DataError(f"the folder {folder} has no data file; known endings are {KNOWN_ENDINGS}.")
 
     asked = _SPLIT_OF.get(split.lower(), split.lower())
-    named = {file: {_SPLIT_OF[word.lower()] for word in _SPLIT_WORD.findall(file.name)} for file in files}
-    wanted = [file for file, splits in named.items() if not splits or asked in splits]
+    splits = {file: {_SPLIT_OF[word.lower()] for word in _SPLIT_WORD.findall(file.name)} for file in files}
+    wanted = [file for file in files if not splits[file] or asked in splits[file]]
     if not wanted:
         names = ", ".join(file.name for file in files)
         raise DataError(f"the folder {folder} has no file for the split {split!r}; it has {names}.")
@@ -271,9 +271,13 @@ def _load_saved(folder: Path, split: str) -> Dataset:
     return saved[split]
 
 
+def plain_name(column: str) -> str:
+    """Return a column's name as a template writes it: composed letters (NFC), no space around it."""
+    return unicodedata.normalize("NFC", column).strip() or column
+
+
 def _plain_names(path: str, rows: Dataset) -> Dataset:
-    """Rename the columns as a template names them: composed letters (NFC), no space around them."""
-    names = {name: unicodedata.normalize("NFC", name).strip() or name for name in rows.column_names}
+    names = {name: plain_name(name) for name in rows.column_names}
     check_unique(path, list(names.values()))
     changed = {old: new for old, new in names.items() if old != new}
     return rows.rename_columns(changed) if changed else rows
@@ -295,11 +299,11 @@ def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
     if any(table.features != first.features for table in tables):
         fields = []
         for column in first.column_names:
-            schemas = [pa.schema([table.features.arrow_schema.field(column)]) for table in tables]
+            schemas = {name: pa.schema([part.features.arrow_schema.field(column)]) for name, part in parts}
             try:
-                fields += list(pa.unify_schemas(schemas, promote_options="permissive"))
+                fields += list(pa.unify_schemas([*schemas.values()], promote_options="permissive"))
             except pa.ArrowException:
-                types = ", ".join(f"{schema.types[0]} in {parts[i][0]}" for i, schema in enumerate(schemas))
+                types = ", ".join(f"{schema.types[0]} in {name}" for name, schema in schemas.items())
                 raise DataError(f"column {column!r} has different types: {types}; make them the same.") from None
         features = datasets.Features.from_arrow_schema(pa.schema(fields))
         tables = [_cast(name, table, features) for (name, _), table in zip(parts, tables, strict=True)]
@@ -307,11 +311,7 @@ def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset:
 
 
 def _cast(path: str, rows: Dataset, features: Features) -> Dataset:
-    """Return the rows with whole numbers as fractions where other files have fractions.
-
-    Raises:
-        DataError: if a number is too large for that.
-    """
+    """Return the rows with whole numbers as fractions where other files have fractions, or raise DataError."""
     import pyarrow as pa
 
     changed = [name for name in features if rows.features[name] != features[name]]

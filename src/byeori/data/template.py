@@ -25,7 +25,7 @@ from pathlib import Path
 
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest, nearest_file
-from byeori.support.text_files import read_text
+from byeori.support.text_files import one_line, read_text
 
 # Of three closing brackets the first is literal: [[[{tag}]]] is a block around [{tag}].
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")
@@ -58,7 +58,7 @@ class _Part:
 class Template:
     """A parsed template.
 
-    text: as written. name: of a shipped template or a file, or `inline`.
+    text: as written. name: of a built-in template or a file, or `inline`.
     parts: literals and columns in order. answer: the index of the answer in `parts`.
     lenient: whether the data may lack the columns inside `[[ ]]`; in a template of the user's own, that is a typo.
     """
@@ -139,13 +139,11 @@ class Template:
 
     def _value(self, row: Mapping[str, object], part: _Part) -> str:
         column = part.column or ""
-        if column not in row:
-            if part.block:
-                return ""
+        if column not in row and not part.block:
             raise TemplateError(unknown_column(column, row))
-        value = None if is_missing(row[column]) else row[column]
-        if value is None and part.block:
-            return ""
+        value = row.get(column)
+        if is_missing(value):
+            value = "" if part.block else None
         if not isinstance(value, str):
             raise TemplateError(not_text(column, value))
         return value
@@ -154,21 +152,17 @@ class Template:
 def unknown_column(column: str, columns: Iterable[str]) -> str:
     """Return the sentence for a column that the data does not have."""
     names = [name for name in columns if not name.startswith("__")]
-    return (
-        f"the template uses the column {column!r}, which the data does not have"
-        f"{_one_line(nearest(column, names))}; its columns are {_one_line(', '.join(names))}"
+    return one_line(
+        f"the template uses the column {column!r}, which the data does not have{nearest(column, names)}; its columns "
+        f"are {', '.join(names)}",
+        1000,
     )
 
 
 def not_text(column: str, value: object) -> str:
     """Return the sentence for a value that is not text."""
-    kind = "null" if value is None else f"{type(value).__name__} {_one_line(str(value))[:40]}"
+    kind = "null" if value is None else f"{type(value).__name__} {one_line(str(value), 40)}"
     return f"column {column!r} holds {kind}, not text"
-
-
-def _one_line(text: str) -> str:
-    """Return the text without line breaks: a CSV file may have them in its column names."""
-    return re.sub(r"\s*[\r\n]+\s*", " ", text)
 
 
 def is_missing(value: object) -> bool:
@@ -255,7 +249,7 @@ def shipped() -> dict[str, str]:
 
 
 def resolve(spec: str) -> Template | None:
-    """Return the template of a shipped name, a file, or inline text; None for `chat`.
+    """Return the template of a built-in name, a file, or inline text; None for `chat`.
 
     Raises:
         TemplateError: if there is no such name or file, or the text does not parse.
@@ -266,7 +260,10 @@ def resolve(spec: str) -> Template | None:
         return parse(shipped()[spec], spec, lenient=True)
     if "{" not in spec and "\n" not in spec:
         if is_file(spec):
-            return _read(Path(spec))
+            try:
+                return parse(read_text(Path(spec), TemplateError), Path(spec).name)
+            except OSError as error:
+                raise TemplateError(f"template {spec} cannot be read: {error.strerror}") from None
         known = [*shipped(), CHAT]
         near = nearest(spec, known) or nearest_file(Path(spec))
         shown = spec if len(spec) <= 60 else f"{spec[:60]}..."
@@ -279,22 +276,15 @@ def resolve(spec: str) -> Template | None:
 
 
 def is_file(spec: str) -> bool:
-    """Return whether a template is given as a file, not by a shipped name or as text."""
+    """Return whether a template is given as a file, not by a built-in name or as text."""
     try:
         return spec not in (CHAT, *shipped()) and "{" not in spec and Path(spec).is_file()
     except (OSError, ValueError):  # a text longer than a file name may be
         return False
 
 
-def _read(path: Path) -> Template:
-    try:
-        return parse(read_text(path, TemplateError), path.name)
-    except OSError as error:
-        raise TemplateError(f"template {path} cannot be read: {error.strerror}") from None
-
-
 def choose(columns: list[str], *, with_answer: bool = True) -> str:
-    """Return the name of the shipped template whose columns the data has.
+    """Return the name of the built-in template whose columns the data has.
 
     with_answer: if False, only the prompt's columns are compared.
 
@@ -309,9 +299,9 @@ def choose(columns: list[str], *, with_answer: bool = True) -> str:
         if needed - template.optional_columns <= set(columns):
             return name
     own = [name for name in columns if not name.startswith("__")]
-    names, example = _one_line(", ".join(own)), _example(own) if with_answer else _EXAMPLE
+    names, example = one_line(", ".join(own), 1000), _example(own) if with_answer else _EXAMPLE
     pairs = "; or use `byeori dpo`, which trains on such pairs" if {"chosen", "rejected"} <= set(columns) else ""
-    raise TemplateError(f"no shipped template fits the columns {names}; write one, {example}{pairs}")
+    raise TemplateError(f"no built-in template fits the columns {names}; write one, {example}{pairs}")
 
 
 def _example(columns: list[str]) -> str:
