@@ -1,4 +1,4 @@
-"""Units meet where they share, stay whole, and keep within their tokens."""
+"""Units that share a prefix go together, stay whole, and keep within the tokens of a micro-batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_heaviest_row_goes_alone() -> None:
     assert packing.share_of(1, 2, units) == [1, 2, 3]
 
 
-def test_attention_makes_a_long_row_dearer() -> None:
+def test_attention_makes_a_long_row_more_expensive() -> None:
     assert packing.cost(16_384) == 2 * 16_384
     units = units_of([8192, 4096, 4096])  # 12,288 against two of 5,120
     assert packing.share_of(0, 2, units) == [0]
@@ -63,7 +63,7 @@ def header_units(count: int) -> list[Unit]:
     ]
 
 
-def test_rows_of_one_header_meet() -> None:
+def test_rows_with_the_same_header_go_together() -> None:
     groups = packing.micro_batches(header_units(8), size=None, tokens=60, share=True)
     assert all(len({index % 2 for index in group}) == 1 for group in groups)
     assert sorted(index for group in groups for index in group) == list(range(8))

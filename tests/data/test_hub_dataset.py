@@ -49,13 +49,13 @@ PROGRAM = """
 import json, sys
 from byeori.data.sources import load_rows
 from byeori.errors import ByeoriError
-found = {}
+loaded = {}
 for name, asked in json.loads(sys.argv[1]).items():
     try:
-        found[name] = load_rows(**asked).rows.remove_columns("__row__").to_list()
+        loaded[name] = load_rows(**asked).rows.remove_columns("__row__").to_list()
     except ByeoriError as error:
-        found[name] = f"{type(error).__name__}: {error}"
-print(json.dumps(found, default=str))
+        loaded[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(loaded, default=str))
 """
 
 
@@ -98,66 +98,66 @@ def load(hub: Hub, home: Path, asked: dict[str, Any], **environment: str) -> tup
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path, str]:
-    """(what was loaded, what was said, the cache, the address of a server that is gone)."""
+    """(what was loaded, standard error, the cache, the address of a server that is gone)."""
     home = tmp_path_factory.mktemp("hf")
     with serve() as hub:
         fill(hub)
-        found, said = load(hub, home, ASKED, HF_TOKEN=TOKEN)
+        loaded, stderr = load(hub, home, ASKED, HF_TOKEN=TOKEN)
         again, nothing_new = load(hub, home, {"lines": ASKED["lines"], "private": ASKED["private"]})
-    assert again["lines"] == found["lines"] and "Downloading" not in nothing_new
-    return found, said, home, again["private"]
+    assert again["lines"] == loaded["lines"] and "Downloading" not in nothing_new
+    return loaded, stderr, home, again["private"]
 
 
 def test_values_are_those_of_the_file(online: Any) -> None:
-    found, _, _, _ = online
-    assert found["lines"] == LINES
-    assert found["first rows"] == LINES[:2] + LINES
+    loaded, _, _, _ = online
+    assert loaded["lines"] == LINES
+    assert loaded["first rows"] == LINES[:2] + LINES
 
 
 def test_configurations_and_splits(online: Any) -> None:
-    found, _, _, _ = online
+    loaded, _, _, _ = online
     both = [row for part in (0, 1) for row in TABLES["ko", "train"][part::2]]
-    assert found["ko"] == both and found["en held"] == TABLES["en", "held"]
-    assert found["no split"].startswith("HubError: the dataset me/tables has no split 'dev'")
-    assert "train, held" in found["no split"]
-    assert "needs a configuration; set dataset_config to one of: ko, en" in found["no configuration"]
+    assert loaded["ko"] == both and loaded["en held"] == TABLES["en", "held"]
+    assert loaded["no split"].startswith("HubError: the dataset me/tables has no split 'dev'")
+    assert "train, held" in loaded["no split"]
+    assert "needs a configuration; set dataset_config to one of: ko, en" in loaded["no configuration"]
 
 
 def test_revision(online: Any) -> None:
-    found, _, _, _ = online
-    assert found["new"] == [{"text": "new"}] and found["old"] == [{"text": "old"}]
+    loaded, _, _, _ = online
+    assert loaded["new"] == [{"text": "new"}] and loaded["old"] == [{"text": "old"}]
 
 
 def test_other_kinds_are_read_by_datasets(online: Any) -> None:
-    found, _, _, _ = online
-    assert found["semicolons"] == [{"본문": "하나", "제목": "둘"}]
-    assert found["text"] == [{"text": "one"}, {"text": "two"}]
+    loaded, _, _, _ = online
+    assert loaded["semicolons"] == [{"본문": "하나", "제목": "둘"}]
+    assert loaded["text"] == [{"text": "one"}, {"text": "two"}]
 
 
 def test_private_with_the_token_only(online: Any) -> None:
-    found, said, home, without = online
-    assert found["private"] == [{"text": "mine"}]
+    loaded, stderr, home, without = online
+    assert loaded["private"] == [{"text": "mine"}]
     assert "was not found" in without and "hf auth login" in without
-    assert TOKEN not in said
+    assert TOKEN not in stderr
     assert not any(TOKEN.encode() in path.read_bytes() for path in home.rglob("*") if path.is_file())
 
 
 def test_damaged_file_is_named_as_on_the_hub(online: Any) -> None:
-    found, _, home, _ = online
-    assert found["damaged"].startswith("DataError: me/damaged/train.jsonl (on the Hub) line 2 is not valid JSON")
-    assert str(home) not in found["damaged"]
+    loaded, _, home, _ = online
+    assert loaded["damaged"].startswith("DataError: me/damaged/train.jsonl (on the Hub) line 2 is not valid JSON")
+    assert str(home) not in loaded["damaged"]
 
 
 def test_download_is_announced_with_its_size(online: Any) -> None:
-    _, said, _, _ = online
-    assert f"Downloading me/lines from the Hugging Face Hub: train.jsonl, {len(jsonl(LINES))} B\n" in said
+    _, stderr, _, _ = online
+    assert f"Downloading me/lines from the Hugging Face Hub: train.jsonl, {len(jsonl(LINES))} B\n" in stderr
     sizes = sum(len(parquet(TABLES["ko", "train"][part::2])) for part in (0, 1))
-    assert f"Downloading me/tables from the Hugging Face Hub: 2 files, {sizes} B\n" in said
+    assert f"Downloading me/tables from the Hugging Face Hub: 2 files, {sizes} B\n" in stderr
 
 
 def test_again_without_a_network(online: Any) -> None:
-    found, _, home, _ = online
-    again, said = load(Hub(url="http://127.0.0.1:9"), home, ASKED, HF_HUB_OFFLINE="1")
+    loaded, _, home, _ = online
+    again, stderr = load(Hub(url="http://127.0.0.1:9"), home, ASKED, HF_HUB_OFFLINE="1")
     for name in ("lines", "first rows", "ko", "en held", "new", "old", "semicolons", "text", "private"):
-        assert again[name] == found[name], name
-    assert "Downloading" not in said
+        assert again[name] == loaded[name], name
+    assert "Downloading" not in stderr

@@ -34,14 +34,14 @@ def test_these_are_all_the_tables() -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_can_be_trained_and_stands_once(
+def test_every_row_can_be_trained_and_occurs_once(
     name: str, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     given = ["preview", "--base_model", tiny_model, "--data_path", SAMPLES / name, "--json"]
     assert main(list(map(str, given))) == 0
-    found = json.loads(capfd.readouterr().out)
-    assert (found["rows"], found["template"]) == TABLES[name]
-    assert (found["dropped"], found["empty_prompts"], found["straddling_tokens"]) == ([], 0, 0)
+    counts = json.loads(capfd.readouterr().out)
+    assert (counts["rows"], counts["template"]) == TABLES[name]
+    assert (counts["dropped"], counts["empty_prompts"], counts["straddling_tokens"]) == ([], 0, 0)
     rows = sample_rows(name)
     assert len({plain("".join(map(str, row.values()))) for row in rows}) == len(rows)
 

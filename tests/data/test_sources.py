@@ -32,7 +32,7 @@ ROWS = [{"document": "본문 하나", "title": "제목"}, {"document": "본문 �
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test has its own cache, so that none finds what another has read."""
+    """Every test has a cache of its own, so that none uses what another has read."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
     return folder
@@ -116,14 +116,14 @@ def test_json_values_keep_their_types(here: Path) -> None:
         {"date": "2024-01-02T03:04:05", "n": 1, "score": 0.5, "messages": [{"content": "안녕 {x}"}]},
         {"n": 1.5, "ok": True, "tags": ["a", None], "type": "message", "message": {"role": "x"}},
     ]
-    found = plain(load_rows([write(here / "a.jsonl", lines(rows))]))
-    assert [row["date"] for row in found] == ["2024-01-02", "2024-01-02T03:04:05", None]
-    assert [row["n"] for row in found] == [None, 1.0, 1.5]
-    assert [row["label"] for row in found] == [1, None, None]
-    assert [row["tags"] for row in found] == [[], None, ["a", None]]
-    assert found[0]["messages"] == [{"role": "user", "content": None}]
-    assert found[1]["messages"] == [{"role": None, "content": "안녕 {x}"}]
-    assert found[2]["message"] == {"role": "x"} and found[2]["ok"] is True
+    loaded = plain(load_rows([write(here / "a.jsonl", lines(rows))]))
+    assert [row["date"] for row in loaded] == ["2024-01-02", "2024-01-02T03:04:05", None]
+    assert [row["n"] for row in loaded] == [None, 1.0, 1.5]
+    assert [row["label"] for row in loaded] == [1, None, None]
+    assert [row["tags"] for row in loaded] == [[], None, ["a", None]]
+    assert loaded[0]["messages"] == [{"role": "user", "content": None}]
+    assert loaded[1]["messages"] == [{"role": None, "content": "안녕 {x}"}]
+    assert loaded[2]["message"] == {"role": "x"} and loaded[2]["ok"] is True
 
 
 def test_csv_values_stay_as_written(here: Path) -> None:
@@ -171,8 +171,8 @@ def test_column_names_are_composed_and_trimmed(here: Path) -> None:
 
 def test_type_seen_late(here: Path) -> None:
     rows = [{"a": None, "b": 1} for _ in range(2500)] + [{"a": "text", "b": 1.5}]
-    found = load_rows([write(here / "a.jsonl", lines(rows))])
-    assert found[0]["a"] is None and found[2500]["a"] == "text" and found[2500]["b"] == 1.5
+    loaded = load_rows([write(here / "a.jsonl", lines(rows))])
+    assert loaded[0]["a"] is None and loaded[2500]["a"] == "text" and loaded[2500]["b"] == 1.5
 
 
 def test_names_of_objects_are_not_copied_for_every_row() -> None:
@@ -241,15 +241,15 @@ def test_folder_keeps_splits_apart(here: Path) -> None:
         (["attested", "contest", "devices", "latest", "strain"], "train", [0, 1, 2, 3, 4]),  # words, no splits
     ],
 )
-def test_a_split_stands_anywhere_in_a_name(here: Path, files: list[str], split: str, taken: list[Any]) -> None:
+def test_a_split_is_named_anywhere_in_a_file_name(here: Path, files: list[str], split: str, taken: list[Any]) -> None:
     for name in files:
         write(here / f"{name}.jsonl", lines([{"a": name}]))
     wanted = [files[name] if isinstance(name, int) else name for name in taken]
-    found = sources.load_rows([str(here)], split=split)
-    assert found.rows["a"][:] == wanted
+    table = sources.load_rows([str(here)], split=split)
+    assert table.rows["a"][:] == wanted
     others = ", ".join(f"{name}.jsonl" for name in files if name not in wanted)
-    said = f"Skipped in {here}, because their names are those of another split: {others}"
-    assert found.notes == ((said,) if others else ())
+    note = f"Skipped in {here}, because their names are those of another split: {others}"
+    assert table.notes == ((note,) if others else ())
 
 
 def test_different_columns_and_types(here: Path) -> None:
@@ -286,7 +286,7 @@ def test_large_files_are_mapped_not_held(here: Path, cache: Path) -> None:
     assert len(list((cache / "byeori").iterdir())) == 2
 
 
-def test_cache_goes_by_content(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_keyed_by_content(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(here / "a.jsonl", '{"a": 1}\n')
     stamp = Path(path).stat().st_mtime_ns
     load_rows([path])
@@ -553,7 +553,7 @@ def table(values: list[Any]) -> datasets.Dataset:
 
 
 def held_out(rows: datasets.Dataset, size: float, seed: int, key_columns: list[str]) -> list[int]:
-    """The numbers of the rows that are set apart."""
+    """The numbers of the held-out rows."""
     _, part = split_rows(rows, size, seed, key_columns)
     assert part is not None
     return list(part[ROW])
@@ -598,7 +598,7 @@ def test_split_compares_the_key_columns_alone() -> None:
     assert len(held_out(rows, 2, 0, ["a", "b"])) == 2
 
 
-def test_split_takes_all() -> None:
+def test_a_split_that_leaves_nothing_to_train() -> None:
     rows = table([1, 2, 3])
     fails(DataError, "val_set_size 3", "3 rows", call=lambda: split_rows(rows, 3, 0, ["a"]))
     fails(DataError, "val_set_size 0.9", "3 rows", call=lambda: split_rows(rows, 0.9, 0, ["a"]))

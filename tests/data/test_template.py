@@ -50,9 +50,9 @@ def refusal(spec: str) -> str:
 
 
 def named(name: str) -> Template:
-    found = resolve(name)
-    assert found is not None
-    return found
+    template = resolve(name)
+    assert template is not None
+    return template
 
 
 # ---- what is rendered --------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_names_are_composed_as_those_of_the_data() -> None:
     assert parse(unicodedata.normalize("NFD", "{본문} {제목}")).prompt_columns == ["본문"]
 
 
-def test_a_column_that_also_stands_outside_is_not_optional() -> None:
+def test_a_column_that_is_also_outside_a_block_is_not_optional() -> None:
     template = parse("{x}[[ again {x}]] {a}")
     assert template.optional_columns == set()
     with pytest.raises(TemplateError, match="'x' holds null"):
@@ -269,7 +269,7 @@ def test_a_shipped_name() -> None:
     assert resolve("chat") is None
 
 
-def test_inline_text_takes_backslash_n_for_a_line_break() -> None:
+def test_inline_text_accepts_backslash_n_as_a_line_break() -> None:
     assert named("Q: {q}\\nA: {a}").text == "Q: {q}\nA: {a}"
 
 
@@ -356,10 +356,10 @@ TRICKY = parse(
 
 def served(encoding: tokenize.Encoding, messages: list[dict[str, str]], **columns: str) -> list[int]:
     """The ids that a server makes of the exported chat template."""
-    found = encoding.tokenizer.apply_chat_template(
+    rendered = encoding.tokenizer.apply_chat_template(
         messages, chat_template=served_template(encoding), add_generation_prompt=True, return_dict=False, **columns
     )
-    return list(found)
+    return list(rendered)
 
 
 def encoding_of(kind: str, template: Template) -> tokenize.Encoding:
@@ -417,12 +417,12 @@ def test_a_template_that_begins_with_bos_has_it_once_when_served() -> None:
 
 def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:
     encoding = encoding_of("llama3", parse("Q: {q}\nA: {a} (end)"))
-    found = encoding.tokenizer.apply_chat_template(
+    rendered = encoding.tokenizer.apply_chat_template(
         [user("왜?"), {"role": "assistant", "content": "그냥"}],
         chat_template=served_template(encoding),
         tokenize=False,
     )
-    assert found == "<|begin_of_text|>Q: 왜?\nA: 그냥 (end)<|endoftext|>"
+    assert rendered == "<|begin_of_text|>Q: 왜?\nA: 그냥 (end)<|endoftext|>"
 
 
 @pytest.mark.parametrize(

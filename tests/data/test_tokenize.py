@@ -90,7 +90,7 @@ def characters(example: Example, text: str, encoding: Encoding) -> list[set[int]
 
 
 def test_the_space_before_the_first_word_does_not_reach_into_the_answer() -> None:
-    """Llama 2's tokens of `00`: the space, said to start at 0 as the next one does, and `00`, half of it the answer."""
+    """Llama 2's tokens of `00`: the space, with the same start 0 as the next one, and `00`, half of it the answer."""
     example = encode_row({"p": "0", "a": "0"}, encoding_of("llama2-legacy", "{p}{a}", eos=False))
     assert len(example.token_ids) == 3
     assert (trained(example), example.straddles) == ([2], 1)
