@@ -103,10 +103,10 @@ def check_columns(columns: list[str]) -> None:
         TemplateError: if there is none.
     """
     if not set(COLUMNS) & set(columns) and not {"prompt", "completion"} <= set(columns):
-        names = ", ".join(name for name in columns if not name.startswith("__"))
+        names = [name for name in columns if not name.startswith("__")]
         raise TemplateError(
-            f"the template `chat` reads the column `messages` (or `conversations`), and the columns are {names}; "
-            "choose another template"
+            "the template `chat` reads the column `messages` (or `conversations`), and the columns are "
+            f"{', '.join(names)}{nearest('messages', names)}; choose another template"
         )
 
 

@@ -18,6 +18,7 @@ from byeori.data.conversation import COLUMNS, CONTEXT_COLUMNS, conversation
 from byeori.data.template import Segment, Template
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import TemplateError
+from byeori.support.suggestions import nearest
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -51,10 +52,11 @@ def check_columns(columns: list[str]) -> None:
     """Raise TemplateError if the column of an answer is missing."""
     for side in SIDES:
         if side not in columns:
-            names = ", ".join(name for name in columns if not name.startswith("__"))
+            names = [name for name in columns if not name.startswith("__")]
             raise TemplateError(
-                f"preference rows need the columns chosen and rejected, and there is no {side!r}; the columns are "
-                f"{names}; rename yours, or train on one answer per row with `byeori sft`"
+                "preference rows need the columns chosen and rejected, and there is no "
+                f"{side!r}{nearest(side, names)}; the columns are {', '.join(names)}; rename yours, or train on one "
+                "answer per row with `byeori sft`"
             )
 
 
