@@ -138,9 +138,9 @@ def summarise(
     names = [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
     if missing := [name for name in names if name not in base or name not in tuned]:
         raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
-    rows = len(base[names[0]])
-    if any(len(side[name]) != rows for side in (base, tuned) for name in names):
-        raise ValueError("summarise needs the same rows from both models")
+    rows, *others = sorted({len(side[name]) for side in (base, tuned) for name in names})
+    if others:
+        raise ValueError(f"summarise needs the same rows from both models, not {[rows, *others]} values")
     result: dict[str, Any] = {"base": {}, "tuned": {}, "difference": {}, "rows": rows}
     for name in names:
         before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
