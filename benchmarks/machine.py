@@ -63,7 +63,7 @@ def demo_model() -> Path:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Two threads, no network, no chatter, and nothing kept from an earlier run; the same for every contestant."""
+    """The environment of every contestant: two threads, no network, no progress output, no caches of earlier runs."""
     return {
         **os.environ,
         "BYEORI_CACHE": str(cache),
@@ -138,7 +138,7 @@ def output(command: Sequence[str]) -> str:
 
 
 def type_here() -> str:
-    """bfloat16 where the processor has units for it; elsewhere the peers' products take hundreds of times as long."""
+    """Return bfloat16 if the processor has units for it; else the peers' products take hundreds of times as long."""
     import torch
 
     from byeori.model.load import resolve_dtype
@@ -153,13 +153,13 @@ def matrix_peak(dtype: str, size: int = 2048, times: int = 30) -> float:
     from byeori.kernels import bf16_matmul
 
     torch.set_num_threads(2)
-    bf16_matmul.prepare(getattr(torch, dtype), torch.device("cpu"))
     left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
     best = math.inf
-    for _ in range(times):
-        start = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - start)
+    with bf16_matmul.prepared(left.dtype, left.device):
+        for _ in range(times):
+            start = time.perf_counter()
+            left @ right
+            best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
@@ -172,7 +172,7 @@ class Sizes:
     peak: float
 
     def flops(self, tokens: float, targets: float, *, reference: bool) -> float:
-        """What a LoRA step has to compute: 2 FLOP per weight forward, 2 backward, 2 more where there is a reference."""
+        """What a LoRA step has to compute: 2 FLOP per weight forward, 2 backward, 2 more with a reference."""
         return (6 if reference else 4) * (self.weights * tokens + self.head * targets)
 
 

@@ -213,8 +213,8 @@ def _quantize(causal: Any) -> None:
             )
             self.offset, self.scale_code = state.offset, state.state2.code
 
-        def open(self, packed: torch.Tensor) -> torch.Tensor:
-            return functional.dequantize_4bit(packed, self.state).view(self.out_features, self.in_features)
+        def dequantize(self, quantized: torch.Tensor) -> torch.Tensor:
+            return functional.dequantize_4bit(quantized, self.state).view(self.out_features, self.in_features)
 
     quantize_layers(causal, Real)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/profile_step.py                                  # off, then one part more at a time
     python benchmarks/profile_step.py off auto --threads 2 --rounds 5  # final numbers, on a quiet machine
-    python benchmarks/profile_step.py auto --profile                   # where the time goes, by torch.profiler
+    python benchmarks/profile_step.py auto --profile                   # time by operation, by torch.profiler
 
 A step is a forward and a backward pass over the first rows of a file, packed as training packs them, without the
 optimizer. Seconds are those of the process (its CPU time) with one thread, which other work on the machine disturbs
@@ -135,7 +135,6 @@ def choose(model: Any, plain: dict[Any, Any], speed: str) -> None:
     for module in model.modules():
         module.__dict__.pop("byeori_attention", None)
     parts = speeds.parts(speed.removesuffix("+compile").split(","), torch.device("cpu"))
-    speeds.everywhere(parts)
     speeds.fuse(model.get_base_model(), parts)
     if speed.endswith("+compile"):
         wrap.compile_layers(model.get_base_model())
@@ -147,7 +146,8 @@ def step(model: Any, forests: list[Any]) -> None:
 
     weight = sum(forest.target_count for forest in forests)
     for forest in forests:
-        (-forward.forest_logprobs(model, forest).sum() / weight).backward()
+        with forward.accelerated(model):
+            (-forward.forest_logprobs(model, forest).sum() / weight).backward()
     for parameter in model.parameters():
         parameter.grad = None
 
@@ -176,7 +176,7 @@ def peak(clock: Callable[[], float], size: int = 2048) -> float:
 
 
 def profile(function: Callable[[], None]) -> None:
-    """Print the operations that take longest."""
+    """Print the slowest operations."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 

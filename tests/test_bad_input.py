@@ -260,7 +260,7 @@ def test_cutoff_beyond_the_positions(sft: Fails) -> None:
 
 def test_unknown_target_module_lists_the_layers(sft: Fails) -> None:
     said = sft(lora_target_modules="[gate_prj]")
-    assert "'gate_prj', which ends no layer's name (did you mean gate_proj?)" in said
+    assert "no layer is called 'gate_prj' (did you mean gate_proj?)" in said
     assert "q_proj" in said
 
 
@@ -382,7 +382,7 @@ def test_remote_code_is_not_run(sft: Fails, broken: Path) -> None:
     (broken / "config.json").write_text(json.dumps(config))
     (broken / "evil.py").write_text(f"open({str(broken / 'ran')!r}, 'w')\n")
     said = sft(base_model=broken)
-    assert "brings its own Python code" in said
+    assert "needs its own Python code" in said
     assert f"--trust_remote_code {broken}" in said
 
 
@@ -434,7 +434,7 @@ def test_no_end_of_text_token_is_found_by_its_name(
     bare_tokenizer(tmp_path / "base")
     assert run_with(tmp_path / "base", title_rows, tmp_path / "out") == 0
     said = capsys.readouterr().err
-    assert "the tokenizer names no end-of-text token; '<|endoftext|>' is used" in said
+    assert "the tokenizer does not define an end-of-text token; '<|endoftext|>' is used" in said
     assert "the tokenizer has no padding token; '<|endoftext|>' is used" in said
 
 

@@ -25,7 +25,7 @@ from byeori.train.state import Job, Progress
 
 
 class Rows:
-    """What a trainer asks of its rows; reference log-probs are put in as they are found."""
+    """The rows of a trainer; reference log-probs are added as they are computed."""
 
     def __init__(self, units: list[list[Example]]) -> None:
         self.units = units
@@ -82,7 +82,7 @@ def attention_pairs(forest: Any) -> int:
     )
 
 
-# What --set knows beside byeori's settings: attention is cuda_calls.FULL, liger=on puts the kernels of Liger in the
+# What --set accepts besides byeori's settings: attention is cuda_calls.FULL, liger=on puts the kernels of Liger in the
 # place of the layers' own code.
 PRIVATE = {"attention": ("cascade", "gather"), "liger": ("on", "off")}
 
@@ -199,7 +199,7 @@ def adapted(args: Any, work: common.Workload) -> Any:
         except ImportError:
             raise RuntimeError("this byeori does not hold weights in 4 bit") from None
         whole = {name: module.weight for name, module in base.named_modules() if type(module) is torch.nn.Linear}
-        quantize.pack_layers(base, 4)
+        quantize.quantize_layers(base, 4)
         for name, module in base.named_modules():
             if name in whole and hasattr(module, "pack"):
                 module.weight = torch.nn.Parameter(module.pack(whole.pop(name)), requires_grad=False)

@@ -9,9 +9,9 @@ import torch
 
 import zoo
 from byeori.commands import _model
-from byeori.config import SPEED, SftSettings, check
+from byeori.config import SftSettings, check
 from byeori.distributed.processes import Processes
-from byeori.kernels import patch, rms_norm
+from byeori.kernels import rms_norm
 from byeori.model import forward, wrap
 
 NEEDED = {"base_model": "m", "data_path": "d", "output_dir": "o"}
@@ -38,7 +38,6 @@ def test_layers_are_compiled_where_none_is_fused(
     forward.use_forest_attention(model)
     alone = Processes(rank=0, world=1, device=torch.device("cpu"))
     _model.speed_up(model, check(SftSettings, NEEDED | settings), 100, alone, told.append)
-    patch.everywhere(list(SPEED))
     assert bool(told) == compiled
     fused = [module for module in model.modules() if getattr(module.forward, "__func__", None) is rms_norm._forward]
     assert bool(fused) == (kind == "llama" and settings.get("compile") != "on")

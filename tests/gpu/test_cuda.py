@@ -17,7 +17,7 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.kernels import forest_attention, lora_linear, rms_norm
-from byeori.kernels.dropout import Drop
+from byeori.kernels.dropout import SeededDropout
 from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import activation_offload, adapter, forward, wrap
 from byeori.model.device_batch import place, windows
@@ -167,8 +167,8 @@ def test_fused_adapter(dtype: torch.dtype, dropout: bool) -> None:
     sizes = {"x": (300, 256), "w": (384, 256), "bias": (384,), "a": (8, 256), "b": (384, 8), "g": (300, 384)}
     parts = {name: torch.randn(size, device=GPU, dtype=torch.float64) * 0.1 for name, size in sizes.items()}
     parts = {name: part.to(dtype).double() for name, part in parts.items()}
-    drop = Drop(0.1, 4) if dropout else None
-    keep = drop.of(torch.ones(300, 256, device=GPU, dtype=torch.float64)) if drop else None
+    drop = SeededDropout(0.1, 4) if dropout else None
+    keep = drop.apply(torch.ones(300, 256, device=GPU, dtype=torch.float64)) if drop else None
 
     def written(kind: torch.dtype) -> list[torch.Tensor]:
         x, w, bias, a, b, g = (parts[name].to(kind).requires_grad_(name in "xab") for name in sizes)

@@ -10,9 +10,8 @@ import torch
 import kernel_cases
 import zoo
 from byeori.batch import forest as forests
-from byeori.config import SPEED
-from byeori.kernels import dispatch, last_layer, native, patch, triton_kernels
-from byeori.kernels.dropout import Drop
+from byeori.kernels import dispatch, last_layer, patch, switches, triton_kernels
+from byeori.kernels.dropout import SeededDropout
 from byeori.kernels.lm_head import Head, target_logprobs
 from byeori.model import forward
 
@@ -20,12 +19,6 @@ pytest.importorskip("triton")
 
 GPU = torch.device("cuda")
 STORES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Any:
-    yield
-    native.switch(True)
 
 
 # 18 fills no tile, of 128 several rows do, and of 8,192 half a row does
@@ -60,7 +53,7 @@ def test_log_probs_and_their_gradient(
     found = target_logprobs(
         Head(module=head, scale=scale), hidden, ids, chunk_bytes=4 * 9 * 300, block_bytes=4 * 9 * 64
     )
-    assert calls == ["words"] * 5
+    assert calls == ["online_softmax"] * 5
     wide = hidden.detach().double().requires_grad_()
     logits = scale * (wide @ head.weight.double().t() + head.bias.double())
     exact = logits.log_softmax(-1).gather(1, ids[:, None])[:, 0]
@@ -100,24 +93,23 @@ def test_a_model_takes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         exact = zoo.gradients(plain, expected)
     assert abs(loss.item() - expected.item()) / expected.item() < 1e-5
     assert zoo.worst({name: grad.cpu().double() for name, grad in found.items()}, exact) < 1e-4
-    assert set(calls) == {"norm", "norm_back", "glu", "glu_back", "turn", "turn_back", "words"}
+    assert set(calls) == {"norm", "norm_back", "glu", "glu_back", "rope", "rope_back", "online_softmax"}
 
 
 @pytest.mark.parametrize("dtype", STORES)
 def test_dropout_leaves_out_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
-    for drop in (Drop(0.05, 16), Drop(0.9, 2**31 - 1)):
+    for drop in (SeededDropout(0.05, 16), SeededDropout(0.9, 2**31 - 1)):
         for x in (torch.randn(60, 70).to(dtype), torch.randn(7, 131).to(dtype)):
-            found, expected = drop.of(x.to(GPU)).cpu(), drop.of(x.double())
+            found, expected = drop.apply(x.to(GPU)).cpu(), drop.apply(x.double())
             assert torch.equal(found == 0, expected == 0)
             torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=0)
 
 
 def test_without_them_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
-    patch.everywhere([part for part in SPEED if part != "kernels"])
-    assert not dispatch.runs(torch.ones(4, device=GPU))
-    patch.everywhere(list(SPEED))
-    assert dispatch.runs(torch.ones(4, device=GPU))
-    assert not dispatch.runs(torch.ones(4, device=GPU, dtype=torch.float64))
-    assert not dispatch.runs(torch.ones(4, 4, device=GPU).t())
+    with switches.using(switches.Switches(kernels=False)):
+        assert not dispatch.supports(torch.ones(4, device=GPU))
+    assert dispatch.supports(torch.ones(4, device=GPU))
+    assert not dispatch.supports(torch.ones(4, device=GPU, dtype=torch.float64))
+    assert not dispatch.supports(torch.ones(4, 4, device=GPU).t())
     assert calls == []

@@ -74,7 +74,7 @@ def test_bf16_is_no_further_from_float64_than_nodes_apart(
     parts = states(forest, heads, groups, size)
     exact = run(forest, parts, torch.float64, window)
     monkeypatch.setattr(cuda_calls, "FULL", full)
-    assert cuda_attention.takes(*parts[:3])
+    assert cuda_attention.supports(*parts[:3])
     together = errors(run(forest, parts, torch.bfloat16, window), exact)
     monkeypatch.setattr(cuda_attention, "takes", lambda *_: False)
     apart = errors(run(forest, parts, torch.bfloat16, window), exact)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from byeori.kernels import amx_linear, lora_linear, native
-from byeori.kernels.dropout import Mask
+from byeori.kernels.dropout import DropoutMask
 from byeori.model import load
 from ways import WAYS, library
 
@@ -32,24 +32,24 @@ SIZES = [(133, 640, 2048, 16), (70, 2048, 640, 16), (5, 70, 90, 3), (1, 32, 32, 
 
 
 @pytest.mark.parametrize("into", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_a_product_with_its_adapter(sizes: tuple[int, int, int, int], turned: bool, into: bool) -> None:
+def test_a_product_with_its_adapter(sizes: tuple[int, int, int, int], transposed: bool, into: bool) -> None:
     torch.manual_seed(0)
     rows, k, n, r = sizes
-    turn = (lambda matrix: matrix.t().contiguous()) if turned else (lambda matrix: matrix)
+    turn = (lambda matrix: matrix.t().contiguous()) if transposed else (lambda matrix: matrix)
     x, w, down, up, before = random(rows, k), random(k, n), random(k, r), random(r, n), random(rows, n)
     h = torch.empty(rows, r, dtype=torch.bfloat16)
-    how: dict[str, Any] = {"turned": turned, "into": before.clone() if into else None}
-    found = amx_linear.product(x, turn(w), down=turn(down), up=turn(up), h=h, scale=0.5, **how)
+    how: dict[str, Any] = {"transposed": transposed, "into": before.clone() if into else None}
+    found = amx_linear.linear(x, turn(w), down=turn(down), up=turn(up), h=h, scale=0.5, **how)
     assert distance(h, 0.5 * x.double() @ down.double()) < 2**-8
     plain = before.double() if into else 0
     assert distance(found, x.double() @ w.double() + h.double() @ up.double() + plain) < 2**-8
     how["into"] = before.clone() if into else None
-    given = amx_linear.product(x, turn(w), up=turn(up), h=h, **how)
+    given = amx_linear.linear(x, turn(w), up=turn(up), h=h, **how)
     assert torch.equal(given, found)
     how["into"] = before.clone() if into else None
-    alone = amx_linear.product(x, turn(w), **how)
+    alone = amx_linear.linear(x, turn(w), **how)
     assert distance(alone, x.double() @ w.double() + plain) < 2**-8
 
 
@@ -76,14 +76,14 @@ def test_projections_of_one_input_and_their_gradients(
 ) -> None:
     torch.manual_seed(1)
     if not in_one_pass:
-        monkeypatch.setattr(amx_linear, "takes", lambda *_: False)
+        monkeypatch.setattr(amx_linear, "supports", lambda *_: False)
     x = random(70, 96)
     parts = [projection(96, 64, r=8), projection(96, 32, r=0), projection(96, 16, r=5)]
     gs = [random(70, len(part.weight)) for part in parts]
     keep = torch.empty(70, 96, dtype=torch.bfloat16).bernoulli_(0.75).div_(0.75) if dropout else None
-    drop = None if keep is None else Mask(keep)
+    drop = None if keep is None else DropoutMask(keep)
     ys, hs = lora_linear.project(x, parts, drop)
-    to_x, found = lora_linear.project_back(gs, x, hs, parts, drop=drop)
+    to_x, found = lora_linear.project_backward(gs, x, hs, parts, drop=drop)
     wide = x.double().requires_grad_()
     dropped = wide if keep is None else wide * keep.double()
     matrices = [(p.a.double().requires_grad_(), p.b.double().requires_grad_()) for p in parts if p.a is not None]
@@ -104,14 +104,14 @@ def test_projections_of_one_input_and_their_gradients(
 
 def test_it_is_taken_where_the_types_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = random(16, 32), random(32, 32)
-    assert amx_linear.takes(x, w)
-    assert not amx_linear.takes(x.float(), w.float())
-    assert not amx_linear.takes(x.t(), w)
-    assert not amx_linear.takes(x[:15], w)
-    assert not amx_linear.takes(random(16, 8193), random(8193, 2))
-    assert not amx_linear.takes(random(16, 0), random(0, 2))  # a block of words all of which are rare
+    assert amx_linear.supports(x, w)
+    assert not amx_linear.supports(x.float(), w.float())
+    assert not amx_linear.supports(x.t(), w)
+    assert not amx_linear.supports(x[:15], w)
+    assert not amx_linear.supports(random(16, 8193), random(8193, 2))
+    assert not amx_linear.supports(random(16, 0), random(0, 2))  # a block of words all of which are rare
     monkeypatch.setattr(native, "tiles", lambda: 1)
-    assert not amx_linear.takes(x, w)
+    assert not amx_linear.supports(x, w)
 
 
 def test_micro_batches_are_larger_where_tiles_are_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,10 +33,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("rows", "summed", "columns"), [(1, 3, 2), (9, 4, 5), (4, 11, 9), (3, 0, 2), (0, 2, 3)])
-@pytest.mark.parametrize("turned", [False, True])
-def test_plain(rows: int, summed: int, columns: int, turned: bool) -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+def test_plain(rows: int, summed: int, columns: int, transposed: bool) -> None:
     left = matrices(rows, summed)
-    right = matrices(columns, summed).T if turned else matrices(summed, columns)
+    right = matrices(columns, summed).T if transposed else matrices(summed, columns)
     expected = left.double() @ right.double()
     near(bf16_matmul._PRODUCTS["mm"](left, right), expected)
     out = torch.empty(columns, rows, dtype=torch.bfloat16).T
@@ -76,43 +76,45 @@ def test_several() -> None:
 _INSTALLED = """
 import warnings, torch
 warnings.simplefilter("error")
-from byeori.model import products
+from byeori.kernels import bf16_matmul as products
 left, right = torch.randn(30, 50), torch.randn(50, 20)
 exact, calls = left @ right, []
-whole = products._fill
-products._fill = lambda *args, **how: (calls.append(1), whole(*args, **how))[1]
-products.install()
-products.install()
-assert torch.equal(left @ right, exact) and not calls
+whole = products._multiply_one
+products._multiply_one = lambda *args, **how: (calls.append(1), whole(*args, **how))[1]
 x, layer = left.bfloat16().requires_grad_(), torch.nn.Linear(50, 20, dtype=torch.bfloat16)
-layer(x).sum().backward()
-assert len(calls) == 3, calls
+outside = left.bfloat16() @ right.bfloat16()
+with products.installed(), products.installed():
+    assert torch.equal(left @ right, exact) and not calls
+    layer(x).sum().backward()
+    assert len(calls) == 3, calls
+    assert (torch.matmul(x[None].expand(4, -1, -1), right.bfloat16().expand(4, -1, -1))).shape == (4, 30, 20)
+    before = len(calls)
+    one = layer(left[:1].bfloat16())  # a single row goes PyTorch's own way
+    assert len(calls) == before
+    assert torch.allclose(one, layer(left[:2].bfloat16())[:1], rtol=2**-6, atol=2**-6) and len(calls) == before + 1
+    out = torch.empty(3, 3, dtype=torch.bfloat16)
+    torch.mm(left[:3, :3].bfloat16(), right[:3, :3].bfloat16(), out=out)
+    try:
+        left @ right.bfloat16()
+    except RuntimeError as error:
+        assert "dtype" in str(error)
+    else:
+        raise SystemExit("types were mixed without a word")
+before = len(calls)
+assert torch.equal(left.bfloat16() @ right.bfloat16(), outside) and len(calls) == before  # PyTorch's own again
 by_hand = torch.ones(30, 20, dtype=torch.double) @ layer.weight.double()
 assert torch.allclose(x.grad.double(), by_hand, rtol=2**-8, atol=1e-6)
-assert (torch.matmul(x[None].expand(4, -1, -1), right.bfloat16().expand(4, -1, -1))).shape == (4, 30, 20)
-before = len(calls)
-one = layer(left[:1].bfloat16())  # a single row goes PyTorch's own way
-assert len(calls) == before
-assert torch.allclose(one, layer(left[:2].bfloat16())[:1], rtol=2**-6, atol=2**-6) and len(calls) == before + 1
-out = torch.empty(3, 3, dtype=torch.bfloat16)
-torch.mm(left[:3, :3].bfloat16(), right[:3, :3].bfloat16(), out=out)
-try:
-    left @ right.bfloat16()
-except RuntimeError as error:
-    assert "dtype" in str(error)
-else:
-    raise SystemExit("types were mixed without a word")
 """
 
 
-def test_installed_for_a_whole_process() -> None:
-    """Only bfloat16's products change, in the forward and the backward pass; nothing is printed."""
+def test_installed_inside_a_context_only() -> None:
+    """Only bfloat16's products change, in the forward and the backward pass, and only inside; nothing is printed."""
     done = subprocess.run([sys.executable, "-c", _INSTALLED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "units", "takes"),
+    ("dtype", "device", "units", "used"),
     [
         (torch.bfloat16, "cpu", False, True),
         (torch.bfloat16, "cpu", True, False),
@@ -121,22 +123,24 @@ def test_installed_for_a_whole_process() -> None:
     ],
 )
 def test_only_where_they_are_slow(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, units: bool, takes: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, units: bool, used: bool
 ) -> None:
-    asked: list[bool] = []
     monkeypatch.setattr(bf16_matmul, "units", lambda: units)
-    monkeypatch.setattr(bf16_matmul, "install", lambda: asked.append(True))
-    extra = bf16_matmul.prepare(dtype, torch.device(device))
-    assert (extra > 0, bool(asked)) == (takes, takes)
+    before = dict(os.environ)
+    with bf16_matmul.prepared(dtype, torch.device(device)):
+        installed = bf16_matmul._installed
+    assert (bf16_matmul.workspace_bytes(dtype, torch.device(device)) > 0, installed) == (used, used)
+    assert not bf16_matmul._installed
+    assert dict(os.environ) == before
 
 
 _MAKE = """
 import torch
-from byeori.model import products
+from byeori.kernels import bf16_matmul
 
-products.prepare(torch.float32, torch.device("cpu"))
 for length in [*range(8, 148), 8]:  # convolutions go through oneDNN on every processor
-    torch.nn.functional.conv2d(torch.ones(4, 16, length, 40), torch.ones(16, 16, 3, 3))
+    with bf16_matmul.prepared(torch.float32, torch.device("cpu")):
+        torch.nn.functional.conv2d(torch.ones(4, 16, length, 40), torch.ones(16, 16, 3, 3))
 """
 
 
@@ -153,14 +157,14 @@ def test_the_code_of_few_products_is_kept(given: str | None, made: int) -> None:
 
 _HOLD = """
 import ctypes, torch
-from byeori.model import products
+from byeori.kernels import bf16_matmul
 class Heap(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g used i j".split()]
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Heap
-products.prepare(torch.bfloat16, torch.device("cpu"))
 left, right = torch.ones(4096, 64, dtype=torch.bfloat16), torch.ones(64, 128, dtype=torch.bfloat16)
-torch.mm(left[:8], right)
+with bf16_matmul.prepared(torch.bfloat16, torch.device("cpu")):
+    torch.mm(left[:8], right)
 before = mallinfo().used
 for rows in range(16, 4096, 8):
     torch.mm(left[:rows], right)
@@ -169,16 +173,24 @@ print(mallinfo().used - before)
 
 
 def test_measuring_the_processor_first_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in bf16_matmul._CACHE_SIZES:
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
+    """The first product reads how many are cached; afterwards the environment is as before."""
+    seen = []
+    for name in bf16_matmul._CACHE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def clock() -> float:
+        seen.append([os.environ[name] for name in bf16_matmul._CACHE_VARIABLES])
+        return float(len(seen))
+
+    monkeypatch.setattr(machines.time, "perf_counter", clock)
     machines.measured_peak(torch.float32, 8)
-    assert [os.environ[name] for name in bf16_matmul._CACHE_SIZES] == ["128", "128"]
+    assert seen[0] == ["128", "128"]
+    assert not set(bf16_matmul._CACHE_VARIABLES) & set(os.environ)
 
 
 @pytest.mark.skipif(not bf16_matmul.units(), reason="these products go through oneDNN only where it has units for them")
 def test_products_of_ever_new_shapes_take_no_more_than_is_counted() -> None:
-    around = {name: value for name, value in os.environ.items() if name not in bf16_matmul._CACHE_SIZES}
+    around = {name: value for name, value in os.environ.items() if name not in bf16_matmul._CACHE_VARIABLES}
     out = subprocess.run([sys.executable, "-c", _HOLD], env=around, capture_output=True, text=True, check=True).stdout
     assert 0 < int(out) < bf16_matmul.code_bytes(torch.bfloat16)
 

@@ -149,11 +149,11 @@ def test_the_kernel_is_called_as_pytorch_calls_it(monkeypatch: pytest.MonkeyPatc
 def test_what_the_kernel_does_not_take(wrong: str) -> None:
     device = "cpu" if wrong == "cpu" else "meta"
     query = torch.zeros(1, 2, 3, 8, dtype=torch.float32 if wrong == "float32" else torch.bfloat16, device=device)
-    assert not cuda_attention.takes(query, query, query[..., :4] if wrong == "sizes" else query)
+    assert not cuda_attention.supports(query, query, query[..., :4] if wrong == "sizes" else query)
 
 
 def test_deterministic_algorithms_are_switched_back() -> None:
-    with cuda_attention._repeatable():
+    with cuda_attention._deterministic():
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory is True
@@ -170,7 +170,7 @@ def test_a_plan_counts_what_the_kernel_holds_for_itself(monkeypatch: pytest.Monk
     assert taken(query, key, 1) == 5 * 4224 * 32 * 128 * 4 + 32 * 4224 * 4 + copies
     assert taken(query, query, 2) == 3 * 4352 * 32 * 128 * 4 + 32 * 4352 * 4
     assert taken(query[:, :, :80], query[:, :, :80], 1) == 5 * 4224 * 32 * 96 * 4 + 32 * 4224 * 4
-    monkeypatch.setattr(cuda_attention, "REPEATABLE", False)
+    monkeypatch.setattr(cuda_attention, "DETERMINISTIC", False)
     assert taken(query, key, 1) == 4224 * 32 * 128 * 4 + 32 * 4224 * 4 + copies
 
 

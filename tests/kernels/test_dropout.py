@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 
 import kernel_cases
 import zoo
 from byeori.batch import forest as forests
 from byeori.config import SPEED
 from byeori.data.tokenize import Example
-from byeori.kernels import dropout, last_layer, lora_linear, native, patch
-from byeori.kernels.dropout import Drop
+from byeori.kernels import dropout, last_layer, lora_linear, patch, switches
+from byeori.kernels.dropout import SeededDropout
 from byeori.model import forward
 
 ONES = torch.ones(200, 300)
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Any:
-    yield
-    patch.everywhere(list(SPEED))
 
 
 def mixed(v: int) -> int:
@@ -35,7 +29,7 @@ def mixed(v: int) -> int:
 
 
 def test_the_mask_is_the_formula() -> None:
-    found = Drop(0.3, 123_456_789).of(ONES[:7, :11].contiguous().double()).tolist()
+    found = SeededDropout(0.3, 123_456_789).apply(ONES[:7, :11].contiguous().double()).tolist()
     least = round(0.3 * 2**16)
     for row, values in enumerate(found):
         for column, value in enumerate(values):
@@ -47,18 +41,18 @@ def test_the_mask_is_the_formula() -> None:
 @kernel_cases.needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_drops_the_same(dtype: torch.dtype) -> None:
-    for drop in (Drop(0.05, 0), Drop(0.9, 2**31 - 1), Drop(0.9999999, 3)):
+    for drop in (SeededDropout(0.05, 0), SeededDropout(0.9, 2**31 - 1), SeededDropout(0.9999999, 3)):
         for x in (torch.randn(37, 53).to(dtype), torch.randn(3, 1).to(dtype), torch.randn(9, 160).to(dtype)):
-            native.switch(True)
-            found = drop.of(x)
-            native.switch(False)
-            torch.testing.assert_close(found, drop.of(x), rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
-            assert torch.equal(found == 0, drop.of(x) == 0)
+            found = drop.apply(x)
+            with switches.using(switches.Switches(kernels=False)):
+                expected = drop.apply(x)
+            torch.testing.assert_close(found, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-6, atol=0)
+            assert torch.equal(found == 0, expected == 0)
 
 
 def test_masks_are_as_random_as_they_should_be() -> None:
     """Shares, and of two masks or of a mask and itself one number, one row or more further on: within 5 errors."""
-    masks = [Drop(0.2, seed).of(ONES) > 0 for seed in (0, 1, 2, 4, 2**20, 977_531, 2**31 - 1)]
+    masks = [SeededDropout(0.2, seed).apply(ONES) > 0 for seed in (0, 1, 2, 4, 2**20, 977_531, 2**31 - 1)]
     one = (0.2 * 0.8 / ONES.numel()) ** 0.5
     for mask in masks:
         assert abs(float(mask.float().mean()) - 0.8) < 5 * one
@@ -75,11 +69,11 @@ def test_masks_are_as_random_as_they_should_be() -> None:
 def test_numbers_are_drawn_only_where_something_is_dropped() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert dropout.drawn(0.0) is None
+    assert dropout.draw(0.0) is None
     assert torch.equal(torch.get_rng_state(), before)
-    first, second = dropout.drawn(0.1), dropout.drawn(0.1)
-    assert isinstance(first, Drop)
-    assert isinstance(second, Drop)
+    first, second = dropout.draw(0.1), dropout.draw(0.1)
+    assert isinstance(first, SeededDropout)
+    assert isinstance(second, SeededDropout)
     assert first.seed != second.seed
 
 
@@ -87,7 +81,7 @@ class Masked(torch.nn.Module):
     """Dropout with one mask for each shape."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return Drop(0.4, 5).of(x.reshape(-1, x.shape[-1])).view_as(x)
+        return SeededDropout(0.4, 5).apply(x.reshape(-1, x.shape[-1])).view_as(x)
 
 
 @pytest.mark.parametrize("parts", [[], [part for part in SPEED if part != "last_layer"]], ids=["alone", "fused"])
@@ -96,19 +90,18 @@ def test_a_model_with_dropout_equals_pefts_with_the_same_masks(
     kind: str, parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (lora_linear, dropout):
-        monkeypatch.setattr(module, "drawn", lambda rate: Drop(rate, 5) if rate else None)
+        monkeypatch.setattr(module, "draw", lambda rate: SeededDropout(rate, 5) if rate else None)
     model, plain = zoo.tiny(kind)
     row = Example(token_ids=list(range(3, 23)), targets=((8, 20),))
     for part in (model, plain):
         for layer in part.modules():
-            if isinstance(layer, lora_linear.LoraLinear):
+            if isinstance(layer, LoraLinear):
                 layer.lora_dropout["default"] = Masked() if part is plain else torch.nn.Dropout(0.4)
     assert forward.use_forest_attention(model)
-    patch.everywhere(parts)
     patch.fuse(model, parts)
     model.train()
     plain.train()
-    with zoo.Wide():
+    with zoo.Wide(), forward.accelerated(model):
         loss = -forward.forest_logprobs(model, forests.build([row])).sum()
         expected = zoo.plain_loss(plain, [row])
         assert abs(loss.item() - expected.item()) / expected.item() < 1e-10
@@ -121,7 +114,7 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(last_layer, "_AT_MOST_ONE_IN", 1)
     model, _ = zoo.tiny("qwen3")
     for layer in model.modules():
-        if isinstance(layer, lora_linear.LoraLinear):
+        if isinstance(layer, LoraLinear):
             layer.lora_dropout["default"] = torch.nn.Dropout(0.3)
     assert forward.use_forest_attention(model)
     patch.fuse(model, list(SPEED))
@@ -150,10 +143,10 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
 
 def test_a_mask_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """In compiled layers: of the input's shape, and the one that the backward pass knows of."""
-    assert dropout.mask(0.0, ONES) is None
+    assert dropout.draw_mask(0.0, ONES) is None
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     model, _ = zoo.tiny("llama")
-    layer = next(each for each in model.modules() if isinstance(each, lora_linear.LoraLinear)).train()
+    layer = next(each for each in model.modules() if isinstance(each, LoraLinear)).train()
     layer.lora_dropout["default"] = torch.nn.Dropout(0.4)
     x = torch.randn(1, 7, layer.in_features, dtype=torch.float64, requires_grad=True)
 

@@ -201,7 +201,7 @@ def test_every_kind_can_be_loaded_and_switched_back(kind: str, tmp_path: Path) -
 
 def test_self_check_stops_a_wrong_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = zoo.tiny("lfm2")
-    monkeypatch.setattr(forward, "_KINDS", {"full_attention", "conv"})  # as if convolutions were harmless
+    monkeypatch.setattr(forward, "_LAYER_TYPES", {"full_attention", "conv"})  # as if convolutions were harmless
     assert forward.use_forest_attention(model)
     with pytest.raises(ModelError, match=r"than this model's own forward pass \(mean relative difference"):
         forward.self_check(model, zoo.tree()[:4])
@@ -209,5 +209,5 @@ def test_self_check_stops_a_wrong_computation(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_model_without_the_interface_is_named() -> None:
     model, _ = zoo.tiny("lfm2")  # its layers run with their own attention as long as nobody switches it
-    with pytest.raises(ModelError, match="do not go through transformers' attention interface"):
+    with pytest.raises(ModelError, match="do not use transformers' attention interface"):
         forward.forest_logprobs(model, forests.build(zoo.tree()[:1]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from byeori.kernels import lm_head, native, patch
+from byeori.kernels import lm_head, native, patch, switches
 from byeori.kernels.lm_head import Head, target_logprobs
 
 WORDS, SIZE, COUNT = 23, 6, 11
@@ -111,11 +111,8 @@ def test_bf16_is_summed_in_float32(frozen: bool) -> None:
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_with_kernels_and_without(
-    kernels: bool, scale: float, dtype: torch.dtype, limit: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_kernels_and_without(kernels: bool, scale: float, dtype: torch.dtype, limit: float) -> None:
     """Blocks of eight words, so that most targets lie in other blocks; against the whole matrix in float64."""
-    monkeypatch.setattr(native, "_on", kernels)
     module = linear(bias=True).to(dtype)
     rows, ids = inputs(dtype)
     exact = [states.detach().double() for states in (module.weight, module.bias, rows)]
@@ -123,7 +120,10 @@ def test_with_kernels_and_without(
     wide.load_state_dict({"weight": exact[0], "bias": exact[1]})
     hidden = exact[2].requires_grad_()
     expected = whole(Head(module=wide, scale=scale), hidden, ids)
-    found = target_logprobs(Head(module=module, scale=scale), rows, ids, block_rows=COUNT, block_bytes=4 * COUNT * 8)
+    with switches.using(switches.Switches(kernels=kernels)):
+        found = target_logprobs(
+            Head(module=module, scale=scale), rows, ids, block_rows=COUNT, block_bytes=4 * COUNT * 8
+        )
     weights = torch.linspace(-1, 2, COUNT)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -181,9 +181,11 @@ def test_no_target_loses_more_than_its_share(
 
 def test_the_setting_switches_it() -> None:
     for chosen in ([], ["rare_words"]):
-        patch.everywhere(chosen)
-        assert lm_head._on is bool(chosen)
-    patch.everywhere(patch.parts(["auto"], torch.device("cpu")))
+        model = torch.nn.Module()
+        patch.fuse(model, chosen)
+        with patch.active(model, torch.float32, torch.device("cpu")):
+            assert switches.current().rare_words is bool(chosen)
+    assert switches.current().rare_words
 
 
 def test_float32_leaves_no_word_out(
@@ -213,12 +215,9 @@ def gradient(
     module: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor, *, rare_words: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and the gradient of their sum."""
-    lm_head.switch(rare_words)
-    try:
+    with switches.using(switches.Switches(rare_words=rare_words)):
         found = target_logprobs(Head(module=module), hidden, ids, **BLOCKS)
         return found.detach(), torch.autograd.grad(found.sum(), hidden)[0]
-    finally:
-        lm_head.switch(True)
 
 
 def test_large_logits_stay_finite() -> None:

@@ -18,7 +18,7 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import forest_attention, lora_linear
-from byeori.kernels.dropout import Drop, Mask
+from byeori.kernels.dropout import DropoutMask, SeededDropout
 from byeori.model import adapter, forward
 from byeori.train import checkpoint
 from tiny_models import byte_level_tokenizer, tiny_llama
@@ -85,7 +85,7 @@ def test_gradcheck_without_and_with_a_mask() -> None:
     a = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     keep = torch.empty_like(x).bernoulli_(0.6).div_(0.6)
-    for drop in (None, Mask(keep), Drop(0.4, 3)):
+    for drop in (None, DropoutMask(keep), SeededDropout(0.4, 3)):
         assert torch.autograd.gradcheck(
             lambda *t, m=drop: lora_linear._FusedLora.apply(t[0], w, bias, t[1], t[2], 1.5, m, None), (x, a, b)
         )
@@ -112,7 +112,7 @@ def test_the_mask_of_the_forward_pass_is_the_backward_pass_mask() -> None:
     torch.manual_seed(11)
     layer(x).sum().backward()
     torch.manual_seed(11)
-    keep = Drop(0.5, int(torch.randint(2**31, ()))).of(torch.ones_like(x))
+    keep = SeededDropout(0.5, int(torch.randint(2**31, ()))).apply(torch.ones_like(x))
     assert 0 < int((keep == 0).sum()) < 32
     a, b, s = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"]
     through = s * (torch.ones(1, b.shape[0], dtype=torch.float64) @ b) @ a
@@ -163,7 +163,7 @@ def test_an_unknown_target_lists_the_layers() -> None:
     with pytest.raises(ConfigError) as error:
         adapter.attach(tiny_llama(WORDS), r=2, alpha=2, dropout=0, targets=["q_porj"], seed=0)
     assert str(error.value) == (
-        "--lora_target_modules names 'q_porj', which ends no layer's name (did you mean q_proj?); the layers are "
+        "--lora_target_modules: no layer is called 'q_porj' (did you mean q_proj?); the layers are "
         "embed_tokens, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,17 @@ from byeori.batch import forest as forests
 from byeori.config import SPEED, SftSettings, check
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
-from byeori.kernels import cpu_attention, forest_attention, gated_mlp, last_layer, lora_linear, native, patch, qkv_rope
+from byeori.kernels import (
+    cpu_attention,
+    forest_attention,
+    gated_mlp,
+    last_layer,
+    lora_linear,
+    native,
+    patch,
+    qkv_rope,
+    switches,
+)
 from byeori.kernels import dispatch as kernels
 from byeori.model import adapter, forward
 
@@ -38,11 +47,9 @@ FOUND = {
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Prune the last layer of short examples too; switches are set back."""
+def _short_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prune the last layer of short examples too."""
     monkeypatch.setattr(last_layer, "_AT_MOST_ONE_IN", 1)
-    yield
-    patch.everywhere(list(SPEED))
 
 
 @functools.cache
@@ -57,10 +64,9 @@ def difference(kind: str, dtype: torch.dtype, parts: list[str]) -> tuple[float, 
     """Relative differences of the loss and of the worst gradient from the plain computation."""
     model, _ = zoo.tiny(kind, dtype)
     forward.use_forest_attention(model)
-    patch.everywhere(parts)
     patch.fuse(model, parts)
     loss, gradients = expected(kind, dtype)
-    with zoo.Wide():
+    with zoo.Wide(), forward.accelerated(model):
         found = -forward.forest_logprobs(model, forests.build(zoo.tree(), min_shared=1)).sum()
         return abs(found.item() - loss) / abs(loss), zoo.worst(zoo.gradients(model, found), gradients)
 
@@ -91,14 +97,14 @@ def test_float32(kind: str, parts: list[str]) -> None:
 def test_what_is_found_and_what_is_left_alone(kind: str) -> None:
     model, _ = zoo.tiny(kind)
     names = model.state_dict().keys()
-    assert (gated_mlp.fuse_mlps(model), qkv_rope.fuse_heads(model), last_layer.prune(model)) == FOUND[kind]
+    assert (gated_mlp.fuse_mlps(model), qkv_rope.fuse_attention(model), last_layer.prune(model)) == FOUND[kind]
     assert model.state_dict().keys() == names
 
 
 def test_the_last_layer_computes_few_rows() -> None:
     model, _ = zoo.tiny("llama")
     forward.use_forest_attention(model)
-    assert qkv_rope.fuse_heads(model) == 2
+    assert qkv_rope.fuse_attention(model) == 2
     assert last_layer.prune(model)
     seen: list[int] = []
     base = model.get_base_model().model
@@ -210,12 +216,12 @@ def test_large_scores_are_as_exact_as_small_ones(kernels: bool) -> None:
     wide = (scores.double() * 0.3).masked_fill(torch.ones(60, 60).triu(1).bool(), -torch.inf).requires_grad_()
     right = wide.softmax(-1)
     (to_scores,) = torch.autograd.grad(right, wide, grad.double())
-    native.switch(kernels)
     block = cpu_attention._Block(slice(0, 60), slice(0, 60), 0, 60)
-    sums = cpu_attention._softmax(weights, block, 0.3, None)
-    assert float((weights - right).abs().max()) < 1e-6
-    again = scores.clone()
-    cpu_attention._softmax_back(again, grad, sums, block, 0.3, None)
+    with switches.using(switches.Switches(kernels=kernels)):
+        sums = cpu_attention._softmax(weights, block, 0.3, None)
+        assert float((weights - right).abs().max()) < 1e-6
+        again = scores.clone()
+        cpu_attention._softmax_back(again, grad, sums, block, 0.3, None)
     assert torch.equal(again, weights)
     assert float((grad - 0.3 * to_scores).norm() / to_scores.norm()) < 1e-6
 
@@ -272,11 +278,11 @@ def test_dropout_and_a_switched_off_adapter() -> None:
 
 def test_without_a_compiler_pytorch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda name: None)
-    native._library.cache_clear()
+    native._built.cache_clear()
     try:
-        assert not native.runs(torch.zeros(2))
+        assert not native.supports(torch.zeros(2))
     finally:
-        native._library.cache_clear()
+        native._built.cache_clear()
 
 
 def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +290,7 @@ def test_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert patch.parts(check(SftSettings, needed).speed, CPU) == list(SPEED)
     on_a_gpu = ["kernels", "norms", "mlp", "heads", "last_layer"]
     assert patch.parts(["auto"], torch.device("cuda")) == on_a_gpu
-    monkeypatch.setattr(kernels, "triton_is_here", lambda: False)
+    monkeypatch.setattr(kernels, "has_triton", lambda: False)
     assert patch.parts(["auto"], torch.device("cuda")) == on_a_gpu  # of a plan, which is made elsewhere
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert patch.parts(["auto"], torch.device("cuda")) == ["norms"]

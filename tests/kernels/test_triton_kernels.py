@@ -45,12 +45,12 @@ def launches(dtype: torch.dtype, wide: int, words: int) -> dict[str, tuple[Any, 
     return {
         "norm": (x, sums(wide), 1e-6, x, r, TOKENS, wide),
         "norm_back": (x, x, sums(wide), r, x, TOKENS, wide),
-        "drop": (x, x, 1.05, 12_345, 3_277, TOKENS, wide),
+        "dropout": (x, x, 1.05, 12_345, 3_277, TOKENS, wide),
         "glu": (x, x, x, 1.5, 0.07, TOKENS, wide),
         "glu_back": (x, x, x, x, x, 1.5, 0.07, TOKENS, wide),
-        "turn": (head, turn, turn, scale, 1e-6, head, sums(TOKENS, HEADS, 1), *sizes),
-        "turn_back": (head, head, turn, turn, scale, sums(TOKENS, HEADS, 1), head, *sizes),
-        "words": (states(TOKENS, words), ids, r, r, r, r, 0.7, TOKENS, words),
+        "rope": (head, turn, turn, scale, 1e-6, head, sums(TOKENS, HEADS, 1), *sizes),
+        "rope_back": (head, head, turn, turn, scale, sums(TOKENS, HEADS, 1), head, *sizes),
+        "online_softmax": (states(TOKENS, words), ids, r, r, r, r, 0.7, TOKENS, words),
     }
 
 

@@ -31,10 +31,10 @@ class Late(activation_offload.Link):
     def under_way(self) -> int:
         return len(self.started) - self.done
 
-    def takes(self, tensor: torch.Tensor) -> bool:
+    def accepts(self, tensor: torch.Tensor) -> bool:
         return tensor.numel() > 0 and not isinstance(tensor, torch.nn.Parameter)
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
+    def empty_like(self, like: torch.Tensor) -> torch.Tensor:
         return torch.full_like(like, torch.nan)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> int:
@@ -81,7 +81,7 @@ def there_and_back(layers: Layers) -> list[torch.Tensor]:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_what_is_used_has_arrived_and_what_is_freed_has_left(count: int) -> None:
     expected, layers, link = there_and_back(Layers(count)), Layers(count), Late()
-    activation_offload.keep_away(layers, link)
+    activation_offload.offload(layers, link)
     for _ in range(2):
         assert all(torch.equal(*pair) for pair in zip(there_and_back(layers), expected, strict=True))
     assert len(link.started) == 2 * (count + max(0, count - 2))  # all go, the last two need not come back
@@ -90,7 +90,7 @@ def test_what_is_used_has_arrived_and_what_is_freed_has_left(count: int) -> None
 def test_copies_are_under_way_while_layers_work() -> None:
     link, seen = Late(), list[tuple[int, int]]()
     layers = Layers(6, lambda index: seen.append((index, link.under_way)))
-    activation_offload.keep_away(layers, link)
+    activation_offload.offload(layers, link)
     there_and_back(layers)
     out, back = seen[:6], seen[6:]
     assert out == [(0, 1), (1, 2), (2, 2), (3, 2), (4, 2), (5, 2)]  # a layer's own input and the one before
@@ -105,7 +105,7 @@ def test_a_pass_that_fails_leaves_no_copy_under_way() -> None:
             raise RuntimeError("out of memory")
 
     layers = Layers(6, look)
-    activation_offload.keep_away(layers, link)
+    activation_offload.offload(layers, link)
     with pytest.raises(RuntimeError, match="out of memory"):
         there_and_back(layers)
     gc.collect()
@@ -136,7 +136,7 @@ def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small_tensors_weights_and_those_of_the_cpu_stay() -> None:
-    shelf = activation_offload._Shelf(activation_offload.Link())
+    stack = activation_offload._Stack(activation_offload.Link())
     for tensor in (torch.zeros(2**20), torch.nn.Parameter(torch.zeros(3))):
-        assert shelf.put(tensor) is tensor
-        assert shelf.take(tensor) is tensor
+        assert stack.put(tensor) is tensor
+        assert stack.take(tensor) is tensor

@@ -35,7 +35,7 @@ def packed(
     torch.manual_seed(0)
     linear = torch.nn.Linear(columns, rows, dtype=dtype)
     layer = QuantizedLinear(linear, bits)
-    layer.weight = torch.nn.Parameter(layer.pack(linear.weight.detach()), requires_grad=False)
+    layer.weight = torch.nn.Parameter(layer.quantize(linear.weight.detach()), requires_grad=False)
     return layer, linear.weight.detach()
 
 
@@ -47,7 +47,7 @@ def test_four_bit_is_nf4_in_blocks_of_64(shape: tuple[int, int]) -> None:
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % 64)).view(-1, 64)
     scale = blocks.abs().amax(dim=1, keepdim=True)
     nearest = NF4[(blocks / scale)[..., None].sub(NF4).abs().argmin(dim=-1)] * scale
-    opened = layer.open(layer.weight)
+    opened = layer.dequantize(layer.weight)
     # the scales are rounded to 8 bit themselves
     assert float((opened.reshape(-1) - nearest.view(-1)[: len(flat)]).abs().max()) < 0.02 * float(weight.abs().max())
 
@@ -55,7 +55,9 @@ def test_four_bit_is_nf4_in_blocks_of_64(shape: tuple[int, int]) -> None:
 def test_eight_bit_rounds_rows() -> None:
     layer, weight = packed(24, 40, bits=8)
     scale = weight.half().float().abs().amax(dim=1, keepdim=True) / 127
-    assert torch.allclose(layer.open(layer.weight), (weight / scale).round() * scale, atol=float(scale.max()) * 1.01)
+    assert torch.allclose(
+        layer.dequantize(layer.weight), (weight / scale).round() * scale, atol=float(scale.max()) * 1.01
+    )
     assert layer.weight.dtype == torch.int8
 
 
@@ -67,7 +69,7 @@ def test_a_packed_layer_keeps_its_small_weight_only(bits: int) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         y = layer(x)
     assert [tensor.dtype for tensor in kept] == [layer.weight.dtype]
-    weight = layer.open(layer.weight)
+    weight = layer.dequantize(layer.weight)
     assert torch.allclose(y, torch.nn.functional.linear(x, weight, layer.bias))
     y.square().sum().backward()
     assert torch.allclose(x.grad, 2 * y.detach() @ weight)
@@ -106,7 +108,7 @@ def test_training_over_packed_layers(kind: str, bits: int, tmp_path: Path) -> No
     count = 0
     for name, layer in base.named_modules():
         if isinstance(layer, QuantizedLinear):
-            plain.get_submodule(name).weight.data = layer.open(layer.weight)
+            plain.get_submodule(name).weight.data = layer.dequantize(layer.weight)
             count += 1
     assert count >= 8
     models = []
@@ -155,13 +157,13 @@ def test_equals_bitsandbytes_in_transformers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved("gpt2", tmp_path / "gpt2")
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no plain linear layers to hold in 4 bit"):
-        quantize.pack_layers(copy.deepcopy(model), 4)
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no plain linear layers to quantize"):
+        quantize.quantize_layers(copy.deepcopy(model), 4)
     model = saved("llama", tmp_path / "llama")
     model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     model.config.save_pretrained(tmp_path / "llama")
-    with pytest.raises(ConfigError, match="are quantised already; leave --load_in_4bit"):
+    with pytest.raises(ConfigError, match="are quantized already; omit --load_in_4bit"):
         load_streamed.load_streamed(str(tmp_path / "llama"), dtype=torch.float32, processes=ALONE, bits=4)
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"--load_in_4bit needs bitsandbytes; pip install '.\[quant\]' in byeori's"):
-        quantize.pack_layers(model, 4)
+        quantize.quantize_layers(model, 4)

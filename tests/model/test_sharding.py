@@ -113,7 +113,7 @@ def test_adapters_stay_whole(mine: parallel.Processes, models: Path) -> None:
     how: dict[str, Any] = {"r": 3, "alpha": 5, "dropout": 0.0, "targets": ["all-linear"], "seed": 1}
     plain = adapter.attach(AutoModelForCausalLM.from_pretrained(models / "llama", dtype=torch.float32), **how)
     base = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine)
-    with sharding.shown_whole(base, mine.device):
+    with sharding.whole_shapes(base, mine.device):
         model = adapter.attach(base, **how)
     expected = {name: p for name, p in plain.named_parameters() if p.requires_grad}
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -77,8 +77,8 @@ def test_memory_is_held_up_to_the_plan(run: Runs, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"lora_target_modules": "nosuch"}, "names 'nosuch', which ends no layer's name"),
-        ({"base_model": "gpt2", "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to hold in 4 bit"),
+        ({"lora_target_modules": "nosuch"}, "no layer is called 'nosuch'"),
+        ({"base_model": "gpt2", "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to quantize"),
     ],
 )
 def test_impossible_settings_are_refused_before_the_weights_are_read(

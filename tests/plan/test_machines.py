@@ -98,7 +98,6 @@ def test_memory_that_matrix_products_take_on_a_cpu(
 ) -> None:
     """Blocks in float32 where there are no units for bf16; where there are, the code that oneDNN keeps."""
     monkeypatch.setattr(bf16_matmul, "units", lambda: units)
-    monkeypatch.setattr(bf16_matmul, "install", lambda: None)
     monkeypatch.setattr(machines.memory, "resident_bytes", lambda: 1000)
     monkeypatch.setattr(machines, "measured_peak", lambda dtype: 1e11)
     assert machines.this_cpu(TABLE, dtype).workspace == 1000 + besides

@@ -239,7 +239,7 @@ def pytest_runtest_setup(item: Any) -> None:
 
     def call(name: str, *given: Any) -> None:
         first = next(each for each in given if isinstance(each, torch.Tensor))
-        (TRITON if first.dtype not in native._STORED or native._library() is None else native.call)(name, *given)
+        (TRITON if first.dtype not in native._SUFFIXES or native.problem() else native.call)(name, *given)
 
     triton_kernels.call = TRITON if item.path.name == "test_cuda_fused.py" else call
 

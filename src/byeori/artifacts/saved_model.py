@@ -22,9 +22,9 @@ from byeori.data import template, tokenize
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
-from byeori.model import load
+from byeori.kernels import lora_linear
+from byeori.model import adapter, load
 from byeori.model.fingerprint import base_fingerprint, read_header
-from byeori.model.light import without_bitsandbytes
 from byeori.support.pickles import missing_weights
 from byeori.support.text_files import one_line
 from byeori.support.yaml_files import yaml_mapping
@@ -198,22 +198,13 @@ def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> A
     Raises:
         ModelError: if it does not fit the base.
     """
-    from peft import PeftModel
-
-    from byeori.kernels import lora_linear  # imports PEFT, which reading small files does without
-
-    folder, misfit = str(saved.folder), f"the adapter {saved.name} does not fit the base {saved.base}"
+    misfit = f"the adapter {saved.name} does not fit the base {saved.base}"
     remedy = "give the base that it was trained on with --base_model"
     try:
-        with without_bitsandbytes(model):
-            tuned = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-        keys = tuned.load_adapter(
-            folder, "default", is_trainable=trainable
-        )  # from_pretrained only warns of keys that are left over
+        tuned, missing, unexpected = adapter.load_adapter(model, saved.folder, trainable=trainable)
     except Exception as error:  # PEFT raises a different kind for each way in which an adapter can be wrong
         raise ModelError(f"{misfit} ({one_line(error, 200)}); {remedy}") from None
-    missing = [key for key in keys.missing_keys if "lora_" in key]
-    for words, names in (("the base has layers without it", missing), ("layers are left over", keys.unexpected_keys)):
+    for words, names in (("the base has layers without it", missing), ("layers are left over", unexpected)):
         if names:
             raise ModelError(f"{misfit}: {words} ({names[0]} and {len(names) - 1} more); {remedy}")
     lora_linear.fuse(tuned)

@@ -75,7 +75,7 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
         base = load_streamed.load_streamed(start.base, processes=processes, bits=quantized, offload=offload, **source)
     else:
         base = load.load_model(start.base, device=processes.device, **source)
-    with sharding.shown_whole(base, processes.device):
+    with sharding.whole_shapes(base, processes.device):
         if start.adapter is not None:
             return saved_model.with_adapter(base, start.adapter, trainable=True)
         model = adapter.attach(
@@ -102,9 +102,10 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
     tokens = row_tokens * settings.batch_size // processes.world
     if settings.compile == "on":
         chosen = [part for part in chosen if part in ("attention", "kernels")]
-    patch.everywhere(chosen)
     with sharding.last_layer_whole(base):
         fused = patch.fuse(base, chosen)
+    for note in patch.notes(base, chosen, base.dtype, processes.device):
+        say(note)
     pays = settings.compile == "auto" and not fused and wrap.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
         say(f"Compiling {wrap.compile_layers(base)} layers: the first steps take about half a minute longer")

@@ -14,6 +14,7 @@ from byeori.data import sources, tokenize
 from byeori.data.tokenize import Encoding
 from byeori.errors import DataError, TemplateError
 from byeori.evaluate import stop_tokens
+from byeori.model.forward import accelerated
 from byeori.model.streamer import text_streamer
 from byeori.support import atomic_files
 
@@ -85,19 +86,20 @@ def answer(
     stop_ids = stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
     torch.manual_seed(sampling.seed * 1_000_003 + batch_number)
     names = ("temperature", "top_p", "top_k") if sampling.temperature else ()
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        do_sample=bool(sampling.temperature),
-        max_new_tokens=new_tokens,
-        repetition_penalty=1.0,
-        logits_processor=_repetition_penalty(sampling.repetition_penalty, mask),
-        eos_token_id=stop_ids or None,
-        pad_token_id=pad,
-        streamer=text_streamer(tokenizer, stream) if stream else None,
-        **({"stop_strings": [suffix], "tokenizer": tokenizer} if suffix.strip() else {}),
-        **{name: getattr(sampling, name) for name in names},
-    )
+    with accelerated(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=bool(sampling.temperature),
+            max_new_tokens=new_tokens,
+            repetition_penalty=1.0,
+            logits_processor=_repetition_penalty(sampling.repetition_penalty, mask),
+            eos_token_id=stop_ids or None,
+            pad_token_id=pad,
+            streamer=text_streamer(tokenizer, stream) if stream else None,
+            **({"stop_strings": [suffix], "tokenizer": tokenizer} if suffix.strip() else {}),
+            **{name: getattr(sampling, name) for name in names},
+        )
     return [_answer(tokenizer, row[width:].tolist(), stop_ids, suffix) for row in output]
 
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.model_card import TOKENIZER_FILES
@@ -28,7 +26,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ModelError, TemplateError
 from byeori.export.merge_plan import FLOATS, MergedModel
-from byeori.model.light import without_bitsandbytes
+from byeori.model.adapter import load_adapter
 from byeori.model.load import load_model
 from byeori.support.text_files import one_line
 
@@ -71,8 +69,7 @@ def compare(merged: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
     tuned = load_model(str(model.base), dtype=torch.float32, device=device)
     rows, origin = prompts(merged, tuned.config.get_text_config())
     try:
-        with without_bitsandbytes(tuned):
-            tuned = PeftModel.from_pretrained(tuned, str(model.adapter)).eval()
+        tuned = load_adapter(tuned, model.adapter)[0].eval()
     except Exception as error:  # PEFT raises a different class for each way in which an adapter can be wrong
         raise ModelError(f"PEFT cannot load {model.adapter}: {one_line(error)}") from None
     expected = _logits(tuned, rows)
@@ -115,6 +112,8 @@ def _merge_and_round(model: Any, dtype: torch.dtype) -> bool:
 
     Returns False, with nothing done, if a weight has two owners: PEFT would change it for both.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     if any(owners[id(layer.weight)] > 1 for layer in layers):

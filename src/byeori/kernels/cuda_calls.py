@@ -1,18 +1,18 @@
-"""How a forest is cut into the sequences that a GPU's attention kernel is called with.
+"""How a forest is cut into the sequences of a GPU's variable-length attention kernel.
 
-A node and its first child lie next to each other, so a forest falls into runs, each a causal sequence of its own:
+A node and its first child are neighbours, so a forest falls into runs, each a causal sequence of its own:
 
-    run        a root or a later child, with its first child, that one's first child, ... behind it
-    light      the tokens below a node that are not in its own run; depth-first order keeps them together
+    run        a root or a later child, followed by its first child, that one's first child, ...
+    light      the tokens below a node that are not in its own run; depth-first order keeps them contiguous
 
-Full attention is a cascade. One causal call over the runs, then for every depth one call without a mask in which the
-light tokens of that depth's nodes meet the nodes' own keys. Every pair of query and key is met once; nothing is copied
-where one node alone has light tokens (a pair of answers to one prompt). Two answers `c d` and `x y` to `a b`:
+Full attention is a cascade: one causal call over the runs, then for every depth one call without a mask, in which the
+light tokens of that depth's nodes attend to the nodes' own keys. Every pair of query and key occurs once; nothing is
+copied if only one node has light tokens (a pair of answers to one prompt). Two answers `c d` and `x y` to `a b`:
 
     index      0 1 | 2 3 | 4 5
-    token      a b | c d | x y        runs (0, 4), (4, 6); light tokens of the prompt (4, 6) meet its keys (0, 2)
+    token      a b | c d | x y        runs (0, 4), (4, 6); light tokens of the prompt (4, 6) see its keys (0, 2)
 
-A window shorter than a path needs the keys in the order of the path: they are gathered, and the kernel's causal mask is
+A window shorter than a path needs the keys in the path's order: they are gathered, and the kernel's causal mask is
 aligned to the last key.
 """
 
@@ -25,13 +25,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-# (start, end, parent) of a forest's node; first child right behind its parent.
+# (start, end, parent) of a forest's node; a first child follows its parent.
 Node = tuple[int, int, int]
 # (start, end) of some queries and the (start, end) runs of their keys; the last query is that of the last key.
 Path = tuple[int, int, tuple[tuple[int, int], ...]]
 Rows: TypeAlias = slice | torch.Tensor
 
-# Which way full attention goes; a window always gathers. Both are measured by benchmarks/gpu.py.
+# How full attention runs; a window always gathers. benchmarks/gpu.py measures both.
 FULL: Literal["cascade", "gather"] = "cascade"
 
 
@@ -39,9 +39,9 @@ FULL: Literal["cascade", "gather"] = "cascade"
 class Call:
     """One call of the kernel: sequence i has queries cu_q[i]..cu_q[i+1] of `queries`, keys likewise.
 
-    queries, keys: rows of the query and key states. once: no key is named twice.
+    queries, keys: rows of the query and key states. once: no key occurs twice.
     causal: the last query sees all keys, the one before it all but the last, ...; otherwise each sees all.
-    window: keys that a query sees, the last one included. cu_q, cu_k: int32 on the device [sequences + 1].
+    window: keys that a query sees, its own included. cu_q, cu_k: int32 on the device [sequences + 1].
     max_q, max_k: of the longest sequence.
     """
 
@@ -72,11 +72,10 @@ def plan(
     device: torch.device,
     full: str | None = None,
 ) -> list[Call]:
-    """The calls of a forest's attention, the causal one first; all their numbers travel in one copy.
+    """Return the calls of a forest's attention, the causal one first; all their indices travel in one copy.
 
-    tree: the forest's nodes; empty where the queries are those of some tokens alone. paths: the same with their keys,
-    whose queries are all there are, in order. window: tokens that a query sees, itself included.
-    full: `cascade` or `gather` instead of FULL.
+    tree: the forest's nodes; empty if the queries are those of some tokens alone. paths: the same with their keys;
+    their queries are all queries, in order. window: tokens that a query sees, itself included. full: overrides FULL.
     """
     if window is not None and window >= max(sum(end - start for start, end in keys) for _, _, keys in paths):
         window = None
@@ -85,7 +84,7 @@ def plan(
 
 
 def _run_ends(nodes: Sequence[Node]) -> list[int]:
-    """Where the run that a node lies in ends."""
+    """The end of each node's run."""
     ends = [end for _, end, _ in nodes]
     for index in range(len(nodes) - 1, -1, -1):
         start, _, parent = nodes[index]
@@ -130,7 +129,7 @@ def _gathered(paths: Sequence[Path], window: int | None) -> _Spans:
 
 
 def _joined(paths: Sequence[Path]) -> list[Path]:
-    """Paths that run on from the one before them become one with it."""
+    """Join paths that continue the one before them."""
     out: list[Path] = []
     for start, end, keys in paths:
         before = out[-1] if out else None
@@ -147,7 +146,7 @@ def _joined(paths: Sequence[Path]) -> list[Path]:
 
 
 def _place(spans: list[_Spans], window: int | None, device: torch.device) -> list[Call]:
-    """Move the numbers of all calls to the device at once."""
+    """Copy the indices of all calls to the device at once."""
     numbers: list[np.ndarray] = []
     for part in spans:
         lengths = ([end - start for start, end in part.queries], [len(keys) for keys in part.keys])
@@ -167,7 +166,7 @@ def _place(spans: list[_Spans], window: int | None, device: torch.device) -> lis
                 window=window,
                 cu_q=parts[at + 2],
                 cu_k=parts[at + 3],
-                max_q=max(2, int(np.diff(cu_q).max())),  # with 1 the kernel takes a way made for generation
+                max_q=max(2, int(np.diff(cu_q).max())),  # 1 would select the kernel's code for generation
                 max_k=int(np.diff(cu_k).max()),
             )
         )
@@ -175,12 +174,12 @@ def _place(spans: list[_Spans], window: int | None, device: torch.device) -> lis
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy; to a GPU from pinned memory, so that the host does not wait for what the GPU is doing."""
+    """Return a copy on the device; to a GPU from pinned memory, so that the host does not wait for the GPU."""
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _rows(rows: np.ndarray, placed: torch.Tensor) -> Rows:
-    """A slice where the rows follow each other: no copy of the states is made then."""
+    """A slice if the rows are contiguous, which then needs no copy of the states."""
     first, last = int(rows[0]), int(rows[-1])
     if last - first + 1 == len(rows) and np.all(np.diff(rows) == 1):
         return slice(first, last + 1)

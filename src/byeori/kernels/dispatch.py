@@ -1,7 +1,7 @@
 """Kernels that do in one pass over memory what PyTorch does in several: C on a CPU, Triton on a GPU.
 
-Their names and arguments are those of kernels.c. Callers ask first, and use PyTorch's own operations where there is no
-kernel.
+Names and arguments are those of csrc/kernels.c. Callers ask `supports` first, and use PyTorch's own operations where
+there is no kernel.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from pathlib import Path
 
 import torch
 
-from byeori.kernels import device_kind, native
+from byeori.kernels import device_kind, native, switches
 
-_GPU_STORES = (torch.bfloat16, torch.float16, torch.float32)
+_CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def runs(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels take these tensors: contiguous ones of one type that they know.
+def supports(*tensors: torch.Tensor) -> bool:
+    """Return whether the kernels accept these tensors: contiguous, and all of one type that the kernels know.
 
-    Layers that torch.compile traces are fused by it.
+    Layers that torch.compile traces are fused by the compiler instead.
     """
-    if device_kind.kind(tensors[0]) != "cuda":
-        return native.runs(*tensors)
     first = tensors[0]
+    if device_kind.kind(first) != "cuda":
+        return native.supports(*tensors)
     return (
-        native.on()
+        switches.current().kernels
         and not torch.compiler.is_compiling()
-        and first.dtype in _GPU_STORES
-        and native.alike(*tensors)
-        and (first.is_meta or triton_is_here())
+        and first.dtype in _CUDA_DTYPES
+        and native.same_layout(*tensors)
+        and (first.is_meta or has_triton())
     )
 
 
 def call(name: str, *arguments: torch.Tensor | float | None) -> None:
-    """Run a kernel; nothing in a rehearsal, where there are no numbers."""
+    """Run a kernel; nothing on the meta device, where a rehearsal has no numbers."""
     first = next(each for each in arguments if isinstance(each, torch.Tensor))
     if first.is_meta:
         return
@@ -49,12 +49,17 @@ def call(name: str, *arguments: torch.Tensor | float | None) -> None:
 
 
 def sources() -> str:
-    """A hash of the kernels' code, of both kinds."""
+    """Return a hash of the code of all kernels."""
     triton = Path(__file__).with_name("triton_kernels.py").read_bytes()
     return hashlib.sha256(native.sources().encode() + triton).hexdigest()
 
 
 @functools.cache
-def triton_is_here() -> bool:
-    """It comes with PyTorch for GPUs on Linux."""
+def has_triton() -> bool:
+    """Return whether Triton is installed; it comes with PyTorch for GPUs on Linux."""
     return find_spec("triton") is not None
+
+
+def wide(states: torch.Tensor) -> torch.dtype:
+    """Return the type to compute in: float32, or float64 for float64."""
+    return torch.promote_types(states.dtype, torch.float32)

@@ -1,13 +1,16 @@
 """Attention on a forest: every token attends to its own path from the root.
 
-One function is registered with transformers' attention interface; the layout travels as a keyword argument through
-the model's layers. Queries of a node see the keys of its ancestors, all of them, and of the node itself causally.
+One function is registered with transformers' attention interface; the layout travels as a keyword argument through the
+model's layers. Queries of a node see all keys of its ancestors, and those of the node itself causally.
+
+`BACKENDS` lists the implementations. The first that supports a call runs it; the last two are plain PyTorch.
 
     D head size, H query heads, G key/value heads, T unique tokens, n a node's queries, m its path's keys (m >= n)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,28 +18,30 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
-from byeori.kernels import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, device_kind
+from byeori.kernels import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, device_kind, dispatch
 
 NAME = "byeori_forest"
+# Tests set a back end's name here; it then runs every call.
+OVERRIDE: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What attention needs to know of a forest; made once a micro-batch and shared by all layers.
+    """What attention needs to know of a forest; made once per micro-batch and shared by all layers.
 
     nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
     masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
     tree: the forest's own nodes. plans: window -> the GPU kernel's calls; made when a layer first needs them.
     calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
-    rows: the rows of the hidden states that predict something [n], ascending, where the model computes; with others
-    among them that fill up their number. row_numbers: the same on the host.
-    others: what the last layer's keys and values are made of [T, d], where its queries are those of `rows` alone.
+    rows: the rows of the hidden states that predict something [n], ascending, on the model's device; some others may be
+    among them to round up their number. row_numbers: the same on the host.
+    kv_input: the last layer's input for keys and values [T, d] if its queries are those of `rows` alone.
     """
 
     nodes: tuple[tuple[int, int, tuple[tuple[int, int], ...]], ...]
     rows: torch.Tensor
     row_numbers: list[int]
-    others: torch.Tensor | None = None
+    kv_input: torch.Tensor | None = None
     tree: tuple[tuple[int, int, int], ...] = ()
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     plans: dict[int | None, list[cuda_calls.Call]] = field(default_factory=dict)
@@ -44,12 +49,14 @@ class Layout:
 
 
 def layout(forest: Forest, numbers: list[int] | None = None, rows: torch.Tensor | None = None) -> Layout:
-    """The paths of a forest's nodes. numbers and rows: the layout's row_numbers and rows; without them those of the
-    targets, on the CPU."""
+    """Return the layout of a forest.
+
+    numbers, rows: the layout's row_numbers and rows; by default those of the targets, on the CPU.
+    """
     paths: list[tuple[tuple[int, int], ...]] = []
     for start, end, parent in forest.nodes:
         above = paths[parent] if parent >= 0 else ()
-        if above and above[-1][1] == start:  # a first child lies right behind its parent: one run, no copy
+        if above and above[-1][1] == start:  # a first child starts where its parent ends: one run, no copy
             paths.append((*above[:-1], (above[-1][0], end)))
         else:
             paths.append((*above, (start, end)))
@@ -59,8 +66,8 @@ def layout(forest: Forest, numbers: list[int] | None = None, rows: torch.Tensor 
     return Layout(nodes=nodes, rows=rows, row_numbers=numbers, tree=forest.nodes)
 
 
-def of_rows(whole: Layout, others: torch.Tensor) -> Layout:
-    """The layout whose queries are `rows` alone: every run of neighbours is a node, its path ends at the last."""
+def of_rows(whole: Layout, kv_input: torch.Tensor) -> Layout:
+    """Return the layout with the queries of `rows` alone; a run of neighbours is a node, its path ends at the last."""
     nodes, at = [], 0
     rows = whole.row_numbers
     for _, end, path in whole.nodes:
@@ -70,7 +77,42 @@ def of_rows(whole: Layout, others: torch.Tensor) -> Layout:
                 stop += 1
             nodes.append((at, stop, (*path[:-1], (path[-1][0], rows[stop - 1] + 1))))
             at = stop
-    return Layout(nodes=tuple(nodes), rows=whole.rows, row_numbers=rows, others=others, calls=whole.calls)
+    return Layout(nodes=tuple(nodes), rows=whole.rows, row_numbers=rows, kv_input=kv_input, calls=whole.calls)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One layer's attention: query [1, H, T, D], key and value [1, G, T, D]; the rest as in `forest_attention`."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    layout: Layout
+    scale: float
+    window: int | None = None
+    dropout: float = 0.0
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def standard(self) -> bool:
+        """Whether the weights are a plain softmax of the scores."""
+        return self.softcap is None and self.sinks is None
+
+    @property
+    def by_token(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value as [T, heads, D]."""
+        query, key, value = (states.squeeze(0).transpose(0, 1) for states in (self.query, self.key, self.value))
+        return query, key, value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """One implementation: run(call) -> [1, T, H, D], for calls that it supports."""
+
+    name: str
+    supports: Callable[[Call], bool]
+    run: Callable[[Call], torch.Tensor]
 
 
 @torch.compiler.disable
@@ -89,126 +131,147 @@ def forest_attention(
     s_aux: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of transformers' interface: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
+    """Attention for transformers' interface: query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D].
 
-    softcap: scores become softcap * tanh(scores / softcap). s_aux: a score per head [H] that takes its share of the
-    softmax and has no value (attention sinks). dropout: a query on a shared prefix draws one mask for all branches.
+    softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv:2408.00118). s_aux: a score per head [H]
+    that takes its share of the softmax and has no value (attention sinks, gpt-oss). dropout: a query on a shared
+    prefix draws one mask for all branches.
 
     Raises:
-        RuntimeError: called without a layout.
+        RuntimeError: if it is called without a layout.
     """
     if forest_layout is None:
         raise RuntimeError("forest attention was called without a layout")
     forest_layout.calls[0] += 1
-    window = sliding_window or None
-    ordinary = softcap is None and s_aux is None
-    if ordinary and not dropout and cuda_attention.takes(query, key, value):
-        return _on_gpu(query, key, value, forest_layout, window, scaling), None
-    if ordinary and not dropout and cpu_attention.takes(query):
-        scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-        if cpu_tiles.takes(query, key, value):
-            q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
-            return cpu_tiles.attend(q, k, v, forest_layout.nodes, window, scale)[None], None
-        return cpu_attention.attend(query, key, value, forest_layout.nodes, window, scale), None
-    masks = [_mask(forest_layout, index, window, query) for index in range(len(forest_layout.nodes))]
-    outputs = []
-    for (start, end, path), mask in zip(forest_layout.nodes, masks, strict=True):
-        keys, values = cpu_attention.gather(key, path), cpu_attention.gather(value, path)
-        queries = query[:, :, start:end]
-        if ordinary:
-            outputs.append(_attend(queries, keys, values, mask, scaling, dropout))
-        else:
-            outputs.append(_attend_by_hand(queries, keys, values, mask, scaling, dropout, softcap, s_aux))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    call = Call(
+        query=query,
+        key=key,
+        value=value,
+        layout=forest_layout,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        window=sliding_window or None,
+        dropout=dropout,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return backend(call).run(call), None
 
 
-def _on_gpu(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    forest: Layout,
-    window: int | None,
-    scaling: float | None,
-) -> torch.Tensor:
-    if window not in forest.plans:
-        forest.plans[window] = cuda_calls.plan(forest.tree, forest.nodes, window=window, device=query.device)
-    q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return cuda_attention.attend(q, k, v, forest.plans[window], scale=scale)[None]
+def backend(call: Call) -> Backend:
+    """Return the implementation that runs a call."""
+    if OVERRIDE is not None:
+        return next(each for each in BACKENDS if each.name == OVERRIDE)
+    return next(each for each in BACKENDS if each.supports(call))
 
 
-def _mask(forest: Layout, index: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-    """0 where a query sees a key, else -inf: [n, m] in the type of `like`; None where plain causal is the same."""
-    start, end, path = forest.nodes[index]
+def _run_flash(call: Call) -> torch.Tensor:
+    layout = call.layout
+    if call.window not in layout.plans:
+        device = call.query.device
+        layout.plans[call.window] = cuda_calls.plan(layout.tree, layout.nodes, window=call.window, device=device)
+    return cuda_attention.attend(*call.by_token, layout.plans[call.window], scale=call.scale)[None]
+
+
+def _run_tiles(call: Call) -> torch.Tensor:
+    return cpu_tiles.attend(*call.by_token, call.layout.nodes, call.window, call.scale)[None]
+
+
+def _run_blocks(call: Call) -> torch.Tensor:
+    return cpu_attention.attend(call.query, call.key, call.value, call.layout.nodes, call.window, call.scale)
+
+
+def _node_by_node(attend: Callable[..., torch.Tensor]) -> Callable[[Call], torch.Tensor]:
+    """An implementation that calls attend(call, queries, keys, values, mask) for each node, its path gathered."""
+
+    def run(call: Call) -> torch.Tensor:
+        # a window's masks are shared by all layers, so they are made before any output
+        masks = [_mask(call, index) for index in range(len(call.layout.nodes))]
+        outputs = []
+        for (start, end, path), mask in zip(call.layout.nodes, masks, strict=True):
+            keys, values = cpu_attention.gather(call.key, path), cpu_attention.gather(call.value, path)
+            outputs.append(attend(call, call.query[:, :, start:end], keys, values, mask))
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    return run
+
+
+def _mask(call: Call, index: int) -> torch.Tensor | None:
+    """0 where a query sees a key, else -inf: [n, m] in the queries' type; None where plain causal is the same."""
+    (start, end, path), window, like = call.layout.nodes[index], call.window, call.query
     n, m = end - start, sum(stop - begin for begin, stop in path)
     if window is not None and m <= window:
         window = None
     if window is None and n == m:
         return None
-    if (index, window) not in forest.masks:
+    if (index, window) not in call.layout.masks:
         back = torch.arange(m - n, m, device=like.device)[:, None] - torch.arange(m, device=like.device)[None, :]
         seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-        forest.masks[index, window] = like.new_zeros(n, m).masked_fill_(~seen, float("-inf"))
-    return forest.masks[index, window]
+        call.layout.masks[index, window] = like.new_zeros(n, m).masked_fill_(~seen, float("-inf"))
+    return call.layout.masks[index, window]
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    dropout: float,
+def _sdpa(
+    call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    if (
-        query.is_meta and device_kind.kind(query) == "cuda"
-    ):  # a rehearsal: a GPU keeps the output and a number for each row
-        scaled = torch.ops.aten._scaled_dot_product_flash_attention
-        found: torch.Tensor = scaled(query, key, value, dropout, mask is None, scale=scaling)[0]
-        return found
+    if query.is_meta and device_kind.kind(query) == "cuda":
+        # in a rehearsal: on a GPU the output and one number per row are saved
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        output: torch.Tensor = flash(query, key, value, call.dropout, mask is None, scale=call.scale)[0]
+        return output
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        dropout_p=dropout,
+        dropout_p=call.dropout,
         is_causal=mask is None,
-        scale=scaling,
+        scale=call.scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )
 
 
-def _attend_by_hand(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    dropout: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+def _eager(
+    call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """What scaled_dot_product_attention does not offer: capped scores (Gemma 2) and sinks (gpt-oss)."""
+    """What scaled_dot_product_attention does not offer: capped scores and sinks."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = query @ key.transpose(2, 3) * call.scale
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
     if mask is None:
         mask = torch.full_like(scores[0, 0], float("-inf")).triu_(1)
     scores = scores + mask
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores)], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=_wide(scores.dtype)).to(value.dtype)[..., : key.shape[2]]
-    return F.dropout(weights, dropout) @ value
+    if call.sinks is not None:
+        sinks = call.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks.to(scores)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=dispatch.wide(scores)).to(value.dtype)[..., : key.shape[2]]
+    return F.dropout(weights, call.dropout) @ value
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _plain(call: Call) -> bool:
+    return call.standard and not call.dropout
+
+
+BACKENDS = (
+    Backend(
+        name="flash",
+        supports=lambda call: _plain(call) and cuda_attention.supports(call.query, call.key, call.value),
+        run=_run_flash,
+    ),
+    Backend(
+        name="tiles",
+        supports=lambda call: _plain(call) and cpu_tiles.supports(call.query, call.key, call.value),
+        run=_run_tiles,
+    ),
+    Backend(name="blocks", supports=lambda call: _plain(call) and cpu_attention.supports(call.query), run=_run_blocks),
+    Backend(name="sdpa", supports=lambda call: call.standard, run=_node_by_node(_sdpa)),
+    Backend(name="eager", supports=lambda call: True, run=_node_by_node(_eager)),
+)
 
 
 def register() -> None:
-    """Make the function known to transformers under NAME."""
+    """Add the function to transformers' attention interface under NAME, which no other model uses."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, forest_attention)
+    ALL_ATTENTION_FUNCTIONS[NAME] = forest_attention

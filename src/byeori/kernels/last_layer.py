@@ -1,6 +1,6 @@
 """The last layer at the rows that predict something: keys and values of all tokens, everything else for these alone.
 
-No later layer looks at the other rows, so nothing changes but the time: answers are a small part of most rows.
+No later layer reads the other rows, so nothing changes but the time: answers are a small part of most rows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import forest_attention, qkv_rope
+from byeori.kernels import bf16_matmul, forest_attention, qkv_rope
 
-# Picking rows costs a few copies; it pays where at most one row in this many is wanted.
+# Picking rows costs a few copies; it pays if at most one row in this many is wanted.
 _AT_MOST_ONE_IN = 2
 
 
@@ -34,9 +34,9 @@ def _forward(
 
 @torch.no_grad()
 def prune(model: Any) -> bool:
-    """Give the last layer the forward pass above; False where that computes something else, or cannot be run.
+    """Give the last layer the forward pass above; False if that computes something else, or cannot run.
 
-    model: its attention modules have been fused (heads.py), for these alone know rows that have no query.
+    model: with fused attention modules (qkv_rope.py), since only these support rows without a query.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = getattr(causal.base_model, "layers", None)
@@ -44,29 +44,29 @@ def prune(model: Any) -> bool:
     if not hasattr(getattr(last, "self_attn", None), "byeori_attention"):
         return False
     weight = next(p for p in last.parameters() if p.is_floating_point() and not p.requires_grad)
-    if weight.is_meta:  # a rehearsal: there are no numbers to compare
+    if weight.is_meta or _same(last, causal.config.get_text_config().hidden_size, weight):
         last.forward = MethodType(_forward, last)
         return True
+    return False
+
+
+def _same(last: Any, hidden_size: int, weight: torch.Tensor) -> bool:
+    """Whether the layer computes the same at 3 of 24 rows as at all of them, up to rounding."""
     generator = torch.Generator().manual_seed(0)
-    size = last.self_attn.head_dim
-    hidden, cos, sin = (
-        torch.randn(1, 24, d, generator=generator).to(weight)
-        for d in (causal.config.get_text_config().hidden_size, size, size)
-    )
-    rows = [3, 4, 17]
+    size, rows = last.self_attn.head_dim, [3, 4, 17]
+    hidden, cos, sin = (torch.randn(1, 24, d, generator=generator).to(weight) for d in (hidden_size, size, size))
     layout = forest_attention.Layout(
         nodes=((0, 24, ((0, 24),)),), rows=torch.tensor(rows, device=weight.device), row_numbers=rows
     )
     training = last.training
     last.eval()
     try:
-        how: dict[str, Any] = {"position_embeddings": (cos, sin), "forest_layout": layout}
-        whole = type(last).forward(last, hidden, **how)[:, rows]
-        few = _forward(last, hidden, **how)
-        same = float((whole - few).norm() / whole.norm()) < (1e-4 if weight.dtype.itemsize > 2 else 2e-2)
-    except Exception:  # code of any kind, which asks for other things
-        same = False
-    last.train(training)
-    if same:
-        last.forward = MethodType(_forward, last)
-    return same
+        inputs: dict[str, Any] = {"position_embeddings": (cos, sin), "forest_layout": layout}
+        with bf16_matmul.prepared(weight.dtype, weight.device):
+            whole = type(last).forward(last, hidden, **inputs)[:, rows]
+            few = _forward(last, hidden, **inputs)
+        return float((whole - few).norm() / whole.norm()) < (1e-4 if weight.dtype.itemsize > 2 else 2e-2)
+    except Exception:  # any model's code, which may need other arguments
+        return False
+    finally:
+        last.train(training)

@@ -11,37 +11,29 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from byeori.kernels import amx_linear, dispatch, native
+from byeori.kernels import amx_linear, dispatch, native, switches
 
-# Sizes by kind of device. A chunk reads the whole head: on a GPU, whose products outrun its memory until they have some
-# 300 rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are half as fast
-# again as all words of fewer targets.
+# Sizes by kind of device. A chunk reads the whole head: on a GPU, where products are bound by memory up to about 300
+# rows, it has to be larger than on a CPU. There, blocks of words whose logits stay in the cache are 1.5 times as fast
+# as all words of fewer targets.
 SIZES = {
     "cpu": {"chunk_bytes": 64 * 2**20, "block_rows": 512, "block_bytes": 8 * 2**20},
     "cuda": {"chunk_bytes": 256 * 2**20},
 }
 
-# In bfloat16 on a CPU, what a gradient leaves out: words that have less than RARE of the probability at every target of
-# a chunk, unless some target would lose more than LOST in all. Rounding the logits to bfloat16 moves each probability
-# by up to 6 %. The idea is that of Cut Cross-Entropy's filter (arXiv:2411.09009), which takes 2**-12 and has no LOST.
+# In bfloat16 on a CPU, gradients leave out words with a probability below RARE at every target of a chunk, unless a
+# target would lose more than LOST in all. Rounding the logits to bfloat16 changes each probability by up to 6 %. The
+# idea is Cut Cross-Entropy's filter (arXiv:2411.09009), which uses 2**-12 and has no LOST.
 RARE, LOST = 2.0**-16, 2.0**-5
-_TILE = 128  # rows that a GPU's product computes at once: 523 of them would take as long as 640
-_EVEN = 256  # words that are left come in multiples of it, so that the products have few shapes
-
-_on = True
-
-
-def switch(on: bool) -> None:
-    """Let gradients leave rare words out, or never."""
-    global _on
-    _on = on
+_TILE = 128  # rows that a GPU's product computes at once: 523 rows take as long as 640
+_EVEN = 256  # remaining words are rounded up to a multiple, so that products have few shapes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
     """What a model does with its last hidden state.
 
-    module: the output embedding (it may carry an adapter). scale: logits are multiplied by it.
+    module: the output embedding, which may have an adapter. scale: logits are multiplied by it.
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); None is off.
     """
 
@@ -59,11 +51,11 @@ def target_logprobs(
     block_rows: int = 1,
     block_bytes: int | None = None,
 ) -> torch.Tensor:
-    """log p(target | prefix), float32 (float64 where hidden is).
+    """Return log p(target | prefix) [M] in float32 (float64 if hidden is).
 
-    hidden: [M, d], already gathered at the positions that predict. target_ids: [M]. chunk_bytes: of a chunk's logits in
-    float32. block_rows: a frozen head takes at least so many targets at once, where there are as many, and its words in
-    blocks whose logits take block_bytes (else chunk_bytes). Returns [M].
+    hidden: [M, d], gathered at the positions that predict. target_ids: [M]. chunk_bytes: the size of a chunk's logits
+    in float32. block_rows: the least number of targets in a chunk of a frozen head, whose words are computed in
+    blocks with logits of block_bytes (by default chunk_bytes).
     """
     weight = getattr(head.module, "weight", None)
     plain = type(head.module) is torch.nn.Linear and weight is not None and not weight.requires_grad
@@ -74,7 +66,7 @@ def target_logprobs(
     if size > _TILE:
         size -= size % _TILE
     block = max(1, (block_bytes or chunk_bytes) // (4 * max(1, min(size, len(target_ids)))))
-    block = 1 << block.bit_length() - 1  # so that a vocabulary of a power of two falls into equal blocks
+    block = 1 << block.bit_length() - 1  # divides a vocabulary of a power of two into equal blocks
     parts = []
     for start in range(0, len(target_ids), size):
         rows, ids = hidden[start : start + size], target_ids[start : start + size]
@@ -84,22 +76,18 @@ def target_logprobs(
             parts.append(checkpoint(_chunk, head, rows, ids, use_reentrant=False))
         else:
             parts.append(_chunk(head, rows, ids))
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=_wide(hidden))
-
-
-def _wide(states: torch.Tensor) -> torch.dtype:
-    return torch.float64 if states.dtype == torch.float64 else torch.float32
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=dispatch.wide(hidden))
 
 
 def _logits(raw: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    logits = raw.to(_wide(raw))
+    logits = raw.to(dispatch.wide(raw))
     if scale != 1.0:
         logits = logits * scale
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def _slope(logits: torch.Tensor, softcap: float | None) -> torch.Tensor | None:
-    """Of the logits, by what they were before the soft cap."""
+    """The derivative of the logits by the logits before the soft cap."""
     return None if softcap is None else 1 - (logits / softcap).square()
 
 
@@ -109,9 +97,12 @@ def _chunk(head: Head, rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Of the words so far, [C, 1] each. own: the targets' logits, 0 where a target was not met. top: the largest.
-    total: sum of exp(logit - top)."""
+class _Softmax:
+    """Sums over the words so far, [C, 1] each.
+
+    own: the targets' logits, 0 until a target's block was computed. top: the largest logit. total: sum of
+    exp(logit - top).
+    """
 
     own: torch.Tensor
     top: torch.Tensor
@@ -119,16 +110,16 @@ class _Sums:
 
 
 def _add_words(
-    raw: torch.Tensor, sums: _Sums, ids: torch.Tensor, scale: float, softcap: float | None, *, wanted: bool
+    raw: torch.Tensor, sums: _Softmax, ids: torch.Tensor, scale: float, softcap: float | None, *, wanted: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bring a block's raw logits [C, n] into the sums. ids: the targets' columns in the block, outside of it or not.
+    """Add a block's raw logits [C, n] to the sums. ids: the targets' columns in the block, or outside of it.
 
-    Returns exp(logit - top) [C, n], which may lie where the logits lay, and what sums before this block are to be
-    multiplied by [C, 1]. wanted: the former are for a gradient, so their slope by the raw logits is in.
+    Returns exp(logit - top) [C, n], which may overwrite the logits, and the factor [C, 1] for sums over earlier blocks.
+    wanted: the weights are for a gradient and include the slope of the soft cap.
     """
-    if softcap is None and dispatch.runs(raw):
+    if softcap is None and dispatch.supports(raw):
         fade = torch.empty_like(sums.top)
-        dispatch.call("words", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
+        dispatch.call("online_softmax", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
         return raw, fade
     logits = _logits(raw, scale, softcap)
     column = ids[:, None]
@@ -145,13 +136,14 @@ def _add_words(
 def _without_rare(
     weights: torch.Tensor, part: torch.Tensor, total: torch.Tensor, lost: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The columns of weights [C, n] and rows of part [n, d] without the words that a gradient may leave out.
+    """Return weights [C, n] and part [n, d] without the words that a gradient may leave out.
 
-    total, lost: [C, 1], of the words so far; what is left out here joins lost. As total only grows, a share of it is
-    never less than the probability.
+    total, lost: [C, 1], sums over the words so far; what is left out here is added to lost. total only grows, so a
+    share of it is never less than the probability.
     """
     words = len(part)
-    if not (_on and weights.dtype == torch.bfloat16 and native.runs(weights)) or weights.is_meta:
+    wanted = switches.current().rare_words and weights.dtype == torch.bfloat16
+    if not (wanted and native.supports(weights)) or weights.is_meta:
         return weights, part
     largest = torch.empty(words)
     native.call("largest", weights, total, largest, *weights.shape)
@@ -159,32 +151,32 @@ def _without_rare(
     if count > words // 2:
         return weights, part
     columns = largest.topk(count).indices.sort().values
-    picked, left = weights.new_empty(len(weights), count), lost.clone()
-    native.call("pick", weights, columns, picked, left, *weights.shape, count)
-    if bool((left > total * LOST).any()):
+    picked, lost_now = weights.new_empty(len(weights), count), lost.clone()
+    native.call("pick", weights, columns, picked, lost_now, *weights.shape, count)
+    if bool((lost_now > total * LOST).any()):
         return weights, part
-    lost.copy_(left)
+    lost.copy_(lost_now)
     return picked, part[columns]
 
 
 class _FrozenHead(torch.autograd.Function):
-    """The same for a frozen head, a block of words at a time; its gradient is made on the way, from the logits there.
+    """The same for a frozen head, block by block of words; the forward pass computes the gradient too.
 
-    With g the incoming gradient and p = softmax(logits): d hidden = g * v, v = (onehot - p) W, whatever the objective
-    makes of the log-probs. v [C, d] is kept in place of the logits [C, V], and nothing is computed twice. The sums over
-    the words so far are relative to the largest logit so far (Milakov and Gimelshein, arXiv:1805.02867).
+    With g the incoming gradient and p = softmax(logits): d hidden = g * v, v = (onehot - p) W, for any objective. v
+    [C, d] is saved instead of the logits [C, V], and nothing is computed twice. The sums over the words so far are
+    relative to the largest logit so far (Milakov and Gimelshein, arXiv:1805.02867).
     """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         rows, weight, bias, ids, scale, softcap, block = args
-        wide, wanted = _wide(rows), ctx.needs_input_grad[0]
-        sums = _Sums(
-            own=rows.new_zeros(len(rows), 1, dtype=wide),
-            top=rows.new_full((len(rows), 1), -torch.inf, dtype=wide),
-            total=rows.new_zeros(len(rows), 1, dtype=wide),
+        dtype, wanted = dispatch.wide(rows), ctx.needs_input_grad[0]
+        sums = _Softmax(
+            own=rows.new_zeros(len(rows), 1, dtype=dtype),
+            top=rows.new_full((len(rows), 1), -torch.inf, dtype=dtype),
+            total=rows.new_zeros(len(rows), 1, dtype=dtype),
         )
-        mean = torch.zeros_like(rows, dtype=wide) if wanted else None  # total times that of the words' vectors
+        mean = torch.zeros_like(rows, dtype=dtype) if wanted else None  # of the words' vectors, times total
         lost = torch.zeros_like(sums.total)
         for start in range(0, len(weight), block):
             part = weight[start : start + block]
@@ -193,11 +185,11 @@ class _FrozenHead(torch.autograd.Function):
             weights, fade = _add_words(raw, sums, ids - start, scale, softcap, wanted=wanted)
             if mean is not None:
                 weights, part = _without_rare(weights.to(weight.dtype), part, sums.total, lost.mul_(fade))
-                mean.mul_(fade).add_(amx_linear.times(weights, part))
+                mean.mul_(fade).add_(amx_linear.matmul(weights, part))
         if mean is not None:
             slope = _slope(sums.own, softcap)
-            mine = weight[ids] if slope is None else weight[ids] * slope
-            ctx.save_for_backward((mine - mean.div_(sums.total)).mul_(scale).to(rows.dtype))
+            target = weight[ids] if slope is None else weight[ids] * slope
+            ctx.save_for_backward((target - mean.div_(sums.total)).mul_(scale).to(rows.dtype))
         return (sums.own - sums.top - sums.total.log())[:, 0]
 
     @staticmethod

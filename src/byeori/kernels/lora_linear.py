@@ -1,38 +1,36 @@
-"""PEFT adapters, with a forward and backward that keep to the compute type.
+"""PEFT's LoRA layers with a forward and a backward pass that stay in the compute type.
 
-PEFT's own forward casts activations to float32 for a float32 adapter. Here the adapter keeps float32 master weights
-and computes in the type of the activations:
+PEFT's own forward pass casts activations to float32 for a float32 adapter. Here the adapter keeps float32 master
+weights and computes in the type of the activations:
 
     y = x W^T + b + s (drop(x) A^T) B^T          x [T, in], W [out, in], A [r, in], B [out, r], s = alpha / r
 
-The backward saves x once (projections of one input share it) and the rank-r product, nothing else. Parameters, names
-and the state dict stay PEFT's.
+The backward pass needs x, saved once for all projections of one input, and the product of rank r, nothing else.
+Parameters, their names and the state dict stay PEFT's.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from byeori.kernels import amx_linear
-from byeori.kernels.dropout import Drop, Mask, drawn, mask
+from byeori.kernels.dispatch import wide
+from byeori.kernels.dropout import DropoutMask, SeededDropout, draw, draw_mask
 from byeori.kernels.quantized_linear import QuantizedLinear
-from byeori.model.light import without_bitsandbytes
-
-with without_bitsandbytes():
-    from peft.tuners.lora import Linear as LoraLinear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Projection:
-    """One linear layer and its adapter; a and b are None without one. scale: alpha / r. rate: of dropout at present.
+    """One linear layer and its adapter; a and b are None without one. scale: alpha / r. rate: of dropout, now.
 
-    unpack: opens a weight that is kept in 4 or 8 bit; what it gives is never kept.
+    unpack: dequantizes a weight in 4 or 8 bit; its result is never saved.
     """
 
     weight: torch.Tensor
@@ -44,177 +42,173 @@ class Projection:
     unpack: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
-    def opened(self) -> torch.Tensor:
+    def dense(self) -> torch.Tensor:
         """The weight [out, in] in the compute type."""
         return self.weight if self.unpack is None else self.unpack(self.weight)
 
 
 def projection(module: torch.nn.Module) -> Projection | None:
-    """What a layer computes at present; None where it is more than a frozen linear layer with one fused adapter."""
+    """Return what a layer computes now; None if it is more than a frozen linear layer with one fused adapter."""
     if type(module) in (torch.nn.Linear, QuantizedLinear):
-        return None if module.weight.requires_grad else _plain(module)
+        return None if module.weight.requires_grad else _frozen(module)
     if not _fusable(module) or module.merged:
         return None
     base, name = module.base_layer, module.active_adapters[0]
     if module.disable_adapters:
-        return _plain(base)
+        return _frozen(base)
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return replace(_plain(base), a=a, b=b, scale=module.scaling[name], rate=_rate(module))
+    return replace(_frozen(base), a=a, b=b, scale=module.scaling[name], rate=_rate(module))
 
 
-def _plain(base: Any) -> Projection:
-    return Projection(
-        weight=base.weight, bias=base.bias, unpack=base.open if isinstance(base, QuantizedLinear) else None
-    )
+def _frozen(base: Any) -> Projection:
+    unpack = base.dequantize if isinstance(base, QuantizedLinear) else None
+    return Projection(weight=base.weight, bias=base.bias, unpack=unpack)
 
 
-Many = Sequence[torch.Tensor | None]
-Dropped = Drop | Mask
-# For fewer rows (a word at a time) the ways that save passes over memory cost more than they save.
+Dropout: TypeAlias = SeededDropout | DropoutMask
+Maybe: TypeAlias = torch.Tensor | None
+# For fewer rows (generation, one token at a time) saving passes over memory costs more than it brings.
 _FEWEST = 16
 
 
 def project(
-    x: torch.Tensor, parts: Sequence[Projection], drop: Dropped | None = None
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """x [T, in] -> y [T, out] of every part, and h = drop(x) A^T [T, r] where it has an adapter.
+    x: torch.Tensor, parts: Sequence[Projection], drop: Dropout | None = None
+) -> tuple[list[torch.Tensor], list[Maybe]]:
+    """Return y [T, out] of every part for x [T, in], and h = drop(x) A^T [T, r] if it has an adapter.
 
-    All adapters see the same drop(x). Packed weights are opened one after the other.
+    All adapters see the same drop(x). Quantized weights are dequantized one after the other.
     """
     one_pass = all(part.bias is None and _in_one_pass(x, part) for part in parts)
     if one_pass and drop is None:
-        found = [_product(x, part) for part in parts]
-        return [y for y, _ in found], [h for _, h in found]
-    hs = _down(x if drop is None else drop.of(x), parts)
+        outputs = [_linear(x, part) for part in parts]
+        return [y for y, _ in outputs], [h for _, h in outputs]
+    hs = _down(x if drop is None else drop.apply(x), parts)
     if one_pass:
         hs = [None if h is None else h.contiguous() for h in hs]
-        return [_product(x, part, h)[0] for part, h in zip(parts, hs, strict=True)], hs
+        return [_linear(x, part, h)[0] for part, h in zip(parts, hs, strict=True)], hs
     return [_up(x, h, part) for h, part in zip(hs, parts, strict=True)], hs
 
 
 def _in_one_pass(x: torch.Tensor, part: Projection) -> bool:
-    return amx_linear.takes(x, part.weight if part.unpack is None else x)
+    return amx_linear.supports(x, part.weight if part.unpack is None else x)
 
 
-def _product(
-    x: torch.Tensor, to: Projection, h: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """y and h, which is made on the way where it is not given."""
+def _linear(x: torch.Tensor, to: Projection, h: Maybe = None) -> tuple[torch.Tensor, Maybe]:
+    """y, and h, which is computed in the same pass if it is not given."""
     if to.a is None or to.b is None:
-        return amx_linear.product(x, to.opened, turned=True), None
+        return amx_linear.linear(x, to.dense, transposed=True), None
     down, h = (to.a.to(x.dtype), x.new_empty(len(x), len(to.a))) if h is None else (None, h)
-    return amx_linear.product(x, to.opened, turned=True, down=down, up=(to.b * to.scale).to(x.dtype), h=h), h
+    return amx_linear.linear(x, to.dense, transposed=True, down=down, up=(to.b * to.scale).to(x.dtype), h=h), h
 
 
-def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[torch.Tensor | None]:
+def _down(x: torch.Tensor, parts: Sequence[Projection]) -> list[Maybe]:
     """x A^T of every part with an adapter, in one product."""
     every = [part.a for part in parts if part.a is not None]
     if len(x) < _FEWEST or not every:
         return [None if part.a is None else F.linear(x, part.a.to(x.dtype)) for part in parts]
     stacked = _stacked(every, x.dtype)
-    h = amx_linear.product(x, stacked, turned=True) if amx_linear.takes(x, stacked) else F.linear(x, stacked)
-    found = iter(h.split([len(a) for a in every], dim=1))
-    return [None if part.a is None else next(found) for part in parts]
+    h = amx_linear.linear(x, stacked, transposed=True) if amx_linear.supports(x, stacked) else F.linear(x, stacked)
+    split = iter(h.split([len(a) for a in every], dim=1))
+    return [None if part.a is None else next(split) for part in parts]
 
 
-def _up(x: torch.Tensor, h: torch.Tensor | None, to: Projection) -> torch.Tensor:
-    """x W^T + b + s h B^T. The small product lies there first: the large one reads it while it computes."""
+def _up(x: torch.Tensor, h: Maybe, to: Projection) -> torch.Tensor:
+    """x W^T + b + s h B^T. The small product is written first and the large one added to it, in one pass."""
     if h is None or to.b is None:
-        return F.linear(x, to.opened, to.bias)
+        return F.linear(x, to.dense, to.bias)
     b = to.b.to(x.dtype).t()
     if len(x) < _FEWEST:
-        return F.linear(x, to.opened, to.bias).addmm_(h, b, alpha=to.scale)
+        return F.linear(x, to.dense, to.bias).addmm_(h, b, alpha=to.scale)
     bias, beta = (h.new_empty(1), 0) if to.bias is None else (to.bias, 1)
-    return torch.addmm(bias, h, b, beta=beta, alpha=to.scale).addmm_(x, to.opened.t())
+    return torch.addmm(bias, h, b, beta=beta, alpha=to.scale).addmm_(x, to.dense.t())
 
 
 def _stacked(matrices: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     return (matrices[0] if len(matrices) == 1 else torch.cat(tuple(matrices))).to(dtype)
 
 
-def input_back(
+def _joined(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(tuple(columns), dim=1)
+
+
+def input_grad(
     gs: Sequence[torch.Tensor],
     parts: Sequence[Projection],
     *,
     adapted: Sequence[bool],
     wanted: bool = True,
-    drop: Dropped | None = None,
-) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradient of x from g = dy of every part (None where not wanted), and u = s g B [T, r] of its adapter."""
-    to_x: torch.Tensor | None = None
-    us: list[torch.Tensor | None] = []
+    drop: Dropout | None = None,
+) -> tuple[Maybe, list[Maybe]]:
+    """Return the gradient of x from g = dy of every part (None if not wanted), and u = s g B [T, r] of its adapter."""
+    to_x: Maybe = None
+    us: list[Maybe] = []
     if wanted and drop is None and all(_in_one_pass(g, part) for g, part in zip(gs, parts, strict=True)):
         for g, part, has in zip(gs, parts, adapted, strict=True):
             a, b = (m.to(g.dtype) if has and m is not None else None for m in (part.a, part.b))
             u = None if b is None else g.new_empty(len(g), b.shape[1])
-            to_x = amx_linear.product(g, part.opened, turned=False, down=b, up=a, h=u, scale=part.scale, into=to_x)
+            to_x = amx_linear.linear(g, part.dense, transposed=False, down=b, up=a, h=u, scale=part.scale, into=to_x)
             us.append(u)
         return to_x, us
     for g, part, has in zip(gs, parts, adapted, strict=True):
-        us.append(amx_linear.times(g, part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
+        us.append(amx_linear.matmul(g, part.b.to(g.dtype)).mul_(part.scale) if has and part.b is not None else None)
     if not wanted:
         return None, us
-    if there := [(u, part.a) for u, part in zip(us, parts, strict=True) if u is not None and part.a is not None]:
-        to_x = amx_linear.times(_joined([u for u, _ in there]), _stacked([a for _, a in there], gs[0].dtype))
-        to_x = to_x if drop is None else drop.of(to_x)
+    if pairs := [(u, part.a) for u, part in zip(us, parts, strict=True) if u is not None and part.a is not None]:
+        to_x = amx_linear.matmul(_joined([u for u, _ in pairs]), _stacked([a for _, a in pairs], gs[0].dtype))
+        to_x = to_x if drop is None else drop.apply(to_x)
     for g, part in zip(gs, parts, strict=True):
-        to_x = amx_linear.times(g, part.opened, into=to_x)
+        to_x = amx_linear.matmul(g, part.dense, into=to_x)
     return to_x, us
 
 
-def _joined(columns: Sequence[torch.Tensor]) -> torch.Tensor:
-    return columns[0] if len(columns) == 1 else torch.cat(tuple(columns), dim=1)
-
-
-def adapter_back(
+def adapter_grads(
     gs: Sequence[torch.Tensor],
-    x: torch.Tensor | None,
-    hs: Many,
-    us: Many,
+    x: Maybe,
+    hs: Sequence[Maybe],
+    us: Sequence[Maybe],
     parts: Sequence[Projection],
-    drop: Dropped | None = None,
-) -> list[torch.Tensor | None]:
-    """Gradients of A and B of every part, from g = dy and what the forward and backward passes made on the way."""
+    drop: Dropout | None = None,
+) -> list[Maybe]:
+    """Return the gradients of A and B of every part from g = dy, h and u."""
     if x is None:
         return [None] * (2 * len(parts))
-    dropped = x if drop is None else drop.of(x)
-    there = [u for u, h in zip(us, hs, strict=True) if u is not None and h is not None]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    one_pass = amx_linear.takes(x, dropped)
+    dropped = x if drop is None else drop.apply(x)
+    present = [u for u, h in zip(us, hs, strict=True) if u is not None and h is not None]
+    one_pass = amx_linear.supports(x, dropped)
     if one_pass:
-        of_a = iter(amx_linear.outer(u, dropped) for u in there)
-    elif there:
-        of_a = iter((_joined(there).t() @ dropped).to(wide).split([u.shape[1] for u in there]))
-    out: list[torch.Tensor | None] = []
+        of_a = iter(amx_linear.outer(u, dropped) for u in present)
+    elif present:
+        of_a = iter((_joined(present).t() @ dropped).to(wide(x)).split([u.shape[1] for u in present]))
+    out: list[Maybe] = []
     for g, h, u, part in zip(gs, hs, us, parts, strict=True):
         if h is None or u is None:
             out += [None, None]
         elif one_pass:
             out += [next(of_a), amx_linear.outer(h, g, part.scale).t()]
         else:
-            out += [next(of_a), (g.t() @ h).mul_(part.scale).to(wide)]
+            out += [next(of_a), (g.t() @ h).mul_(part.scale).to(wide(x))]
     return out
 
 
-def project_back(
+def project_backward(
     gs: Sequence[torch.Tensor],
-    x: torch.Tensor | None,
-    hs: Many,
+    x: Maybe,
+    hs: Sequence[Maybe],
     parts: Sequence[Projection],
     *,
     wanted: bool = True,
-    drop: Dropped | None = None,
-) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-    """The gradient of x (None where not wanted), and those of A and B of every part, from g = dy."""
-    to_x, us = input_back(gs, parts, adapted=[h is not None for h in hs], wanted=wanted, drop=drop)
-    return to_x, adapter_back(gs, x, hs, us, parts, drop)
+    drop: Dropout | None = None,
+) -> tuple[Maybe, list[Maybe]]:
+    """Return the gradient of x (None if not wanted), and those of A and B of every part, from g = dy."""
+    to_x, us = input_grad(gs, parts, adapted=[h is not None for h in hs], wanted=wanted, drop=drop)
+    return to_x, adapter_grads(gs, x, hs, us, parts, drop)
 
 
 class _FusedLora(torch.autograd.Function):
     """y as above. Gradients (g = dy, h = drop(x) A^T, u = s g B):
 
     dx = g W + drop'(u A), dA = u^T drop(x), dB = s g^T h; W and b are frozen.
-    A packed W (4 or 8 bit) is opened in each direction and never kept.
+    A quantized W (4 or 8 bit) is dequantized in each direction and never saved.
     """
 
     @staticmethod
@@ -231,13 +225,13 @@ class _FusedLora(torch.autograd.Function):
         x, h = ctx.saved_tensors
         g = grads[0].reshape(-1, grads[0].shape[-1])
         rows, wanted = (None if x is None else x.reshape(len(g), -1)), ctx.needs_input_grad[0]
-        to_x, (to_a, to_b) = project_back([g], rows, [h], [ctx.to], wanted=wanted, drop=ctx.drop)
+        to_x, (to_a, to_b) = project_backward([g], rows, [h], [ctx.to], wanted=wanted, drop=ctx.drop)
         to_x = to_x.view(*grads[0].shape[:-1], -1) if to_x is not None else None
         return to_x, None, None, to_a, to_b, None, None, None
 
 
 def output(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """A projection's output; that of a frozen layer without an adapter by the function above as well."""
+    """Return a projection's output; a frozen layer without an adapter uses the function above as well."""
     part = projection(module) if type(module) is torch.nn.Linear else None
     if part is None:
         return module(x)
@@ -248,27 +242,27 @@ def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     if self.disable_adapters or self.merged:
         return output(self.base_layer, x)
     name, base = self.active_adapters[0], self.base_layer
-    drop = mask(_rate(self), x) if torch.compiler.is_compiling() else drawn(_rate(self))
+    drop = draw_mask(_rate(self), x) if torch.compiler.is_compiling() else draw(_rate(self))
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    opened = base.open if isinstance(base, QuantizedLinear) else None
-    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, opened)
+    unpack = base.dequantize if isinstance(base, QuantizedLinear) else None
+    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, unpack)
 
 
 def _rate(module: Any) -> float:
-    """Of dropout at present."""
+    """The rate of dropout now."""
     dropout = module.lora_dropout[module.active_adapters[0]]
     return float(dropout.p) if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
 
 
-def drop_of(parts: Sequence[Projection]) -> Drop | None:
-    """What is dropped of an input of these; a model's adapters have one rate."""
-    return drawn(max((part.rate for part in parts), default=0.0))
+def dropout_of(parts: Sequence[Projection]) -> SeededDropout | None:
+    """Return a new dropout for the input of these parts; a model's adapters have one rate."""
+    return draw(max((part.rate for part in parts), default=0.0))
 
 
 def fuse(model: torch.nn.Module) -> int:
-    """Give plain LoRA layers over frozen float weights the fused forward; returns how many.
+    """Give plain LoRA layers over frozen linear layers the fused forward pass; return how many.
 
-    Layers of another kind (DoRA, Conv1D, embeddings) keep PEFT's own.
+    Other layers (DoRA, Conv1D, embeddings) keep PEFT's own.
     """
     layers = [module for module in model.modules() if _fusable(module)]
     for layer in layers:
@@ -277,7 +271,8 @@ def fuse(model: torch.nn.Module) -> int:
 
 
 def _fusable(module: torch.nn.Module) -> bool:
-    if type(module) is not LoraLinear or len(module.active_adapters) != 1:
+    peft_lora = sys.modules.get("peft.tuners.lora")  # without it no layer is PEFT's
+    if peft_lora is None or type(module) is not peft_lora.Linear or len(module.active_adapters) != 1:
         return False
     name = module.active_adapters[0]
     plain = type(module.base_layer) in (torch.nn.Linear, QuantizedLinear) and not module.base_layer.weight.requires_grad

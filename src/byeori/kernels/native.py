@@ -1,6 +1,6 @@
-"""kernels.c, compiled once for this machine and kept in the cache folder.
+"""csrc/kernels.c, compiled once for this machine and stored in the cache folder.
 
-Without a C compiler, on another device or for another type the callers use PyTorch's own operations instead.
+Without a C compiler, on another device or for another type, callers use PyTorch's own operations instead.
 """
 
 from __future__ import annotations
@@ -18,67 +18,59 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import device_kind as target
+from byeori.kernels import device_kind, switches
 from byeori.support.cache_folder import cache_folder
 
 _SOURCE = Path(__file__).with_name("csrc") / "kernels.c"
 _INCLUDED = [_SOURCE.with_name(name) for name in ("attention.c", "linear.c", "strips.c", "tiles.c")]
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-_WIDE = "-mprefer-vector-width=512"  # gcc and clang halve the vectors of processors that have the widest
-_STORED = {torch.bfloat16: "bf16", torch.float32: "f32"}
-_MAY_FAIL = ("attend", "attend_back", "linear", "outer")  # kernels that return whether they did; others return nothing
+_WIDE = "-mprefer-vector-width=512"  # gcc and clang use half of a 512 bit vector unless told otherwise
+_SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
+_MAY_FAIL = ("attend", "attend_back", "linear", "outer")  # these return 1 if they find no memory
 
 
-_on = True
-
-
-def switch(on: bool) -> None:
-    """Let the kernels be used, or never."""
-    global _on
-    _on = on
-
-
-def on() -> bool:
-    """Whether kernels may be used."""
-    return _on
-
-
-def alike(*tensors: torch.Tensor) -> bool:
-    """Whether tensors are plain ones, contiguous and of one type."""
+def same_layout(*tensors: torch.Tensor) -> bool:
+    """Return whether all are plain contiguous tensors of one type."""
     plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_contiguous() for t in tensors)
     return plain and all(t.dtype == tensors[0].dtype for t in tensors)
 
 
-def runs(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels take these tensors: plain ones on the CPU, of one type that they know."""
+def supports(*tensors: torch.Tensor) -> bool:
+    """Return whether the kernels accept these tensors: on the CPU, contiguous, all bfloat16 or all float32."""
     first = tensors[0]
-    return _on and target.kind(first) == "cpu" and first.dtype in _STORED and alike(*tensors) and _library() is not None
+    return (
+        switches.current().kernels
+        and device_kind.kind(first) == "cpu"
+        and first.dtype in _SUFFIXES
+        and same_layout(*tensors)
+        and _library() is not None
+    )
 
 
 def call(name: str, *arguments: torch.Tensor | float | None) -> None:
-    """Run a kernel; the first tensor's type chooses which. Integers are C's long, other numbers its float.
+    """Run a kernel for the first tensor's type. int arguments become C's long, float arguments C's float.
 
     Raises:
-        MemoryError: a kernel found no memory for what it keeps meanwhile.
+        MemoryError: if the kernel cannot allocate its scratch memory.
     """
     passed: list[int | float | None] = []
-    stored = ""
+    suffix = ""
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
             if argument.is_meta:
-                return  # a rehearsal: there are no numbers
-            stored = stored or _STORED[argument.dtype]
+                return  # a rehearsal has no numbers
+            suffix = suffix or _SUFFIXES[argument.dtype]
             passed.append(argument.data_ptr())
         else:
             passed.append(argument)
-    kernel = getattr(_library(), f"{name}_{stored}")
+    kernel = getattr(_library(), f"{name}_{suffix}")
     if kernel.argtypes is None:
-        kernel.argtypes = [*map(_type, arguments), ctypes.c_int]
+        kernel.argtypes = [*map(_c_type, arguments), ctypes.c_int]
     if kernel(*passed, torch.get_num_threads()) and name in _MAY_FAIL:
-        raise MemoryError(f"{name}: no memory for what it keeps meanwhile")
+        raise MemoryError(f"the kernel {name} cannot allocate its scratch memory")
 
 
-def _type(argument: torch.Tensor | float | None) -> Any:
+def _c_type(argument: torch.Tensor | float | None) -> Any:
     if argument is None or isinstance(argument, torch.Tensor):
         return ctypes.c_void_p
     return ctypes.c_long if isinstance(argument, int) else ctypes.c_float
@@ -86,13 +78,13 @@ def _type(argument: torch.Tensor | float | None) -> Any:
 
 @functools.cache
 def sources() -> str:
-    """A hash of the kernels' code."""
+    """Return a hash of the kernels' code."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in (_SOURCE, *_INCLUDED))).hexdigest()
 
 
 def tiles() -> int:
-    """How the kernels multiply tiles of bfloat16: 2 in matrix units (AMX), 1 in vectors, 0 without units for it."""
-    return _tiles() if _on else 0
+    """Return how the kernels multiply bfloat16 tiles: 2 in AMX units, 1 in AVX-512 vectors, 0 without such units."""
+    return _tiles() if switches.current().kernels else 0
 
 
 @functools.cache
@@ -101,25 +93,36 @@ def _tiles() -> int:
     return 0 if library is None else int(library.tiles())
 
 
-@functools.cache
+def problem() -> str | None:
+    """Return why there are no kernels on this machine, or None if there are."""
+    return _built()[1]
+
+
 def _library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they cannot be made."""
-    found = (os.environ.get("CC"), "gcc", "cc", "clang")
-    compiler = next((path for path in map(shutil.which, filter(None, found)) if path), None)
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
+    return _built()[0]
+
+
+@functools.cache
+def _built() -> tuple[ctypes.CDLL | None, str | None]:
+    """The compiled kernels, or why there are none."""
+    if not sys.platform.startswith("linux"):
+        return None, f"they are not built on {sys.platform}"
+    names = (os.environ.get("CC"), "gcc", "cc", "clang")
+    compiler = next((path for path in map(shutil.which, filter(None, names)) if path), None)
+    if compiler is None:
+        return None, "there is no C compiler; install gcc"
     key = hashlib.sha256((sources() + _processor() + " ".join([compiler, *_FLAGS])).encode())
     target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     try:
         if not target.exists():
             _compile(compiler, target)
-        return ctypes.CDLL(str(target))  # OpenMP: the one that torch has loaded, by its name
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return ctypes.CDLL(str(target)), None  # its OpenMP is the one that torch has loaded
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, f"{compiler} cannot compile them ({error})"
 
 
 def _compile(compiler: str, target: Path) -> None:
-    """Into a file of this process, then renamed: processes may start at once."""
+    """Compile into a file of this process and rename it, since several processes may start at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     wide = [_WIDE] if platform.machine() == "x86_64" else []
@@ -134,5 +137,5 @@ def _compile(compiler: str, target: Path) -> None:
 def _processor() -> str:
     """What `-march=native` depends on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU part"))]
-    return "\n".join(dict.fromkeys(kept))
+    described = [line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU part"))]
+    return "\n".join(dict.fromkeys(described))

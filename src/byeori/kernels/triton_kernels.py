@@ -1,11 +1,11 @@
-"""What kernels.c does between matrix products on a CPU, on a GPU: one pass over memory each, in Triton.
+"""The kernels between matrix products on a GPU, in Triton; each is one pass over memory.
 
-Names, arguments and results are those of kernels.c, which explains them. Tensors hold 16 bit floats or float32;
+Names, arguments and results are those of csrc/kernels.c, which explains them. Tensors hold 16 bit floats or float32;
 arithmetic is float32 throughout. No sum depends on the order in which blocks run: the same bits on every run.
 """
 
 # mypy: disallow-untyped-defs=False
-# (a kernel has no types of Python's; Triton reads annotations)
+# (Triton reads a kernel's annotations, so it has no Python types)
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import torch
 import triton
 import triton.language as tl
 
-# Numbers of one tensor that a program holds, where a row has no more of them, and how many a thread does: a load in
-# 16 bit takes 8.
+# Numbers of one tensor in a program, unless a row has more, and in a thread: a load of 16 bytes has 8 in 16 bit.
 TILE = 4096
 _PER_THREAD = 16
 
 
 @triton.jit
 def _tile(rows, columns, wide, R: tl.constexpr, BLOCK: tl.constexpr):
-    """R rows and BLOCK of the first `columns` of [rows, wide]: numbers of both, their places, and which are there."""
+    """R rows and BLOCK of the first `columns` of [rows, wide]: row and column numbers, offsets, and the mask."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     column = tl.arange(0, BLOCK)
     there = (row < rows)[:, None] & (column < columns)[None, :]
@@ -81,8 +80,8 @@ def _glu_back(gate, up, y, to_gate, to_up, one, three, count, BLOCK: tl.constexp
 
 
 @triton.jit
-def _mixed(v):
-    """A permutation of the numbers of 32 bits (dropout.py)."""
+def _mix(v):
+    """A permutation of 32-bit numbers (dropout.py)."""
     v = v ^ (v >> 16)
     v = v * tl.full([1], 0x7FEB352D, tl.uint32)
     v = v ^ (v >> 15)
@@ -91,9 +90,9 @@ def _mixed(v):
 
 
 @triton.jit(do_not_specialize=["seed", "least"])
-def _drop(x, y, scale, seed, least, rows, wide, half, R: tl.constexpr, BLOCK: tl.constexpr):
+def _dropout(x, y, scale, seed, least, rows, wide, half, R: tl.constexpr, BLOCK: tl.constexpr):
     row, column, at, there = _tile(rows, half, wide, R, BLOCK)
-    drawn = _mixed((row[:, None] * half + column[None, :] + seed).to(tl.uint32))
+    drawn = _mix((row[:, None] * half + column[None, :] + seed).to(tl.uint32))
     also = there & (column + half < wide)[None, :]
     one = tl.load(x + at, there, other=0.0).to(tl.float32) * scale
     two = tl.load(x + at + half, also, other=0.0).to(tl.float32) * scale
@@ -112,7 +111,7 @@ def _halves(start, row, column, wide, there):
 
 
 @triton.jit
-def _turn(
+def _rope(
     x, cosine, sine, scale, eps, y, inverse, rows, heads, wide, NORM: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
 ):
     half = wide // 2
@@ -130,7 +129,7 @@ def _turn(
 
 
 @triton.jit
-def _turn_back(
+def _rope_back(
     grad, x, cosine, sine, scale, inverse, out, rows, heads, wide,
     NORM: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -152,8 +151,8 @@ def _turn_back(
 
 
 @triton.jit
-def _words(logits, ids, own, top, total, fade, scale, count: tl.constexpr, BLOCK: tl.constexpr):
-    """One program a row, over its words twice: the largest logit and the sum relative to it, then the weights."""
+def _online_softmax(logits, ids, own, top, total, fade, scale, count: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per row reads its words twice: for the largest logit, then for the weights and their sum."""
     row = tl.program_id(0).to(tl.int64)
     start = logits + row * count
     column = tl.arange(0, BLOCK)
@@ -180,18 +179,18 @@ def _words(logits, ids, own, top, total, fade, scale, count: tl.constexpr, BLOCK
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Run a kernel with kernels.c's arguments, on the stream that computes."""
+    """Run a kernel with the arguments of csrc/kernels.c, on the current stream."""
     _LAUNCH[name](*arguments)
 
 
 def _rows(
-    kernel: Any, arguments: tuple[Any, ...], rows: int, wide: int, per_thread: int = _PER_THREAD, **how: Any
+    kernel: Any, arguments: tuple[Any, ...], rows: int, wide: int, per_thread: int = _PER_THREAD, **options: Any
 ) -> None:
-    """A program for as many rows as make a tile."""
+    """Launch one program for as many rows as make a tile."""
     block = triton.next_power_of_2(wide)
-    several = max(1, TILE // block)
-    kernel[(triton.cdiv(rows, several),)](
-        *arguments, R=several, BLOCK=block, num_warps=_warps(several * block // per_thread), **how
+    rows_per_program = max(1, TILE // block)
+    kernel[(triton.cdiv(rows, rows_per_program),)](
+        *arguments, R=rows_per_program, BLOCK=block, num_warps=_warps(rows_per_program * block // per_thread), **options
     )
 
 
@@ -200,14 +199,14 @@ def _warps(threads: int) -> int:
 
 
 def _flat(kernel: Any, *arguments: Any) -> None:
-    """One number after the other; the last two arguments are rows and columns."""
+    """Launch over all numbers as one row; the last two arguments are rows and columns."""
     *rest, rows, wide = arguments
     count = rows * wide
     kernel[(triton.cdiv(count, TILE),)](*rest, count, BLOCK=TILE, num_warps=_warps(TILE // _PER_THREAD))
 
 
 def _by_head(kernel: Any, scale: torch.Tensor | None, *arguments: Any) -> None:
-    """The last three arguments are tokens, heads and the size of a head, whose halves are met in pairs."""
+    """Launch over heads, in pairs of halves; the last three arguments are tokens, heads and head size."""
     *rest, tokens, heads, wide = arguments
     given = (*rest, tokens * heads, heads, wide)
     _rows(kernel, given, tokens * heads, wide // 2, _PER_THREAD // 2, NORM=scale is not None)
@@ -216,7 +215,7 @@ def _by_head(kernel: Any, scale: torch.Tensor | None, *arguments: Any) -> None:
 def _by_word(*arguments: Any) -> None:
     *rest, rows, words = arguments
     block = min(2 * TILE, triton.next_power_of_2(words))
-    _words[(rows,)](*rest, words, BLOCK=block, num_warps=_warps(block // _PER_THREAD))
+    _online_softmax[(rows,)](*rest, words, BLOCK=block, num_warps=_warps(block // _PER_THREAD))
 
 
 _LAUNCH = {
@@ -224,8 +223,8 @@ _LAUNCH = {
     "norm_back": lambda *of: _rows(_norm_back, of, *of[-2:]),
     "glu": lambda *of: _flat(_glu, *of),
     "glu_back": lambda *of: _flat(_glu_back, *of),
-    "drop": lambda *of: _rows(_drop, (*of, half := (of[-1] + 1) // 2), of[-2], half, _PER_THREAD // 2),
-    "turn": lambda *of: _by_head(_turn, of[3], *of),
-    "turn_back": lambda *of: _by_head(_turn_back, of[4], *of),
-    "words": _by_word,
+    "dropout": lambda *of: _rows(_dropout, (*of, half := (of[-1] + 1) // 2), of[-2], half, _PER_THREAD // 2),
+    "rope": lambda *of: _by_head(_rope, of[3], *of),
+    "rope_back": lambda *of: _by_head(_rope_back, of[4], *of),
+    "online_softmax": _by_word,
 }

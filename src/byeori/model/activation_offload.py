@@ -1,8 +1,8 @@
-"""What layers keep for the backward pass, in the CPU's memory: copied there and back while the GPU computes.
+"""Activations that layers save for the backward pass, in the CPU's memory: copied there and back during computation.
 
-Copies run on a stream of their own. An activation stays on the GPU until its copy is done, for which the stream that
-computes waits only before it starts on the layer after the next; the last two stay. On the way back, the
-activation that is needed next is fetched while a layer works on its own. The host waits for neither.
+Copies run on a stream of their own. An activation stays on the GPU until its copy is done; the computing stream waits
+for that only before it starts on the layer after the next, so the last two stay. In the backward pass the activation
+that is needed next is fetched while a layer computes. The host waits for neither.
 """
 
 from __future__ import annotations
@@ -15,101 +15,101 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-_LEAST = 2**20  # bytes; what is smaller stays where it is
-_LEAVING = 2  # activations on the GPU whose copies may be under way
+_LEAST = 2**20  # bytes; smaller tensors stay on the GPU
+_COPYING = 2  # activations on the GPU whose copies may be in progress
 
 
 class Link:
-    """The way between a GPU and the CPU's memory."""
+    """Copies between a GPU and the CPU's memory."""
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
         return torch.cuda.Stream()
 
-    def takes(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is moved: an activation on a GPU, and not a small one."""
+    def accepts(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor is moved: an activation on a GPU, and not a small one."""
         return tensor.is_cuda and not isinstance(tensor, torch.nn.Parameter) and tensor.nbytes >= _LEAST
 
-    def room(self, like: torch.Tensor) -> torch.Tensor:
-        """An empty tensor in memory of the CPU that the GPU can reach by itself."""
+    def empty_like(self, like: torch.Tensor) -> torch.Tensor:
+        """Return an empty tensor in pinned memory."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Any:
-        """Start a copy behind everything that is queued so far; returns what to wait for."""
+        """Queue a copy after everything queued so far; return the event to wait for."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
         return self._stream.record_event()
 
     def wait(self, copied: Any) -> None:
-        """Let what is queued from here on wait for a copy."""
+        """Let everything queued from here on wait for a copy."""
         torch.cuda.current_stream().wait_event(copied)
 
 
 @dataclass(kw_only=True, slots=True)
 class _Item:
-    """here: the tensor on the GPU, while it is there. copied: what to wait for before it is used or freed."""
+    """on_gpu: the tensor on the GPU, while it is there. copied: the event to wait for before it is used or freed."""
 
-    there: torch.Tensor
+    on_cpu: torch.Tensor
     device: torch.device
-    here: torch.Tensor | None
+    on_gpu: torch.Tensor | None
     copied: Any
 
 
-class _Shelf:
-    """What one forward pass keeps, in the order in which it was put there; taken away from the end."""
+class _Stack:
+    """The activations of one forward pass in order; the backward pass takes them from the end."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self._items: list[_Item] = []
-        self._leaving: deque[_Item] = deque()
+        self._copying: deque[_Item] = deque()
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor | int:
-        if not self._link.takes(tensor):
+        if not self._link.accepts(tensor):
             return tensor
-        while len(self._leaving) >= _LEAVING:
-            item = self._leaving.popleft()
-            self._link.wait(item.copied)  # its memory is free for what is queued after this
-            item.here = None
-        there = self._link.room(tensor)
-        copied = self._link.copy(tensor, there)
-        item = _Item(there=there, device=tensor.device, here=tensor, copied=copied)
+        while len(self._copying) >= _COPYING:
+            item = self._copying.popleft()
+            self._link.wait(item.copied)  # its memory is free for everything queued after this
+            item.on_gpu = None
+        on_cpu = self._link.empty_like(tensor)
+        copied = self._link.copy(tensor, on_cpu)
+        item = _Item(on_cpu=on_cpu, device=tensor.device, on_gpu=tensor, copied=copied)
         self._items.append(item)
-        self._leaving.append(item)
+        self._copying.append(item)
         return len(self._items) - 1
 
-    def take(self, kept: torch.Tensor | int) -> torch.Tensor:
-        if isinstance(kept, torch.Tensor):
-            return kept
-        self._leaving.clear()
-        tensor = self._fetch(kept)
-        self._link.wait(self._items[kept].copied)
-        self._items[kept].here = None
-        if kept:
-            self._fetch(kept - 1)
+    def take(self, saved: torch.Tensor | int) -> torch.Tensor:
+        if isinstance(saved, torch.Tensor):
+            return saved
+        self._copying.clear()
+        tensor = self._fetch(saved)
+        self._link.wait(self._items[saved].copied)
+        self._items[saved].on_gpu = None
+        if saved:
+            self._fetch(saved - 1)
         return tensor
 
     def _fetch(self, index: int) -> torch.Tensor:
         item = self._items[index]
-        if item.here is None:
-            item.here = torch.empty_like(item.there, device=item.device)
-            item.copied = self._link.copy(item.there, item.here)
-        return item.here
+        if item.on_gpu is None:
+            item.on_gpu = torch.empty_like(item.on_cpu, device=item.device)
+            item.copied = self._link.copy(item.on_cpu, item.on_gpu)
+        return item.on_gpu
 
     def __del__(self) -> None:
-        """A pass that failed leaves copies under way: their memory is free after them."""
+        """A failed pass leaves copies in progress: their memory is free after them."""
         for item in self._items:
-            if item.here is not None:
+            if item.on_gpu is not None:
                 self._link.wait(item.copied)
 
 
-def keep_away(module: torch.nn.Module, link: Link | None = None) -> None:
-    """Let what the module's forward pass keeps lie in the CPU's memory until the backward pass needs it."""
-    way, entered = link or Link(), list[Any]()
+def offload(module: torch.nn.Module, link: Link | None = None) -> None:
+    """Hold the activations of a module's forward pass in the CPU's memory until the backward pass needs them."""
+    link, entered = link or Link(), list[Any]()
 
     def enter(*_: Any) -> None:
-        shelf = _Shelf(way)
-        entered.append(saved_tensors_hooks(shelf.put, shelf.take))
+        stack = _Stack(link)
+        entered.append(saved_tensors_hooks(stack.put, stack.take))
         entered[-1].__enter__()
 
     module.register_forward_pre_hook(enter)

@@ -1,4 +1,4 @@
-"""A forest's numbers on the device that computes, in two copies; on a GPU from pinned memory, so that nobody waits.
+"""A forest's tensors on the device, in two copies; to a GPU from pinned memory, so that neither side waits.
 
 T tokens, M targets
 """
@@ -16,18 +16,18 @@ from byeori.batch.forest import Forest
 from byeori.kernels import cuda_calls, device_kind, forest_attention
 from byeori.losses.base import Targets
 
-# On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, where at most
-# one token in _AT_MOST is idle. Products of bfloat16 take up to a tenth longer over 2,047 rows than over 2,048, and
-# each new shape costs time and memory once.
-_TOKENS, _AT_MOST, _LAST_ROWS = (64, 16), 32, 16
+# On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, if at most one
+# token in _AT_MOST is idle. bfloat16 products take up to a tenth longer over 2,047 rows than over 2,048, and each new
+# shape costs time and memory once.
+_MULTIPLES, _AT_MOST, _LAST_ROWS = (64, 16), 32, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBatch:
-    """ids, positions: [1, T], on a CPU with idle tokens behind them that predict nothing and that no other token sees.
+    """ids, positions: [1, T], on a CPU followed by idle tokens that predict nothing and that no other token sees.
     index, target_ids: [M], as Forest's target_index and target_ids. layout: for attention.
-    index_of_rows: [M], the same as index where the hidden states are those of layout.rows alone.
-    targets: what the objective is given beside the log-probs.
+    index_of_rows: [M], the index into the hidden states if they are those of layout.rows alone.
+    targets: what the objective gets besides the log-probs.
     """
 
     forest: Forest
@@ -41,9 +41,9 @@ class DeviceBatch:
 
 
 def place(forest: Forest, device: torch.device, windows: Collection[int | None] = ()) -> DeviceBatch:
-    """Bring a forest to the device, without waiting for what the device is doing.
+    """Copy a forest to the device, without waiting for the device.
 
-    windows: of the model's layers; a GPU's attention is then planned here, not when a layer first meets it.
+    windows: of the model's layers; a GPU's attention is then planned here, not in the first layer.
     """
     whole, rows = forest, np.unique(forest.target_index)
     if device_kind.kind_of(device) == "cpu":
@@ -76,9 +76,9 @@ def place(forest: Forest, device: torch.device, windows: Collection[int | None] 
 
 
 def _with_idle_tokens(forest: Forest) -> Forest:
-    """The forest with a tree of idle tokens behind it, where that costs little."""
+    """The forest followed by a tree of idle tokens, if that costs little."""
     tokens = forest.unique_tokens
-    idle = next((count for multiple in _TOKENS if (count := _missing(tokens, multiple, tokens))), 0)
+    idle = next((count for multiple in _MULTIPLES if (count := _missing(tokens, multiple, tokens))), 0)
     if not idle:
         return forest
     return replace(
@@ -90,13 +90,13 @@ def _with_idle_tokens(forest: Forest) -> Forest:
 
 
 def _with_idle_rows(rows: np.ndarray, tokens: int) -> np.ndarray:
-    """The rows and, where that costs little, some of the other tokens'; ascending."""
+    """The rows and, if that costs little, some of the other tokens'; ascending."""
     others = np.setdiff1d(np.arange(tokens), rows)
     return np.sort(np.concatenate([rows, others[len(others) - _missing(len(rows), _LAST_ROWS, tokens) :]]))
 
 
 def _missing(count: int, multiple: int, tokens: int) -> int:
-    """What a count lacks to a multiple; 0 where that is more than the tokens allow."""
+    """What a count lacks to a multiple; 0 if that is more than the tokens allow."""
     missing = -count % multiple
     return missing if missing * _AT_MOST <= tokens else 0
 
@@ -107,8 +107,8 @@ def _move(columns: list[np.ndarray], dtype: Any, device: torch.device) -> list[t
 
 
 def windows(config: Any) -> set[int | None]:
-    """The attention windows of a model's layers, None for full attention, as far as its configuration tells."""
+    """Return the attention windows of a model's layers by its configuration, None for full attention."""
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
-    kinds = set(getattr(text, "layer_types", None) or ())
-    return {window if kind == "sliding_attention" else None for kind in kinds} if kinds else {window}
+    types = set(getattr(text, "layer_types", None) or ())
+    return {window if each == "sliding_attention" else None for each in types} if types else {window}

@@ -1,7 +1,7 @@
-"""What a model's safetensors files hold, read without loading them, and a hash that tells two bases apart.
+"""The tensors in a model's safetensors files, without loading them, and a fingerprint of a base model.
 
-Tensors are read with plain file reads, a block of rows at a time: a memory-mapped file counts as this process's
-memory page by page, so a merge of a large model would seem, and on a small machine be, as large as the model.
+Tensors are read by plain file reads, a block of rows at a time: the pages of a memory-mapped file count as the
+process's memory, so a merge of a large model would look, and on a small machine be, as large as the model.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class Stored:
 
     @property
     def count(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file.
+    """Return the tensors of one safetensors file.
 
     Raises:
-        ModelError: the file is missing, not safetensors, or cut short.
+        ModelError: if the file is missing, not safetensors, or cut short.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -72,10 +72,10 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model's folder.
+    """Return the safetensors files of a model's folder.
 
     Raises:
-        ModelError: there are none, the index is damaged, or a file that it names is missing.
+        ModelError: if there are none, the index is damaged, or a file that it names is missing.
     """
     index = folder / INDEX
     if index.is_file():
@@ -85,7 +85,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise ModelError(f"{index} is damaged; copy or download it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names; copy or download it again")
+            raise ModelError(f"{folder} lacks {', '.join(missing)}, which {INDEX} lists; copy or download it again")
         return [folder / name for name in names]
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -96,24 +96,24 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder, by its name in the files.
+    """Return every tensor of a model's folder by its name in the files.
 
     Raises:
-        ModelError: no safetensors weights, or damaged ones.
+        ModelError: if there are no safetensors weights, or they are damaged.
     """
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for path in weight_files(folder):
-        found.update(read_header(path))
-    return found
+        tensors.update(read_header(path))
+    return tensors
 
 
 def base_fingerprint(folder: Path) -> str:
-    """sha256 over every tensor's name, type, shape and first 4 KiB, in the order of the names.
+    """Return the SHA-256 of every tensor's name, type, shape and first 4 KiB, in the order of the names.
 
-    It does not depend on how the tensors are spread over files, and reads a few MiB of a 72B model.
+    It does not depend on how the tensors are divided into files, and reads a few MiB of a 72B model.
 
     Raises:
-        ModelError: no safetensors weights, or damaged ones.
+        ModelError: if there are no safetensors weights, or they are damaged.
     """
     digest = hashlib.sha256()
     for name, stored in sorted(stored_tensors(folder).items()):

@@ -1,10 +1,12 @@
 """Forest -> log-probs at its targets, through any causal model of transformers.
 
-A model whose layers do not go through the attention interface is run one example at a time.
+A model whose layers do not use transformers' attention interface runs one example at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,22 +15,22 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.kernels import device_kind, forest_attention
+from byeori.kernels import device_kind, dispatch, forest_attention, patch
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
 from byeori.model.device_batch import DeviceBatch, place
 
-# Layers in which a token meets others through the attention interface alone.
-_KINDS = {"full_attention", "sliding_attention"}
+# Kinds of layers in which tokens interact only in attention.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def use_forest_attention(model: Any) -> bool:
-    """Switch the model to forest attention; False where its layers do not go through the interface."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Switch the model to forest attention; return False if its layers do not use the attention interface."""
+    causal = load.base_of(model)
     kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ())
     if not getattr(causal, "_supports_attention_backend", False):
         return False
-    if getattr(causal, "_is_stateful", False) or kinds - _KINDS:  # states or convolutions run on along the forest
+    if getattr(causal, "_is_stateful", False) or kinds - _LAYER_TYPES:  # states or convolutions would cross branches
         return False
     try:
         causal.set_attn_implementation(forest_attention.NAME)
@@ -38,25 +40,32 @@ def use_forest_attention(model: Any) -> bool:
 
 
 def use_plain_attention(model: Any) -> None:
-    """Switch back to PyTorch's attention (the model's own where it has none), for generation."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    """Switch back to PyTorch's attention for generation, or to the model's own if it does not support that."""
+    causal = load.base_of(model)
     causal.set_attn_implementation("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
 def compute_device(model: Any) -> torch.device:
-    """Where the model computes: where its adapters are, since sharded weights may wait in the CPU's memory."""
+    """Return the device of the adapters, where the model computes; sharded weights may be in the CPU's memory."""
     first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
     device: torch.device = (next(model.parameters()) if first is None else first).device
     return device
 
 
-def forest_logprobs(model: Any, forest: Forest | DeviceBatch, *, plain: bool = False) -> torch.Tensor:
-    """log p of every target of a forest, [M] float32, with gradients where the mode has them.
+@contextmanager
+def accelerated(model: Any) -> Iterator[None]:
+    """Run the model with its own accelerations inside: a forward pass with its backward pass, or generation."""
+    with patch.active(model, load.base_of(model).dtype, compute_device(model)):
+        yield
 
-    plain: one pass for each node, for a model that does not take forest attention; nothing may be shared then.
+
+def forest_logprobs(model: Any, forest: Forest | DeviceBatch, *, plain: bool = False) -> torch.Tensor:
+    """Return log p of every target of a forest, [M] float32, with gradients if they are enabled.
+
+    plain: one pass per node, for a model without forest attention; then nodes may not have children.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return sharding.through(causal, lambda: _forest_logprobs(model, forest, plain))
+    with accelerated(model):
+        return sharding.through(load.base_of(model), lambda: _forest_logprobs(model, forest, plain))
 
 
 def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> torch.Tensor:
@@ -72,9 +81,9 @@ def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> t
             input_ids=batch.ids, position_ids=batch.positions, use_cache=False, forest_layout=batch.layout
         )
         if not batch.layout.calls[0]:
-            raise ModelError("this model's layers do not go through transformers' attention interface")
+            raise ModelError("this model's layers do not use transformers' attention interface")
         hidden = output.last_hidden_state.squeeze(0)
-        if len(hidden) < batch.forest.unique_tokens:  # the last layer computed the rows that predict something, alone
+        if len(hidden) < batch.forest.unique_tokens:  # the last layer computed only rows that predict something
             index = batch.index_of_rows
     sizes = SIZES.get(device_kind.kind(hidden), SIZES["cuda"])
     return target_logprobs(head, hidden[index], batch.target_ids, **sizes)
@@ -82,22 +91,22 @@ def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> t
 
 @torch.no_grad()
 def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor:
-    """log p of the tokens at the positions `at` [len(at)], by the model's own forward pass over one sequence."""
+    """Return log p [len(at)] of the tokens at the positions `at`, by the model's own forward pass over one sequence."""
     device = compute_device(model)
     ids = torch.tensor([tokens], device=device)
     index = torch.tensor(at, device=device)
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]
-    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    return wide.log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
+    with accelerated(model):
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]
+    return logits.to(dispatch.wide(logits)).log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
 
 
 def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> float:
-    """Compute some examples as training does and as the model itself does, one at a time; the mean difference of log p.
+    """Compute some examples as training does and by the model's own code, one at a time; return the mean difference.
 
-    plain: training runs one sequence at a time, because the model does not take forest attention.
+    plain: training runs one sequence at a time, since the model does not support forest attention.
 
     Raises:
-        ModelError: they differ by more than rounding does (5e-4 in float32, 0.1 in 16 bit, relative to 1 + |log p|).
+        ModelError: if they differ by more than rounding (5e-4 in float32, 0.1 in 16 bit, relative to 1 + |log p|).
     """
     training = model.training
     model.eval()
@@ -116,7 +125,7 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
     limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
     if not difference <= limit:
         raise ModelError(
-            f"byeori computes other log-probs than this model's own forward pass (mean relative difference "
-            f"{difference:.2g}); it cannot train this model, please tell us which one it is"
+            f"byeori's log-probs differ from those of this model's own forward pass (mean relative difference "
+            f"{difference:.2g}), so it cannot train this model; please report which one it is"
         )
     return difference

@@ -1,9 +1,11 @@
-"""Weights and tokenizers: from a folder or the Hub, safetensors only, with errors a person can act on."""
+"""Models, tokenizers and configs from a folder or the Hub, safetensors only, with errors that say what to do."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from byeori.support import collector, hub
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
 
-# Operations of a micro-batch on a GPU, at 4 for each weight and token: some 50 ms of the fastest there are.
+# FLOP of a micro-batch on a GPU, at 4 per weight and token: about 50 ms on the fastest GPUs.
 _LEAST_WORK, _MOST_TOKENS = 2e13, 32_768
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it and on CPUs with bf16 units, else float32."""
+    """Return the type of a --dtype; auto is bfloat16 if the device has it, else float16 on a GPU, float32 on a CPU."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -34,9 +36,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def micro_batch_tokens(dtype: str, device: torch.device, weights: int | None = None) -> int:
-    """Tokens of a micro-batch where the settings, of a dtype, name none. weights: how many numbers the model has.
+    """Return the default number of tokens in a micro-batch. dtype: of the settings. weights: of the whole model.
 
-    A layer costs the host about a millisecond, so a GPU gets as much work at once as keeps it busy meanwhile.
+    A layer costs the host about a millisecond, so a GPU gets enough work at once to stay busy meanwhile.
     """
     if device.type == "cuda" and weights:
         tokens = MICRO_BATCH_TOKENS["cuda"]
@@ -48,10 +50,10 @@ def micro_batch_tokens(dtype: str, device: torch.device, weights: int | None = N
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
-    """The tokenizer, and a sentence for every token that it lacked and what is used instead.
+    """Return the tokenizer, and a sentence for every special token that it lacks and what replaces it.
 
     Raises:
-        ModelError, HubError: no tokenizer there.
+        ModelError, HubError: if there is no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -62,19 +64,16 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
             )
     except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
-    if isinstance(tokenizer.chat_template, dict):  # their names become file names where the tokenizer is saved
-        for title in tokenizer.chat_template:
-            if not re.fullmatch(r"[\w-][\w .-]*", title):
-                raise ModelError(f"{name} names a chat template {title!r}, which is no name for a file; rename it")
+    _check_template_names(name, tokenizer.chat_template)
     notes = []
     if tokenizer.eos_token_id is None:
         vocabulary = tokenizer.get_vocab()
-        found = next((token for token in _END_OF_TEXT if token in vocabulary), None)
-        if found:
-            tokenizer.eos_token = found
-            notes.append(f"the tokenizer names no end-of-text token; {found!r} is used")
+        end = next((token for token in _END_OF_TEXT if token in vocabulary), None)
+        if end:
+            tokenizer.eos_token = end
+            notes.append(f"the tokenizer does not define an end-of-text token; {end!r} is used")
         else:
-            notes.append("the tokenizer has no end-of-text token; answers are not ended, so add_eos_token is off")
+            notes.append("the tokenizer has no end-of-text token, so add_eos_token is off and answers have no end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
         notes.append(f"the tokenizer has no padding token; {tokenizer.pad_token!r} is used (masked, never trained)")
@@ -82,11 +81,18 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return tokenizer, notes
 
 
+def _check_template_names(name: str, chat_template: Any) -> None:
+    """Names of chat templates become file names when the tokenizer is saved."""
+    for title in chat_template if isinstance(chat_template, dict) else ():
+        if not re.fullmatch(r"[\w-][\w .-]*", title):
+            raise ModelError(f"{name} has a chat template {title!r}, which is not a valid file name; rename it")
+
+
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The model's configuration.
+    """Return the model's configuration.
 
     Raises:
-        ModelError, HubError: no model there.
+        ModelError, HubError: if there is no model.
     """
     from transformers import AutoConfig
 
@@ -106,26 +112,26 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """A causal model in evaluation mode, on `device`, ready for forest attention.
+    """Return a causal model in evaluation mode, on `device`, ready for forest attention.
 
     Raises:
-        ModelError, HubError: no model there, or its files are damaged.
+        ModelError, HubError: if there is no model, or its files are damaged.
     """
     from transformers import AutoModelForCausalLM
 
-    _quiet()
     try:
         if not Path(name).exists():
             hub.fetch(name, hub.WEIGHTS, revision=revision)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=not hub.reachable(name),
-            output_loading_info=True,
-        )
+        with quiet():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=not hub.reachable(name),
+                output_loading_info=True,
+            )
     except Exception as error:
         raise explain(error, name, "weights") from None
     if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
@@ -135,98 +141,104 @@ def load_model(
             + "; copy or download them again"
         )
     forest_attention.register()
-    bf16_matmul.prepare(dtype, device)
     return model.to(device).eval()
 
 
-def _quiet() -> None:
-    """Keep transformers' bars and notes to itself, but not the bars of downloads, which it would silence with them."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Turn off transformers' progress bars and warnings inside, but not the bars of downloads, which go with them."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as hf_logging
 
-    shown = not are_progress_bars_disabled()
+    logger, downloads = logging.getLogger("transformers"), not are_progress_bars_disabled()
+    level, bars = logger.level, hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    if shown:
+    if downloads:
         enable_progress_bars()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def local_folder(name: str, revision: str | None = None, files: tuple[str, ...] = hub.MODEL) -> Path:
-    """The folder that `name` is, or that files of the Hub's `name` are downloaded to: the small ones and safetensors.
+    """Return the folder `name`, or the one that the Hub's repository is downloaded to (small files and safetensors).
 
     Raises:
-        ModelError, HubError: neither a folder nor something that can be downloaded.
+        ModelError, HubError: if it is neither a folder nor can be downloaded.
     """
     if Path(name).exists():
         return Path(name)
     try:
         return hub.fetch(name, files, revision=revision)
-    except Exception as error:  # the Hub's client raises a different kind for each way in which this can go wrong
+    except Exception as error:  # the Hub's client raises many kinds
         raise explain(error, name, "weights") from None
 
 
 def explain(error: Exception, name: str, what: str) -> ByeoriError:
-    """One sentence for whatever went wrong while loading."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
+    """Return one sentence for an error while loading; what: the tokenizer, config.json or weights."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(link) for link in chain)
-    if Path(name).exists():
-        return _explain_local(error, Path(name), what, text)
-    if hub.looks_local(name):
-        return names.no_folder(name)
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        return HubError(f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`")
-    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return HubError(f"the Hub has no model {name}, or it is private; check the name or `hf auth login`")
-    if any(isinstance(link, RevisionNotFoundError) for link in chain):
-        return HubError(f"{name} has no such revision on the Hub; check --revision")
-    reasons = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
-    if any(word in text.lower() for word in reasons) or not hub.reachable(name):
-        return HubError(
-            f"{name} is neither a folder here{nearest_file(Path(name))} nor in the cache, and the Hugging Face Hub is "
-            "out of reach; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    local = Path(name).exists()
+    found = _explain_local(text, reason, Path(name), what) if local else _explain_remote(text, chain, name)
+    if found is not None:
+        return found
     if "trust_remote_code" in text:
-        return ModelError(_remote_code(name))
-    return ModelError(f"cannot load the {what} of {name}: {_first_sentence(error)}")
+        return ModelError(f"{name} needs its own Python code; read it, and run it with --trust_remote_code {name}")
+    return ModelError(f"cannot load the {what} of {name}: {reason}")
 
 
-def _explain_local(error: Exception, folder: Path, what: str, text: str) -> ByeoriError:
+def _explain_local(text: str, reason: str, folder: Path, what: str) -> ByeoriError | None:
     if not (folder / "config.json").exists():
         return names.not_a_model(folder)
-    words = ("safetensor", "header", "incomplete metadata", "invalid json", "mmap", "buffer")
-    if any(word in text.lower() for word in words) and what == "weights":
-        found = sorted(folder.glob("*.safetensors"))
-        if not found:
-            return ModelError(missing_weights(folder, "safetensors weights"))
-        return ModelError(
-            f"the weights in {folder} are damaged or cut short ({_first_sentence(error)}); copy or download them again"
+    signs = ("safetensor", "header", "incomplete metadata", "invalid json", "mmap", "buffer")
+    if what != "weights" or not any(sign in text.lower() for sign in signs):
+        return None
+    if not any(folder.glob("*.safetensors")):
+        return ModelError(missing_weights(folder, "safetensors weights"))
+    return ModelError(f"the weights in {folder} are damaged or cut short ({reason}); copy or download them again")
+
+
+def _explain_remote(text: str, chain: list[BaseException], name: str) -> ByeoriError | None:
+    if hub.looks_local(name):
+        return names.no_folder(name)
+    answers = {
+        "GatedRepoError": f"{name} is gated; accept its terms on the Hub and log in with `hf auth login`",
+        "RepositoryNotFoundError": f"the Hub has no model {name}, or it is private; check the name or `hf auth login`",
+        "RevisionNotFoundError": f"{name} does not have this revision on the Hub; check --revision",
+    }
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    for kind, sentence in answers.items():
+        if kind in kinds:
+            return HubError(sentence)
+    signs = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
+    if any(sign in text.lower() for sign in signs) or not hub.reachable(name):
+        return HubError(
+            f"{name} is neither a local folder{nearest_file(Path(name))} nor in the cache, and the Hugging Face Hub "
+            "cannot be reached; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         )
-    if "trust_remote_code" in text:
-        return ModelError(_remote_code(str(folder)))
-    return ModelError(f"cannot load the {what} of {folder}: {_first_sentence(error)}")
+    return None
 
 
-def _remote_code(name: str) -> str:
-    return f"{name} brings its own Python code, which is not run unless you read it and give --trust_remote_code {name}"
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+def base_of(model: Any) -> Any:
+    """Return the causal model of transformers inside a PeftModel, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def parts(model: Any) -> tuple[Any, Head]:
-    """The stack of layers, and what turns its output into logits.
+    """Return the stack of layers, and what turns its output into logits.
 
     model: a causal model of transformers, or a PeftModel around one.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = base_of(model)
     config = causal.config.get_text_config()
     divisor = float(getattr(config, "logits_scaling", None) or 1.0)
     if config.model_type == "hyperclovax":  # multiplies by what Granite divides by
@@ -238,5 +250,5 @@ def parts(model: Any) -> tuple[Any, Head]:
 
 
 def positions_limit(config: Any) -> int | None:
-    """The most positions that the model was made for, or None where it has no such limit."""
+    """Return the model's maximum length in tokens, or None if it has none."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)

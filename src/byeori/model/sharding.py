@@ -1,8 +1,8 @@
-"""FSDP2 over frozen weights: every process keeps its rows of them and gathers a layer when it is needed.
+"""FSDP2 over frozen weights: every process holds its rows of them and gathers a layer when it is needed.
 
-Only frozen matrices are sharded. Adapters, some thousandth of the weights, stay whole on every process, and so do
-norms: gradients, optimizer and checkpoints are the same as without sharding, gradients are summed once a step, and a
-run goes on with any number of processes. Nothing is cast: weights lie in the compute type, adapters in float32.
+Only frozen matrices are sharded. Adapters, about a thousandth of the weights, stay whole on every process, and so do
+norms: gradients, optimizer and checkpoints are the same as without sharding, gradients are summed once per step, and a
+run resumes with any number of processes. Nothing is cast: weights are in the compute type, adapters in float32.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 def shard(causal: Any, processes: Processes, *, offload: bool = False) -> None:
-    """Shard each layer, the input embedding where it is not the output embedding too, and what is left, by rows.
+    """Shard by rows: each layer, the input embedding unless it is also the output embedding, and the rest.
 
     Over all processes, or over those of one machine (processes.shards); then every machine holds all weights and only
-    adapters' gradients travel between machines.
+    adapters' gradients are sent between machines.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
@@ -38,8 +38,6 @@ def shard(causal: Any, processes: Processes, *, offload: bool = False) -> None:
     apart = [] if embedding.weight is head.weight else [embedding]
     for module in [*layers(causal), *apart, causal]:
         fully_shard(module, mesh=mesh, offload_policy=policy, ignored_params=whole)
-        if "forward" in vars(type(module)):  # transformers wraps a class's forward once more for every subclass
-            del type(module).forward
     causal.forward = MethodType(_forward, causal)
 
 
@@ -48,41 +46,43 @@ def _forward(self: Any, *args: Any, byeori_call: Callable[[], Any] | None = None
 
 
 def through(causal: Any, call: Callable[[], T]) -> T:
-    """Call inside the model's own call, where the embeddings of a sharded model are whole."""
+    """Return call(), called inside the model's own call, where the embeddings of a sharded model are whole."""
     from torch.distributed.fsdp import FSDPModule
 
     if not isinstance(causal, FSDPModule):
         return call()
     result: T = causal(byeori_call=call)
-    if not torch.is_grad_enabled():  # no backward pass will do it; one process alone would, where it reads the model
+    if not torch.is_grad_enabled():  # there is no backward pass that does it
         causal.reshard()
     return result
 
 
 @contextmanager
-def shown_whole(causal: Any, device: torch.device) -> Iterator[None]:
-    """Show sharded weights as whole ones on `device` (without their numbers).
+def whole_shapes(causal: Any, device: torch.device) -> Iterator[None]:
+    """Replace sharded weights by empty ones of their whole shape on `device` inside.
 
-    PEFT makes adapters of the size, and in the place, of what a process holds of a layer.
+    PEFT makes an adapter of the size, and on the device, of a process's own rows otherwise.
     """
     from torch.distributed.tensor import DTensor
 
-    hidden: list[tuple[Any, str, torch.Tensor, Any]] = []
+    replaced: list[tuple[Any, str, torch.Tensor, Any]] = []
     for module in causal.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor):
-                hidden.append((module, name, parameter, module._load_state_dict_post_hooks))
+                replaced.append((module, name, parameter, module._load_state_dict_post_hooks))
                 module._load_state_dict_post_hooks = OrderedDict()  # FSDP's, which look for shards
                 blank = torch.empty(1, dtype=parameter.dtype, device=device).expand(parameter.shape)
                 module._parameters[name] = torch.nn.Parameter(blank, requires_grad=False)
-    yield
-    for module, name, parameter, hooks in reversed(hidden):
-        module._parameters[name], module._load_state_dict_post_hooks = parameter, hooks
+    try:
+        yield
+    finally:
+        for module, name, parameter, hooks in reversed(replaced):
+            module._parameters[name], module._load_state_dict_post_hooks = parameter, hooks
 
 
 @contextmanager
 def last_layer_whole(causal: Any) -> Iterator[None]:
-    """The last layer gathered, while it is tried whether it can be pruned."""
+    """Gather the last layer inside, while it is compared with its pruned form."""
     from torch.distributed.fsdp import FSDPModule
 
     last = next(reversed(layers(causal)), None)
@@ -90,12 +90,14 @@ def last_layer_whole(causal: Any) -> Iterator[None]:
         yield
         return
     last.unshard()
-    yield
-    last.reshard()
+    try:
+        yield
+    finally:
+        last.reshard()
 
 
 def rows(parameter: torch.Tensor) -> tuple[int, int | None]:
-    """Which rows of a parameter this process keeps: (start, end), or (0, None) where it keeps all."""
+    """Return this process's rows of a parameter: (start, end), or (0, None) if it holds all."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -106,7 +108,7 @@ def rows(parameter: torch.Tensor) -> tuple[int, int | None]:
 
 
 def shard_of(parameter: torch.Tensor, mine: torch.Tensor, *, offload: bool) -> torch.Tensor:
-    """This process's rows in the place of a parameter: a DTensor like it, or the rows themselves where it has all."""
+    """Return this process's rows of a parameter as a DTensor like it, or as they are if it holds all."""
     from torch.distributed.tensor import DTensor
 
     if not isinstance(parameter, DTensor):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,18 +78,6 @@ def frozen_model(config: Any, dtype: torch.dtype, device: str) -> Any:
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
     except Exception as error:  # a config can be wrong in as many ways as there are models
         raise ModelError(f"no model can be made of this {config.model_type} config: {one_line(error, 200)}") from None
-
-
-@contextmanager
-def no_initial_values(device: str) -> Iterator[None]:
-    """Do not draw initial weights on the meta device, which has no numbers."""
-    from transformers.initialization import no_init_weights
-
-    if device != "meta":
-        yield
-        return
-    with no_init_weights():
-        yield
 
 
 def with_layers(config: Any, count: int) -> Any:

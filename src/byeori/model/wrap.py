@@ -12,36 +12,35 @@ import torch
 
 from byeori.model import activation_offload
 
-# Seconds. Compiling takes about half a minute and saves about a fifth; a shorter run does not earn it back.
+# Seconds. Compiling takes about 30 s and saves about a fifth, so shorter runs would take longer.
 _COMPILE_PAYS_AFTER = 300.0
-
 
 # FLOP/s that a run is assumed to reach, only to decide whether compiling pays.
 _ASSUMED_SPEED = {"cpu": 3e11, "cuda": 2e14}
 
 
 def recompute_layers(causal: Any, kind: str) -> None:
-    """Activation checkpointing (Chen et al., arXiv:1604.06174): layers keep their inputs only and run twice.
+    """Turn on activation checkpointing (Chen et al., arXiv:1604.06174): layers save only their inputs and run twice.
 
     kind: none; full; selective, every other layer, so half of the work for half of the memory; or offload, full with
-    what is kept moved to the CPU's memory.
+    the saved inputs in the CPU's memory.
     """
     if kind == "none":
         causal.gradient_checkpointing_disable()
         return
     causal.gradient_checkpointing_enable({"use_reentrant": False})
-    causal.disable_input_require_grads()  # which re-entrant checkpoints need; here it would run back below the adapters
+    causal.disable_input_require_grads()  # re-entrant checkpoints need it; here it would only extend the backward pass
     if kind == "selective":
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False
     if kind == "offload":
-        activation_offload.keep_away(causal.base_model)
+        activation_offload.offload(causal.base_model)
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:
-    """Whether `--compile auto` compiles: there is a compiler, and the run is long enough to earn the time back.
+    """Return whether `--compile auto` compiles: there is a compiler, and the run is long enough.
 
-    tokens: all tokens of the run on this process; a LoRA step takes about 4 FLOP per weight and token.
+    tokens: of the whole run on this process; a LoRA step takes about 4 FLOP per weight and token.
     """
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         return False
@@ -51,21 +50,21 @@ def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) ->
 
 
 def compile_layers(causal: Any) -> int:
-    """Compile the decoder's layers, each kind once and for every length; returns how many layers there are."""
-    found = layers(causal)
-    for layer in found:
+    """Compile the decoder's layers, each kind once and for every length; return how many layers there are."""
+    compiled = layers(causal)
+    for layer in compiled:
         layer.compile(dynamic=True)
-    return len(found)
+    return len(compiled)
 
 
 def layers(causal: Any) -> list[Any]:
-    """The decoder's layers; sharding makes their class a subclass."""
+    """Return the decoder's layers; sharding makes their class a subclass."""
     kinds = set(getattr(causal, "_no_split_modules", None) or ())
     return [module for module in causal.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled layers as they are written, where compiling them once more (for evaluation) would not pay."""
+    """Run compiled layers uncompiled inside, for evaluation, which would compile them once more."""
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -182,7 +182,7 @@ def _beginnings(name: str) -> list[str]:
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     """Return this machine's processor, with the peak measured now in a matrix product of this type."""
-    extra = bf16_matmul.prepare(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
+    extra = bf16_matmul.workspace_bytes(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
     return Machine(
         name="CPU",
         device="cpu",
@@ -197,11 +197,11 @@ def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
 
 def measured_peak(dtype: torch.dtype, size: int = 1024) -> float:
     """Return operations a second of a matrix product, the best of four."""
-    bf16_matmul.prepare(dtype, torch.device("cpu"))  # before the first product, which reads the size of its cache
     a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     best = math.inf
-    for _ in range(4):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
+    with bf16_matmul.prepared(dtype, torch.device("cpu")):
+        for _ in range(4):
+            began = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best

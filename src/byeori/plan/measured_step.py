@@ -77,7 +77,8 @@ def run(
                 parameter.grad = torch.zeros_like(parameter)
                 tracker.assign("gradients", [parameter.grad])
         tracker.peaks.clear()
-        forward_flops = _forward_backward(tracker, model, batch, objective, one_sequence)
+        with forward.accelerated(model):
+            forward_flops = _forward_backward(tracker, model, batch, objective, one_sequence)
         flops = tracker.flops
         tracker.part = "workspace"
         tracker.enter("optimizer")

@@ -30,12 +30,12 @@ class MetaQuantizedLinear(quantized_linear.QuantizedLinear):
         for name, count in sizes.items():
             setattr(self, name, torch.empty(count, dtype=torch.float32, device="meta"))
 
-    def open(self, packed: torch.Tensor) -> torch.Tensor:
+    def dequantize(self, quantized: torch.Tensor) -> torch.Tensor:
         """The weight [out, in] in the compute type; its scales are dequantized to float32 for it."""
         scales = torch.empty_like(self.scales, dtype=torch.float32)
-        opened = torch.empty(self.out_features, self.in_features, dtype=self.opened_dtype, device=scales.device)
+        weight = torch.empty(self.out_features, self.in_features, dtype=self.compute_dtype, device=scales.device)
         del scales
-        return opened
+        return weight
 
 
 def quantize_layers(causal: Any, kind: type[MetaQuantizedLinear] = MetaQuantizedLinear) -> int:

@@ -212,10 +212,9 @@ def build(
     base = skeleton.frozen_model(config if layers is None else skeleton.with_layers(config, layers), dtype, device)
     if four_bit:
         quantize_layers(base)
-    with skeleton.no_initial_values(device):
-        model = attach(
-            base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
-        )
+    model = attach(
+        base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
+    )
     lora_linear.fuse(model)
     wrap.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(fast_paths))

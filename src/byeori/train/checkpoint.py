@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, MANIFEST, OPTIMIZER, STATE
 from byeori.errors import CheckpointError
+from byeori.model import adapter as peft_adapter
 from byeori.support.atomic_files import disk_errors, new_folder, remove_folder, sha256
 from byeori.support.console import Say
 from byeori.support.pickles import missing_weights
@@ -195,12 +196,9 @@ def save_adapter(folder: Path, model: Any) -> None:
 
 def _adapter(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Copies of the adapter's tensors and of its configuration, as PEFT saves them."""
-    from peft import get_peft_model_state_dict
-
     config = copy.deepcopy(next(iter(model.peft_config.values())))
     config.inference_mode = True
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: _copied(tensor) for name, tensor in tensors.items()}, config
+    return {name: _copied(tensor) for name, tensor in peft_adapter.state(model).items()}, config
 
 
 def _write_adapter(folder: Path, tensors: dict[str, torch.Tensor], config: Any) -> None:
@@ -225,14 +223,12 @@ def load_adapter(folder: Path, model: Any) -> None:
         CheckpointError: if there is no safetensors adapter, or it is damaged or of another shape, scale or set of
             layers.
     """
-    from peft import set_peft_model_state_dict
-
     path = folder / ADAPTER
     if not path.is_file():
         raise CheckpointError(f"{missing_weights(folder, ADAPTER)}; give a checkpoint or the folder of an adapter")
     _check_scale(folder, model)
     try:
-        keys = set_peft_model_state_dict(model, load_file(path))
+        missing, unexpected = peft_adapter.load_state(model, load_file(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from None
     except (RuntimeError, ValueError) as error:
@@ -240,8 +236,8 @@ def load_adapter(folder: Path, model: Any) -> None:
         raise CheckpointError(
             f"the adapter in {folder} does not fit this run's model and LoRA settings: {reason}"
         ) from None
-    absent = sorted({name for name, _ in trainable(model)} & set(keys.missing_keys))
-    for names, words in ((keys.unexpected_keys, "has layers that this run does not train"), (absent, "lacks layers")):
+    absent = sorted({name for name, _ in trainable(model)} & set(missing))
+    for names, words in ((unexpected, "has layers that this run does not train"), (absent, "lacks layers")):
         if names:
             raise CheckpointError(
                 f"the adapter in {folder} {words} ({names[0]}, ...); use the same --lora_target_modules"

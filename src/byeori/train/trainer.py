@@ -194,12 +194,14 @@ def _gradients(job: Job, step: Step, noise: dict[str, float], sums: dict[str, to
             sums[name] += value
         sums["unique_tokens"] += forest.unique_tokens
     for forest in idle(step.units, job.options, job.processes, halvings):
-        (_sums(job, device_batch.place(forest, job.processes.device)).total * 0).backward()
+        with forward.accelerated(job.model):
+            (_sums(job, device_batch.place(forest, job.processes.device)).total * 0).backward()
 
 
 def _forward_backward(job: Job, batch: DeviceBatch, weight: float) -> dict[str, torch.Tensor]:
-    sums = _sums(job, batch)
-    (sums.total / weight).backward()
+    with forward.accelerated(job.model):
+        sums = _sums(job, batch)
+        (sums.total / weight).backward()
     return _logged(sums, weight)
 
 

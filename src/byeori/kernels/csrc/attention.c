@@ -3,20 +3,21 @@
        S = Q K^T   P = exp(scale (S - most)) part   O = P V           (FlashAttention: Dao et al., arXiv:2205.14135)
        dV = P^T dO   dP = dO V^T   dS = scale P (dP - sum(P dP))   dQ = dS K   dK = dS^T Q
 
-   A strip of 32 query rows meets the tiles of 32 keys of which one of its rows sees one (strips.c). */
+   A strip of 32 query rows is multiplied with the tiles of 32 keys of which one of its rows sees one (strips.c). */
 
 #include <omp.h>
 
 #include "strips.c"
 
-/* Strips whose weights are kept until they are summed over rows. */
+/* Strips whose weights are stored until they are summed over rows. */
 enum { STRIPS = 16 };
 
-/* A strip's products with the keys that it meets: out [count] squares of 32 rows by 32 keys. */
-static void scores(const uint16_t *rows, long size, const uint16_t *keys, const Meeting *met, long count, float *out) {
+/* A strip's products with its tiles of keys: out [count] squares of 32 rows by 32 keys. */
+static void scores(const uint16_t *rows, long size, const uint16_t *keys, const KeyTile *visible, long count,
+                   float *out) {
     long wide = up(size) / SIDE;
     for (long w = 0; w < count; w++) {
-        const uint16_t *right = keys + 2 * met[w].tile * wide * TILE;
+        const uint16_t *right = keys + 2 * visible[w].tile * wide * TILE;
         Sums sums;
         clear(&sums);
         for (long k = 0; k < wide; k++) step(&sums, rows + k * TILE, wide * TILE, right + k * TILE, wide * TILE);
@@ -24,15 +25,15 @@ static void scores(const uint16_t *rows, long size, const uint16_t *keys, const 
     }
 }
 
-/* Weights [2, count] tiles of a strip's rows by the keys that it meets, times these: out [32, size]. */
-static void gathered(const uint16_t *weights, const uint16_t *keys, long size, const Meeting *met, long count,
+/* Weights [2, count] tiles of a strip's rows by its keys, times these keys: out [32, size]. */
+static void gathered(const uint16_t *weights, const uint16_t *keys, long size, const KeyTile *visible, long count,
                      float *out) {
     long wide = up(size) / HALF;
     for (long j = 0; j < wide; j += 2) {
         Sums sums;
         clear(&sums);
         for (long w = 0; w < count; w++)
-            step(&sums, weights + w * TILE, count * TILE, keys + (met[w].tile * wide + j) * TILE, TILE);
+            step(&sums, weights + w * TILE, count * TILE, keys + (visible[w].tile * wide + j) * TILE, TILE);
         store(&sums, out + j * HALF, wide * HALF, HALF, HALF * wide * HALF);
     }
 }
@@ -43,7 +44,7 @@ static inline uint16_t *in_row(uint16_t *weights, long count, long row, long w) 
 
 /* The softmax of a strip's scores, without its denominator, as A's tiles; sums: a row's largest score and one over the
    denominator. */
-static void soften(const Layer *layer, const Strip *strip, const Meeting *met, long count, float *scored,
+static void softmax_rows(const Layer *layer, const Strip *strip, const KeyTile *visible, long count, float *scored,
                    uint16_t *weights, float *most, float *part) {
     float scale = layer->scale;
     if (strip->rows < SIDE) memset(weights, 0, 2 * count * SQUARE);
@@ -54,7 +55,7 @@ static void soften(const Layer *layer, const Strip *strip, const Meeting *met, l
         for (int k = 0; k < SIDE; k++) tops[k] = -INFINITY;
         for (long w = 0; w < count; w++) {
             float *row = scored + w * SQUARE + i * SIDE;
-            seen(layer, met + w, position, &from, &to);
+            seen(layer, visible + w, position, &from, &to);
             SIMD for (int k = 0; k < SIDE; k++) {
                 row[k] = (k >= from) & (k < to) ? row[k] : -INFINITY;
                 tops[k] = row[k] > tops[k] ? row[k] : tops[k];
@@ -76,7 +77,7 @@ static void soften(const Layer *layer, const Strip *strip, const Meeting *met, l
     }
 }
 
-/* O and a row's sums [n, heads, 2] as above; 1 where there is no memory for it. */
+/* O and a row's sums [n, heads, 2] as above; returns 1 if there is no memory. */
 int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *value, uint16_t *out, float *sums,
                 const int64_t *nodes, long count, long tokens, long heads, long groups, long d, long e, long window,
                 float scale, int threads) {
@@ -85,18 +86,18 @@ int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *valu
     Strip *strip = malloc(strips * sizeof *strip + 1);
     if (!strip) return 1;
     strips_of(&layer, strip);
-    for (long i = 0; i < strips; i++) most = larger(most, meet(&layer, strip + i, NULL));
-    long own = line(most * (SQUARE * 6 + sizeof(Meeting)) + SIDE * (2 * up(d) + 4 * up(e)));
+    for (long i = 0; i < strips; i++) most = larger(most, visible_tiles(&layer, strip + i, NULL));
+    long own = line(most * (SQUARE * 6 + sizeof(KeyTile)) + SIDE * (2 * up(d) + 4 * up(e)));
     char *memory = aligned_alloc(64, line(all * 2 * (up(d) + up(e)) + threads * own)), *at = memory;
     if (!memory) return free(strip), 1;
-    uint16_t *keys = room(&at, 2 * all * up(d)), *values = room(&at, 2 * all * up(e));
+    uint16_t *keys = carve(&at, 2 * all * up(d)), *values = carve(&at, 2 * all * up(e));
     char *owned = at;
 #pragma omp parallel num_threads(threads)
     {
         char *here = owned + omp_get_thread_num() * own;
-        float *scored = room(&here, most * SQUARE * 4), *sum = room(&here, SIDE * up(e) * 4);
-        uint16_t *weights = room(&here, most * SQUARE * 2), *rows = room(&here, SIDE * up(d) * 2);
-        Meeting *met = room(&here, most * sizeof(Meeting));
+        float *scored = carve(&here, most * SQUARE * 4), *sum = carve(&here, SIDE * up(e) * 4);
+        uint16_t *weights = carve(&here, most * SQUARE * 2), *rows = carve(&here, SIDE * up(d) * 2);
+        KeyTile *visible = carve(&here, most * sizeof(KeyTile));
         float top[SIDE], part[SIDE];
         begin();
         for (long g = 0; g < groups; g++) {
@@ -104,11 +105,11 @@ int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *valu
             keys_along(&layer, g, value, e, values);
 #pragma omp for schedule(static, 1)
             for (long i = 0; i < strips; i++) {
-                long met_count = meet(&layer, strip + i, met);
+                long visible_count = visible_tiles(&layer, strip + i, visible);
                 rows_in(&layer, strip + i, g, query, d, rows);
-                scores(rows, d, keys, met, met_count, scored);
-                soften(&layer, strip + i, met, met_count, scored, weights, top, part);
-                gathered(weights, values, e, met, met_count, sum);
+                scores(rows, d, keys, visible, visible_count, scored);
+                softmax_rows(&layer, strip + i, visible, visible_count, scored, weights, top, part);
+                gathered(weights, values, e, visible, visible_count, sum);
                 rows_out(&layer, strip + i, g, sum, part, e, out);
                 for (long r = 0; r < strip[i].rows; r++) {
                     float *to = sums + 2 * address(&layer, strip + i, g, r, 1);
@@ -123,18 +124,19 @@ int attend_bf16(const uint16_t *query, const uint16_t *key, const uint16_t *valu
     return 0;
 }
 
-/* What a block of strips keeps for the sums over rows: weights and slopes [STRIPS, most, 32 rows, 32 keys] as B, the
-   rows of dO and Q turned, as A. begins: of a tile's places, each strip * most + meeting. */
+/* What a block of strips stores for the sums over rows: weights and slopes [STRIPS, most, 32 rows, 32 keys] as B, the
+   rows of dO and Q transposed, as A. places: strip * most + its tile, by key tile; begins: where a key tile's begin. */
 typedef struct {
     uint16_t *weights, *slopes, *grads, *queries;
-    Meeting *met;
+    KeyTile *visible;
     long *counts, *begins, *places, most;
 } Block;
 
-/* A strip's weights and the gradients of its scores, as B for the sums over rows; the latter also as A, for dQ. On the
-   way in, scored and back are S and dP. */
-static void soften_back(const Layer *layer, const Strip *strip, const Meeting *met, long count, const float *sums,
-                        float *scored, float *back, uint16_t *weights, uint16_t *slopes, uint16_t *rows) {
+/* A strip's weights and the gradients of its scores, as B for the sums over rows; the latter also as A, for dQ. On
+   entry, scored and back are S and dP. */
+static void softmax_rows_back(const Layer *layer, const Strip *strip, const KeyTile *visible, long count,
+                              const float *sums, float *scored, float *back, uint16_t *weights, uint16_t *slopes,
+                              uint16_t *rows) {
     float scale = layer->scale;
     for (long i = 0; i < SIDE; i++) {
         long position = place(layer, strip, smaller(i, strip->rows - 1));
@@ -142,7 +144,7 @@ static void soften_back(const Layer *layer, const Strip *strip, const Meeting *m
         float top = sums[2 * i], part = sums[2 * i + 1], means[SIDE] = {0}, mean = 0;
         for (long w = 0; w < count; w++) {
             float *row = scored + w * SQUARE + i * SIDE, *grad = back + w * SQUARE + i * SIDE;
-            seen(layer, met + w, position, &from, &to);
+            seen(layer, visible + w, position, &from, &to);
             SIMD for (int k = 0; k < SIDE; k++) {
                 float p = exp_of((row[k] - top) * scale) * part;
                 row[k] = p = (k >= from) & (k < to) ? p : 0.0f;
@@ -169,8 +171,8 @@ static void soften_back(const Layer *layer, const Strip *strip, const Meeting *m
         }
 }
 
-/* Adds a block's rows to the sums of a tile of keys, [size / 32] squares of 32 columns by 32 keys. */
-static void sum_rows(const Block *block, long tile, const uint16_t *turned, const uint16_t *weights, long size,
+/* Add a block's rows to the sums of a tile of keys, [size / 32] squares of 32 columns by 32 keys. */
+static void sum_rows(const Block *block, long tile, const uint16_t *transposed, const uint16_t *weights, long size,
                      float *sums) {
     long wide = up(size) / HALF;
     for (long j = 0; j < wide; j += 2) {
@@ -179,7 +181,7 @@ static void sum_rows(const Block *block, long tile, const uint16_t *turned, cons
         load(&held, own, HALF, HALF * HALF, 2 * HALF * HALF);
         for (long n = block->begins[tile]; n < block->begins[tile + 1]; n++) {
             long at = block->places[n];
-            step(&held, turned + (at / block->most * wide + j) * TILE, TILE, weights + at * SQUARE, TILE);
+            step(&held, transposed + (at / block->most * wide + j) * TILE, TILE, weights + at * SQUARE, TILE);
         }
         store(&held, own, HALF, HALF * HALF, 2 * HALF * HALF);
     }
@@ -201,14 +203,14 @@ static void keys_out(const Layer *layer, long group, long tile, const float *sum
 static void index_tiles(Block *block, long strips, long tiles) {
     memset(block->begins, 0, (tiles + 1) * sizeof *block->begins);
     for (long i = 0; i < strips; i++)
-        for (long w = 0; w < block->counts[i]; w++) block->begins[block->met[i * block->most + w].tile]++;
+        for (long w = 0; w < block->counts[i]; w++) block->begins[block->visible[i * block->most + w].tile]++;
     for (long j = 0, sum = 0; j <= tiles; j++) sum = block->begins[j] += sum;
     for (long i = strips - 1; i >= 0; i--)
         for (long w = block->counts[i] - 1; w >= 0; w--)
-            block->places[--block->begins[block->met[i * block->most + w].tile]] = i * block->most + w;
+            block->places[--block->begins[block->visible[i * block->most + w].tile]] = i * block->most + w;
 }
 
-/* Gradients of query, key and value from that of the output; 1 where there is no memory for it. */
+/* Gradients of query, key and value from that of the output; returns 1 if there is no memory. */
 int attend_back_bf16(const uint16_t *grad, const uint16_t *query, const uint16_t *key, const uint16_t *value,
                      const float *sums, uint16_t *to_query, uint16_t *to_key, uint16_t *to_value, const int64_t *nodes,
                      long count, long tokens, long heads, long groups, long d, long e, long window, float scale,
@@ -218,28 +220,29 @@ int attend_back_bf16(const uint16_t *grad, const uint16_t *query, const uint16_t
     Strip *strip = malloc(strips * sizeof *strip + 1);
     if (!strip) return 1;
     strips_of(&layer, strip);
-    for (long i = 0; i < strips; i++) most = larger(most, meet(&layer, strip + i, NULL));
+    for (long i = 0; i < strips; i++) most = larger(most, visible_tiles(&layer, strip + i, NULL));
     long own = line(most * SQUARE * 10 + SIDE * (2 * wide + 4 * up(d)));
-    long shared = STRIPS * (most * (4 * SQUARE + sizeof(Meeting) + sizeof(long)) + 2 * SIDE * wide + sizeof(long));
+    long shared = STRIPS * (most * (4 * SQUARE + sizeof(KeyTile) + sizeof(long)) + 2 * SIDE * wide + sizeof(long));
     long packs = all * (2 * (2 * up(d) + up(e)) + 4 * wide) + (all / SIDE + 1) * sizeof(long);
     char *memory = aligned_alloc(64, line(shared + packs + threads * own)), *at = memory;
     if (!memory) return free(strip), 1;
-    uint16_t *across = room(&at, 2 * all * up(d)), *along = room(&at, 2 * all * up(d));
-    uint16_t *values = room(&at, 2 * all * up(e));
-    float *in_keys = room(&at, 4 * all * up(d)), *in_values = room(&at, 4 * all * up(e));
+    uint16_t *across = carve(&at, 2 * all * up(d)), *along = carve(&at, 2 * all * up(d));
+    uint16_t *values = carve(&at, 2 * all * up(e));
+    float *in_keys = carve(&at, 4 * all * up(d)), *in_values = carve(&at, 4 * all * up(e));
     Block block = {.most = most};
-    block.weights = room(&at, STRIPS * most * 2 * SQUARE), block.slopes = room(&at, STRIPS * most * 2 * SQUARE);
-    block.grads = room(&at, STRIPS * 2 * SIDE * up(e)), block.queries = room(&at, STRIPS * 2 * SIDE * up(d));
-    block.met = room(&at, STRIPS * most * sizeof(Meeting)), block.places = room(&at, STRIPS * most * sizeof(long));
-    block.counts = room(&at, STRIPS * sizeof(long)), block.begins = room(&at, (all / SIDE + 1) * sizeof(long));
+    block.weights = carve(&at, STRIPS * most * 2 * SQUARE), block.slopes = carve(&at, STRIPS * most * 2 * SQUARE);
+    block.grads = carve(&at, STRIPS * 2 * SIDE * up(e)), block.queries = carve(&at, STRIPS * 2 * SIDE * up(d));
+    block.visible = carve(&at, STRIPS * most * sizeof(KeyTile));
+    block.places = carve(&at, STRIPS * most * sizeof(long));
+    block.counts = carve(&at, STRIPS * sizeof(long)), block.begins = carve(&at, (all / SIDE + 1) * sizeof(long));
     char *owned = at;
 #pragma omp parallel num_threads(threads)
     {
         char *here = owned + omp_get_thread_num() * own;
-        float *scored = room(&here, most * SQUARE * 4), *back = room(&here, most * SQUARE * 4);
-        uint16_t *slopes = room(&here, most * SQUARE * 2), *rows = room(&here, 2 * SIDE * up(d));
-        uint16_t *grads = room(&here, 2 * SIDE * up(e));
-        float *sum = room(&here, 4 * SIDE * up(d)), known[2 * SIDE];
+        float *scored = carve(&here, most * SQUARE * 4), *back = carve(&here, most * SQUARE * 4);
+        uint16_t *slopes = carve(&here, most * SQUARE * 2), *rows = carve(&here, 2 * SIDE * up(d));
+        uint16_t *grads = carve(&here, 2 * SIDE * up(e));
+        float *sum = carve(&here, 4 * SIDE * up(d)), known[2 * SIDE];
         begin();
         for (long g = 0; g < groups; g++) {
             keys_across(&layer, g, key, d, across);
@@ -255,21 +258,21 @@ int attend_back_bf16(const uint16_t *grad, const uint16_t *query, const uint16_t
 #pragma omp for schedule(static, 1)
                 for (long i = 0; i < here_strips; i++) {
                     const Strip *mine = strip + first + i;
-                    Meeting *met = block.met + i * most;
-                    long meetings = block.counts[i] = meet(&layer, mine, met);
+                    KeyTile *visible = block.visible + i * most;
+                    long visible_count = block.counts[i] = visible_tiles(&layer, mine, visible);
                     memset(known, 0, sizeof known);
                     for (long r = 0; r < mine->rows; r++)
                         memcpy(known + 2 * r, sums + 2 * address(&layer, mine, g, r, 1), 8);
                     rows_in(&layer, mine, g, query, d, rows);
                     rows_in(&layer, mine, g, grad, e, grads);
-                    scores(rows, d, across, met, meetings, scored);
-                    scores(grads, e, values, met, meetings, back);
-                    soften_back(&layer, mine, met, meetings, known, scored, back, block.weights + i * most * SQUARE,
-                                block.slopes + i * most * SQUARE, slopes);
-                    gathered(slopes, along, d, met, meetings, sum);
+                    scores(rows, d, across, visible, visible_count, scored);
+                    scores(grads, e, values, visible, visible_count, back);
+                    softmax_rows_back(&layer, mine, visible, visible_count, known, scored, back,
+                                      block.weights + i * most * SQUARE, block.slopes + i * most * SQUARE, slopes);
+                    gathered(slopes, along, d, visible, visible_count, sum);
                     rows_out(&layer, mine, g, sum, NULL, d, to_query);
-                    rows_turned(rows, d, block.queries + i * SIDE * up(d));
-                    rows_turned(grads, e, block.grads + i * SIDE * up(e));
+                    rows_transposed(rows, d, block.queries + i * SIDE * up(d));
+                    rows_transposed(grads, e, block.grads + i * SIDE * up(e));
                 }
 #pragma omp single
                 index_tiles(&block, here_strips, all / SIDE);

@@ -1,7 +1,7 @@
-/* What a training step does between its matrix products, each in one pass over memory; native.py compiles this file.
+/* The operations of a training step between its matrix products, each in one pass over memory; native.py compiles this.
 
-   The lower half is read twice: STORE is what tensors hold, bf16 or float32. Arithmetic is float32 throughout.
-   No -ffast-math: a NaN has to come out as a NaN. Sums are vectorised by `omp simd reduction` instead. */
+   The lower half is included twice: STORE is the type of tensors, bf16 or float32. Arithmetic is float32 throughout.
+   No -ffast-math, so that a NaN stays a NaN; sums are vectorised by `omp simd reduction` instead. */
 
 #ifndef STORE
 #include <math.h>
@@ -43,8 +43,8 @@ static inline float exp_of(float x) {
     return p * power.value;
 }
 
-/* A permutation of the numbers of 32 bits (dropout.py). */
-static inline uint32_t mixed(uint32_t v) {
+/* A permutation of 32-bit numbers (dropout.py). */
+static inline uint32_t mix(uint32_t v) {
     v ^= v >> 16;
     v *= 0x7feb352du;
     v ^= v >> 15;
@@ -118,7 +118,7 @@ void NAME(glu)(const STORE *gate, const STORE *up, STORE *y, float one, float th
     }
 }
 
-/* y [rows, d]: the gradient of y goes in, y itself comes out; gradients of gate and up go to their own tensors. */
+/* y [rows, d]: the gradient of y on entry, y itself on return; gradients of gate and up go to their own tensors. */
 void NAME(glu_back)(const STORE *gate, const STORE *up, STORE *y, STORE *grad_gate, STORE *grad_up, float one,
                     float three, long rows, long d, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
@@ -134,10 +134,10 @@ void NAME(glu_back)(const STORE *gate, const STORE *up, STORE *y, STORE *grad_ga
     }
 }
 
-/* Scores [rows, m] become softmax(scale * scores), 0 outside the columns that a row sees; sums [rows, 2] are the largest
-   score and one over the denominator relative to it: its logarithm would round away what large scores differ by.
-   Row i of a group of n belongs to the query at column first + i / heads, which sees the `window` columns that end there;
-   of a group only the first `own` rows count, and the others become 0. */
+/* Scores [rows, m] become softmax(scale * scores), 0 outside the columns that a row sees. sums [rows, 2]: the largest
+   score and one over the denominator relative to it; its logarithm would lose the differences of large scores. Row i
+   of a group of n is the query at column first + i / heads, which sees the `window` columns that end there; only the
+   first `own` rows of a group count, the others become 0. */
 void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, long n, long own, long heads, long first,
                    long window, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
@@ -153,10 +153,11 @@ void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, l
             float v = WIDEN(row[j]);
             most = v > most ? v : most;
         }
-        float kept[end - start];
-        SIMD_SUM(sum) for (long j = start; j < end; j++) sum += kept[j - start] = exp_of((WIDEN(row[j]) - most) * scale);
+        float row_weights[end - start];
+        SIMD_SUM(sum) for (long j = start; j < end; j++)
+            sum += row_weights[j - start] = exp_of((WIDEN(row[j]) - most) * scale);
         float part = 1.0f / sum;
-        SIMD for (long j = start; j < end; j++) row[j] = NARROW(kept[j - start] * part);
+        SIMD for (long j = start; j < end; j++) row[j] = NARROW(row_weights[j - start] * part);
         for (long j = 0; j < start; j++) row[j] = 0;
         for (long j = end; j < m; j++) row[j] = 0;
         sums[2 * i] = most;
@@ -164,7 +165,7 @@ void NAME(softmax)(STORE *scores, float *sums, float scale, long rows, long m, l
     }
 }
 
-/* The same scores again become the weights p, and grads (of p) become those of the scores:
+/* The same scores become the weights p again, and grads (of p) those of the scores:
    scale * p * (grads - sum(p * grads)). */
 void NAME(softmax_back)(STORE *scores, STORE *grads, const float *sums, float scale, long rows, long m, long n,
                         long own, long heads, long first, long window, int threads) {
@@ -187,11 +188,11 @@ void NAME(softmax_back)(STORE *scores, STORE *grads, const float *sums, float sc
     }
 }
 
-/* A block of words' logits [rows, n], times scale, joins the sums over the words before: own (the logit of a row's target,
-   where its column ids[row] is in the block), top (the largest) and total (the sum of exp(logit - top)), [rows] each.
-   The logits become exp(logit - top); fade [rows] is what sums relative to the old top are to be multiplied by. */
-void NAME(words)(STORE *logits, const int64_t *ids, float *own, float *top, float *total, float *fade, float scale,
-                 long rows, long n, int threads) {
+/* Add a block of words, logits [rows, n] times scale, to the sums over earlier words, [rows] each: own (the logit of
+   a row's target, if its column ids[row] is in the block), top (the largest) and total (the sum of exp(logit - top)).
+   The logits become exp(logit - top); fade [rows] is the factor for sums relative to the old top. */
+void NAME(online_softmax)(STORE *logits, const int64_t *ids, float *own, float *top, float *total, float *fade,
+                          float scale, long rows, long n, int threads) {
     ROWS for (long i = 0; i < rows; i++) {
         STORE *row = logits + i * n;
         float most = -INFINITY, sum = 0;
@@ -229,7 +230,7 @@ void NAME(largest)(const STORE *weights, const float *total, float *largest, lon
     }
 }
 
-/* The columns [count] of weights [rows, n] -> picked [rows, count]; what is left of each row's sum joins left [rows]. */
+/* The columns [count] of weights [rows, n] -> picked [rows, count]; the sum of the others is added to left [rows]. */
 void NAME(pick)(const STORE *weights, const int64_t *columns, STORE *picked, float *left, long rows, long n, long count,
                 int threads) {
     ROWS for (long i = 0; i < rows; i++) {
@@ -243,26 +244,26 @@ void NAME(pick)(const STORE *weights, const int64_t *columns, STORE *picked, flo
     }
 }
 
-/* x [rows, d] -> y: scale times the numbers that stay, 0 for the others; 16 bits for each (dropout.py). */
-void NAME(drop)(const STORE *x, STORE *y, float scale, long seed, long least, long rows, long d, int threads) {
+/* x [rows, d] -> y: scale times the numbers that stay, 0 for the others; 16 random bits for each (dropout.py). */
+void NAME(dropout)(const STORE *x, STORE *y, float scale, long seed, long least, long rows, long d, int threads) {
     long half = (d + 1) / 2;
-    uint32_t from_here_on = (uint32_t)least;
+    uint32_t threshold = (uint32_t)least;
     ROWS for (long i = 0; i < rows; i++) {
         const STORE *one = x + i * d, *two = one + half;
         STORE *to = y + i * d, *to_two = to + half;
-        uint32_t start = (uint32_t)(i * half + seed), last = mixed(start + (uint32_t)half - 1);
+        uint32_t start = (uint32_t)(i * half + seed), last = mix(start + (uint32_t)half - 1);
         SIMD for (long j = 0; j < d / 2; j++) {
-            uint32_t drawn = mixed(start + (uint32_t)j);
-            to[j] = NARROW((drawn & 0xffff) >= from_here_on ? WIDEN(one[j]) * scale : 0.0f);
-            to_two[j] = NARROW(drawn >> 16 >= from_here_on ? WIDEN(two[j]) * scale : 0.0f);
+            uint32_t drawn = mix(start + (uint32_t)j);
+            to[j] = NARROW((drawn & 0xffff) >= threshold ? WIDEN(one[j]) * scale : 0.0f);
+            to_two[j] = NARROW(drawn >> 16 >= threshold ? WIDEN(two[j]) * scale : 0.0f);
         }
-        if (d % 2) to[half - 1] = NARROW((last & 0xffff) >= from_here_on ? WIDEN(one[half - 1]) * scale : 0.0f);
+        if (d % 2) to[half - 1] = NARROW((last & 0xffff) >= threshold ? WIDEN(one[half - 1]) * scale : 0.0f);
     }
 }
 
-/* x [tokens, heads, d] -> y: each row normed (unless scale is null) and turned by its token's cos and sin [tokens, d]:
+/* x [tokens, heads, d] -> y: each row normed (unless scale is null) and rotated by its token's cos and sin [tokens, d]:
    y = n cos + half(n) sin, where half(n) = (-n2, n1) for n = (n1, n2). inverse [tokens, heads]: 1 / rms. */
-void NAME(turn)(const STORE *x, const STORE *cosine, const STORE *sine, const float *scale, float eps, STORE *y,
+void NAME(rope)(const STORE *x, const STORE *cosine, const STORE *sine, const float *scale, float eps, STORE *y,
                 float *inverse, long tokens, long heads, long d, int threads) {
     long h = d / 2;
     ROWS for (long i = 0; i < tokens * heads; i++) {
@@ -282,25 +283,25 @@ void NAME(turn)(const STORE *x, const STORE *cosine, const STORE *sine, const fl
 }
 
 /* grad [tokens, heads, d] of y -> out, of x. */
-void NAME(turn_back)(const STORE *grad, const STORE *x, const STORE *cosine, const STORE *sine, const float *scale,
+void NAME(rope_back)(const STORE *grad, const STORE *x, const STORE *cosine, const STORE *sine, const float *scale,
                      const float *inverse, STORE *out, long tokens, long heads, long d, int threads) {
     long h = d / 2;
     ROWS for (long i = 0; i < tokens * heads; i++) {
         const STORE *from = x + i * d, *c = cosine + i / heads * d, *s = sine + i / heads * d, *g = grad + i * d;
         STORE *to = out + i * d;
-        float kept[d], r = 1, along = 0;
+        float rotated[d], r = 1, along = 0;
         SIMD for (long j = 0; j < h; j++) {
             float a = WIDEN(g[j]), b = WIDEN(g[j + h]);
-            kept[j] = (a * WIDEN(c[j]) + b * WIDEN(s[j + h])) * (scale ? scale[j] : 1);
-            kept[j + h] = (b * WIDEN(c[j + h]) - a * WIDEN(s[j])) * (scale ? scale[j + h] : 1);
+            rotated[j] = (a * WIDEN(c[j]) + b * WIDEN(s[j + h])) * (scale ? scale[j] : 1);
+            rotated[j + h] = (b * WIDEN(c[j + h]) - a * WIDEN(s[j])) * (scale ? scale[j + h] : 1);
         }
         if (scale) {
             r = inverse[i];
-            SIMD_SUM(along) for (long j = 0; j < d; j++) along += kept[j] * WIDEN(from[j]);
+            SIMD_SUM(along) for (long j = 0; j < d; j++) along += rotated[j] * WIDEN(from[j]);
             along *= r * r / d;
-            SIMD for (long j = 0; j < d; j++) to[j] = NARROW((kept[j] - WIDEN(from[j]) * along) * r);
+            SIMD for (long j = 0; j < d; j++) to[j] = NARROW((rotated[j] - WIDEN(from[j]) * along) * r);
         } else
-            SIMD for (long j = 0; j < d; j++) to[j] = NARROW(kept[j]);
+            SIMD for (long j = 0; j < d; j++) to[j] = NARROW(rotated[j]);
     }
 }
 

@@ -1,24 +1,24 @@
-/* Products with a frozen matrix and its adapter in one pass, in bf16 by tiles (tiles.c); linear.py calls it.
+/* Products with a frozen matrix and its adapter in one pass, in bf16 by tiles (tiles.c); amx_linear.py calls it.
 
        h [rows, r] = scale x d          y [rows, n] = x [rows, k] w + h a
-       w [k, n], d [k, r], a [r, n], or, turned, [n, k], [r, k], [n, r]
+       w [k, n], d [k, r], a [r, n], or, transposed, [n, k], [r, k], [n, r]
        sums over rows [r, k] = scale u^T x, the gradient of an adapter's matrix
 
-   The adapter is a longer sum, so y is rounded once. A panel of w's columns that fits the second cache is brought into
-   tiles at a time, and every strip of 32 rows of x passes by it. */
+   The adapter makes the sum longer, so y is rounded once. A panel of w's columns that fits the second cache is packed
+   into tiles, and every strip of 32 rows of x is multiplied with it. */
 
 #include <omp.h>
 
-/* Numbers of w and a in a panel, so that it stays in the second cache; but no fewer columns, or x is read too often. */
+/* Numbers of w and a in a panel, so that it stays in the second cache; with fewer columns x would be read too often. */
 enum { PANEL = 327680, COLUMNS = 320 };
 
-/* An output of so many numbers has left the caches when it is read again. */
+/* An output of this size has left the caches before it is read again. */
 enum { FAR = 1 << 20 };
 
 /* Columns [first, first + columns) of w as B: [columns / 16] times `wide` tiles of 32 rows, from the tile `at` on. */
-static void panel_in(const uint16_t *w, long k, long n, int turned, long first, long columns, long wide, long at,
+static void panel_in(const uint16_t *w, long k, long n, int transposed, long first, long columns, long wide, long at,
                      uint16_t *to) {
-    if (turned) {
+    if (transposed) {
 #pragma omp for schedule(static)
         for (long j = 0; j < columns; j += HALF)
             across(w + smaller(first + j, n) * k, k, larger(0, n - first - j), k, to + (j / HALF * wide + at) * TILE);
@@ -29,7 +29,8 @@ static void panel_in(const uint16_t *w, long k, long n, int turned, long first, 
     }
 }
 
-/* A strip's sums, rounded or added, to y. far: past the caches, which need not read first what is overwritten. */
+/* Write a strip's sums to y, or add them. far: past the caches, which otherwise read a line before it is overwritten.
+   */
 static inline void rows_to(const float *sums, long stride, uint16_t *y, long n, long rows, long columns, int more,
                            int far) {
     for (long i = 0; i < rows; i++) {
@@ -44,7 +45,7 @@ static inline void rows_to(const float *sums, long stride, uint16_t *y, long n, 
     }
 }
 
-/* A strip's rows of h, and those as A behind x's. down: d as B. */
+/* A strip's rows of h, packed as A after those of x. down: d as B. */
 static void low_rank(const uint16_t *down, uint16_t *h, long rows, long k, long r, float scale, float *sums,
                      uint16_t *strip, long wide) {
     long deep = up(k) / SIDE;
@@ -60,26 +61,26 @@ static void low_rank(const uint16_t *down, uint16_t *h, long rows, long k, long 
     for (long i = 0; i < rows; i++) row_in(h + i * r, r, strip + (i / HALF * wide + deep) * TILE + i % HALF * SIDE);
 }
 
-/* As above; d may be null, then h is given, and so may h and a. more: y is added to. 1 where there is no memory. */
+/* As above. Without d, h is given; h and a may be null too. more: add to y. Returns 1 if there is no memory. */
 int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const uint16_t *a, uint16_t *h, uint16_t *y,
-                long rows, long n, long k, long r, long turned, long more, float scale, int threads) {
+                long rows, long n, long k, long r, long transposed, long more, float scale, int threads) {
     long wide = (up(k) + up(r)) / SIDE, panels = (up(n) - 1) / larger(COLUMNS, PANEL / (wide * SIDE)) + 1;
     long columns = up((n + panels - 1) / panels), own = line(2 * SIDE * SIDE * wide + 4 * SIDE * columns);
     int far = n % SIDE == 0 && rows * n >= FAR;
     char *memory = aligned_alloc(64, line(2 * columns * wide * SIDE + 2 * up(k) * up(r) + threads * own)), *at = memory;
     if (!memory) return 1;
-    uint16_t *panel = room(&at, 2 * columns * wide * SIDE), *down = room(&at, 2 * up(k) * up(r));
+    uint16_t *panel = carve(&at, 2 * columns * wide * SIDE), *down = carve(&at, 2 * up(k) * up(r));
     char *owned = at;
 #pragma omp parallel num_threads(threads)
     {
         char *here = owned + omp_get_thread_num() * own;
-        uint16_t *strip = room(&here, 2 * SIDE * SIDE * wide);
-        float *sums = room(&here, 4 * SIDE * columns);
+        uint16_t *strip = carve(&here, 2 * SIDE * SIDE * wide);
+        float *sums = carve(&here, 4 * SIDE * columns);
         begin();
-        if (d) panel_in(d, k, r, turned, 0, up(r), up(k) / SIDE, 0, down);
+        if (d) panel_in(d, k, r, transposed, 0, up(r), up(k) / SIDE, 0, down);
         for (long first = 0; first < n; first += columns) {
-            panel_in(w, k, n, turned, first, columns, wide, 0, panel);
-            if (h) panel_in(a, r, n, turned, first, columns, wide, up(k) / SIDE, panel);
+            panel_in(w, k, n, transposed, first, columns, wide, 0, panel);
+            if (h) panel_in(a, r, n, transposed, first, columns, wide, up(k) / SIDE, panel);
 #pragma omp for schedule(static)
             for (long row = 0; row < rows; row += SIDE) {
                 memset(strip, 0, rows - row < SIDE || k % SIDE || r % SIDE ? 2 * SIDE * SIDE * wide : 0);
@@ -107,21 +108,21 @@ int linear_bf16(const uint16_t *x, const uint16_t *w, const uint16_t *d, const u
     return 0;
 }
 
-/* u [rows, r] the other way round, as A: for each 32 rows [2 up(r) / 32] tiles. */
-static void turned_in(const uint16_t *u, long rows, long r, uint16_t *to) {
+/* u [rows, r] transposed, as A: for each 32 rows [2 up(r) / 32] tiles. */
+static void transposed_in(const uint16_t *u, long rows, long r, uint16_t *to) {
     memset(to, 0, 2 * up(rows) * up(r));
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < r; j++) to[(i / SIDE * up(r) + j) * SIDE + i % SIDE] = u[i * r + j];
 }
 
-/* out [r, k] = scale u^T x for u [rows, r] and x [rows, k]; 1 where there is no memory for it. */
+/* out [r, k] = scale u^T x for u [rows, r] and x [rows, k]; returns 1 if there is no memory. */
 int outer_bf16(const uint16_t *u, const uint16_t *x, float *out, long rows, long r, long k, float scale, int threads) {
     long bytes = line(2 * up(rows) * up(r) + 4 * up(r) * up(k) + threads * 4 * SQUARE);
     char *memory = aligned_alloc(64, bytes), *at = memory;
     if (!memory) return 1;
-    uint16_t *left = room(&at, 2 * up(rows) * up(r)), *pairs = room(&at, threads * 4 * SQUARE);
-    float *sums = room(&at, 4 * up(r) * up(k));
-    turned_in(u, rows, r, left);
+    uint16_t *left = carve(&at, 2 * up(rows) * up(r)), *pairs = carve(&at, threads * 4 * SQUARE);
+    float *sums = carve(&at, 4 * up(r) * up(k));
+    transposed_in(u, rows, r, left);
     memset(sums, 0, 4 * up(r) * up(k));
 #pragma omp parallel num_threads(threads)
     {

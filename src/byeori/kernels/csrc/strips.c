@@ -1,25 +1,25 @@
-/* How attention.c cuts a forest into strips and tiles, and brings tensors into tiles and back.
+/* How attention.c cuts a forest into strips and tiles, and packs tensors into tiles and back.
 
-   A strip is 32 rows of queries of one node: a token's heads that share a key head are neighbours. The tiles of 32 keys
-   that it meets lie where the forest has them, so nothing is gathered along a path. d and e, the sizes of heads, are
-   filled up with zeros to multiples of 32. */
+   A strip is 32 rows of queries of one node; a token's heads that share a key head are neighbours. Its tiles of 32
+   keys stay where the forest has them, so nothing is gathered along a path. d and e, the head sizes, are padded with
+   zeros to multiples of 32. */
 
 #include "tiles.c"
 
-/* What a layer's attention is told. Tensors: query and its like [n, heads, d or e], key and its like
-   [tokens, groups, d or e]; nodes: for each its queries' start and end, the number of runs of its path, and the start
-   and end of each. */
+/* The arguments of a layer's attention. Tensors of queries are [n, heads, d or e], tensors of keys [tokens, groups, d
+   or e]. nodes: for each node the start and end of its queries, the number of runs of its path, and the start and end
+   of each. */
 typedef struct {
     const int64_t *nodes;
     long count, tokens, heads, groups, d, e, window;
     float scale;
 } Layer;
 
-/* Rows [row, row + rows) of a node, before whose first query lie so many tokens of its path. */
+/* Rows [row, row + rows) of a node; `before` tokens of its path come before its first query. */
 typedef struct { const int64_t *node; long row, rows, before; } Strip;
 
-/* A tile of keys that a strip meets: those from `from` to `to` are on its path, at place + shift. */
-typedef struct { long tile, from, to, shift; } Meeting;
+/* A tile with keys that a strip sees: the keys in [from, to) are on its path, at their row + shift. */
+typedef struct { long tile, from, to, shift; } KeyTile;
 
 static long strips_of(const Layer *layer, Strip *out) {
     long found = 0, each = layer->heads / layer->groups;
@@ -38,26 +38,26 @@ static inline long place(const Layer *layer, const Strip *strip, long row) {
     return strip->before + (strip->row + row) / (layer->heads / layer->groups);
 }
 
-static long meet(const Layer *layer, const Strip *strip, Meeting *out) {
+static long visible_tiles(const Layer *layer, const Strip *strip, KeyTile *out) {
     long found = 0, at = 0, first = place(layer, strip, 0), last = place(layer, strip, strip->rows - 1);
     for (long r = 0; r < strip->node[2]; r++) {
         long from = strip->node[3 + 2 * r], to = strip->node[4 + 2 * r], shift = at - from;
         long start = larger(from, first - layer->window + 1 - shift), stop = smaller(to, last + 1 - shift);
         for (long tile = start / SIDE; start < stop && tile <= (stop - 1) / SIDE; tile++, found++)
-            if (out) out[found] = (Meeting){tile, from, to, shift};
+            if (out) out[found] = (KeyTile){tile, from, to, shift};
         at += to - from;
     }
     return found;
 }
 
 /* The columns [*from, *to) of a tile that the query at a position sees. */
-static inline void seen(const Layer *layer, const Meeting *at, long position, int *from, int *to) {
+static inline void seen(const Layer *layer, const KeyTile *at, long position, int *from, int *to) {
     long start = larger(at->from, position - layer->window + 1 - at->shift) - at->tile * SIDE;
     long stop = smaller(at->to, position + 1 - at->shift) - at->tile * SIDE;
     *from = smaller(larger(start, 0), SIDE), *to = smaller(larger(stop, 0), SIDE);
 }
 
-/* Where a strip's row begins in a tensor of queries. */
+/* The offset of a strip's row in a tensor of queries. */
 static inline long address(const Layer *layer, const Strip *strip, long group, long row, long size) {
     long each = layer->heads / layer->groups, at = strip->row + row;
     return ((strip->node[0] + at / each) * layer->heads + group * each + at % each) * size;
@@ -80,8 +80,8 @@ static void rows_out(const Layer *layer, const Strip *strip, long group, const f
     }
 }
 
-/* The same rows the other way round, as A: [size / 16] tiles of 16 columns by the strip's 32 rows. */
-static void rows_turned(const uint16_t *rows, long size, uint16_t *to) {
+/* The same rows transposed, as A: [size / 16] tiles of 16 columns by the strip's 32 rows. */
+static void rows_transposed(const uint16_t *rows, long size, uint16_t *to) {
     long wide = up(size) / SIDE;
     uint32_t pairs[HALF * HALF];
     for (long j = 0; j < 2 * wide; j++) {
@@ -89,7 +89,7 @@ static void rows_turned(const uint16_t *rows, long size, uint16_t *to) {
             const uint16_t *one = rows + ((p / 8 * wide + j / 2) * HALF + p % 8 * 2) * SIDE + j % 2 * HALF;
             SIMD for (long k = 0; k < HALF; k++) pairs[p * HALF + k] = one[k] | (uint32_t)one[k + SIDE] << 16;
         }
-        turn_pairs(pairs, HALF, (uint32_t *)(to + j * TILE));
+        transpose_pairs(pairs, HALF, (uint32_t *)(to + j * TILE));
     }
 }
 

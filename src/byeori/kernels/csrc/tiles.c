@@ -1,7 +1,8 @@
-/* Products of bf16 tiles, for attention.c and linear.c: in AMX's tile registers where the processor has them, elsewhere in vectors.
+/* Products of bf16 tiles for attention.c and linear.c, in AMX tile registers if the processor has them, else in
+   vectors.
 
    A product adds A [32, 32] B [32, 32] to four float tiles of [16, 16] (`step`). A's tiles are 16 rows of 32 numbers;
-   B's are 16 pairs of rows, of each of 16 columns a number of the first and one of the second. */
+   B's are 16 pairs of rows, with a number of the first row and one of the second for each of 16 columns. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -52,7 +53,7 @@ static inline void store(Sums *sums, float *to, long stride, long right, long do
     FENCE;
 }
 
-/* 2 where this process may use tile registers, as Linux wants to be asked; else 0. */
+/* 2 if Linux lets this process use tile registers (arch_prctl ARCH_REQ_XCOMP_PERM), else 0. */
 int tiles(void) { return syscall(SYS_arch_prctl, 0x1023, 18) == 0 ? 2 : 0; }
 
 #else
@@ -106,7 +107,7 @@ static inline void store(Sums *sums, float *to, long stride, long right, long do
             memcpy(to + i / 2 * down + i % 2 * right + j * stride, sums->at[i / 2][i % 2][j], 4 * HALF);
 }
 
-/* 1 where the processor multiplies pairs of bf16, else 0: then this works, and is slow. */
+/* 1 if the processor multiplies pairs of bf16, else 0: then this works, but is slow. */
 #ifdef __AVX512BF16__
 int tiles(void) { return 1; }
 #else
@@ -140,7 +141,7 @@ static inline void narrow_pairs(const float *one, const float *two, uint32_t *to
 #endif
 }
 
-/* Until this, other threads may not see what went past the caches. */
+/* Make writes past the caches visible to other threads. */
 static inline void settle(void) {
 #ifdef __AVX512BF16__
     _mm_sfence();
@@ -150,13 +151,13 @@ static inline void settle(void) {
 /* Bytes in whole cache lines, and sixteen more: `room` rounds up each of at most so many parts. */
 static inline long line(long bytes) { return (bytes / 64 + 16) * 64; }
 
-static void *room(char **at, long bytes) {
+static void *carve(char **at, long bytes) {
     char *found = *at;
     *at += (bytes + 63) / 64 * 64;
     return found;
 }
 
-/* A tile's row, or what is left of it. */
+/* A row of a tile, or the part of it that exists. */
 static inline void some(void *to, const uint16_t *from, long left) {
     if (left >= SIDE) memcpy(to, from, 2 * SIDE);
     else memcpy(to, from, 2 * left);
@@ -167,7 +168,7 @@ static inline void row_in(const uint16_t *row, long size, uint16_t *to) {
     for (long k = 0; k < size; k += SIDE) some(to + k * HALF, row + k, size - k);
 }
 
-static inline void turn_pairs(const uint32_t *from, long stride, uint32_t *to) {
+static inline void transpose_pairs(const uint32_t *from, long stride, uint32_t *to) {
     for (long i = 0; i < HALF; i++)
         for (long j = 0; j < HALF; j++) to[i * HALF + j] = from[j * stride + i];
 }
@@ -178,7 +179,7 @@ static inline void across(const uint16_t *from, long stride, long left, long siz
         uint32_t pairs[HALF * HALF];
         if (left < HALF || size - k < SIDE) memset(pairs, 0, sizeof pairs);
         for (long i = 0; i < smaller(HALF, left); i++) some(pairs + i * HALF, from + i * stride + k, size - k);
-        turn_pairs(pairs, HALF, (uint32_t *)(to + k * HALF));
+        transpose_pairs(pairs, HALF, (uint32_t *)(to + k * HALF));
     }
 }
 

@@ -1,4 +1,4 @@
-"""bitsandbytes is imported by runs that need it, and by no other."""
+"""An adapter is attached without importing bitsandbytes, and nothing of PEFT is changed by that."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import sys
 
 import torch
 
-from byeori.model.light import without_bitsandbytes
+from byeori.model.adapter import without_bitsandbytes
 
 ATTACH = """
 import sys
 import torch
-from byeori.model import lora
+from byeori.model import adapter
+assert "peft" not in sys.modules, "imported with byeori"
 
 model = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})
 model.config = type("Config", (), {"get": lambda *_: None, "to_dict": lambda _: {}})()
 model.prepare_inputs_for_generation = None
-lora.attach(model, r=2, alpha=2, dropout=0.0, targets=["up"], seed=0)
+adapter.attach(model, r=2, alpha=2, dropout=0.0, targets=["up"], seed=0)
 assert "bitsandbytes" not in sys.modules, "imported"
 from peft.import_utils import is_bnb_available
 assert is_bnb_available(), "hidden for good"
-import bitsandbytes
+import peft.helpers
+assert peft.helpers.bnb is not None
+assert "bitsandbytes" not in sys.modules
+assert peft.helpers.bnb.functional.dequantize_4bit
+assert "bitsandbytes" in sys.modules
 """
 
 
