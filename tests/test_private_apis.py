@@ -1,0 +1,312 @@
+"""Every private or internal name of another library that src/ uses, exercised, with what to do when it goes.
+
+A release that renames one of them fails here, by name, instead of in the middle of a run. A name that src/ uses and the
+table lacks fails as well, and so does a name that the table has and src/ does not use any more.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tiny_models import tiny_llama
+
+SOURCE = Path(__file__).parents[1] / "src" / "byeori"
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+_OF_NAMED_TUPLES = ("_asdict", "_fields", "_replace")
+
+
+class Private(NamedTuple):
+    """use: exercises the name and raises or returns False if it is gone. remedy: what to do then."""
+
+    use: Callable[[], Any]
+    remedy: str
+
+
+def linear() -> torch.nn.Linear:
+    return torch.nn.Linear(2, 2)
+
+
+def llama() -> Any:
+    return tiny_llama(20)
+
+
+def operator_arguments(name: str) -> set[str]:
+    return {argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments}
+
+
+def deterministic() -> bool:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
+    inside = torch.are_deterministic_algorithms_enabled()
+    torch._C._set_deterministic_algorithms(before, warn_only=False)
+    return inside
+
+
+def default_store() -> bool:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return [store.add("name", 1), store.add("name", 1)] == [1, 2]
+    finally:
+        dist.destroy_process_group()
+
+
+def local_shape() -> bool:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        found = compute_local_shape_and_global_offset(torch.Size([6, 2]), init_device_mesh("cpu", (1,)), [Shard(0)])
+        return [tuple(part) for part in found] == [(6, 2), (0, 0)]
+    finally:
+        dist.destroy_process_group()
+
+
+def scaled_gradients() -> bool:
+    gradients = [torch.ones(2), torch.ones(3)]
+    torch._foreach_mul_(gradients, 0.5)
+    return all(float(gradient.sum()) == 0.5 * len(gradient) for gradient in gradients)
+
+
+def fingerprints() -> bool:
+    import datasets
+
+    one, same, other = (datasets.Dataset.from_dict({"a": [number]}) for number in (1, 1, 2))
+    return one._fingerprint == same._fingerprint != other._fingerprint
+
+
+def dispatch_mode() -> bool:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with Seen():
+        torch.ones(2).add_(1)
+    return "aten::add_" in names
+
+
+def no_first_values() -> bool:
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights(), torch.device("meta"):
+        return linear().weight.is_meta
+
+
+def attention_interface() -> bool:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def function(*given: Any, **named: Any) -> None:
+        pass
+
+    ALL_ATTENTION_FUNCTIONS["byeori_test"] = function
+    found = ALL_ATTENTION_FUNCTIONS["byeori_test"] is function
+    del ALL_ATTENTION_FUNCTIONS["byeori_test"]
+    return found
+
+
+def conversion() -> bool:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(llama())
+    return isinstance(mapping, list) and all(map(callable, (WeightConverter, WeightRenaming, rename_source_key)))
+
+
+def trackers() -> bool:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return {"tensorboard", "wandb", "mlflow", "trackio"} <= set(LOGGER_TYPE_TO_CLASS)
+
+
+def paged_optimizer() -> bool:
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.optim import AdamW
+
+    return callable(AdamW)
+
+
+def pattern_key() -> bool:
+    from peft.utils.other import get_pattern_key
+
+    return get_pattern_key(["q_proj"], "layers.0.q_proj") == "q_proj"
+
+
+def tuner_layer() -> bool:
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return issubclass(Linear, BaseTunerLayer)
+
+
+def conv1d() -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return tuple(Conv1D(3, 2).weight.shape) == (2, 3)
+
+
+def quiet_bars() -> bool:
+    from transformers.utils import logging
+
+    return isinstance(logging.is_progress_bar_enabled(), bool) and callable(logging.disable_progress_bar)
+
+
+_FLASH = "kernels/cuda_attention.py: adapt the calls, or let supports() be False, for PyTorch's sdpa"
+_FLASH_ARGUMENTS = {"cum_seq_q", "cum_seq_k", "max_q", "max_k", "is_causal", "window_size_left", "window_size_right"}
+_MODULE = "torch.nn.Module's tables of tensors: use get_parameter/register_parameter and named_buffers instead"
+_ATTENTION = "model/forward.py: find the new flag; the self-check refuses models that compute something else"
+_META = "plan/memory_tracker.py and meta_ops.py: let the rehearsal treat the operator like any other"
+_CONVERSION = "export/merge_plan.py: map the names of files to those of the model by the new functions"
+
+TABLE: dict[str, Private] = {
+    "_C": Private(deterministic, "kernels/cuda_attention.py: use torch.use_deterministic_algorithms around the kernel"),
+    "_set_deterministic_algorithms": Private(
+        deterministic, "kernels/cuda_attention.py: use torch.use_deterministic_algorithms around the kernel"
+    ),
+    "_buffers": Private(lambda: linear()._buffers == {}, _MODULE),
+    "_modules": Private(lambda: torch.nn.Sequential(linear())._modules["0"], _MODULE),
+    "_parameters": Private(lambda: set(linear()._parameters) == {"weight", "bias"}, _MODULE),
+    "_non_persistent_buffers_set": Private(lambda: linear()._non_persistent_buffers_set == set(), _MODULE),
+    "_load_state_dict_post_hooks": Private(
+        lambda: linear()._load_state_dict_post_hooks == {},
+        "model/sharding.py: hide FSDP's hooks from PEFT in another way, or let PEFT see shards",
+    ),
+    "_cdata": Private(
+        lambda: isinstance(torch.ones(1).untyped_storage()._cdata, int),
+        "plan/memory_tracker.py: tell storages apart by another number that is not reused while they live",
+    ),
+    "_fingerprint": Private(
+        fingerprints, "data/tokenized.py: hash the rows themselves to find out whether a cached table is of them"
+    ),
+    "_flash_attention_forward": Private(
+        lambda: operator_arguments("_flash_attention_forward") >= _FLASH_ARGUMENTS, _FLASH
+    ),
+    "_flash_attention_backward": Private(
+        lambda: operator_arguments("_flash_attention_backward") >= _FLASH_ARGUMENTS, _FLASH
+    ),
+    "_scaled_dot_product_flash_attention": Private(
+        lambda: "scale" in operator_arguments("_scaled_dot_product_flash_attention"),
+        "kernels/forest_attention.py: rehearse attention with the operator that sdpa calls on a GPU now",
+    ),
+    "_foreach_mul_": Private(scaled_gradients, "train/trainer.py: multiply the gradients one by one"),
+    "_get_default_store": Private(
+        default_store, "distributed/processes.py: keep the store that init_process_group is given"
+    ),
+    "_grouped_mm": Private(lambda: operator_arguments("_grouped_mm") >= {"self", "mat2"}, _META),
+    "_local_scalar_dense": Private(lambda: torch.ops.aten._local_scalar_dense, _META),
+    "_schema": Private(lambda: torch.ops.aten.add.Tensor._schema.name == "aten::add", _META),
+    "_is_mkldnn_bf16_supported": Private(
+        lambda: isinstance(torch.ops.mkldnn._is_mkldnn_bf16_supported(), bool),
+        "kernels/bf16_matmul.py: ask for bf16 units in another way; without it CPUs compute in float32, slower",
+    ),
+    "_is_stateful": Private(lambda: llama()._is_stateful is False, _ATTENTION),
+    "_supports_attention_backend": Private(lambda: llama()._supports_attention_backend, _ATTENTION),
+    "_supports_sdpa": Private(lambda: llama()._supports_sdpa, _ATTENTION),
+    "_keep_in_fp32_modules_strict": Private(
+        lambda: hasattr(llama(), "_keep_in_fp32_modules_strict"),
+        "model/load_streamed.py: find out which modules transformers keeps in float32",
+    ),
+    "_no_split_modules": Private(
+        lambda: "LlamaDecoderLayer" in llama()._no_split_modules,
+        "model/wrap.py: find the decoder's layers by their ModuleList",
+    ),
+    "accelerate.tracking.LOGGER_TYPE_TO_CLASS": Private(trackers, "train/log.py: list the trackers there"),
+    "bitsandbytes.optim.AdamW": Private(paged_optimizer, "train/optim.py: use the new name of the paged optimizer"),
+    "peft.tuners.tuners_utils.BaseTunerLayer": Private(
+        tuner_layer, "export/merge_check.py: find PEFT's layers by get_base_layer"
+    ),
+    "peft.utils.other.get_pattern_key": Private(
+        pattern_key, "export/merge_plan.py: copy the function, which matches rank_pattern and alpha_pattern"
+    ),
+    "torch.distributed.tensor._utils.compute_local_shape_and_global_offset": Private(
+        local_shape, "model/sharding.py: compute this process's rows from the mesh, by chunks of equal size"
+    ),
+    "torch.utils._python_dispatch.TorchDispatchMode": Private(
+        dispatch_mode, "plan/meta_ops.py: the rehearsal sees operators through it; use its new place"
+    ),
+    "transformers.conversion_mapping.get_model_conversion_mapping": Private(conversion, _CONVERSION),
+    "transformers.core_model_loading.WeightConverter": Private(conversion, _CONVERSION),
+    "transformers.core_model_loading.WeightRenaming": Private(conversion, _CONVERSION),
+    "transformers.core_model_loading.rename_source_key": Private(conversion, _CONVERSION),
+    "transformers.initialization.no_init_weights": Private(
+        no_first_values, "model/adapter.py: drop it; the rehearsal then draws first values, which takes longer"
+    ),
+    "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS": Private(
+        attention_interface, "kernels/forest_attention.py: register with the new attention interface"
+    ),
+    "transformers.pytorch_utils.Conv1D": Private(conv1d, "model/adapter.py, export/merge_plan.py: GPT-2's layers"),
+    "transformers.utils.logging": Private(quiet_bars, "model/load.py: silence transformers in another way"),
+}
+# Public names whose behaviour is relied on beyond their documentation.
+BEHAVIOUR: dict[str, Private] = {
+    "torch.library.get_kernel": Private(
+        lambda: torch.library.get_kernel("aten::mm", "CPU").call_boxed,
+        "kernels/bf16_matmul.py: without PyTorch's own kernel, override in Python and call it for other types",
+    ),
+    "torch.nn.utils.get_total_norm": Private(
+        lambda: float(torch.nn.utils.get_total_norm([torch.ones(4)])) == 2.0, "train/trainer.py: sum the squares there"
+    ),
+    "peft.import_utils.is_bnb_available": Private(
+        lambda: __import__("peft").import_utils.is_bnb_available.cache_clear,
+        "model/adapter.py: hide bitsandbytes from PEFT in another way, or let PEFT import it",
+    ),
+    "torch.utils.deterministic.fill_uninitialized_memory": Private(
+        lambda: isinstance(torch.utils.deterministic.fill_uninitialized_memory, bool),
+        "kernels/cuda_attention.py: its deterministic mode would fill memory for nothing",
+    ),
+    "a layer wrapped twice is checkpointed once": Private(
+        lambda: "is_outermost" in Path(__import__("transformers").modeling_layers.__file__).read_text(),
+        "model/sharding.py: FSDP's subclass of a layer would run activation checkpointing twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*TABLE, *BEHAVIOUR])
+def test_the_name_does_what_it_is_used_for(name: str) -> None:
+    private = (TABLE | BEHAVIOUR)[name]
+    try:
+        works = private.use()
+    except (AttributeError, ImportError, KeyError, TypeError, RuntimeError) as error:
+        pytest.fail(f"{name} is gone ({error}). {private.remedy}")
+    assert works, f"{name} has changed. {private.remedy}"
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    """Private attributes of anything but self, and imports from inside other libraries."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not (
+            isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+        ):
+            yield node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            yield node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in LIBRARIES:
+            inside = any(part.startswith("_") for part in node.module.split("."))
+            if inside or ("." in node.module and not node.module.startswith("torch.")):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_the_table_is_complete() -> None:
+    found: dict[str, str] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for name in names_in(ast.parse(path.read_text(encoding="utf-8"))):
+            private = name.startswith("_") and not name.startswith("__") and name not in _OF_NAMED_TUPLES
+            if private or "." in name:
+                found.setdefault(name, path.relative_to(SOURCE).as_posix())
+    missing = {name: path for name, path in found.items() if name not in TABLE}
+    assert not missing, "private names without an entry in the table"
+    assert not set(TABLE) - set(found), "entries that src/ does not use any more"
