@@ -1,4 +1,4 @@
-"""byeori beside its peers, on the same rows in the same order: `python benchmarks/bench.py [W1 ...]`.
+"""byeori and its peers on the same rows in the same order: `python benchmarks/bench.py [W1 ...]`.
 
 Contestants alternate (byeori, transformers, trl, byeori, ...), each in its own process with two threads.
 Tokens per second is the median over optimizer steps, without the first of each run, of tokens that are
@@ -66,7 +66,7 @@ def available(args: argparse.Namespace) -> list[str]:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="byeori beside its peers")
+    parser = argparse.ArgumentParser(description="byeori and its peers")
     parser.add_argument("workloads", nargs="*", help=f"of {', '.join(WORKLOADS)}; all without any")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contestant")
     steps = ", ".join(f"{count} ({command})" for command, count in STEPS.items())
@@ -140,7 +140,7 @@ def job_of(args: argparse.Namespace, name: str, model: Path) -> tuple[Job, str]:
 
 
 def measure_round(args: argparse.Namespace, job: Job, name: str, number: int, runs: list[Run]) -> None:
-    """One run of each contestant; the peers take the rows in the order that byeori took them."""
+    """Run each contestant once; the peers get the rows in the order in which byeori used them."""
     for contestant in contestants_of(args, name):
         print(f"[{name} round {number}/{args.rounds}] {contestant} ...", flush=True)
         folder = args.out / "runs" / f"{name}-{number}-{contestant}"

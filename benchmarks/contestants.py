@@ -1,4 +1,4 @@
-"""Who is compared, and how one of them is run to its end in a process of its own."""
+"""The contestants, and running one of them to its end in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""byeori on one GPU beside TRL and the tutorial's way: `python benchmarks/gpu.py --out gpu-output`.
+"""byeori on one GPU, compared with TRL and the tutorial's method: `python benchmarks/gpu.py --out gpu-output`.
 
 Random weights of the shapes of Llama 3.1 8B and Qwen 3 8B, LoRA of rank 16 on every linear layer, bf16; nothing is
 downloaded. Contenders alternate, each in its own process, which runs one workload after another. What does not fit
@@ -28,7 +28,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 WORKLOADS = ("packed", "dpo1024", "short", "dpo2048", "nf4")
 # Weights of the linear layers of the decoder, and of its output embedding; layers, query heads x head size.
 SIZES = {"llama3-8b": (6.98e9, 128256 * 4096, 32, 4096), "qwen3-8b": (6.95e9, 151936 * 4096, 36, 4096)}
-# What a process takes beside its steps, in seconds: imports, drawing weights, compiling.
+# Seconds of a process outside its steps: imports, drawing weights, compiling.
 _START = 75.0
 
 
@@ -96,13 +96,13 @@ def arguments() -> argparse.Namespace:
 
 
 def unpack(wheels: Path, site: Path) -> None:
-    """Put wheels where children find them; what they need beside is already installed."""
+    """Install wheels for the child processes; their dependencies are installed already."""
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade", "--target"]
     subprocess.run([*command, str(site), *map(str, sorted(wheels.glob("*.whl")))], check=True)
 
 
 def contenders(args: argparse.Namespace) -> list[Contender]:
-    """In the order in which they take turns. `byeori:speed=norms+mlp:compile=off` is byeori with these settings."""
+    """The contenders in their order. `byeori:speed=norms+mlp:compile=off` is byeori with these settings."""
     out = []
     for name in args.only.split(","):
         kind, *settings = name.split(":")
@@ -114,7 +114,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
 def run(
     contender: Contender, shape: str, args: argparse.Namespace, began: float, *, trace: bool = False
 ) -> list[dict[str, Any]] | None:
-    """One process; None where there is no time for it."""
+    """Run one process; None if there is no time for it."""
     left = args.budget - (time.monotonic() - began)
     if left < (5 if args.small else _START):
         return None
@@ -202,7 +202,7 @@ def table(records: list[dict[str, Any]], machine: dict[str, Any]) -> list[str]:
 
 
 def number(value: float, form: str, unit: str = "") -> str:
-    """A number, or nothing where there is none."""
+    """Format a number; empty if there is none."""
     return format(value, form) + unit if math.isfinite(value) else ""
 
 

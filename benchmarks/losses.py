@@ -1,4 +1,4 @@
-"""byeori's first losses beside the plain method's: transformers' Trainer for SFT, TRL's DPOTrainer for DPO."""
+"""byeori's first losses and those of the plain method: transformers' Trainer for SFT, TRL's DPOTrainer for DPO."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare_losses(args: argparse.Namespace, model: Path, facts: dict[str, str])
     """Both from one adapter over the same rows; 1 if they differ."""
     equal = True
     lines = [
-        "# Losses: byeori beside the plain method",
+        "# Losses: byeori and the plain method",
         "",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",

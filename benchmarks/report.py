@@ -74,7 +74,7 @@ def speed_row(key: str, runs: Sequence[Run], ours: tuple[float, float] | None, s
 
 
 def shares(found: Run, sizes: Sizes, *, reference: bool) -> list[float]:
-    """What the work of each step but the first, done at the machine's peak, would take of the time that it took."""
+    """The share of the machine's peak that the steps after the first reached."""
     steps = zip(found.unique_tokens[1:], found.target_tokens[1:], found.seconds(), strict=True)
     return [
         sizes.flops(tokens, targets, reference=reference) / seconds / sizes.peak for tokens, targets, seconds in steps
@@ -87,9 +87,9 @@ def gigabytes(count: float) -> str:
 
 
 def heading(facts: dict[str, str], *, dtype: str, steps: int, rounds: int, names: Sequence[str]) -> list[str]:
-    """What was measured, where, and how to read it."""
+    """The heading: what was measured, on what, and how to read it."""
     return [
-        "# byeori beside its peers",
+        "# byeori and its peers",
         "",
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",

@@ -1,4 +1,4 @@
-"""What is trained on: the workloads, and the files of rows that are made for a run. No row is kept elsewhere."""
+"""The workloads, and the files of rows that are made for a run."""
 
 from __future__ import annotations
 

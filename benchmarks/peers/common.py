@@ -25,7 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
 
 
 def arguments(description: str) -> argparse.Namespace:
-    """The command line that every peer takes."""
+    """The command line of every peer."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--rows", required=True, type=Path, help="rows, one JSON object a line")
@@ -77,7 +77,7 @@ def ordered(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def pair_of(row: dict[str, Any]) -> dict[str, str]:
-    """The prompt as byeori's template `question-answer` writes it; a system prompt only where there is one."""
+    """The prompt as byeori's template `question-answer` writes it; a system prompt only if there is one."""
     system = f"### System:\n{row['system']}\n\n" if row.get("system") else ""
     prompt = f"{system}### User:\n{row['question']}\n\n### Assistant:\n"
     return {"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"]}

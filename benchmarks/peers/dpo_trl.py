@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 
 class RecordedTrainer(common.Recorded, DPOTrainer):
-    """The DPOTrainer with a record of its steps, and of the time that precomputing the reference takes."""
+    """The DPOTrainer with a record of its steps, and of the time for precomputing the reference."""
 
     reference_seconds = 0.0
 

@@ -1,4 +1,4 @@
-"""The tutorial's way: padded micro-batches of 4, PEFT's own adapter, autocast, log-probs of whole rows of logits.
+"""The tutorial's method: padded micro-batches of 4, PEFT's own adapter, autocast, log-probs of whole rows of logits.
 
 SFT as alpaca-lora's script and transformers' Trainer do it, DPO as its authors wrote it: both answers with their
 prompts side by side, once with the adapter and once without. Also `--reference`: the first step in float32, one
@@ -19,7 +19,7 @@ Sequence = tuple[list[int], int]
 
 
 def sequences(row: dict[str, list[int]]) -> list[Sequence]:
-    """Each answer behind its prompt, and where it starts."""
+    """Each prompt followed by its answer, and where the answer starts."""
     return [(row["prompt"] + part, len(row["prompt"])) for name, part in row.items() if name != "prompt"]
 
 
