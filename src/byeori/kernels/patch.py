@@ -84,7 +84,7 @@ def notes(model: Any, chosen: list[str], dtype: torch.dtype, device: torch.devic
         if bf16_matmul.needed(dtype, device):
             found.append("This processor has no bfloat16 instructions: products are computed in float32")
     elif device.type == "cuda":
-        if not dispatch.has_triton():
+        if chosen and not dispatch.has_triton():
             found.append("The fused GPU kernels are off: Triton is not installed; pip install triton")
         if not cuda_attention.ampere(device):
             found.append("Flash attention is off: it needs an Ampere GPU or newer; PyTorch's attention is used")
