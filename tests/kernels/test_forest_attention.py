@@ -203,7 +203,7 @@ def test_self_check_stops_a_wrong_computation(monkeypatch: pytest.MonkeyPatch) -
     model, _ = zoo.tiny("lfm2")
     monkeypatch.setattr(forward, "_LAYER_TYPES", {"full_attention", "conv"})  # as if convolutions were harmless
     assert forward.use_forest_attention(model)
-    with pytest.raises(ModelError, match=r"than this model's own forward pass \(mean relative difference"):
+    with pytest.raises(ModelError, match=r"from those of this model's own forward pass \(mean relative difference"):
         forward.self_check(model, zoo.tree()[:4])
 
 

@@ -41,14 +41,16 @@ def setting(
     group: str,
     *,
     alone: str | None = None,
+    metavar: str | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare a setting.
 
     description: what it does; `--help` shows the first sentence only. default: ... if it is required. group: one of
-    GROUPS. alone: the value of its flag without a value. bounds: as for pydantic.Field.
+    GROUPS. alone: the value of its flag without a value. metavar: what `--help` calls its value. bounds: as for
+    pydantic.Field.
     """
-    extra: Any = {"group": group, "alone": alone}
+    extra: Any = {"group": group, "alone": alone} | ({"metavar": metavar} if metavar else {})
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
