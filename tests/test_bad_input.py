@@ -342,7 +342,7 @@ def test_an_adapter_whose_base_is_gone(sft: Fails, adapter: Path, tmp_path: Path
     lone = Path(shutil.copytree(adapter, tmp_path / "lone"))
     config = json.loads((lone / "adapter_config.json").read_text())
     (lone / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/gone"}))
-    assert "was trained on it: give --base_model where it lies now" in sft(base_model=lone)
+    assert "was trained on it: give --base_model where it is now" in sft(base_model=lone)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.0001, 0])
