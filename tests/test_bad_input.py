@@ -330,7 +330,7 @@ def test_base_model_that_does_not_exist(sft: Fails, broken: Path) -> None:
 
 def test_base_model_that_is_neither_here_nor_on_the_hub(sft: Fails) -> None:
     said = sft(base_model="nobody/no-such-model")
-    assert "nobody/no-such-model is neither a folder here nor in the cache" in said
+    assert "nobody/no-such-model is neither a local folder nor in the cache" in said
 
 
 def test_a_folder_without_a_model(sft: Fails, tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_no_end_of_text_token_at_all(title_rows: Path, tmp_path: Path, capsys: p
     path.write_text(renamed, encoding="utf-8")
     assert run_with(tmp_path / "base", title_rows, tmp_path / "out") == 0
     said = capsys.readouterr().err
-    assert "no end-of-text token; answers are not ended" in said
+    assert "no end-of-text token, so add_eos_token is off and answers have no end" in said
     assert "the tokenizer has no padding token" in said
     assert main(["generate", str(tmp_path / "out"), "--document", "봄", "--max_new_tokens", "3"]) == 0
 

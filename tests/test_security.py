@@ -209,7 +209,7 @@ def test_a_chat_templates_name_leaves_no_folder(name: str, tiny_model: Path, tit
     templates = [{"name": "default", "template": "x"}, {"name": name, "template": "evil"}]
     (base / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": templates}))
     before = tree(tmp_path)
-    assert "which is no name for a file" in refusal(lambda: train(base, title_rows, tmp_path / "out", max_steps=1))
+    assert "which is not a valid file name" in refusal(lambda: train(base, title_rows, tmp_path / "out", max_steps=1))
     assert tree(tmp_path) == before
 
 

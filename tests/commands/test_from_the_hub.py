@@ -150,7 +150,7 @@ def test_revision_goes_with_the_adapter(story: Story) -> None:
     assert config(story.folder / "v2")["revision"] == "v2"
     assert config(story.folder / "merged-v2", "config.json")["intermediate_size"] == 48
     assert config(story.folder / "merged-v2", "merge_report.json")["revision"] == "v2"
-    assert "no such revision" in story.done["v3"].said and "--revision" in story.done["v3"].said
+    assert "does not have this revision" in story.done["v3"].said and "--revision" in story.done["v3"].said
 
 
 def test_private_repository_and_the_token(story: Story) -> None:
@@ -171,7 +171,7 @@ def test_bars_of_a_download_are_shown_on_a_terminal(tmp_path: Path) -> None:
     """Loading a model silences transformers' bars, which would take those of downloads with them."""
     program = (
         "from byeori.model import load; from byeori.support import console, hub\n"
-        "with console.quiet_libraries(): load._quiet(); hub.fetch('me/large', hub.WEIGHTS)"
+        "with console.quiet_libraries(), load.quiet(): hub.fetch('me/large', hub.WEIGHTS)"
     )
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))

@@ -434,7 +434,7 @@ def test_another_model_on_the_hub(tmp_path: Path, base: Path, adapter: Path) -> 
         with pytest.raises(ModelError, match=f"{name} is another model on the Hub; leave --base_model out"):
             saved_model.find(str(adapter), name)  # before generate or compare asks the Hub
     for name in ("google/gemma-3-270m", "Google/Gemma-3-270M", "gemma-3-270m"):  # on to the Hub, which is out of reach
-        given(name, f"{name} is neither a folder here nor in the cache")
+        given(name, f"{name} is neither a local folder nor in the cache")
     assert run(tmp_path, base, adapter, verify=False).verdict == "not checked"
 
 

@@ -76,7 +76,7 @@ def test_bf16_is_no_further_from_float64_than_nodes_apart(
     monkeypatch.setattr(cuda_calls, "FULL", full)
     assert cuda_attention.supports(*parts[:3])
     together = errors(run(forest, parts, torch.bfloat16, window), exact)
-    monkeypatch.setattr(cuda_attention, "takes", lambda *_: False)
+    monkeypatch.setattr(cuda_attention, "supports", lambda *_: False)
     apart = errors(run(forest, parts, torch.bfloat16, window), exact)
     for ours, theirs in zip(together, apart, strict=True):
         assert ours <= CHANCE * theirs + 1e-5, (together, apart)

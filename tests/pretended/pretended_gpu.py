@@ -105,6 +105,7 @@ def pretend() -> None:
         "get_device_properties": card,
         **dict.fromkeys(("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all")),
     }
+    torch.cuda.default_generators = (torch.default_generator,)  # its random numbers are the CPU's
     for name, value in said.items():
         setattr(torch.cuda, name, lambda *args, value=value, **kwargs: value)
     held = {"memory_allocated": GPU.gpu_allocated, "memory_reserved": GPU.gpu_allocated}

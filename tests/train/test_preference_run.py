@@ -228,7 +228,7 @@ def test_settings_that_do_not_belong_to_a_loss(tiny_model: Path, pair_rows: Path
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing belongs to the losses sigmoid and simpo"),
         ({"simpo_gamma": 1.0}, "simpo_gamma belongs to the loss simpo, not sigmoid"),
         ({"train_on_inputs": True}, "train_on_inputs does not apply to pairs"),
-        ({"loss": "dpo"}, "--loss 'dpo': input should be 'sigmoid', 'ipo'"),
+        ({"loss": "dpo"}, r"--loss 'dpo' \(did you mean ipo\?\): input should be 'sigmoid', 'ipo'"),
     ]
     for changes, words in wrong:
         with pytest.raises(ConfigError, match=words):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,16 +42,22 @@ def without_bitsandbytes(model: Any = None) -> Iterator[None]:
         yield
         return
     sys.modules[_NAME] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+    _forget_whether_it_is_there()
     try:
         yield
     finally:
         del sys.modules[_NAME]
-        if known := sys.modules.get("peft.import_utils"):  # which caches the answers
-            known.is_bnb_available.cache_clear()
-            known.is_bnb_4bit_available.cache_clear()
-            helpers = sys.modules.get("peft.helpers")
-            if known.is_bnb_available() and getattr(helpers, "bnb", ...) is None:
-                helpers.bnb = _ImportedOnUse()  # type: ignore[union-attr]
+        _forget_whether_it_is_there()
+        helpers = sys.modules.get("peft.helpers")
+        if getattr(helpers, "bnb", ...) is None and find_spec(_NAME) is not None:
+            helpers.bnb = _ImportedOnUse()  # type: ignore[union-attr]
+
+
+def _forget_whether_it_is_there() -> None:
+    """Clear PEFT's cached answers to whether bitsandbytes is installed."""
+    if known := sys.modules.get("peft.import_utils"):
+        known.is_bnb_available.cache_clear()
+        known.is_bnb_4bit_available.cache_clear()
 
 
 def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
