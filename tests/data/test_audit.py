@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -188,7 +189,9 @@ def test_several_processes_make_the_same_table(
     monkeypatch.setattr(tokenized, "_ROWS_PER_PROCESS", 4)
     monkeypatch.setattr(tokenized.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(tokenized, "_FORMAT", "another")
+    environment, values = os.environ, dict(os.environ)
     two = table_of(rows)
+    assert os.environ is environment and dict(environment) == values
     assert two[:] == one
     assert len(two.cache_files) == 2
 

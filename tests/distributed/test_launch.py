@@ -50,7 +50,8 @@ def test_an_error_is_one_sentence_and_two(tiny_model: Path, title_rows: Path, tm
     process = command(tiny_model, title_rows, tmp_path / "out", lora_target_modules="nope")
     _, told = process.communicate(timeout=300)
     assert process.returncode == 2, told
-    assert len(re.findall("^error: --lora_target_modules: no layer is called 'nope'", told, flags=re.MULTILINE)) == 1, told
+    said = re.findall("^error: --lora_target_modules: no layer is called 'nope'", told, flags=re.MULTILINE)
+    assert len(said) == 1, told
     assert told.count("error") == 1 and "Traceback" not in told
 
 

@@ -58,7 +58,7 @@ def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progre
     processes = min(cores, len(rows) // _ROWS_PER_PROCESS)
     cache = f"the cache of tokenized rows in {config.HF_DATASETS_CACHE}"
     advice = "free space there, or set HF_DATASETS_CACHE to another folder"
-    with _progress_bars(progress), disk_errors(cache, advice=advice, error=DataError):
+    with _progress_bars(progress), _environment(), disk_errors(cache, advice=advice, error=DataError):
         return rows.map(
             _encode_batch,
             batched=True,
@@ -83,6 +83,19 @@ def _progress_bars(shown: bool) -> Iterator[None]:
         yield
     finally:
         (disable_progress_bars if hidden else enable_progress_bars)()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Put os.environ back: on several processes `datasets` leaves a copy in its place, which others do not see."""
+    environment, values = os.environ, dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003  (the very object that was there)
+        for name in environment.keys() - values.keys():
+            del environment[name]
+        environment.update(values)
 
 
 def _features() -> Features:
