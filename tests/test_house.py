@@ -33,3 +33,21 @@ def test_no_test_imports_another_test() -> None:
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             wrong += [f"{path.name} imports {name}" for name in names if name.split(".")[0] in modules]
     assert not wrong
+
+
+def test_every_folder_says_what_it_is_for() -> None:
+    root = TESTS.parent / "src" / "byeori"
+    assert not [path.parent.name for path in root.glob("*/__init__.py") if not path.with_name("README.md").is_file()]
+
+
+def test_no_file_imports_a_private_name_of_another_folder() -> None:
+    root, wrong = TESTS.parent / "src" / "byeori", []
+    for path in SOURCES:
+        own = path.relative_to(root).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("byeori"):
+                names = [*(node.module or "").split(".")[2:], *(alias.name for alias in node.names)]
+                private = [name for name in names if name.startswith("_") and not name.startswith("__")]
+                if private and (node.module or "").split(".")[1:2] != [own]:
+                    wrong.append(f"{path.relative_to(root)} imports {private[0]}")
+    assert not wrong
