@@ -62,7 +62,8 @@ def test_ctrl_c_and_a_lost_process(tiny_model: Path, title_rows: Path, tmp_path:
         output = tmp_path / number.name
         process = command(tiny_model, title_rows, output, num_epochs=200, batch_size=4)
         deadline = time.monotonic() + 200
-        while not (output / "train_log.jsonl").is_file():
+        log = output / "train_log.jsonl"
+        while not (log.is_file() and log.read_text(encoding="utf-8")):  # a step is done, so signals are handled
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.05)
         os.kill(process.pid if number == signal.SIGINT else process.rank(1), number)
