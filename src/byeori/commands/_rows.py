@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", TrainSettings, PreviewSettings)
 
 _LONG_TABLE = 20_000  # fewer rows are tokenized in a moment, and need no line in a log file
+_TURNS = {"all": "every assistant turn", "last": "the last assistant turn of each row"}
 _PREFIX_ROWS = 1000  # shared prefixes are counted in the first rows: all of them would take long
 
 
@@ -115,7 +116,7 @@ def _template(
     elif row_kind.answer_columns:
         about = [f"trains {', '.join(map(repr, row_kind.answer_columns))}"]
     else:
-        about = [f"trains the column {chosen.answer_column!r}" if chosen else "trains every assistant turn"]
+        about = [f"trains the column {chosen.answer_column!r}" if chosen else f"trains {_TURNS[settings.train_turns]}"]
     if chosen and chosen.literal_blocks:
         about.append(f"{chosen.literal_blocks[0]} names no column, so it stays as text")
     about += _turn_end_notes(start.tokenizer, settings.add_eos_token) if chosen is None else []
