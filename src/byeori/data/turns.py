@@ -11,15 +11,16 @@ the forest computes what the turns of a conversation share once (batch/forest.py
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from byeori.data.conversation import Conversation, Message
 from byeori.errors import TemplateError
 from byeori.support.text_files import one_line
 
 _OPEN, _CLOSE = "<think>", "</think>"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +41,9 @@ def turns(conversation: Conversation, tokenizer: Any) -> list[Turn]:
     Raises:
         TemplateError: if the chat template refuses the messages, or leaves out a text, a call, a tool or reasoning.
     """
-    refused: TemplateError | None = None
-    for form in _forms(conversation):
-        renderer = _Renderer(form, tokenizer)
-        try:
-            return [renderer.turn(index) for index in conversation.trained]
-        except TemplateError as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
+    return _in_a_form_that_works(
+        conversation, tokenizer, lambda renderer: [renderer.turn(index) for index in conversation.trained]
+    )
 
 
 def prompt(conversation: Conversation, tokenizer: Any) -> str:
@@ -57,13 +52,15 @@ def prompt(conversation: Conversation, tokenizer: Any) -> str:
     Raises:
         TemplateError: as `turns`.
     """
+    return _in_a_form_that_works(conversation, tokenizer, lambda renderer: renderer.prompt())
+
+
+def _in_a_form_that_works(conversation: Conversation, tokenizer: Any, render: Callable[[_Renderer], T]) -> T:
+    """Return what the first form gives that the template accepts; raises the error of the usual form."""
     refused: TemplateError | None = None
     for form in _forms(conversation):
-        renderer = _Renderer(form, tokenizer)
         try:
-            text = renderer.render(len(form.messages), generation=True)
-            renderer.check_prompt(text, len(form.messages))
-            return text
+            return render(_Renderer(form, tokenizer))
         except TemplateError as error:
             refused = refused or error
     assert refused is not None
@@ -126,6 +123,12 @@ class _Renderer:
         if isinstance(self.messages[0]["content"], list) and "'type': 'text'" in str(text):
             raise TemplateError("the tokenizer's chat template reads no lists of parts")  # it printed one
         return str(text)
+
+    def prompt(self) -> str:
+        """What a server sends after all the messages."""
+        text = self.render(len(self.messages), generation=True)
+        self.check_prompt(text, len(self.messages))
+        return text
 
     def turn(self, index: int) -> Turn:
         """The trained turn at message `index`."""
