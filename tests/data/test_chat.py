@@ -348,3 +348,16 @@ def test_a_chat_template_that_is_not_there() -> None:
         chat.set_template(tokenizer, None, {"enable_thinking": False})
     note = chat.set_template(tokenizer, "llama3", None)
     assert note and note.startswith("The tokenizer has no token <|start_header_id|>")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*TALK, {"role": "user", "content": "더?"}], "id": 1},
+        {"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in TALK], "id": 1},
+        {"prompt": TALK[:3], "completion": TALK[3:], "id": 1},
+        {"messages": [*TALK[:3], TALK[3] | {"weight": 0}], "id": 1},
+    ],
+)
+def test_a_row_up_to_its_last_answer(row: dict[str, Any]) -> None:
+    assert chat.until_last_answer(row) == {"id": 1, "messages": TALK}

@@ -117,11 +117,9 @@ def columns_read(columns: Sequence[str]) -> set[str]:
 
 
 def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
-    """Return a row of messages that ends with the last assistant turn; other rows as they are."""
-    if not any(row.get(name) for name in COLUMNS):
-        return dict(row)
+    """Return a conversation's row with its messages in one form, up to the last assistant turn."""
     read = conversation(row)
     last = max((at for at, turn in enumerate(read.messages) if turn["role"] == "assistant"), default=None)
     messages = list(read.messages if last is None else read.messages[: last + 1])
-    kept = {name: value for name, value in row.items() if name not in (*COLUMNS, "system")}
+    kept = {name: value for name, value in row.items() if name not in (*COLUMNS, "system", "prompt", "completion")}
     return kept | {"messages": messages}

@@ -84,7 +84,7 @@ def _encode_answer(row: Row, encoding: Encoding) -> list[Example]:
 
 
 def _asked(row: Row, chosen: Template | None) -> dict[str, Any]:
-    return chat.until_last_answer(row)
+    return dict(row) if chosen else chat.until_last_answer(row)
 
 
 def _asked_chosen(row: Row, chosen: Template | None) -> dict[str, Any]:

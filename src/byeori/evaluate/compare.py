@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,7 +67,8 @@ def compare_rows(
     template = encoding.template
     asked = [row_kind.asked(row, template) for row in rows]
     # of a conversation the last answer is compared, of a pair both
-    examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in rows]
+    whole = asked if row_kind.examples == 1 else rows  # a last turn of weight 0 is compared all the same
+    examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in whole]
     prompts = [encode_prompt(row, encoding) for row in asked]
     suffix = template.suffix if template else ""
 
@@ -93,13 +95,18 @@ def compare_rows(
 def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
     """Return the columns of a row, its prompt and its reference. asked: the row with the reference as its answer."""
     if template is None:
-        turns = asked.get("messages") or asked.get("conversations") or [{}]
-        *before, reference = [str(turn.get("content") or turn.get("value") or "") for turn in turns]
+        *before, reference = [_text_of(message) for message in asked["messages"]]
         prompt = "\n\n".join(before)
     else:
         prompt, reference = template.prompt(asked), str(asked[template.answer_column]).strip()
     columns = {name: value for name, value in row.items() if not name.startswith("__")}
     return {"row": columns, "prompt": prompt, "reference": reference}
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """Return what a message says; of one that only calls tools, the calls as JSON."""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    return str(message["content"] or (json.dumps(calls, ensure_ascii=False) if calls else ""))
 
 
 @torch.no_grad()
