@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import signal
@@ -34,13 +35,30 @@ def command(model: Path, rows: Path, output: Path, **changes: Any) -> Forked:
     return forks.start("-m", "byeori", "sft", *values(model, rows, output, **changes))
 
 
+def listening(pid: int) -> list[str]:
+    """The addresses at which a process waits for connections; ones of IPv6 in hexadecimal."""
+    sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    found = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                number = local.partition(":")[0]
+                found.append(str(ipaddress.IPv4Address(bytes.fromhex(number)[::-1])) if table == "tcp" else number)
+    return found
+
+
 def test_two_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
-    """From interpreters of their own; the other tests here fork."""
+    """From interpreters of their own; the other tests here fork. What lies in the working folder is not imported."""
+    ran = tmp_path / "ran"
+    for name in ("yaml.py", "torch.py", "numpy.py"):
+        (tmp_path / name).write_text(f"open({str(ran)!r}, 'w').write(__file__)\n", encoding="utf-8")
     words = values(tiny_model, title_rows, tmp_path / "out", max_steps=2, parallel="fsdp")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, SCRIPT, *words], stderr=subprocess.PIPE, text=True, env=env, timeout=300)
+    done = subprocess.run([sys.executable, SCRIPT, *words], stderr=subprocess.PIPE, text=True, env=env, timeout=300, cwd=tmp_path)
     told = done.stderr
     assert done.returncode == 0, told
+    assert not ran.exists(), ran.read_text(encoding="utf-8")
     assert told.count("2 processes, frozen weights sharded over 2 of them") == 1
     assert told.count("Done: 2 steps") == 1
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
@@ -66,6 +84,8 @@ def test_ctrl_c_and_a_lost_process(tiny_model: Path, title_rows: Path, tmp_path:
         while not (log.is_file() and log.read_text(encoding="utf-8")):  # a step is done, so signals are handled
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.05)
+        addresses = [address for pid in (process.pid, process.rank(0), process.rank(1)) for address in listening(pid)]
+        assert addresses and all(address.startswith("127.") for address in addresses), addresses
         os.kill(process.pid if number == signal.SIGINT else process.rank(1), number)
         _, told = process.communicate(timeout=60)
         assert process.returncode == code, told
@@ -95,7 +115,7 @@ def test_when_there_is_nothing_to_start(monkeypatch: pytest.MonkeyPatch) -> None
 def test_goes_on_where_rows_did_not_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     codes, asked = [AGAIN, AGAIN, 0], []
     monkeypatch.setattr(launch, "_gpus", lambda: 0)
-    monkeypatch.setattr(launch, "_run", lambda count, command, folder: (asked.append(command[3:]), codes.pop(0))[1])
+    monkeypatch.setattr(launch, "_run", lambda count, command, folder: (asked.append(command[4:]), codes.pop(0))[1])
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert launch.start_group(2, ["sft", "--overwrite_output_dir", "True"]) == 0
     assert [len(command) for command in asked] == [3, 5, 7]

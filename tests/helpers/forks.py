@@ -306,7 +306,7 @@ def _exit_code(call: Callable[[], None]) -> int:
 
 
 def _program(program: list[str]) -> None:
-    kind, *rest = program
+    kind, *rest = program[1:] if program[0] == "-P" else program  # a fork imports nothing anew
     if kind == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

@@ -1,21 +1,27 @@
 """One process per GPU: a training command starts itself again under torchrun's agent.
 
 The processes report errors themselves, in one sentence. The agent's own tables and tracebacks are suppressed, and its
-exit code is that of the processes.
+exit code is that of the processes. They meet on the loopback address alone, where no other machine can reach them, and
+import nothing from the folder that they are started in.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from byeori.errors import AGAIN, SAID, ConfigError
+
+_LOOPBACK = "127.0.0.1"
 
 
 def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
@@ -36,22 +42,28 @@ def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
         return None
     if 0 < _gpus() < count:
         raise ConfigError(f"--nproc is {count}, but this machine has {_gpus()} GPUs; give {_gpus()} or less")
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, len(os.sched_getaffinity(0)) // count))
-    with tempfile.TemporaryDirectory(prefix="byeori-") as folder:
-        os.environ[SAID] = str(Path(folder) / "said")
-        try:
-            while (code := _run(count, [sys.executable, "-m", "byeori", *arguments], Path(folder))) == AGAIN:
-                print(
-                    "Out of memory: resuming from the last step with micro-batches split in two",
-                    file=sys.stderr,
-                )
-                arguments = [*arguments, "--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
-            return code
-        finally:
-            del os.environ[SAID]
-            if threads is None:
-                del os.environ["OMP_NUM_THREADS"]
+    with tempfile.TemporaryDirectory(prefix="byeori-") as folder, _environment(count, Path(folder)):
+        # -P: a yaml.py in the working folder is not Python's yaml
+        while (code := _run(count, [sys.executable, "-P", "-m", "byeori", *arguments], Path(folder))) == AGAIN:
+            print("Out of memory: resuming from the last step with micro-batches split in two", file=sys.stderr)
+            arguments = [*arguments, "--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
+        return code
+
+
+@contextmanager
+def _environment(count: int, folder: Path) -> Iterator[None]:
+    """The environment of the group's processes; what the user has set stays."""
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    wanted = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    if loopback:
+        wanted |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    added = {name: value for name, value in wanted.items() if name not in os.environ} | {SAID: str(folder / "said")}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _gpus() -> int:
@@ -65,6 +77,7 @@ def _run(count: int, command: list[str], folder: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _register_loopback()
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     for logger in levels:
@@ -74,8 +87,7 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         max_nodes=1,
         nproc_per_node=count,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_backend=_LOOPBACK,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
@@ -99,3 +111,50 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         for logger, level in levels.items():
             logger.setLevel(level)
     return 0
+
+
+@functools.cache
+def _register_loopback() -> None:
+    """Register a rendezvous of one machine with torchrun's agent: a store that listens on the loopback address alone.
+
+    torchrun's own ones listen on every address of the machine, and whoever reaches a store can write to it.
+    """
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousHandler,
+        RendezvousInfo,
+        RendezvousParameters,
+        RendezvousStoreInfo,
+        rendezvous_handler_registry,
+    )
+
+    class Loopback(RendezvousHandler):
+        def __init__(self, parameters: RendezvousParameters) -> None:
+            self._id = parameters.run_id
+            listening = socket.create_server((_LOOPBACK, 0))
+            port = listening.getsockname()[1]
+            self._store = TCPStore(_LOOPBACK, port, is_master=True, master_listen_fd=listening.detach())
+
+        use_agent_store = True
+
+        def get_backend(self) -> str:
+            return _LOOPBACK
+
+        def get_run_id(self) -> str:
+            return self._id
+
+        def next_rendezvous(self) -> RendezvousInfo:
+            return RendezvousInfo(self._store, 0, 1, RendezvousStoreInfo(_LOOPBACK, self._store.port))
+
+        def is_closed(self) -> bool:
+            return False
+
+        def set_closed(self) -> None: ...
+
+        def num_nodes_waiting(self) -> int:
+            return 0
+
+        def shutdown(self) -> bool:
+            return True
+
+    rendezvous_handler_registry.register(_LOOPBACK, Loopback)

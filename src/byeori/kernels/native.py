@@ -13,13 +13,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from byeori.kernels import device_kind, switches
-from byeori.support.cache_folder import cache_folder
+from byeori.support import atomic_files
+from byeori.support.cache_folder import cache_folder, is_private, private_folder
+from byeori.support.console import say
 
 _SOURCE = Path(__file__).with_name("csrc") / "kernels.c"
 _INCLUDED = [_SOURCE.with_name(name) for name in ("attention.c", "linear.c", "strips.c", "tiles.c")]
@@ -112,26 +115,49 @@ def _built() -> tuple[ctypes.CDLL | None, str | None]:
     if compiler is None:
         return None, "there is no C compiler; install gcc"
     key = hashlib.sha256((sources() + _processor() + " ".join([compiler, *_FLAGS])).encode())
-    target = cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     try:
-        if not target.exists():
-            _compile(compiler, target)
-        return ctypes.CDLL(str(target)), None  # its OpenMP is the one that torch has loaded
+        return _load(compiler, f"kernels-{key.hexdigest()[:16]}.so"), None
     except (OSError, subprocess.SubprocessError) as error:
         return None, f"{compiler} cannot compile them ({error})"
 
 
-def _compile(compiler: str, target: Path) -> None:
-    """Compile into a file of this process and rename it, since several processes may start at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    wide = [_WIDE] if platform.machine() == "x86_64" else []
-    command = [compiler, *_FLAGS, *wide, "-o", str(temporary), str(_SOURCE), "-lm"]
+def _load(compiler: str, name: str) -> ctypes.CDLL:
+    """Load the library of this name from the cache, or compile it anew. Its OpenMP is the one that torch has loaded.
+
+    A library is only loaded from a folder and a file that nobody else can write, and with the hash that was noted when
+    it was compiled: code left by another user is not run, and half a file does not end the process.
+    """
+    folder = private_folder("kernels")
+    if folder is None:
+        say(f"{cache_folder() / 'kernels'} can be written by others, so the kernels are compiled for this process alone")
+        with tempfile.TemporaryDirectory(prefix="byeori-") as temporary:
+            _compile(compiler, target := Path(temporary) / name)
+            return ctypes.CDLL(str(target))
+    target, noted = folder / name, folder / f"{name}.sha256"
+    if _is_whole(target, noted):
+        return ctypes.CDLL(str(target))
+    if target.exists() or target.is_symlink():
+        say(f"{target} is damaged or not this user's alone; compiling it anew")
+        target.unlink()  # a link would be written through
+    _compile(compiler, target)
+    atomic_files.write(noted, atomic_files.sha256(target))
+    return ctypes.CDLL(str(target))
+
+
+def _is_whole(target: Path, noted: Path) -> bool:
     try:
+        return is_private(target) and noted.read_text(encoding="ascii") == atomic_files.sha256(target)
+    except (OSError, ValueError):
+        return False
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Compile into a file that appears whole, since several processes may start at once."""
+    wide = [_WIDE] if platform.machine() == "x86_64" else []
+    with atomic_files.new_file(target) as temporary:
+        command = [compiler, *_FLAGS, *wide, "-o", str(temporary), str(_SOURCE), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
-        temporary.rename(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary.chmod(0o700)
 
 
 def _processor() -> str:

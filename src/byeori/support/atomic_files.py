@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, and disk errors in one sentence.
 
-Everything is written under a hidden temporary name (`.NAME.PID.tmp`) in the folder where it will stand, flushed to
+Everything is written under a hidden temporary name (`.NAME.PID-RANDOM.tmp`) in the folder where it will stand, flushed to
 the disk and renamed, so that neither a crash nor a full disk leaves half of it under its own name.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,7 +161,8 @@ def sweep(parent: Path, name: str = "*") -> None:
 
 
 def _temporary(path: Path, mark: str = "") -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{mark}.tmp")
+    # random, so that nobody who can write into the folder has left a link under this name
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{mark}.tmp")
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
