@@ -55,7 +55,9 @@ def test_two_processes(tiny_model: Path, title_rows: Path, tmp_path: Path) -> No
         (tmp_path / name).write_text(f"open({str(ran)!r}, 'w').write(__file__)\n", encoding="utf-8")
     words = values(tiny_model, title_rows, tmp_path / "out", max_steps=2, parallel="fsdp")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, SCRIPT, *words], stderr=subprocess.PIPE, text=True, env=env, timeout=300, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *words], stderr=subprocess.PIPE, text=True, env=env, timeout=300, cwd=tmp_path
+    )
     told = done.stderr
     assert done.returncode == 0, told
     assert not ran.exists(), ran.read_text(encoding="utf-8")

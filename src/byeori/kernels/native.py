@@ -129,7 +129,7 @@ def _load(compiler: str, name: str) -> ctypes.CDLL:
     """
     folder = private_folder("kernels")
     if folder is None:
-        say(f"{cache_folder() / 'kernels'} can be written by others, so the kernels are compiled for this process alone")
+        say(f"{cache_folder() / 'kernels'} can be written by others: compiling the kernels for this process alone")
         with tempfile.TemporaryDirectory(prefix="byeori-") as temporary:
             _compile(compiler, target := Path(temporary) / name)
             return ctypes.CDLL(str(target))

@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and disk errors in one sentence.
 
-Everything is written under a hidden temporary name (`.NAME.PID-RANDOM.tmp`) in the folder where it will stand, flushed to
-the disk and renamed, so that neither a crash nor a full disk leaves half of it under its own name.
+Everything is written under a hidden temporary name (`.NAME.PID-RANDOM.tmp`) in the folder where it will stand, flushed
+to the disk and renamed, so that neither a crash nor a full disk leaves half of it under its own name.
 """
 
 from __future__ import annotations
