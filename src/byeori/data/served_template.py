@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from keyword import iskeyword
+from typing import Any
 
-from byeori.data.template import Template
+from byeori.data.template import Template, is_missing
 from byeori.data.tokenize import Encoding
 
 # Names that mean something else to Jinja, to `apply_chat_template` or to the exported template itself.
@@ -51,7 +53,7 @@ def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
     """
     if bos and template.parts[0].text.startswith(bos):
         bos = lead = ""
-    main = (template.required_columns or template.prompt_columns or [""])[-1]
+    main = template.main_column
 
     def value(column: str) -> str:
         if column == main:
@@ -86,6 +88,20 @@ def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
     ending = f"messages[-1].content ~ {_quoted(template.suffix)} ~ eos_token"
     lines.append(f"{{%- if messages[-1].role == 'assistant' -%}}{{{{- {ending} -}}}}{{%- endif -%}}")
     return "\n".join(lines)
+
+
+def request(template: Template, row: Mapping[str, object]) -> dict[str, Any]:
+    """Return the chat request (`messages`, `chat_template_kwargs`) that fills the exported chat template with a row."""
+    values = {name: str(value) for name in template.prompt_columns if not is_missing(value := row.get(name))}
+    user = {"role": "user", "content": values.pop(template.main_column, "")}
+    system = values.pop("system", "")
+    messages = [{"role": "system", "content": system}, user] if system else [user]
+    return {"messages": messages, "chat_template_kwargs": {_identifier(name): text for name, text in values.items()}}
+
+
+def keywords(template: Template) -> list[str]:
+    """Return the names in `chat_template_kwargs` that fill the prompt's columns besides those that messages fill."""
+    return [_identifier(name) for name in template.prompt_columns if name not in (template.main_column, "system")]
 
 
 def _quoted(text: str) -> str:

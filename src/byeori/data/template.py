@@ -90,6 +90,11 @@ class Template:
         """The columns of the prompt that every row must have."""
         return [name for name in self.prompt_columns if name not in self.optional_columns]
 
+    @property
+    def main_column(self) -> str:
+        """The column that a chat's user message fills: the last required one of the prompt; "" without columns."""
+        return (self.required_columns or self.prompt_columns or [""])[-1]
+
     def has_empty_prompt(self, row: Mapping[str, object]) -> bool:
         """Return whether the prompt has required columns and all of them are empty in this row."""
         required = self.required_columns
