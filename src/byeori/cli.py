@@ -19,6 +19,7 @@ from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
 from byeori.support import collector
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import sentence
 
 COMMANDS: dict[str, type[config.Settings]] = {
     "sft": config.SftSettings,
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         if not first:
             time.sleep(_OTHERS_WAIT)
         if (first or not interrupted) and may_speak():
-            print(f"{'' if interrupted else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{'' if interrupted else 'error: '}{sentence(error)}", file=sys.stderr)
         return 130 if interrupted else 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from byeori.support.text_files import one_line
+from byeori.support.text_files import one_line, redacted, sentence, visible
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,44 @@ def test_one_line(given: BaseException | str, words: str) -> None:
 
 def test_one_line_is_not_endless() -> None:
     assert one_line("x" * 1000, 200) == "x" * 200
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("\x1b]0;title\x07 red \x1b[31m", "␛]0;title␇ red ␛[31m"),
+        ("\x9b31m \x7f \r", "␦31m ␡ ␍"),
+        ("abc\u202etxt.exe\u2066", "abc␦txt.exe␦"),  # shown as abcexe.txt by a terminal that knows Hebrew
+        ("half \udc80", "half ␦"),
+        ("가\t나\n다", "가\t나\n다"),
+    ],
+)
+def test_visible(given: str, words: str) -> None:
+    assert visible(given) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("ftp://me:pw@host/x", "ftp://***@host/x"),
+        ("copying to FTP://me:p@w:1@host:21/x failed", "copying to FTP://***@host:21/x failed"),
+        ("postgresql+psycopg2://me:p/w%40@db.example.org/rows", "postgresql+psycopg2://***@db.example.org/rows"),
+        ("https://ghp_abc@github.com/a/b", "https://***@github.com/a/b"),
+        ("['s3://k:s@b/x', 'gs://b/y']", "['s3://***@b/x', 'gs://b/y']"),
+        ("https://h/x?sig=abc%3D&X-Amz-Signature=00ff&page=2", "https://h/x?sig=***&X-Amz-Signature=***&page=2"),
+        ("https://h/x?access_token=abc; try again", "https://h/x?access_token=***; try again"),
+        # no passwords
+        ("hf://datasets/me/rows@main/a.jsonl", "hf://datasets/me/rows@main/a.jsonl"),
+        ("http://localhost:8000/v1/models/a@b", "http://localhost:8000/v1/models/a@b"),
+        ("write to me@example.org; see https://example.org/", "write to me@example.org; see https://example.org/"),
+    ],
+)
+def test_redacted(given: str, words: str) -> None:
+    assert redacted(given) == words
+
+
+def test_sentence() -> None:
+    error = ValueError("column '\x1b[2J' of\nhttps://me:pw@h/ is missing; " + "x, " * 2000 + "give one of them")
+    text = sentence(error)
+    assert text.startswith("column '␛[2J' of https://***@h/ is missing; x, x")
+    assert text.endswith("x, give one of them") and len(text) < 2000

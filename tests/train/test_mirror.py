@@ -54,6 +54,37 @@ def test_an_incomplete_copy_is_skipped(
     assert checkpoint.verify(tmp_path / "two" / "checkpoint-2") is None and checkpoints(tmp_path / "two") == [2]
 
 
+@pytest.mark.parametrize("name", ["../../stolen", "a/../../../stolen", "/tmp/byeori-stolen", ""])
+def test_a_listed_name_leads_nowhere_else(
+    name: str, tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    url = f"memory://{uuid.uuid4().hex}/run"
+    sft(tiny_model, title_rows, tmp_path / "one", max_steps=2, save_steps=2, mirror_to=url)
+    find = MemoryFileSystem.find
+    listed = lambda self, path, **others: [*find(self, path, **others), f"{path}/{name}"]  # noqa: E731
+    monkeypatch.setattr(MemoryFileSystem, "find", listed)
+    with pytest.raises(CheckpointError, match="would be written outside --output_dir"):
+        mirror.Mirror(url).fetch_newest(tmp_path / "two", print)
+    assert not (tmp_path / "two").exists() or not any((tmp_path / "two").rglob("*"))
+
+
+def test_a_password_is_stored_and_shown_nowhere(
+    tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://me:s3cr3t@{uuid.uuid4().hex}/run"
+    sft(tiny_model, title_rows, tmp_path / "one", max_steps=2, save_steps=2, mirror_to=url, report_to="tensorboard")
+    shutil.rmtree(tmp_path / "one" / "checkpoint-2")
+    sft(tiny_model, title_rows, tmp_path / "one", max_steps=2, mirror_to=url, resume_from_checkpoint="latest")
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert b"s3cr3t" not in path.read_bytes(), path
+    shown = capsys.readouterr()
+    assert "s3cr3t" not in shown.out + shown.err and "memory://***@" in shown.err
+    with pytest.raises(ConfigError, match="passwords are not saved with a run; give the whole address"):
+        mirror.Mirror("ftp://***@host/x")
+
+
 def test_a_place_that_fails_ends_the_run_with_one_sentence(
     tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from byeori.evaluate import metrics as evaluation
 from byeori.evaluate import report
 from byeori.support import atomic_files, console, output_paths
 from byeori.support.console import say
+from byeori.support.text_files import redacted
 from byeori.train import log
 
 
@@ -116,7 +117,7 @@ def _write_results(
         prompt=encoding.template.text if encoding.template else str(encoding.tokenizer.chat_template),
         given=items[0]["given"],
         log=log.read(saved.folder),
-        models={"Base": saved.base, "Tuned": settings.adapter, "Rows": ", ".join(settings.data_path)},
+        models={"Base": saved.base, "Tuned": settings.adapter, "Rows": redacted(", ".join(settings.data_path))},
     )
     atomic_files.write(output / layout.REPORT, page)
     text = json.dumps(metrics, ensure_ascii=False, indent=1)

@@ -252,7 +252,7 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
         processes=processes,
         output_dir=run.output,
         write_sidecar=lambda folder: shutil.copytree(run.sidecar, folder, dirs_exist_ok=True),
-        settings=settings.model_dump(),
+        settings=recorded(settings),
         resume=run.resume,
         mirror=run.mirror,
         planned_bytes=plan.forecast.peak if plan.forecast else 0,

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import redacted
 from byeori.support.yaml_files import yaml_mapping
 
 # Groups of settings, in the order in which help shows them.
@@ -212,9 +213,16 @@ def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
-    """Return every setting by name, as a run records them and `--config` reads them."""
+    """Return every setting by name, as a run records them and `--config` reads them; passwords in URLs are left out."""
     # overwrite_output_dir is left out: repeating a run with its own file must not delete it
-    return settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})
+    values = settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})
+    return {name: _without_passwords(value) for name, value in values.items()}
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_passwords(item) for item in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 def write_yaml(settings: Settings, path: Path) -> None:

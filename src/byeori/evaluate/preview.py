@@ -9,15 +9,11 @@ from typing import Any
 
 from byeori.batch import forest
 from byeori.data.tokenize import Example
+from byeori.support.text_files import redacted, visible
 
 Piece = tuple[str, bool]
 
 LISTED = 20  # dropped rows that are listed; further ones are counted
-
-# Control characters are shown as their pictures, so that a row cannot send commands to the terminal; tabs and line
-# breaks stay. Those from U+0080 on, some of which terminals obey too, have no picture and share a sign.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0x2426)
 
 
 def shared_prefix(examples: Sequence[Example]) -> float:
@@ -61,14 +57,14 @@ def show(rows: list[tuple[str, list[Piece]]], notes: list[str], audit: dict[str,
     console = Console(highlight=False, soft_wrap=True)
     colourless = console.color_system is None or console.no_color
     for name, parts in rows:
-        console.rule(Text(name.translate(_VISIBLE)), align="left")
+        console.rule(Text(visible(name)), align="left")
         text = Text()
-        for part, trained in ((part.translate(_VISIBLE), trained) for part, trained in parts):
+        for part, trained in ((visible(part), trained) for part, trained in parts):
             text.append(f"▸{part}◂" if trained and colourless else part, style="bold green" if trained else "dim")
         console.print(text)
     console.rule("findings", align="left")
     for line in [*notes, *_listed(audit)]:
-        console.print(line, markup=False)
+        console.print(visible(redacted(line)), markup=False)
 
 
 def _listed(audit: dict[str, Any]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Text from outside: the user's files, which must be UTF-8, and the messages of other libraries' errors."""
+"""Text from outside: the user's files, which must be UTF-8, and the messages of other libraries' errors.
+
+Also what is left out of text before it is shown or stored: control characters, and passwords in addresses.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,38 @@ import shlex
 from pathlib import Path
 
 from byeori.errors import ByeoriError
+
+# Control characters are shown as their pictures, so that a row or a file's name cannot send commands to the terminal;
+# tabs and line breaks stay. Those that have no picture share a sign: from U+0080 on, which some terminals obey too, the
+# ones that reverse the direction of the text after them, and halves of surrogate pairs, which UTF-8 cannot hold.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_VISIBLE |= dict.fromkeys(
+    [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], 0x2426
+)
+_PASSWORD = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'"@:]*:(?!\d+/)[^\s'"]*|[^/\s'"@]*)@""", re.IGNORECASE)
+_KEYS = r"[\w-]*(?:token|password|passwd|pwd|secret|signature|api[_-]?key|access[_-]?key)[\w-]*|sig|key"
+_SECRET = re.compile(rf"""([?&;](?:{_KEYS})=)[^&\s'";]+""", re.IGNORECASE)
+
+
+def visible(text: str) -> str:
+    """Return a text that a terminal shows and does not obey."""
+    return text.translate(_VISIBLE)
+
+
+def redacted(text: str) -> str:
+    """Return a text without the passwords and keys of its URLs: `ftp://me:pw@host/x` -> `ftp://***@host/x`."""
+    if "://" not in text:
+        return text
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error's message for the terminal: on one line, without control characters and passwords.
+
+    Of a very long one, such as that of a list of a thousand names, the middle is left out; the remedy is at the end.
+    """
+    text = visible(redacted(" ".join(str(error).split())))
+    return text if len(text) <= 2000 else f"{text[:1400]} [...] {text[-500:]}"
 
 
 def read_text(path: Path, error: type[ByeoriError]) -> str:
@@ -59,5 +94,5 @@ def _guess_encoding(sample: bytes) -> str | None:
 
 def one_line(error: BaseException | str, most: int = 300) -> str:
     """Return a text or an error's message (its class if it has none) on one line, cut to `most` characters."""
-    text = " ".join(str(error).split())[:most]
+    text = visible(" ".join(str(error).split()))[:most]
     return text or (type(error).__name__ if isinstance(error, BaseException) else "")

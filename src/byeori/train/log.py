@@ -15,7 +15,7 @@ from byeori.artifacts.layout import LOG
 from byeori.errors import ConfigError
 from byeori.support.atomic_files import new_file
 from byeori.support.console import Say, moving, say
-from byeori.support.text_files import one_line
+from byeori.support.text_files import one_line, redacted, visible
 from byeori.train.checkpoint import write_errors
 
 
@@ -88,7 +88,7 @@ class Live:
     def say(self, text: str) -> None:
         """Print a line above the live line."""
         if self._shown:
-            self._progress.console.print(text, highlight=False, markup=False)
+            self._progress.console.print(visible(redacted(text)), highlight=False, markup=False)
 
     def update(self, line: dict[str, Any]) -> None:
         """Show the log line of a step."""

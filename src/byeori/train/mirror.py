@@ -33,11 +33,13 @@ class Mirror:
     def __init__(self, url: str) -> None:
         import fsspec
 
+        if "://***@" in url:
+            raise ConfigError(f"--mirror_to {url}: passwords are not saved with a run; give the whole address")
         self.url = url.rstrip("/")
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"--mirror_to {url}: {error}") from None
+            raise ConfigError(f"--mirror_to {url}: {one_line(error)}") from None
         self._seen: set[int] = set()  # steps whose checkpoints were here: only their copies may be deleted
 
     def put(self, folder: Path) -> None:
@@ -121,13 +123,22 @@ class Mirror:
         name = folder.name
         with new_folder(folder) as temporary:
             for path in self._system.find(f"{self._root}/{name}"):
-                self._fetch(path, temporary / str(path).rpartition(f"/{name}/")[2])
+                self._fetch(path, self._inside(temporary, str(path).rpartition(f"/{name}/")[2]))
             if problem := checkpoint.verify(temporary):
                 say(f"{self.url}/{name} is skipped: {problem}")
                 shutil.rmtree(temporary)
                 return False
         say(f"Fetched {self.url}/{name}")
         return True
+
+    def _inside(self, folder: Path, name: str) -> Path:
+        """Return the path of a file that the storage lists; its names are not trusted."""
+        target = folder / name
+        if not target.resolve().is_relative_to(folder.resolve()) or target.resolve() == folder.resolve():
+            raise CheckpointError(
+                f"{self.url} lists a file called {name!r}, which would be written outside --output_dir"
+            )
+        return target
 
     def _copy(self, path: Path, name: str) -> None:
         target = f"{self._root}/{name}"
