@@ -167,6 +167,7 @@ def quiet_bars() -> bool:
 
 _FLASH = "kernels/cuda_attention.py: adapt the calls, or let supports() be False, for PyTorch's sdpa"
 _FLASH_ARGUMENTS = {"cum_seq_q", "cum_seq_k", "max_q", "max_k", "is_causal", "window_size_left", "window_size_right"}
+_CONFIG = "model/load.py: load_config clears what config.json says about kernels; find where it is kept now"
 _MODULE = "torch.nn.Module's tables of tensors: use get_parameter/register_parameter and named_buffers instead"
 _ATTENTION = "model/forward.py: find the new flag; the self-check refuses models that compute something else"
 _META = "plan/memory_tracker.py and meta_ops.py: let the rehearsal treat the operator like any other"
@@ -177,6 +178,8 @@ TABLE: dict[str, Private] = {
     "_set_deterministic_algorithms": Private(
         deterministic, "kernels/cuda_attention.py: use torch.use_deterministic_algorithms around the kernel"
     ),
+    "_attn_implementation": Private(lambda: llama().config._attn_implementation, _CONFIG),
+    "_experts_implementation": Private(lambda: llama().config._experts_implementation, _CONFIG),
     "_buffers": Private(lambda: linear()._buffers == {}, _MODULE),
     "_modules": Private(lambda: torch.nn.Sequential(linear())._modules["0"], _MODULE),
     "_parameters": Private(lambda: set(linear()._parameters) == {"weight", "bias"}, _MODULE),

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import byeori
 import forks
 from byeori.cli import main
 from byeori.errors import ByeoriError
+from byeori.model import load
 from byeori.support import atomic_files
 from byeori.train import checkpoint
 
@@ -171,6 +173,21 @@ def test_code_of_a_repository_runs_for_nobody(
     for act in acts:
         refusal(act)
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("value", ["evil/kernel", "evil/kernel@main:attend", {"": "evil/kernel"}, "byeori", 7])
+def test_a_config_does_not_choose_what_computes(name: str, value: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """transformers loads an attention kernel from the Hub, compiled code, if config.json names one."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    model = load.load_model(str(folder), dtype=torch.float32, device=torch.device("cpu"))
+    plain = load.load_model(str(tiny_model), dtype=torch.float32, device=torch.device("cpu"))
+    assert model.config._attn_implementation == plain.config._attn_implementation
+    assert model.config._experts_implementation == plain.config._experts_implementation
+    skeleton = load.load_config(str(folder))
+    assert skeleton._attn_implementation is None and skeleton._experts_implementation is None
 
 
 def test_yaml_is_loaded_safely(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,11 +97,14 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
         )
+        # a file must not choose what computes: transformers would load an attention kernel from the Hub by its name
+        config._attn_implementation = config._experts_implementation = None
     except Exception as error:
         raise explain(error, name, "config.json") from None
+    return config
 
 
 def load_model(
@@ -119,12 +122,14 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         if not Path(name).exists():
             hub.fetch(name, hub.WEIGHTS, revision=revision)
         with quiet():
             model, info = AutoModelForCausalLM.from_pretrained(
                 name,
+                config=config,
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 dtype=dtype,
