@@ -66,7 +66,8 @@ def compare(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
-    generation_batch_size: int = 8,
+    generation_batch_size: int = 32,
+    generation_batch_tokens: int = 16384,
     seed: int = 42,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     bootstrap: int = 2000,
@@ -93,7 +94,8 @@ def compare(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
-        generation_batch_size: Prompts per batch.
+        generation_batch_size: Maximum number of prompts per batch.
+        generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
         seed: Random seed of sampling and of the bootstrap.
         dtype: Compute type of the weights.
         bootstrap: Resamples for each 95% interval.
@@ -270,7 +272,8 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
-    generation_batch_size: int = 8,
+    generation_batch_size: int = 32,
+    generation_batch_tokens: int = 16384,
     seed: int = 42,
     input_text: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
@@ -279,6 +282,7 @@ def generate(
     dataset_split: str = "train",
     max_rows: int | None = None,
     output: str | Path | None = None,
+    overwrite: bool = False,
     raw: str | None = None,
     columns: dict[str, str] = {},
 ) -> list[str]:
@@ -293,7 +297,8 @@ def generate(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
-        generation_batch_size: Prompts per batch.
+        generation_batch_size: Maximum number of prompts per batch.
+        generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
         seed: Random seed of sampling and of the bootstrap.
         input_text: The prompt column that no other flag gives, or the user message of a chat.
         dtype: Compute type of the weights.
@@ -302,6 +307,7 @@ def generate(
         dataset_split: Split of a Hub dataset or a datasets folder.
         max_rows: Answer only the first N rows.
         output: File for the answers (.jsonl).
+        overwrite: Replace the file in output.
         raw: A complete prompt, used without a template.
         columns: Prompt columns by name: --document TEXT, or --document @file to read the value from a file.
 

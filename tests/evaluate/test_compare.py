@@ -17,8 +17,8 @@ import byeori
 from byeori.artifacts import layout
 from byeori.data import template
 from byeori.errors import CheckpointError
-from byeori.evaluate import generate, metrics
-from byeori.support import atomic_files
+from byeori.evaluate import metrics
+from byeori.support import atomic_files, journal
 from tiny_models import short_sft
 
 NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
@@ -197,24 +197,46 @@ def test_results_are_overwritten_only_when_asked(trained: Path, title_rows: Path
     assert len(lines(result.rows)) == 3
 
 
-def test_an_interrupt_leaves_the_rows_of_finished_batches(
+@pytest.mark.parametrize("at", [3, 8, 15, 23])
+def test_an_interrupted_comparison_continues(
+    trained: Path, title_rows: Path, compared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Of 24 items: the loss and the answer of both models for 6 rows."""
+    real, names = journal.Journal.add, []
+
+    def add(self: Any, name: str, item: Any) -> None:
+        real(self, name, item)
+        names.append(name)
+        if len(names) == at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(journal.Journal, "add", add)
+        run(trained, title_rows, tmp_path / "o")
+    assert [path.name for path in (tmp_path / "o").iterdir()] == [f"{layout.ROWS}.part"]
+    first = set(names)
+    names.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "add", lambda self, name, item: (names.append(name), real(self, name, item)))
+        result = run(trained, title_rows, tmp_path / "o")
+    assert not first & set(names) and len(first) + len(names) == 24
+    assert lines(result.rows) == lines(compared.rows)
+    assert result.metrics == compared.metrics
+
+
+def test_earlier_results_stay_until_there_are_new_ones(
     trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = generate.answer, []
+    result = run(trained, title_rows, tmp_path / "o", max_rows=2)
+    before = {path.name: path.read_bytes() for path in result.report.parent.iterdir()}
 
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        count.append(1)
-        if len(count) == 4:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+    def add(self: Any, name: str, item: Any) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "answer", answer)
+    monkeypatch.setattr(journal.Journal, "add", add)
     with pytest.raises(KeyboardInterrupt):
-        run(trained, title_rows, tmp_path / "o", generation_batch_size=2)
-    result = lines(tmp_path / "o" / layout.ROWS)
-    assert len(result) == 2
-    assert all({"base_output", "tuned_output"} <= set(row) for row in result)
-    assert not (tmp_path / "o" / "metrics.json").exists()
+        run(trained, title_rows, tmp_path / "o", max_rows=3, overwrite_output_dir=True)
+    assert {path.name: path.read_bytes() for path in result.report.parent.iterdir() if path.suffix != ".part"} == before
 
 
 def test_prompts_are_shortened_as_in_training(trained: Path, tmp_path: Path) -> None:

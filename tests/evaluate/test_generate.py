@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ import pytest
 import torch
 
 import byeori
+import forks
 from byeori.artifacts import saved_model
 from byeori.data import template
-from byeori.errors import ByeoriError
 from byeori.evaluate import generate
 from byeori.evaluate.generate import Sampling
-from byeori.model import forward
+from byeori.model import decode
+from byeori.support import journal
 
 GREEDY = Sampling(max_new_tokens=12)
 TITLE_KO = template.shipped()["title-ko"]
@@ -57,137 +61,6 @@ def ask(folder: Path, **settings: Any) -> list[str]:
 
 def documents(path: Path) -> list[str]:
     return [json.loads(line)["document"] for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-# ---- the core ----------------------------------------------------------------------------------------------------
-
-
-def test_batches_with_left_padding_equal_single_prompts(trained: Path, title_rows: Path) -> None:
-    model, tokenizer = load(trained)
-    prompts = [
-        tokenizer(prompt_of(text[: 5 + 4 * index]))["input_ids"] for index, text in enumerate(documents(title_rows)[:8])
-    ]
-    assert len({len(prompt) for prompt in prompts}) > 4
-    together = generate.answer(model, tokenizer, prompts, GREEDY)
-    alone = [generate.answer(model, tokenizer, [prompt], GREEDY)[0] for prompt in prompts]
-    assert together == alone
-
-
-@pytest.mark.parametrize("penalty", [1.3, 2.0])
-def test_repetition_penalty_ignores_the_padding(trained: Path, title_rows: Path, penalty: float) -> None:
-    model, tokenizer = load(trained)
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    sampling = Sampling(max_new_tokens=12, repetition_penalty=penalty)
-    prompts = [
-        tokenizer(prompt_of(text[: 5 + 8 * index]))["input_ids"] for index, text in enumerate(documents(title_rows)[:4])
-    ]
-    together = generate.answer(model, tokenizer, prompts, sampling)
-    assert together == [generate.answer(model, tokenizer, [prompt], sampling)[0] for prompt in prompts]
-
-
-def test_repetition_penalty_equals_that_of_transformers(trained: Path) -> None:
-    model, tokenizer = load(trained)
-    ids = tokenizer(prompt_of("봄이 왔다"))["input_ids"]
-    result = generate.answer(model, tokenizer, [ids], Sampling(max_new_tokens=12, repetition_penalty=1.5))[0]
-    out = model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=12,
-        do_sample=False,
-        repetition_penalty=1.5,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    assert result.text == tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
-
-
-def test_sampling_is_reproducible_with_its_seed(trained: Path) -> None:
-    model, tokenizer = load(trained)
-    prompts = [tokenizer(prompt_of("봄"))["input_ids"]]
-
-    def sample(seed: int) -> str:
-        sampling = Sampling(max_new_tokens=24, temperature=1.5, top_p=0.95, top_k=50, seed=seed)
-        return generate.answer(model, tokenizer, prompts, sampling)[0].text
-
-    assert sample(1) == sample(1)
-    assert len({sample(seed) for seed in range(4)}) > 1
-
-
-def test_an_answer_ends_at_the_end_of_text(tiny_model: Path) -> None:
-    model, tokenizer = load(tiny_model)
-    with torch.no_grad():  # a head that writes token 70 after anything, and the end of text after token 70
-        model.lm_head.weight.zero_()
-    calls = []
-
-    def head(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        output[:] = 0
-        output[..., 70 if len(calls) < 4 else tokenizer.eos_token_id] = 1
-        return output
-
-    model.lm_head.register_forward_hook(head)
-    result = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
-    assert (result.stopped, result.tokens) == (True, 3)
-    assert result.text == tokenizer.decode([70, 70, 70]).strip()
-
-
-def test_an_answer_cut_at_the_limit_is_not_stopped(trained: Path) -> None:
-    model, tokenizer = load(trained)
-    result = generate.answer(model, tokenizer, [tokenizer("봄")["input_ids"]], Sampling(max_new_tokens=1))[0]
-    assert (result.stopped, result.tokens) == (False, 1)
-
-
-def test_every_stop_token_of_the_model_counts(tiny_model: Path) -> None:
-    model, tokenizer = load(tiny_model)
-    model.generation_config.eos_token_id = [1, 70]
-
-    def head(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        output[..., 70] = 1e4
-        return output
-
-    model.lm_head.register_forward_hook(head)
-    result = generate.answer(model, tokenizer, [[5, 6]], GREEDY)[0]
-    assert (result.stopped, result.tokens) == (True, 0)
-
-
-def test_the_suffix_of_the_template_ends_an_answer(tiny_model: Path) -> None:
-    model, tokenizer = load(tiny_model)
-    wanted = tokenizer("봄\n[END] 봄봄봄봄")["input_ids"]
-    calls: list[int] = []
-
-    def head(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        output[:] = 0
-        output[..., wanted[min(len(calls), len(wanted) - 1)]] = 1
-        calls.append(1)
-        return output
-
-    model.lm_head.register_forward_hook(head)
-    result = generate.answer(model, tokenizer, [[5, 6]], Sampling(max_new_tokens=40), suffix="\n[END]")[0]
-    assert (result.text, result.stopped) == ("봄", True)
-    assert len(calls) < 40
-
-
-def test_answers_end_at_the_maximum_length(tiny_model: Path) -> None:
-    model, tokenizer = load(tiny_model)
-    long = Sampling(max_new_tokens=100_000, max_length=512)
-    result = generate.answer(model, tokenizer, [[5] * 505], long)[0]
-    assert result.tokens <= 7
-    with pytest.raises(ByeoriError, match="leaves no room for an answer within the model's maximum length of 512"):
-        generate.answer(model, tokenizer, [[5] * 512], long)
-
-
-def test_no_generation_with_forest_attention(trained: Path) -> None:
-    model, tokenizer = load(trained)
-    ids = tokenizer("봄이 왔다")["input_ids"]
-    before = generate.answer(model, tokenizer, [ids], GREEDY)
-    assert forward.use_forest_attention(model)
-    with pytest.raises(RuntimeError, match="without a layout"):
-        generate.answer(model, tokenizer, [ids], GREEDY)
-    forward.use_plain_attention(model)
-    assert generate.answer(model, tokenizer, [ids], GREEDY) == before
-
-
-def test_batches_hold_prompts_of_similar_length() -> None:
-    assert generate.batches([[0] * n for n in (3, 9, 1, 7, 5)], 2) == [[1, 3], [4, 0], [2]]
 
 
 # ---- one prompt --------------------------------------------------------------------------------------------------
@@ -360,23 +233,75 @@ def test_long_prompts_are_shortened_and_not_their_headings(trained: Path, tmp_pa
     assert result.tokenizer.decode(ids).endswith("### 제목:\n")
 
 
-def test_finished_batches_survive_an_interrupt(
-    trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_continues_with_the_rows_that_are_missing(
+    trained: Path, title_rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, real, count = tmp_path / "a.jsonl", generate.answer, []
+    path, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    settings = {"dtype": "float32", "max_new_tokens": 60, "temperature": 1.2, "generation_batch_size": 2}
+    whole = ask(trained, data_path=title_rows, output=tmp_path / "whole.jsonl", **settings)
+    program = ["-m", "byeori", "generate", str(trained), "--data-path", str(title_rows), "--output", str(path)]
+    flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    process = forks.start(*program, *flags, env=dict(os.environ))
+    wait_for(lambda: part.is_file() and part.read_bytes().count(b"\n") > 5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = part.read_bytes().count(b"\n") - 1
+    assert not path.exists() and 5 <= kept < 24
+    with part.open("ab") as file:
+        file.write(b'{"name": "tuned 23", "item": {"text": "torn')
+    prompts: list[int] = []
+    real = decode.decode
 
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        count.append(1)
-        if len(count) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+    def counted(model: Any, given: Any, *args: Any, **more: Any) -> None:
+        prompts.extend(more["rows"])
+        real(model, given, *args, **more)
 
-    monkeypatch.setattr(generate, "answer", answer)
-    with pytest.raises(KeyboardInterrupt):
-        ask(trained, data_path=title_rows, output=path, generation_batch_size=4)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 8
-    assert all(row["output"] is not None and row["document"] in documents(title_rows) for row in rows)
+    monkeypatch.setattr(decode, "decode", counted)
+    assert ask(trained, data_path=title_rows, output=path, **settings) == whole
+    assert len(prompts) == 24 - kept
+    assert f"{kept} of 24 rows were answered before" in capfd.readouterr().err
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not part.exists()
+
+
+def test_an_unfinished_run_with_other_settings_is_not_lost(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    path, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    with journal.unfinished(path, ["another run"], overwrite=None) as kept:
+        kept.add("tuned 0", {})
+        before = part.read_bytes()
+    part.write_bytes(before)
+    with pytest.raises(byeori.CheckpointError, match=r"another model, other rows or other settings.*--overwrite"):
+        ask(trained, data_path=title_rows, output=path, max_rows=2)
+    assert part.read_bytes() == before
+    assert len(ask(trained, data_path=title_rows, output=path, max_rows=2, overwrite=True)) == 2
+    assert not part.exists()
+
+
+def test_a_file_is_replaced_only_when_asked(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("mine", encoding="utf-8")
+    for source in ({"data_path": title_rows, "max_rows": 1}, {"columns": {"document": "봄"}}):
+        with pytest.raises(byeori.CheckpointError, match=r"mine.jsonl exists already.*--overwrite"):
+            ask(trained, output=path, **source)
+        assert path.read_text(encoding="utf-8") == "mine"
+    answers = ask(trained, output=path, data_path=title_rows, max_rows=1, overwrite=True)
+    assert json.loads(path.read_text(encoding="utf-8"))["output"] == answers[0]
+
+
+def test_prompts_without_room_are_reported_before_any_weights_are_loaded(
+    trained: Path, title_rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_model, "load_weights", None)
+    with pytest.raises(byeori.TemplateError, match="the prompt is empty"):
+        ask(trained, data_path=title_rows, template="{title}")
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
 
 
 def test_columns_of_the_rows_are_never_overwritten(

@@ -63,7 +63,7 @@ def _check_output(settings: Settings) -> None:
     elif isinstance(settings, MergeSettings):
         output_paths.check_model_output(Path(settings.output_dir), settings.overwrite_output_dir)
     elif isinstance(settings, GenerateSettings) and settings.output:
-        output_paths.check_output_file(Path(settings.output), list(settings.data_path or []))
+        output_paths.check_output_file(Path(settings.output), list(settings.data_path or []), settings.overwrite)
 
 
 def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template | None) -> None:

@@ -13,17 +13,18 @@ import numpy as np
 from byeori.artifacts import layout, saved_model
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands.generate import load_and_note, sampling_of
+from byeori.commands import _engine
+from byeori.commands.generate import load_and_note
 from byeori.config import CompareSettings
 from byeori.data import row_kinds, sources
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
-from byeori.distributed.processes import init_processes
 from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import metrics as evaluation
 from byeori.evaluate import report
-from byeori.support import atomic_files, console, output_paths
+from byeori.evaluate.engines.base import check_prompts
+from byeori.support import atomic_files, console, journal, output_paths
 from byeori.support.console import say
 from byeori.support.text_files import redacted
 from byeori.train import log
@@ -54,23 +55,30 @@ def compare(settings: CompareSettings) -> CompareResult:
         row_kind.check_columns(table.rows.column_names, template)
     encoding = saved_model.encoding(saved, template, cutoff_len=_cutoff_len(settings, saved))
     rows = comparison.comparable_rows(table, encoding, row_kind, settings.on_bad_rows)
-    model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
+    sampling = _engine.sampling_of(settings, saved)
+    prompts, examples = comparison.examples_of(rows, encoding, row_kind)
+    check_prompts(prompts, sampling)
+    tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]]
     say(f"Comparing base and tuned on {len(rows)} rows")
-    output_paths.make_result(output, [layout.ROWS, layout.METRICS, layout.REPORT])
-    with console.progress("Answering") as on_progress:
+    output_paths.make_result(output)
+    again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
+    depends_on = _engine.depends_on(settings, saved, sampling, tokens)
+    with journal.unfinished(output / layout.ROWS, depends_on, overwrite=again) as kept:
+        if kept.items:
+            say("A part of this was computed before; continuing with the rest")
         items = comparison.compare_rows(
-            model,
+            _engine.opener(settings, saved, encoding),
             rows,
+            (prompts, examples),
             encoding,
             row_kind,
-            sampling_of(settings, saved),
-            batch_size=settings.generation_batch_size,
-            rows_file=output / layout.ROWS,
-            on_progress=on_progress,
+            sampling,
+            journal=kept,
+            progress=console.progress,
         )
-    trained = trained_on(saved, table)
-    known = 0 if trained is None else int(trained[[row[ROW] for row in rows]].sum())
-    return _write_results(settings, saved, encoding, items, known)
+        trained = trained_on(saved, table)
+        known = 0 if trained is None else int(trained[[row[ROW] for row in rows]].sum())
+        return _write_results(settings, saved, encoding, items, known)
 
 
 def trained_on(saved: SavedModel, table: Table) -> np.ndarray | None:
@@ -119,9 +127,11 @@ def _write_results(
         log=log.read(saved.folder),
         models={"Base": saved.base, "Tuned": settings.adapter, "Rows": redacted(", ".join(settings.data_path))},
     )
-    atomic_files.write(output / layout.REPORT, page)
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
-    atomic_files.write(output / layout.METRICS, text)
+    lines = "".join(map(comparison.row_line, items))
+    with atomic_files.disk_errors(output), atomic_files.files_into(output) as new:
+        for name, content in ((layout.REPORT, page), (layout.METRICS, text), (layout.ROWS, lines)):
+            (new / name).write_text(content, encoding="utf-8")
     if Path(settings.adapter).is_dir():  # for the model card
         try:
             atomic_files.write(Path(settings.adapter) / layout.METRICS, text)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import SavedModel
+from byeori.commands import _engine
 from byeori.commands._rows import load_table
-from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
+from byeori.config import CompareSettings, GenerateSettings
 from byeori.data import tokenize
 from byeori.data.sources import Table
 from byeori.data.template import Segment
@@ -18,8 +18,9 @@ from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError
 from byeori.evaluate import generate as answering
-from byeori.evaluate.generate import Sampling
-from byeori.support import atomic_files, console, output_paths
+from byeori.evaluate.engines.base import Answer, Sampling, check_prompts
+from byeori.evaluate.engines.plain import Plain
+from byeori.support import atomic_files, console, journal, output_paths
 from byeori.support.console import say
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import read_text
@@ -30,7 +31,7 @@ def generate(settings: GenerateSettings) -> list[str]:
     """Answer one prompt (printed while it is generated) or every row of a table; returns the answers."""
     output = Path(settings.output) if settings.output else None
     if output:
-        output_paths.check_output_file(output, list(settings.data_path or []))
+        output_paths.check_output_file(output, list(settings.data_path or []), settings.overwrite)
     saved = saved_model.find(settings.model, settings.base_model)
     if settings.data_path:
         return _answer_table(settings, saved, output)
@@ -38,7 +39,7 @@ def generate(settings: GenerateSettings) -> list[str]:
 
 
 def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> list[str]:
-    sampling = sampling_of(settings, saved)
+    sampling = _engine.sampling_of(settings, saved)
     table = load_and_note(settings)
     template = saved_model.template_of(saved, settings.template)
     if template:
@@ -49,19 +50,24 @@ def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | 
     column = answering.answer_column(table.rows.column_names)
     if column != "output":
         say(f"The rows already have a column 'output'; the answers are in the column {column!r}")
-    model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
-    with console.progress("Answering") as on_progress:
-        answers, text = answering.answer_rows(
-            model,
-            encoding,
-            rows,
-            prompts,
-            sampling,
-            column=column,
-            batch_size=settings.generation_batch_size,
-            output=output,
-            on_progress=on_progress,
-        )
+    check_prompts(prompts, sampling)
+    depends_on = _engine.depends_on(settings, saved, sampling, prompts)
+    again = None if settings.overwrite else "--overwrite"
+    with journal.unfinished(output, depends_on, overwrite=again) as kept:
+        if kept.items:
+            say(f"{len(kept.items):,} of {len(rows):,} rows were answered before; continuing with the others")
+        with console.progress("Answering") as on_progress:
+            answers, text = answering.answer_rows(
+                _engine.opener(settings, saved, encoding),
+                rows,
+                prompts,
+                sampling,
+                column=column,
+                journal=kept,
+                on_progress=on_progress,
+            )
+        if output:
+            atomic_files.write(output, text)
     if output:
         say(f"Answers in {output}")
     else:
@@ -78,17 +84,18 @@ def _longest_prompt(sampling: Sampling) -> int:
 
 def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> str:
     encoding, prompt = _raw_prompt(settings.raw, saved) if settings.raw is not None else _prompt(settings, saved)
-    model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
     suffix = encoding.template.suffix if encoding.template and settings.raw is None else ""
     streamed = output is None and not suffix.strip()  # a suffix is cut off at the end
-    answer = answering.answer(
-        model,
-        encoding.tokenizer,
-        [prompt],
-        sampling_of(settings, saved),
-        suffix=suffix,
+    engine = Plain(saved_model.load_weights(saved, settings.dtype, init_processes().device), encoding.tokenizer, suffix)
+    found: list[Answer] = []
+    engine.answers(
+        {0: prompt},
+        _engine.sampling_of(settings, saved),
+        "tuned",
+        lambda _, answer: found.append(answer),
         stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
-    )[0].text
+    )
+    answer = found[0].text
     if output:
         atomic_files.write(output, answer + "\n")
     elif not streamed:
@@ -174,9 +181,3 @@ def load_and_note(settings: GenerateSettings | CompareSettings) -> Table:
     for note in table.notes:
         say(note)
     return table
-
-
-def sampling_of(settings: GenerationSettings, saved: SavedModel) -> Sampling:
-    """Return the sampling parameters of the settings, within the model's maximum length."""
-    names = [field.name for field in fields(Sampling) if field.name != "max_length"]
-    return Sampling(max_length=saved.max_length, **{name: getattr(settings, name) for name in names})

@@ -66,7 +66,10 @@ class GenerationSettings(Settings):
     repetition_penalty: float = setting(
         "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, GENERATION, gt=0, le=10
     )
-    generation_batch_size: int = setting("Prompts per batch.", 8, GENERATION, ge=1, le=100_000)
+    generation_batch_size: int = setting("Maximum number of prompts per batch.", 32, GENERATION, ge=1, le=100_000)
+    generation_batch_tokens: int = setting(
+        "Maximum number of tokens per batch: prompts and the longest answers they may get.", 16_384, GENERATION, ge=1
+    )
     seed: int = setting("Random seed of sampling and of the bootstrap.", 42, GENERATION, ge=0, lt=2**32)
 
 
@@ -91,6 +94,7 @@ class GenerateSettings(GenerationSettings):
     dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
     max_rows: OptionalInt = setting("Answer only the first N rows.", None, DATA, ge=1)
     output: OptionalPath = setting("File for the answers (.jsonl). The default is standard output.", None, ESSENTIAL)
+    overwrite: bool = setting("Replace the file in output.", False, ESSENTIAL)
     raw: str | None = setting(
         "A complete prompt, used without a template. @file reads it from a file.", None, ESSENTIAL
     )

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-
-from byeori.batch import forest as forests
 from byeori.data import audit
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
@@ -18,8 +14,11 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, TemplateError
 from byeori.evaluate import generate, metrics, preview
-from byeori.model import forward
+from byeori.evaluate.engines.base import Answer, Sampling, Side
 from byeori.support.console import say
+from byeori.support.journal import Journal
+
+SIDES: tuple[Side, Side] = ("base", "tuned")
 
 
 def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy: str) -> list[dict[str, Any]]:
@@ -47,49 +46,63 @@ def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy:
 
 
 def compare_rows(
-    model: Any,
+    open_engine: generate.OpenEngine,
     rows: Sequence[Mapping[str, Any]],
+    tokens: tuple[list[list[int]], list[list[Example]]],
     encoding: Encoding,
     row_kind: RowKind,
-    sampling: generate.Sampling,
+    sampling: Sampling,
     *,
-    batch_size: int,
-    rows_file: Path,
-    on_progress: Callable[[int, int], None],
+    journal: Journal,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
 ) -> list[dict[str, Any]]:
     """Return answers, losses and metrics of both models for every row, in the order of `rows`.
 
     The first item also has `given`: its prompt as the models read it, with special tokens marked.
 
-    model: a PeftModel. rows_file: each batch is appended as it is finished, so that nothing computed is lost; the rows
-    are in order at the end. on_progress: called with (rows done, total).
+    tokens: what `examples_of` returns. journal: keeps what is computed. progress: shows (rows done, total).
     """
-    template = encoding.template
-    asked = [row_kind.asked(row, template) for row in rows]
+    asked = [row_kind.asked(row, encoding.template) for row in rows]
+    prompts, examples = tokens
+    for side in SIDES:
+        with progress(f"Losses of the {side} model") as on_progress:
+            _losses(open_engine, examples, side, journal, on_progress)
+        with progress(f"Answers of the {side} model") as on_progress:
+            generate.answer_side(open_engine, prompts, sampling, side, journal, on_progress)
+    items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
+    for side in SIDES:
+        for row, item in enumerate(items):
+            answer = Answer(**journal.items[f"{side} {row}"])
+            item[f"{side}_output"] = answer.text
+            item[side] = _score(answer, journal.items[f"{side} {row} logprobs"], item["reference"])
+    items[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
+    return items
+
+
+def examples_of(
+    rows: Sequence[Mapping[str, Any]], encoding: Encoding, row_kind: RowKind
+) -> tuple[list[list[int]], list[list[Example]]]:
+    """Return the prompt of each row, and its reference answer as an example: of a pair both answers."""
+    asked = [row_kind.asked(row, encoding.template) for row in rows]
     # of a conversation the last answer is compared, of a pair both
     whole = asked if row_kind.examples == 1 else rows  # a last turn of weight 0 is compared all the same
     examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in whole]
-    prompts = [encode_prompt(row, encoding) for row in asked]
-    suffix = template.suffix if template else ""
+    return [encode_prompt(row, encoding) for row in asked], examples
 
-    def run(batch_number: int, batch: list[int]) -> list[dict[str, Any]]:
-        items = [_inputs(rows[index], asked[index], template) for index in batch]
-        inputs = [prompts[index] for index in batch]
-        for side in ("base", "tuned"):
-            with model.disable_adapter() if side == "base" else nullcontext():
-                forward.use_plain_attention(model)
-                answers = generate.answer(
-                    model, encoding.tokenizer, inputs, sampling, suffix=suffix, batch_number=batch_number
-                )
-                logprobs = [_logprobs(model, examples[index]) for index in batch]
-            for item, answer, row_logprobs in zip(items, answers, logprobs, strict=True):
-                item[f"{side}_output"] = answer.text
-                item[side] = _score(answer, row_logprobs, item["reference"])
-        return items
 
-    items, _ = generate.run_batches(prompts, batch_size, run, _line, output=rows_file, on_progress=on_progress)
-    items[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
-    return items
+def _losses(
+    open_engine: generate.OpenEngine,
+    examples: list[list[Example]],
+    side: Side,
+    journal: Journal,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Put the sum and the mean of each reference's log-probs into the journal."""
+    for row, pair in enumerate(examples):
+        if f"{side} {row} logprobs" not in journal.items:
+            values = open_engine().logprobs(pair, side)
+            journal.add(f"{side} {row} logprobs", [[sum(found), sum(found) / len(found)] for found in values])
+        on_progress(row + 1, len(examples))
 
 
 def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
@@ -109,21 +122,16 @@ def _text_of(message: Mapping[str, Any]) -> str:
     return str(message["content"] or (json.dumps(calls, ensure_ascii=False) if calls else ""))
 
 
-@torch.no_grad()
-def _logprobs(model: Any, examples: list[Example]) -> list[torch.Tensor]:
-    """Return the log-probs of the answer's tokens, for each example of a row."""
-    return [forward.forest_logprobs(model, forests.build([example]), plain=True) for example in examples]
-
-
-def _score(answer: generate.Answer, logprobs: list[torch.Tensor], reference: str) -> dict[str, float]:
-    loss = -float(logprobs[0].mean())
-    scores = metrics.score_row(answer.text, reference, stopped=answer.stopped, loss=loss)
+def _score(answer: Answer, logprobs: list[list[float]], reference: str) -> dict[str, float]:
+    """Return the metrics of a row. logprobs: sum and mean of each reference's."""
+    scores = metrics.score_row(answer.text, reference, stopped=answer.stopped, loss=-logprobs[0][1])
     if len(logprobs) == 2:
-        scores |= metrics.score_pair(float(logprobs[0].sum()), float(logprobs[1].sum()))
+        scores |= metrics.score_pair(logprobs[0][0], logprobs[1][0])
     return scores
 
 
-def _line(item: dict[str, Any]) -> str:
+def row_line(item: dict[str, Any]) -> str:
+    """Return a row of a comparison as a line of rows.jsonl."""
     results = {key: item[key] for key in ("base_output", "tuned_output", "base", "tuned")}
     return generate.json_line({**item["row"], **results})
 

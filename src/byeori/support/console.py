@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -12,13 +13,16 @@ from byeori.support.text_files import redacted, visible
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub")
 
+# Seconds between two lines of progress where no bar can move.
+_LINE_SECONDS = 5.0
+
 Say = Callable[[str], None]
 """A function that shows a line to the user."""
 
 
 @contextmanager
 def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on the terminal, or lines elsewhere; yields a function of (done, total)."""
+    """Show a progress bar on the terminal, or now and then a line elsewhere; yields a function of (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,11 +30,13 @@ def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int],
     in_place = shown and moving()
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not in_place, transient=True) as bar:
-        task = bar.add_task(words, total=None)
+        task, last = bar.add_task(words, total=None), 0.0
 
         def show(done: int, total: int) -> None:
+            nonlocal last
             bar.update(task, completed=done, total=total)
-            if shown and not in_place:
+            if shown and not in_place and (done == total or time.monotonic() - last > _LINE_SECONDS):
+                last = time.monotonic()
                 print(f"{words} {done}/{total}", file=sys.stderr, flush=True)
 
         yield show

@@ -38,16 +38,14 @@ def check_result(output: Path, marker: str, overwrite: bool) -> None:
     check_writable(output)
 
 
-def make_result(output: Path, names: list[str]) -> None:
-    """Make a folder for results, without the named files of earlier ones.
+def make_result(output: Path) -> None:
+    """Make a folder for results; those of an earlier run stay until there are new ones.
 
     Raises:
         CheckpointError: if it cannot be written.
     """
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (output / name).unlink(missing_ok=True)
 
 
 def check_model_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
@@ -68,16 +66,18 @@ def check_model_output(output: Path, overwrite: bool, inputs: Sequence[Path] = (
         raise CheckpointError(f"{output} holds no model, so it is not overwritten; choose another folder")
 
 
-def check_output_file(path: Path, inputs: list[str]) -> None:
+def check_output_file(path: Path, inputs: list[str], overwrite: bool) -> None:
     """Raise unless answers may be written to a file.
 
     Raises:
-        CheckpointError: if it is a folder or one of the inputs, or its folder does not exist.
+        CheckpointError: if it is a folder or one of the inputs, exists already, or its folder does not exist.
     """
     if path.is_dir():
         raise CheckpointError(f"--output {path} is a folder; give a file, for instance {path / 'answers.jsonl'}")
     if any(Path(item).exists() and path.exists() and path.samefile(item) for item in inputs):
         raise CheckpointError(f"--output {path} is the input; give another file")
+    if path.is_file() and not overwrite:
+        raise CheckpointError(f"--output {path} exists already; give another file, or --overwrite to replace it")
     if not path.absolute().parent.is_dir():
         raise CheckpointError(
             f"--output {path}: the folder {path.parent} does not exist; create it or give another file"
