@@ -17,22 +17,10 @@ from typing import Any
 
 import yaml
 
-from byeori.artifacts import layout
+from byeori.artifacts import layout, tokenizer_files
 from byeori.data import row_kinds
 from byeori.support.atomic_files import sha256
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    layout.TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
 
 _SHOWN = (
@@ -247,7 +235,7 @@ def _usage(folder: Path, model: str, base_model: str, adapter: dict[str, Any]) -
             "",
             f'model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto")',
         ]
-    words = name if any((folder / file).is_file() for file in TOKENIZER_FILES) or not adapter else base
+    words = name if tokenizer_files.there(folder) or not adapter else base
     run = [
         f"tokenizer = AutoTokenizer.from_pretrained({words})",
         'prompt = "..."  # the prompt template, filled in, up to the answer',

@@ -78,14 +78,15 @@ def find(
     elif base is not None:
         raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
     try:
-        max_length = load.positions_limit(load.load_config(base_name, revision=base_revision))
+        config = load.load_config(base_name, revision=base_revision)
     except ByeoriError as error:
         hint = f"; {name} was trained on it: {moved}" if is_adapter and base is None else ""
         raise type(error)(f"{error}{hint}") from None
     if is_adapter:
         check_base_weights(folder, Path(base_name), base_name, option="--base_model")
     own = (folder / layout.TOKENIZER_CONFIG).exists() or not is_adapter
-    tokenizer, _ = load.load_tokenizer(str(folder) if own else base_name, revision=None if own else base_revision)
+    source, source_revision = (str(folder), None) if own else (base_name, base_revision)
+    tokenizer, _ = load.load_tokenizer(source, revision=source_revision, config=config)
     return SavedModel(
         name=name,
         folder=folder,
@@ -93,7 +94,7 @@ def find(
         base=base_name,
         revision=base_revision,
         tokenizer=tokenizer,
-        max_length=max_length,
+        max_length=load.positions_limit(config),
         settings=settings,
     )
 

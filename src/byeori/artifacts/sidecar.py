@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from byeori.artifacts import layout, model_card
+from byeori.artifacts import layout, model_card, tokenizer_files
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
 from byeori.data.served_template import served_template
 from byeori.data.tokenize import Encoding
@@ -18,20 +18,16 @@ from byeori.model.fingerprint import base_fingerprint
 from byeori.support import hub
 
 
-def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any]) -> None:
+def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any], tokenizer: Path) -> None:
     """Write tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt.
 
-    settings: of the run, by name, with its `row_kind`.
+    settings: of the run, by name, with its `row_kind`. tokenizer: the folder that the tokenizer was loaded from.
     """
-    tokenizer = encoding.tokenizer
+    served = encoding.tokenizer.chat_template
     if encoding.template is not None:
         (folder / TEMPLATE).write_text(encoding.template.text, encoding="utf-8")
-        before = tokenizer.chat_template
-        tokenizer.chat_template = served_template(encoding)
-        tokenizer.save_pretrained(str(folder))
-        tokenizer.chat_template = before
-    else:
-        tokenizer.save_pretrained(str(folder))
+        served = served_template(encoding)
+    tokenizer_files.copy(tokenizer, folder, chat_template=served, class_name=type(encoding.tokenizer).__name__)
     text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
     (folder / SETTINGS).write_text(text, encoding="utf-8")
     names = ("byeori", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")

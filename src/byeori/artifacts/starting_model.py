@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model
+from byeori.artifacts import layout, saved_model, tokenizer_files
 from byeori.errors import ConfigError
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
@@ -35,6 +35,16 @@ class StartingModel:
     adapter: saved_model.SavedModel | None
     tokenizer: Any
     notes: list[str]
+
+    def tokenizer_folder(self) -> Path:
+        """Return the folder with the tokenizer's files; those on the Hub that are not cached yet are downloaded.
+
+        Raises:
+            HubError: if they cannot be.
+        """
+        if self.adapter is not None and (self.adapter.folder / layout.TOKENIZER_CONFIG).exists():
+            return self.adapter.folder
+        return load.local_folder(self.base, self.revision, tokenizer_files.PATTERNS)
 
     def release_tokenizer(self) -> None:
         """Free its memory: rows are tokenized, and no holder of this record needs it any more."""

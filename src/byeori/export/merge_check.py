@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import saved_model
-from byeori.artifacts.model_card import TOKENIZER_FILES
+from byeori.artifacts import saved_model, tokenizer_files
 from byeori.data import row_kinds, sources, tokenize
 from byeori.data.row_kinds import RowKind
 from byeori.data.tokenize import Encoding
@@ -134,7 +133,7 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     with rows it was trained on, if they are available, else with fixed texts. config: the model's text config.
     """
     longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
-    if not any((merged / name).is_file() for name in TOKENIZER_FILES):
+    if not tokenizer_files.there(merged):
         return [[byte % config.vocab_size for byte in text.encode()][:longest] for text in TEXTS], "bytes of texts"
     saved = saved_model.find(str(merged))
     plain = [saved.tokenizer(text)["input_ids"][:longest] for text in TEXTS]

@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from byeori.artifacts import layout
-from byeori.artifacts.model_card import TOKENIZER_FILES, findings, is_generated, is_local_path, last_name, model_card
+from byeori.artifacts.model_card import findings, is_generated, is_local_path, last_name, model_card
+from byeori.artifacts.tokenizer_files import TOKENIZER_FILES
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.export.formats import format_of
 from byeori.model.fingerprint import INDEX

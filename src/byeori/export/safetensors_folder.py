@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -10,13 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.artifacts import layout
-from byeori.artifacts.model_card import TOKENIZER_FILES
+from byeori.artifacts import layout, tokenizer_files
 from byeori.errors import ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, read_header, weight_files
 
 if TYPE_CHECKING:
     from byeori.export.merge_plan import MergedModel, MergedTensor, Progress
+
+
+# beside weights and config; the license has to go where the weights go
+_MODEL_FILES = (
+    layout.GENERATION_CONFIG,
+    "preprocessor_config.json",
+    "processor_config.json",
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "USE_POLICY.md", "NOTICE", "NOTICE.txt"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class SafetensorsFolder:
                     on_progress(len(weight_map), len(model.tensors))
         if len(shards) > 1:
             _write_json(folder / INDEX, {"metadata": {"total_size": model.total_bytes}, "weight_map": weight_map})
-        _write_json(folder / "config.json", _config(model))
+        _write_config(folder / layout.CONFIG, model)
         _copy_side_files(folder, model)
         stop_tokens.record(folder)
 
@@ -88,11 +97,15 @@ def _header(shard: list[MergedTensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _config(model: MergedModel) -> dict[str, Any]:
-    """Return the base's config.json for merged weights: unquantized, with their dtype, untied if they are."""
-    config: dict[str, Any] = json.loads((model.base / "config.json").read_text(encoding="utf-8"))
+def _write_config(path: Path, model: MergedModel) -> None:
+    """Write the base's config.json for merged weights: unquantized, with their dtype, untied if they are.
+
+    It is the base's own file byte for byte if nothing of this changes it.
+    """
+    source = model.base / layout.CONFIG
+    config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    before = copy.deepcopy(config)
     config.pop("quantization_config", None)
-    config.pop("_name_or_path", None)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if model.untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
@@ -100,16 +113,23 @@ def _config(model: MergedModel) -> dict[str, Any]:
             part[key] = model.dtype
     if model.dtype != "auto" and "torch_dtype" not in config:
         config["dtype"] = model.dtype
-    return config
+    if config == before:
+        shutil.copyfile(source, path)
+    else:
+        _write_json(path, config)
 
 
 def _copy_side_files(folder: Path, model: MergedModel) -> None:
-    """Copy tokenizer, template and settings, from the adapter where it has them."""
-    own_tokenizer = any((model.adapter / name).is_file() for name in TOKENIZER_FILES)
-    tokenizer = model.adapter if own_tokenizer else model.base  # taken from one place: halves of two do not fit
-    copies = [(tokenizer, name) for name in (*TOKENIZER_FILES, "chat_template.jinja")]
-    copies += [(model.base, f"{kind}_config.json") for kind in ("generation", "preprocessor", "processor")]
-    copies += [(model.adapter, name) for name in ("chat_template.jinja", layout.TEMPLATE, layout.SETTINGS)]
+    """Copy tokenizer, template and settings, from the adapter where it has them.
+
+    Of two tokenizers with the same tokens the base's files are taken: the adapter's may have been saved again.
+    """
+    own = tokenizer_files.there(model.adapter) and not tokenizer_files.same_tokens(model.adapter, model.base)
+    served = tokenizer_files.chat_template_of(model.adapter) or tokenizer_files.chat_template_of(model.base)
+    # from one place: halves of two do not fit
+    tokenizer_files.copy(model.adapter if own else model.base, folder, chat_template=served)
+    copies = [(model.base, name) for name in _MODEL_FILES]
+    copies += [(model.adapter, name) for name in (layout.TEMPLATE, layout.SETTINGS)]
     for source, name in copies:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

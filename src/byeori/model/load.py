@@ -49,8 +49,12 @@ def micro_batch_tokens(dtype: str, device: torch.device, weights: int | None = N
     return MICRO_BATCH_TOKENS["tiles" if tiled else device.type]
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, config: Any = None
+) -> tuple[Any, list[str]]:
     """Return the tokenizer, and a sentence for every special token that it lacks and what replaces it.
+
+    config: of its model, which has a say in the tokenizer's class; needed where `name` has no config.json.
 
     Raises:
         ModelError, HubError: if there is no tokenizer.
@@ -60,7 +64,11 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     try:
         with collector.paused():
             tokenizer = AutoTokenizer.from_pretrained(
-                name, revision=revision, trust_remote_code=trust_remote_code, local_files_only=not hub.reachable(name)
+                name,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                local_files_only=not hub.reachable(name),
+                **({} if config is None else {"config": config}),
             )
     except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
