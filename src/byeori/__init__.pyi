@@ -159,6 +159,7 @@ def dpo(
     save_total_limit: int | None = 3,
     mirror_to: str | Path | None = None,
     early_stopping_patience: int | None = None,
+    keep: Literal["auto", "best", "last"] = "auto",
     resume_from_checkpoint: str | Path | None = None,
     overwrite_output_dir: bool = False,
     report_to: str | Sequence[str] = [],
@@ -226,6 +227,7 @@ def dpo(
         save_total_limit: Number of checkpoints to keep besides the best one.
         mirror_to: Folder or URL that checkpoints are copied to.
         early_stopping_patience: Stop after this many evaluations without improvement.
+        keep: The adapter that is saved at the end: of the step with the lowest eval_loss, or of the last step.
         resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
         overwrite_output_dir: Start over in an output_dir that holds another run.
         report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
@@ -372,6 +374,7 @@ def plan(
     save_total_limit: int | None = 3,
     mirror_to: str | Path | None = None,
     early_stopping_patience: int | None = None,
+    keep: Literal["auto", "best", "last"] = "auto",
     resume_from_checkpoint: str | Path | None = None,
     overwrite_output_dir: bool = False,
     report_to: str | Sequence[str] = [],
@@ -451,6 +454,7 @@ def plan(
         save_total_limit: Number of checkpoints to keep besides the best one.
         mirror_to: Folder or URL that checkpoints are copied to.
         early_stopping_patience: Stop after this many evaluations without improvement.
+        keep: The adapter that is saved at the end: of the step with the lowest eval_loss, or of the last step.
         resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
         overwrite_output_dir: Start over in an output_dir that holds another run.
         report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
@@ -614,6 +618,7 @@ def sft(
     save_total_limit: int | None = 3,
     mirror_to: str | Path | None = None,
     early_stopping_patience: int | None = None,
+    keep: Literal["auto", "best", "last"] = "auto",
     resume_from_checkpoint: str | Path | None = None,
     overwrite_output_dir: bool = False,
     report_to: str | Sequence[str] = [],
@@ -677,6 +682,7 @@ def sft(
         save_total_limit: Number of checkpoints to keep besides the best one.
         mirror_to: Folder or URL that checkpoints are copied to.
         early_stopping_patience: Stop after this many evaluations without improvement.
+        keep: The adapter that is saved at the end: of the step with the lowest eval_loss, or of the last step.
         resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
         overwrite_output_dir: Start over in an output_dir that holds another run.
         report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
+from byeori.model import adapter
 from byeori.model.adapter import without_bitsandbytes
+from tiny_models import tiny_llama
 
 ATTACH = """
 import sys
@@ -47,3 +53,24 @@ def test_a_layer_of_its_own_keeps_it() -> None:
     finally:
         if before is not None:
             sys.modules["bitsandbytes"] = before
+
+
+@pytest.mark.parametrize(
+    ("tied", "targets", "names"),
+    [(True, ["lm_head", "q_proj"], ["lm_head"]), (False, ["lm_head"], []), (True, ["q_proj"], [])],
+)
+def test_targets_with_a_shared_weight(tied: bool, targets: list[str], names: list[str]) -> None:
+    model = adapter.attach(tiny_llama(20, tie_word_embeddings=tied), r=2, alpha=4, dropout=0, targets=targets, seed=0)
+    assert adapter.tied_targets(model) == names
+
+
+def test_gguf_converters_that_drop_the_head() -> None:
+    """By the source of llama.cpp's converter."""
+    converter = importlib.util.find_spec("conversion")
+    assert converter is not None and converter.origin is not None
+    source = (Path(converter.origin).parent / "gemma.py").read_text(encoding="utf-8")
+    dropping = set()
+    for part in re.split(r"\n(?=@ModelBase.register)", source):
+        if re.search(r'if name == "lm_head.weight":\n\s+logger.debug', part):
+            dropping |= set(re.findall(r"model_arch = gguf.MODEL_ARCH\.(\w+)", part))
+    assert dropping == {kind.upper() for kind in adapter.GGUF_WITHOUT_HEAD}

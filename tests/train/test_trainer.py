@@ -385,3 +385,22 @@ def test_three_bad_steps_in_a_row_stop_the_run(
     ):
         sft(tiny_model, title_rows, tmp_path / "out", micro_batch_size=4, save_steps=2)
     assert checkpoints(tmp_path / "out") == [2, 3, 4]  # 3 holds the run from before the bad steps
+
+
+@pytest.mark.parametrize(("keep", "step"), [("auto", 2), ("best", 2), ("last", 4)])
+def test_the_adapter_of_the_best_or_of_the_last_step(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    title_rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    keep: str,
+    step: int,
+) -> None:
+    evaluations(monkeypatch, [3.0, 2.0, 2.5, 2.6])
+    output = tmp_path / "out"
+    sft(tiny_model, title_rows, output, **EVERY_STEP, max_steps=4, keep=keep)
+    name = "adapter_model.safetensors"
+    assert sha(output / name) == sha(output / f"checkpoint-{step}" / name)
+    words = "the last" if step == 4 else "the best; see --keep"
+    assert f"Adapter in {output} (step {step}, {words})" in capsys.readouterr().err

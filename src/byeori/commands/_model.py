@@ -87,6 +87,9 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
             seed=settings.seed,
             revision=start.revision,
         )
+    if tied := adapter.tied_targets(model):
+        kind = base.config.get_text_config().model_type
+        say(f"Adapting {', '.join(tied)}: {adapter.untied_note(kind)}")
     lora_linear.fuse(model)
     return model
 

@@ -34,7 +34,7 @@ from byeori.model import forward, wrap
 from byeori.plan import autotune
 from byeori.support import atomic_files, cache_folder, console
 from byeori.train import checkpoint, log, memory, mirror, output_dir, reference, run_dir, trainer
-from byeori.train.state import Abandoned, Job, Options
+from byeori.train.state import Abandoned, Job, Options, Progress
 
 _ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
 
@@ -179,7 +179,8 @@ def _read_rows(run: _Run) -> _Data:
         run.say(line)
     audit.refuse_bad_rows(prepared.audit, settings.on_bad_rows)
     with atomic_files.disk_errors(run.sidecar):
-        sidecar.write_sidecar(run.sidecar, encoding, recorded(settings) | {"row_kind": run.row_kind.name})
+        facts = recorded(settings) | {"row_kind": run.row_kind.name}
+        sidecar.write_sidecar(run.sidecar, encoding, facts, run.start.tokenizer_folder())
     run.start.release_tokenizer()  # all that is needed of it is in the sidecar folder
     content = tokenized.content(prepared.train)
     if run.resume is not None:
@@ -296,12 +297,7 @@ def _train(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
     if job.processes.main:
         _make_output(run, job, data.content)
     progress = trainer.train(job)
-    best, forecast = job.output_dir / f"checkpoint-{progress.best_step}", plan.forecast
-    if plan.settings.early_stopping_patience and progress.best_step not in (None, progress.step):
-        if best.is_dir():
-            checkpoint.load_adapter(best, job.model)
-        else:
-            run.say(f"The best step's {best} is not here; the adapter is that of the last step")
+    kept, forecast = _keep_best(run, job, progress), plan.forecast
     peak = memory.peak_memory_bytes(job.processes.device)
     if forecast is not None:
         run.say(forecast.compared(peak))
@@ -316,8 +312,21 @@ def _train(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
         best_eval_loss=progress.best_loss,
         shared_tokens=1 - progress.unique_tokens / max(1, progress.tokens),
     )
-    run.say(_summary(result))
+    run.say(_summary(result, kept))
     return result
+
+
+def _keep_best(run: _Run, job: Job, progress: Progress) -> int:
+    """Give the model the adapter of the best evaluation, if it is to be kept; returns the step of the adapter."""
+    best = progress.best_step
+    if best is None or best == progress.step or run.settings.keep == "last":
+        return progress.step
+    folder = job.output_dir / f"checkpoint-{best}"
+    if not folder.is_dir():
+        run.say(f"The best step's {folder} is not here; the adapter is that of the last step")
+        return progress.step
+    checkpoint.load_adapter(folder, job.model)
+    return best
 
 
 def _make_output(run: _Run, job: Job, content: str) -> None:
@@ -351,8 +360,11 @@ def _write_adapter(run: _Run, job: Job, report: dict[str, Any], forecast: autotu
         run.mirror.put_files(output, [path.name for path in output.iterdir() if path.is_file() and path.name[0] != "."])
 
 
-def _summary(result: TrainResult) -> str:
+def _summary(result: TrainResult, kept: int) -> str:
     saved = f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens" if result.shared_tokens > 0.005 else ""
     best = f", best eval_loss {result.best_eval_loss:.4f}" if result.best_eval_loss is not None else ""
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
-    return f"Done: {result.steps} steps, {losses}{best}{saved}. Adapter in {result.output_dir}"
+    of = ""
+    if result.best_eval_loss is not None:
+        of = f" (step {kept}, the last)" if kept == result.steps else f" (step {kept}, the best; see --keep)"
+    return f"Done: {result.steps} steps, {losses}{best}{saved}. Adapter in {result.output_dir}{of}"

@@ -179,6 +179,12 @@ class RunSettings(Settings):
     early_stopping_patience: OptionalInt = setting(
         "Stop after this many evaluations without improvement.", None, SAVING, ge=1
     )
+    keep: Literal["auto", "best", "last"] = setting(
+        "The adapter that is saved at the end: of the step with the lowest eval_loss, or of the last step. "
+        "auto is best where rows are held out.",
+        "auto",
+        SAVING,
+    )
     resume_from_checkpoint: OptionalPath = setting(
         "Checkpoint folder to resume from, or `latest`. A finished adapter is trained further.", None, ESSENTIAL
     )
@@ -254,6 +260,8 @@ class TrainSettings(ModelSettings, DataSettings, ChatSettings, RunSettings, Lora
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")
+        if self.keep == "best" and self.val_set_size == 0:
+            raise ValueError("keep best needs rows to evaluate on; set val_set_size")
         unknown = [
             f"{name!r}{nearest(name, list(TRACKERS))}" for name in self.report_to if name not in (*TRACKERS, "none")
         ]

@@ -8,6 +8,7 @@ bitsandbytes and has its layers.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _NAME = "bitsandbytes"
+
+GGUF_WITHOUT_HEAD = ("gemma", "gemma2")
+"""Model types whose `lm_head.weight` llama.cpp's convert_hf_to_gguf leaves out, tied or not."""
 
 
 class _ImportedOnUse:
@@ -120,6 +124,29 @@ def attach(
                 return get_peft_model(model, config, autocast_adapter_dtype=True)
         except (ValueError, TypeError) as error:
             raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None
+
+
+def tied_targets(model: PeftModel) -> list[str]:
+    """Return the names of adapted layers whose weight another layer shares: a head tied to its embedding."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return [
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and owners[id(getattr(module.get_base_layer(), "weight", None))] > 1
+    ]
+
+
+def untied_note(model_type: str) -> str:
+    """Return what becomes of a model whose head or embedding is adapted though both share one weight."""
+    note = (
+        "embedding and head share one weight, and the adapter changes only one of them or each in its own way: the "
+        "merged model has both (tie_word_embeddings is off)"
+    )
+    if model_type in GGUF_WITHOUT_HEAD:
+        note += f"; llama.cpp's GGUF converter drops the head of {model_type} models, so serve it with another server"
+    return note
 
 
 def load_adapter(

@@ -37,8 +37,14 @@ def check_free(output: Path, *, occupied_ok: bool) -> None:
     """Raise unless a run may write to a folder. occupied_ok: also to one that holds another run.
 
     Raises:
-        CheckpointError: if it holds another run or is not writable.
+        CheckpointError: if it holds another run, files that are no run's, or is not writable.
     """
+    if not holds_run(output) and (foreign := _foreign(output)):
+        names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise CheckpointError(
+            f"--output_dir {output} holds files that are not of a run ({names}), and a run could overwrite them; give "
+            "a new or an empty folder"
+        )
     if not occupied_ok and holds_run(output):
         raise CheckpointError(
             f"{output} holds another run; resume it with --resume_from_checkpoint latest, choose another --output_dir, "
@@ -58,6 +64,14 @@ def check_checkpoint(folder: Path) -> None:
         raise CheckpointError(
             f"there is no checkpoint {folder}{near}; give --resume_from_checkpoint a folder or `latest`"
         )
+
+
+def _foreign(output: Path) -> list[str]:
+    """The files that keep a run out of a folder: all but a card, logs and hidden ones."""
+    names = [path.name for path in output.iterdir() if path.is_file()] if output.is_dir() else []
+    return sorted(
+        name for name in names if name != layout.CARD and name[0] != "." and not name.endswith((".log", ".out", ".err"))
+    )
 
 
 def holds_run(output: Path) -> bool:
