@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,11 @@ def _with_reference(
 
 
 def _train(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
+    with run_dir.exclusive(run.output) if job.processes.main else nullcontext():
+        return _train_alone(run, data, plan, job)
+
+
+def _train_alone(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
     if job.processes.main:
         _make_output(run, job, data.content)
     progress = trainer.train(job)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from byeori.errors import ModelError
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
+from byeori.support.file_lock import locked
 
 TERMS = "Gemma 3 270M is used under Google's Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 
@@ -35,7 +34,8 @@ def embedded_model(say: Callable[[str], None]) -> Path:
     say(TERMS)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f".{folder.name}.lock"), say):
+        lock = folder.with_name(f".{folder.name}.lock")
+        with locked(lock, waiting=lambda holder: say(f"Waiting for {holder}, which unpacks the embedded model")):
             if (folder / "config.json").is_file():  # another process made it meanwhile
                 return folder
             say("Unpacking the embedded model (once, about a minute)")
@@ -51,18 +51,6 @@ def embedded_model(say: Callable[[str], None]) -> Path:
             "BYEORI_CACHE to another folder"
         ) from None
     return folder
-
-
-@contextmanager
-def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Let one process in at a time; the lock is released when its process ends, in whatever way."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("Waiting for another process that unpacks the embedded model")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _convert(source: Path, name: str, target: Path) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from byeori.artifacts import layout
 from byeori.errors import CheckpointError, ConfigError
+from byeori.support import file_lock
 from byeori.support.output_paths import check_writable
 from byeori.support.suggestions import nearest_file
 
+LOCK = ".lock"
 RUN_FILES = (
     layout.ADAPTER_CONFIG,
     layout.ADAPTER,
@@ -37,20 +39,39 @@ def check_free(output: Path, *, occupied_ok: bool) -> None:
     """Raise unless a run may write to a folder. occupied_ok: also to one that holds another run.
 
     Raises:
-        CheckpointError: if it holds another run, files that are no run's, or is not writable.
+        CheckpointError: if another run is in it or writes to it, if it holds files of no run, or is not writable.
     """
+    if holder := file_lock.holder(output / LOCK):
+        raise being_written(output, holder)
     if not holds_run(output) and (foreign := _foreign(output)):
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise CheckpointError(
             f"--output_dir {output} holds files that are not of a run ({names}), and a run could overwrite them; give "
             "a new or an empty folder"
         )
-    if not occupied_ok and holds_run(output):
+    if not occupied_ok:
+        check_unoccupied(output)
+    check_writable(output)
+
+
+def check_unoccupied(output: Path) -> None:
+    """Raise if a folder holds another run.
+
+    Raises:
+        CheckpointError: if it does.
+    """
+    if holds_run(output):
         raise CheckpointError(
             f"{output} holds another run; resume it with --resume_from_checkpoint latest, choose another --output_dir, "
             "or start over with --overwrite_output_dir"
         )
-    check_writable(output)
+
+
+def being_written(output: Path, holder: str) -> CheckpointError:
+    """Return the error about a folder that another run is writing into. holder: the process of that run."""
+    return CheckpointError(
+        f"{output} is being written by another run ({holder}); wait for it, or choose another --output_dir"
+    )
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from byeori.distributed.processes import Processes, all_reduce_sum, barrier
 from byeori.errors import CheckpointError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
 from byeori.support.console import Say
+from byeori.support.file_lock import Held, locked
 from byeori.train import checkpoint, oom
-from byeori.train.output_dir import RUN_FILES, check_checkpoint, check_free
+from byeori.train.output_dir import LOCK, RUN_FILES, being_written, check_checkpoint, check_free, check_unoccupied
 
 LAUNCH = ".torchrun"
 
@@ -58,6 +60,23 @@ def claim(output: Path, resume: str | None, overwrite: bool, say: Say, processes
         check_free(output, occupied_ok=resume is not None or overwrite or restarted)
     barrier(processes)
     return folder
+
+
+@contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it while the body runs.
+
+    Raises:
+        CheckpointError: if another run is writing into it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        with disk_errors(output, advice="choose another --output_dir"):
+            output.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(output / LOCK))
+            except Held as held:
+                raise being_written(output, str(held)) from None
+        yield
 
 
 def _restarted(output: Path) -> bool:
@@ -117,7 +136,7 @@ def check_same_rows(resume: Path, content: str) -> None:
 
 
 def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, say: Say) -> None:
-    """Make the folder of a run that is about to start. clear: delete the earlier run in it, now and not before.
+    """Prepare the folder of a run that is about to start. clear: delete the earlier run in it, now and not before.
 
     anew: the user did not ask to resume. Under torchrun the folder notes which run it holds, so that another attempt
     resumes from its checkpoints.
@@ -125,13 +144,14 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, say: Say
     Raises:
         CheckpointError: if it cannot be written.
     """
+    if anew and not clear and not _restarted(output):
+        check_unoccupied(output)  # once more: another run may have begun and ended meanwhile
     with disk_errors(output):
         if clear:
             for name in RUN_FILES:
                 (output / name).unlink(missing_ok=True)
             for _, folder in checkpoint.steps(output):
                 remove_folder(folder)
-        output.mkdir(parents=True, exist_ok=True)
         if anew and not _restarted(output):
             (output / oom.NOTE).unlink(missing_ok=True)
         if resume is not None:
