@@ -220,7 +220,8 @@ def test_the_columns_that_become_tokens() -> None:
     assert PREFERENCE.columns_read(columns, template.parse("{prompt}\n{answer}")) == ["chosen", "rejected", "prompt"]
     assert ANSWER.columns_read(columns, None) == ["messages", "system"]
     assert ANSWER.columns_read(["prompt", "completion", "id"], None) == ["prompt", "completion"]
-    assert PREFERENCE.columns_read(columns, None) == ["chosen", "rejected", "prompt", "system"]
+    assert PREFERENCE.columns_read(columns, None) == ["chosen", "rejected", "messages", "system"]
+    assert PREFERENCE.columns_read(["chosen", "rejected", "prompt", "id"], None) == ["chosen", "rejected", "prompt"]
 
 
 def test_compare_knows_the_rows_of_a_run_that_held_some_out(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from byeori.artifacts import layout, saved_model, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, chat, row_kinds, sources, template, tokenize, tokenized
+from byeori.data import audit, chat, row_kinds, sources, template, tokenize, tokenized, unpaired
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import Table
 from byeori.data.template import Template
@@ -111,6 +111,8 @@ def _template(
     """The template of a run, and a note about it."""
     chosen, unused = _choose(settings, start, rows, row_kind)
     row_kind.check_columns(rows.column_names, chosen)
+    if row_kind is row_kinds.ANSWER:
+        unpaired.check_labels(rows, row_kind.columns_read(rows.column_names, chosen))
     if row_kind is row_kinds.PREFERENCE:
         about = ["prefers 'chosen' to 'rejected'"]
     elif row_kind.answer_columns:
@@ -139,7 +141,7 @@ def _choose(
     sidecar = Path(start.base) / layout.TEMPLATE
     if sidecar.is_file() and not row_kind.lacking(rows.column_names, saved := saved_model.read_template(sidecar)):
         return saved, None
-    return template.resolve(row_kind.choose_template(rows.features)), sidecar if sidecar.is_file() else None
+    return template.resolve(row_kind.choose_template(rows)), sidecar if sidecar.is_file() else None
 
 
 def _turn_end_notes(tokenizer: Any, add_eos_token: bool) -> list[str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from byeori.data.conversation import COLUMNS, CONTEXT_COLUMNS, Conversation, conversation
+from byeori.data import chat_columns
+from byeori.data.conversation import Conversation, conversation
 from byeori.data.turns import turns
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest
@@ -102,7 +103,7 @@ def check_columns(columns: list[str]) -> None:
     Raises:
         TemplateError: if there is none.
     """
-    if not set(COLUMNS) & set(columns) and not {"prompt", "completion"} <= set(columns):
+    if not chat_columns.has_conversation(columns):
         names = [name for name in columns if not name.startswith("__")]
         raise TemplateError(
             "the template `chat` reads the column `messages` (or `conversations`), and the columns are "
@@ -110,16 +111,10 @@ def check_columns(columns: list[str]) -> None:
         )
 
 
-def columns_read(columns: Sequence[str]) -> set[str]:
-    """Return those of a table's columns that its conversations are made of."""
-    messages = set(COLUMNS) & set(columns) or {"prompt", "completion"}
-    return messages | set(CONTEXT_COLUMNS)
-
-
 def until_last_answer(row: Mapping[str, object]) -> dict[str, object]:
     """Return a conversation's row with its messages in one form, up to the last assistant turn."""
     read = conversation(row)
     last = max((at for at, turn in enumerate(read.messages) if turn["role"] == "assistant"), default=None)
     messages = list(read.messages if last is None else read.messages[: last + 1])
-    kept = {name: value for name, value in row.items() if name not in (*COLUMNS, "system", "prompt", "completion")}
-    return kept | {"messages": messages}
+    replaced = chat_columns.columns_read(list(row)) - {"tools", "functions"}
+    return {name: value for name, value in row.items() if name not in replaced} | {"messages": messages}

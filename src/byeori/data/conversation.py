@@ -4,8 +4,8 @@
         -> system S | user Q | assistant A          trained: [2]
 
 Reads OpenAI's form (`messages`: role, content, tool_calls), ShareGPT's (`conversations`: from, value, function_call,
-observation), prompt and completion as messages, and JSON text of any of them. Nothing that carries conversation is
-dropped: a key on a turn that is not known is an error.
+observation), and what chat_columns.py finds in other columns. Nothing that carries conversation is dropped: a key on a
+turn that is not known is an error, and so is a column beside the messages whose text is not in them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from byeori.data.chat_columns import EMPTY, REASONING, check_nothing_is_left_out, parsed, turns_of_row
 from byeori.errors import TemplateError
-
-COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-"""Columns of a row that may hold the messages; the first that holds something is read."""
-CONTEXT_COLUMNS = ("system", "tools")
-"""Columns beside the messages that belong to the conversation."""
 
 _ROLES = {
     "human": "user",
@@ -30,11 +26,9 @@ _ROLES = {
     "function-call": "function_call",
 }
 _KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool", "function_call"}
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("weight", "loss", "train", "masked")  # OpenAI, ms-swift, Axolotl, Axolotl
 _TURN_KEYS = {"role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id"}
-_TURN_KEYS |= {*_REASONING, *_SWITCHES}
-_EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
+_TURN_KEYS |= {*REASONING, *_SWITCHES}
 
 Turns = Literal["all", "last"]
 Message = dict[str, Any]
@@ -65,9 +59,9 @@ def conversation(row: Mapping[str, object], *, train_turns: Turns = "all") -> Co
         excludes, `last` the last of these alone. Turns without text, reasoning or calls are never trained.
 
     Raises:
-        TemplateError: if there are no messages, or one of them cannot be read.
+        TemplateError: if there are no messages, one of them cannot be read, or a column beside them is not a part.
     """
-    turns, first_trained = _turns(row)
+    turns, first_trained = turns_of_row(row)
     messages: list[Message] = []
     wanted: list[int] = []
     ends_empty = False
@@ -83,10 +77,11 @@ def conversation(row: Mapping[str, object], *, train_turns: Turns = "all") -> Co
             wanted.append(len(messages))
         messages.append(message)
     shift = _add_system(row, messages)
+    check_nothing_is_left_out(row, messages, by="the chat template")
     wanted = [index + shift for index in wanted]
     return Conversation(
         messages=tuple(messages),
-        tools=tuple(_tools(row.get("tools"))),
+        tools=tuple(tool for name in ("tools", "functions") for tool in _tools(row.get(name), name)),
         trained=tuple(wanted[-1:] if train_turns == "last" else wanted),
         ends_empty=ends_empty,
     )
@@ -105,8 +100,10 @@ def _says_something(message: Message) -> bool:
 def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
     """Put the column `system` in front, where the messages do not begin with one; how many messages that adds."""
     system = row.get("system")
-    if not isinstance(system, str) or not system.strip():
+    if system in EMPTY or (isinstance(system, str) and not system.strip()):
         return 0
+    if not isinstance(system, str):
+        raise TemplateError(f"the column `system` is not text (a {type(system).__name__})")
     if messages and messages[0]["role"] in ("system", "developer"):
         if messages[0]["content"].strip() != system.strip():
             raise TemplateError("the column `system` and the first message are two different system prompts; keep one")
@@ -118,47 +115,9 @@ def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
 # ---- turns -------------------------------------------------------------------------------------------------------
 
 
-def _turns(row: Mapping[str, object]) -> tuple[list[Mapping[str, Any]], int]:
-    """The turns of a row, and how many of them are a prompt that is never trained."""
-    for name in COLUMNS:
-        if row.get(name) not in _EMPTY:
-            return _list_of_turns(row[name], name), 0
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if _is_turns(completion) or (_is_turns(prompt) and completion not in _EMPTY):
-        before = _as_turns(prompt, "user", "prompt")
-        return [*before, *_as_turns(completion, "assistant", "completion")], len(before)
-    raise TemplateError("the column `messages` is empty or not a list of turns with a role and a text each")
-
-
-def _is_turns(value: object) -> bool:
-    parsed = _parsed(value)
-    return isinstance(parsed, (list, tuple)) and bool(parsed) and all(isinstance(item, Mapping) for item in parsed)
-
-
-def _as_turns(value: object, role: str, name: str) -> list[Mapping[str, Any]]:
-    return [{"role": role, "content": value}] if isinstance(value, str) else _list_of_turns(value, name)
-
-
-def _list_of_turns(value: object, name: str) -> list[Mapping[str, Any]]:
-    turns = _parsed(value)
-    if not _is_turns(turns):
-        raise TemplateError(f"the column `{name}` is not a list of turns with a role and a text each")
-    return list(turns)
-
-
-def _parsed(value: object) -> Any:
-    """JSON text of a list or an object as that; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
     """One turn in the form that chat templates read, and whether its keys let it be trained."""
-    if unknown := [key for key, value in turn.items() if key not in _TURN_KEYS and value not in _EMPTY]:
+    if unknown := [key for key, value in turn.items() if key not in _TURN_KEYS and value not in EMPTY]:
         raise TemplateError(
             f"message {number} has the key {unknown[0]!r}, which would not be trained; remove it, or write what it "
             "holds into the content"
@@ -175,14 +134,14 @@ def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
     if role == "function_call":
         return {"role": "assistant", "content": "", "tool_calls": _calls(value, number)}, _trains(turn, number)
     message: Message = {"role": role, "content": _text(value, number)}
-    calls = turn.get("tool_calls") if turn.get("tool_calls") not in _EMPTY else turn.get("function_call")
-    if calls not in _EMPTY:
+    calls = turn.get("tool_calls") if turn.get("tool_calls") not in EMPTY else turn.get("function_call")
+    if calls not in EMPTY:
         message["tool_calls"] = _calls(calls, number)
-    elif value is None and turn.get("reasoning_content") in _EMPTY:
+    elif value is None and turn.get("reasoning_content") in EMPTY:
         raise TemplateError(f"message {number} has no content")
-    if reasoning := next((turn[key] for key in _REASONING if turn.get(key) not in _EMPTY), None):
-        message |= dict.fromkeys(_REASONING, _text(reasoning, number))
-    message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key) not in _EMPTY}
+    if reasoning := next((turn[key] for key in REASONING if turn.get(key) not in EMPTY), None):
+        message |= dict.fromkeys(REASONING, _text(reasoning, number))
+    message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key) not in EMPTY}
     return message, _trains(turn, number)
 
 
@@ -220,33 +179,39 @@ def _trains(turn: Mapping[str, Any], number: int) -> bool:
 # ---- tools -------------------------------------------------------------------------------------------------------
 
 
-def _tools(value: object) -> Sequence[Any]:
-    tools = _parsed(value)
-    if tools in _EMPTY:
+def _tools(value: object, name: str) -> Sequence[Any]:
+    """Tools as a server gets them, {"type": "function", "function": ...}; ShareGPT and `functions` have them bare."""
+    tools = parsed(value)
+    if tools in EMPTY:
         return ()
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, (list, tuple)):
-        raise TemplateError("the column `tools` is not a list of tools, nor JSON text of one")
-    return [_parsed(tool) for tool in tools]
+        raise TemplateError(f"the column `{name}` is not a list of tools, nor JSON text of one")
+    return [_wrapped(parsed(tool)) for tool in tools]
+
+
+def _wrapped(tool: Any) -> Any:
+    bare = isinstance(tool, Mapping) and isinstance(tool.get("name"), str) and "function" not in tool
+    return {"type": "function", "function": tool} if bare and "type" not in tool else tool
 
 
 def _calls(value: object, number: int) -> list[dict[str, Any]]:
     """Calls of functions, from OpenAI's form, a bare {"name", "arguments"}, a list, or JSON text of these."""
-    calls = _parsed(value)
+    calls = parsed(value)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, (list, tuple)) or not calls:
         raise TemplateError(
             f"message {number} calls a tool, and its call is not a JSON object with a name and arguments"
         )
-    return [_call(_parsed(call), number) for call in calls]
+    return [_call(parsed(call), number) for call in calls]
 
 
 def _call(call: Any, number: int) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise TemplateError(f"message {number} calls a tool without a name")
-    arguments = _parsed(function.get("arguments", function.get("parameters", {})))
-    arguments = {} if arguments in _EMPTY else arguments
+    arguments = parsed(function.get("arguments", function.get("parameters", {})))
+    arguments = {} if arguments in EMPTY else arguments
     if isinstance(arguments, Mapping):  # Arrow gives every object the keys of all: those of other calls are None
         arguments = {key: value for key, value in arguments.items() if value is not None}
     out = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}

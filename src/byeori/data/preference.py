@@ -5,53 +5,58 @@
 
 The template is the one for SFT; its answer column is filled with the chosen, then with the rejected answer. Rows of
 messages use the tokenizer's chat template; the last assistant turn is the answer, and only that turn is trained.
+pair_answers.py reads the two answers and the prompt that both follow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from byeori.data import template, tokenize
-from byeori.data.conversation import COLUMNS, CONTEXT_COLUMNS, conversation
+from byeori.data import chat_columns, pair_answers, template, tokenize
+from byeori.data.pair_answers import SIDES, column_of
 from byeori.data.template import Segment, Template
 from byeori.data.tokenize import Encoding, Example
+from byeori.data.unpaired import UNPAIRED, label_column
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset
 
-SIDES = ("chosen", "rejected")
-_OPENING = ("system", "user", "human")
+_GLANCE = 1000  # rows whose values help to choose the template
 _SAME = "the chosen and the rejected answer are the same, so there is nothing to prefer"
 
 
-def choose(features: Features) -> str:
-    """Return the name of the template for a table with these columns: `chat` if they hold lists of messages.
+def choose(rows: Dataset) -> str:
+    """Return the name of the template for a table of pairs: `chat` if its first rows hold messages.
 
     Raises:
         TemplateError: if a row has no pair of answers, or no built-in template fits the prompt's columns.
     """
-    from datasets import Value
-
-    columns = [name for name in features if not name.startswith("__")]
+    columns = [name for name in rows.column_names if not name.startswith("__")]
     check_columns(columns)
-    if not all(isinstance(features[name], Value) for name in ("chosen", "prompt") if name in features):
+    if any(map(pair_answers.is_chat, rows.select(range(min(len(rows), _GLANCE))))):
         return template.CHAT
-    prompts = [name for name in columns if name not in SIDES]
-    if not prompts:
-        raise TemplateError(
-            "there are no columns other than chosen and rejected; add the prompt that they answer as `prompt`"
-        )
-    return template.choose(prompts, with_answer=False)
+    read = {column_of(columns, side) for side in SIDES}
+    prompts = [name for name in columns if name not in read]
+    return template.choose(prompts, with_answer=False) if prompts else pair_answers.IMPLICIT
 
 
-def check_columns(columns: list[str]) -> None:
+def is_pairs(columns: Sequence[str]) -> bool:
+    """Return whether a table has the columns of both answers."""
+    return all(column_of(columns, side) in columns for side in SIDES)
+
+
+def check_columns(columns: Sequence[str]) -> None:
     """Raise TemplateError if the column of an answer is missing."""
+    if not is_pairs(columns) and label_column(columns):
+        raise TemplateError(
+            f"{UNPAIRED}, and dpo needs `chosen` and `rejected`: join a good and a bad answer to one row"
+        )
     for side in SIDES:
-        if side not in columns:
+        if column_of(columns, side) not in columns:
             names = [name for name in columns if not name.startswith("__")]
             raise TemplateError(
                 "preference rows need the columns chosen and rejected, and there is no "
@@ -60,61 +65,42 @@ def check_columns(columns: list[str]) -> None:
             )
 
 
+def lacking(columns: Sequence[str], chosen: Template) -> list[str]:
+    """Return the columns that a template needs for its prompt and a table of pairs does not have."""
+    found = {*columns, *(["prompt"] if pair_answers.is_implicit(columns) else [])}
+    return chosen.lacking(list(found), with_answer=False)
+
+
 def columns_read(columns: Sequence[str]) -> set[str]:
     """Return those of a table's columns that its conversations are made of."""
-    prompt = {"prompt", "question"} & set(columns) or set(COLUMNS)
-    return prompt | {*CONTEXT_COLUMNS, *SIDES}
+    return chat_columns.columns_read(columns) | {column_of(columns, side) for side in SIDES}
 
 
 def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> dict[str, object]:
     """Return the row as SFT expects it, with the answer of one side.
 
     Raises:
-        TemplateError: if the answer is empty or not text, or its messages do not end with an assistant turn.
+        TemplateError: if the answer is empty or not text, its messages do not end with an assistant turn, or the two
+            answers do not follow the same prompt.
     """
-    answer = None if template.is_missing(row[side]) else row[side]
-    if chosen is None:
-        return {**row, "messages": _conversation(row, answer, side)}
-    if answer is not None and not isinstance(answer, str):
-        raise TemplateError(template.not_text(side, answer))
-    if not answer or not answer.strip():
-        raise TemplateError(f"the answer, column {side!r}, is empty")
-    return {**row, chosen.answer_column: answer}
+    return _sides(row, chosen)[side]
 
 
-def _conversation(row: Mapping[str, object], answer: object, side: str) -> list[dict[str, Any]]:
-    """Join system, prompt or question, and an answer, each text or messages, to one conversation.
-
-    An answer whose messages begin with the system or the user is the whole conversation, as in some tables.
-    """
-    prompt = next((row[name] for name in ("prompt", "question", *COLUMNS) if row.get(name)), None)
-    turns = _turns(prompt, "user")
-    if isinstance(row.get("system"), str) and str(row["system"]).strip():
-        turns = [*_turns(row["system"], "system"), *turns]
-    ending = _turns(answer, "assistant")
-    whole = bool(ending) and isinstance(ending[0], Mapping) and ending[0].get("role", ending[0].get("from")) in _OPENING
-    messages = list(conversation({"messages": ending if whole else [*turns, *ending]}).messages)
-    if not ending or messages[-1]["role"] != "assistant" or not conversation({"messages": messages[-1:]}).trained:
-        raise TemplateError(f"the answer, column {side!r}, is empty: its messages do not end with an assistant turn")
-    return messages
-
-
-def _turns(value: object, role: str) -> list[Any]:
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if isinstance(value, Mapping):  # LLaMA-Factory's answers are single turns
-        return [value]
-    return list(value) if isinstance(value, (list, tuple)) else []
+def _sides(row: Mapping[str, object], chosen: Template | None) -> dict[str, dict[str, object]]:
+    if chosen is not None:
+        return pair_answers.with_texts(row, chosen)
+    kept = {name: row[name] for name in ("tools", "functions", "__row__") if name in row}
+    return {side: kept | {"messages": messages} for side, messages in pair_answers.conversations(row).items()}
 
 
 def encode_pair(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
     """Return the examples [chosen, rejected]; a prompt that is too long is shortened equally in both.
 
     Raises:
-        TemplateError: as `tokenize.encode_row`, or if the two answers are the same.
+        TemplateError: as `tokenize.encode_row` and `side_row`, or if the two answers are the same.
         TooLongError: if the row does not fit into cutoff_len.
     """
-    filled = [side_row(row, side, encoding.template) for side in SIDES]
+    filled = list(_sides(row, encoding.template).values())
     if encoding.template is None:
         pair = [tokenize.encode_turns(side, replace(encoding, train_turns="last"))[-1] for side in filled]
         if pair[0] == pair[1]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from byeori.data import chat, preference, template
+from byeori.data import chat, chat_columns, pair_answers, preference, template
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_row, encode_turns
+from byeori.errors import TemplateError
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset
+
+_GLANCE = 1000  # rows whose values help to choose the template
 
 Row = Mapping[str, Any]
 
@@ -29,7 +33,7 @@ class RowKind:
     answer_columns: the columns that hold the answers; empty if the template names the one answer column.
     chat_columns: a table's columns -> those that are read where the tokenizer's chat template writes the row.
     check_columns: raises TemplateError unless a table has the columns that the kind and the template need.
-    choose_template: a table's columns -> the name of the built-in template that fits them.
+    choose_template: a table -> the name of the built-in template that fits its columns.
     encode: a row -> its examples, one for each side. Raises TemplateError if the row cannot be trained.
     asked: a row and the template -> the row with the one answer that a generated answer is compared with.
     """
@@ -40,7 +44,7 @@ class RowKind:
     answer_columns: tuple[str, ...]
     chat_columns: Callable[[Sequence[str]], set[str]]
     check_columns: Callable[[Sequence[str], Template | None], None]
-    choose_template: Callable[[Features], str]
+    choose_template: Callable[[Dataset], str]
     encode: Callable[[Row, Encoding], list[Example]]
     asked: Callable[[Row, Template | None], dict[str, Any]]
 
@@ -54,12 +58,15 @@ class RowKind:
         if chosen is None:
             read = self.chat_columns(columns)
         else:
-            read = {*chosen.prompt_columns, *(self.answer_columns or [chosen.answer_column])}
+            answers = [pair_answers.column_of(columns, side) for side in self.answer_columns]
+            read = {*chosen.prompt_columns, *(answers or [chosen.answer_column])}
         return [name for name in columns if name in read]
 
     def lacking(self, columns: Sequence[str], chosen: Template) -> list[str]:
         """Return the columns that a template needs and a table does not have."""
-        return chosen.lacking(list(columns), with_answer=not self.answer_columns)
+        if self.answer_columns:
+            return preference.lacking(columns, chosen)
+        return chosen.lacking(list(columns), with_answer=True)
 
 
 def _check_answer(columns: Sequence[str], chosen: Template | None) -> None:
@@ -70,17 +77,40 @@ def _check_answer(columns: Sequence[str], chosen: Template | None) -> None:
 
 
 def _check_preference(columns: Sequence[str], chosen: Template | None) -> None:
-    if chosen is not None:
-        chosen.check_columns(list(columns), with_answer=False)
-    preference.check_columns(list(columns))
+    for column in preference.lacking(columns, chosen) if chosen else ():
+        raise TemplateError(template.unknown_column(column, columns))
+    preference.check_columns(columns)
 
 
-def _choose(features: Features) -> str:
-    return template.choose(list(features))
+def _choose(rows: Dataset) -> str:
+    first = rows.select(range(min(len(rows), _GLANCE)))
+    return template.CHAT if any(map(chat_columns.needs_chat, first)) else template.choose(rows.column_names)
 
 
 def _encode_answer(row: Row, encoding: Encoding) -> list[Example]:
-    return [encode_row(row, encoding)] if encoding.template else encode_turns(row, encoding)
+    if encoding.template is None:
+        return encode_turns(row, encoding)
+    _check_nothing_is_left_out(row, encoding.template)
+    return [encode_row(row, encoding)]
+
+
+def _encode_pair(row: Row, encoding: Encoding) -> list[Example]:
+    if encoding.template is not None:
+        _check_nothing_is_left_out(row, encoding.template)
+    return preference.encode_pair(row, encoding)
+
+
+def _check_nothing_is_left_out(row: Row, chosen: Template) -> None:
+    """A template of the user's own may leave out what it likes; a built-in one did not know the column."""
+    if chosen.name in _built_in():
+        read = [*chosen.prompt_columns, chosen.answer_column]
+        said = [row.get(name) for name in (*read, *preference.SIDES)]
+        chat_columns.check_nothing_is_left_out(row, said, by=f"the template {chosen.name}", read=read)
+
+
+@cache
+def _built_in() -> frozenset[str]:
+    return frozenset(template.shipped())
 
 
 def _asked(row: Row, chosen: Template | None) -> dict[str, Any]:
@@ -96,7 +126,7 @@ ANSWER = RowKind(
     command="sft",
     sides=("answer",),
     answer_columns=(),
-    chat_columns=chat.columns_read,
+    chat_columns=chat_columns.columns_read,
     check_columns=_check_answer,
     choose_template=_choose,
     encode=_encode_answer,
@@ -112,7 +142,7 @@ PREFERENCE = RowKind(
     chat_columns=preference.columns_read,
     check_columns=_check_preference,
     choose_template=preference.choose,
-    encode=preference.encode_pair,
+    encode=_encode_pair,
     asked=_asked_chosen,
 )
 """A prompt with a chosen and a rejected answer."""
@@ -123,7 +153,7 @@ ROW_KINDS = {kind.name: kind for kind in (ANSWER, PREFERENCE)}
 def of_table(columns: Sequence[str], chosen: Template | None) -> RowKind:
     """Return the kind of a table's rows: preference, unless the template names a column of theirs as the answer."""
     own = chosen is not None and chosen.answer_column in columns
-    return PREFERENCE if set(PREFERENCE.answer_columns) <= set(columns) and not own else ANSWER
+    return PREFERENCE if preference.is_pairs(columns) and not own else ANSWER
 
 
 def recorded_name(settings: Mapping[str, Any]) -> str:

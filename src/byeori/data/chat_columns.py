@@ -1,0 +1,191 @@
+"""The columns that a row's conversation stands in, and the turns in them.
+
+    {"instruction": "I", "input": "X", "output": "O", "history": [["Q", "A"]]}  -> user Q | assistant A | user I\\nX | O
+
+What the columns are called comes from the formats of OpenAI, ShareGPT, LLaMA-Factory, Axolotl, TRL and HH-RLHF.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from byeori.errors import TemplateError
+
+COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+"""Columns of a row that may hold the messages; the first that holds something is read."""
+CONTEXT_COLUMNS = ("system", "tools", "functions")
+"""Columns beside the messages that belong to the conversation."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of the reasoning before an answer, as a key of a message or as a column beside a single answer."""
+EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
+"""Values of a column that hold nothing."""
+
+_ASKED = ("prompt", "instruction", "question", "query")
+_ANSWERED = ("completion", "output", "answer", "response")
+_SINGLE = (*_ASKED, "input", *_ANSWERED, "history", *REASONING)
+# Columns that look as if the model should see them: a row whose example lacks them is refused.
+_CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
+_CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, "prompt", "system_prompt", "history", *REASONING, *_CALLS, *_MEDIA)
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+Turn = Mapping[str, Any]
+
+
+def parsed(value: object) -> Any:
+    """Return JSON text of a list or an object as that; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def hh_turns(value: object) -> list[Turn]:
+    """Return the turns of HH-RLHF's text, "\\n\\nHuman: ...\\n\\nAssistant: ..."; none if it is other text."""
+    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
+        return []
+    pieces = _HH_TURN.split(value)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[name], "content": text.strip()} for name, text in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def is_turns(value: object) -> bool:
+    """Return whether a value is a list of turns with roles, JSON text of one, or HH-RLHF's text."""
+    turns = parsed(value)
+    listed = isinstance(turns, (list, tuple)) and bool(turns) and all(map(_has_role, turns))
+    return listed or bool(hh_turns(value))
+
+
+def _has_role(turn: object) -> bool:
+    return isinstance(turn, Mapping) and any(isinstance(turn.get(key), str) for key in ("role", "from"))
+
+
+def list_of_turns(value: object, name: str) -> list[Turn]:
+    """Return the turns that the column `name` holds.
+
+    Raises:
+        TemplateError: if it holds something else.
+    """
+    turns = hh_turns(value) or parsed(value)
+    if not (isinstance(turns, (list, tuple)) and turns and all(isinstance(turn, Mapping) for turn in turns)):
+        raise TemplateError(f"the column `{name}` is not a list of turns with a role and a text each")
+    return list(turns)
+
+
+def turns_of_row(row: Mapping[str, object]) -> tuple[list[Turn], int]:
+    """Return the turns of a row, and how many of them are a prompt that is never trained.
+
+    Raises:
+        TemplateError: if no column holds any.
+    """
+    for name in COLUMNS:
+        if row.get(name) not in EMPTY:
+            return list_of_turns(row[name], name), 0
+    asked, answered = (_first(row, names) for names in (_ASKED, _ANSWERED))
+    turns, fixed = question_of_row(row), 0
+    if answered and is_turns(row[answered]):
+        fixed, turns = len(turns), [*turns, *list_of_turns(row[answered], answered)]
+    elif answered and asked:
+        fixed = len(turns) if is_turns(row[asked]) else 0
+        reasoning = {name: row[name] for name in REASONING if row.get(name) not in EMPTY}
+        turns = [*turns, {"role": "assistant", "content": row[answered], **reasoning}]
+    if not turns:
+        raise TemplateError("the column `messages` is empty or not a list of turns with a role and a text each")
+    return turns, fixed
+
+
+def question_of_row(row: Mapping[str, object]) -> list[Turn]:
+    """Return the turns before the answer, of a row whose columns hold one question: with its history and its input."""
+    if isinstance(row.get("input"), Mapping):  # OpenAI's preferences
+        return question_of_row(dict(row["input"]))  # type: ignore[call-overload]
+    name = next((name for name in COLUMNS if row.get(name) not in EMPTY), _first(row, _ASKED))
+    if name is None:
+        return []
+    if name in COLUMNS or is_turns(row[name]):
+        turns = list_of_turns(row[name], name)
+    else:
+        parts = [row[name], row.get("input") if name == "instruction" else None]
+        text = "\n".join(str(part) for part in parts if part not in EMPTY)  # as LLaMA-Factory joins them
+        turns = [{"role": "user", "content": text}]
+    return [*_history(row.get("history")), *turns]
+
+
+def needs_chat(row: Mapping[str, object]) -> bool:
+    """Return whether a row of one question has more beside it than the built-in templates have a place for."""
+    asked = _first(row, _ASKED)
+    beside = ("history", "tools", "functions", *REASONING, *(["system"] if asked == "prompt" else []))
+    return asked is not None and any(parsed(row.get(name)) not in EMPTY for name in beside)
+
+
+def _first(row: Mapping[str, object], names: Iterable[str]) -> str | None:
+    return next((name for name in names if row.get(name) not in EMPTY), None)
+
+
+def _history(value: object) -> Iterator[Turn]:
+    """Turns from LLaMA-Factory's `history`: pairs of a question and its answer, or messages."""
+    turns = parsed(value)
+    for turn in () if turns in EMPTY else turns:
+        if isinstance(turn, Mapping):
+            yield turn
+        elif isinstance(turn, (list, tuple)) and len(turn) == 2:
+            yield from ({"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True))
+        else:
+            raise TemplateError("the column `history` is not a list of pairs, a question and its answer each")
+
+
+# ---- which columns, and what they leave out ----------------------------------------------------------------------
+
+
+def has_conversation(columns: Sequence[str]) -> bool:
+    """Return whether a table has columns that a conversation can be read from."""
+    return bool(set(COLUMNS) & set(columns)) or all(set(names) & set(columns) for names in (_ASKED, _ANSWERED))
+
+
+def columns_read(columns: Sequence[str]) -> set[str]:
+    """Return those of a table's columns that its conversations are made of."""
+    return (set(COLUMNS) & set(columns) or set(_SINGLE)) | set(CONTEXT_COLUMNS)
+
+
+def check_nothing_is_left_out(
+    row: Mapping[str, object], said: object, *, by: str, read: Collection[str] | None = None
+) -> None:
+    """Raise where a column that carries conversation is neither read nor found in what the row's example says.
+
+    said: messages, or whatever holds all the texts of the example. by: what wrote it, for the message.
+    read: the columns that the example is made of; by default those that a conversation is.
+
+    Raises:
+        TemplateError: naming the column.
+    """
+    if read is None:
+        messages = _first(row, COLUMNS)
+        read = {*CONTEXT_COLUMNS, *((messages,) if messages else _SINGLE)}
+    left = [name for name in _CARRYING if name not in read and parsed(row.get(name)) not in EMPTY]
+    if not left:
+        return
+    bare = "".join("".join(texts(said)).split())
+    for name in left:
+        if not all("".join(part.split()) in bare for part in texts(parsed(row[name]))):
+            raise TemplateError(
+                f"the column {name!r} looks like a part of the conversation, and {by} does not use it; remove or "
+                "rename the column, or give a --template of your own"
+            )
+
+
+def texts(value: object) -> Iterator[str]:
+    """Yield the texts in a value of lists and objects, without roles and types; a value without any as a whole."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("role", "from", "type", "id", "tool_call_id") and item not in EMPTY:
+                yield from texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts(item)
+    else:
+        yield str(value)
