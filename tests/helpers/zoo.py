@@ -133,25 +133,105 @@ KINDS: dict[str, Callable[[], Any]] = {
         )
     ),
 }
-STATEFUL: dict[str, Callable[[], Any]] = {
+_MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1}
+_DELTA: dict[str, Any] = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 12,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+# Layers with states that transformers' cache holds. Mamba 1 cannot start with a state: jamba and mamba.
+HYBRIDS: dict[str, Callable[[], Any]] = {
+    "qwen3_5": lambda: transformers.Qwen3_5ForCausalLM(
+        transformers.Qwen3_5TextConfig(
+            **_SIZES,
+            **_DELTA,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [1, 1, 0],
+            },
+        )
+    ),
+    "qwen3_next": lambda: transformers.Qwen3NextForCausalLM(
+        transformers.Qwen3NextConfig(**_SIZES, **_DELTA, **_EXPERTS)
+    ),
+    "falcon_h1": lambda: transformers.FalconH1ForCausalLM(
+        transformers.FalconH1Config(**_SIZES, **_MAMBA, mamba_d_ssm=32, mamba_chunk_size=8)
+    ),
+    "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"])),
+    "granitemoehybrid": lambda: transformers.GraniteMoeHybridForCausalLM(
+        transformers.GraniteMoeHybridConfig(
+            **_SIZES, **_MAMBA, num_local_experts=0, mamba_chunk_size=8, layer_types=["mamba", "attention"]
+        )
+    ),
+    "nemotron_h": lambda: transformers.NemotronHForCausalLM(
+        transformers.NemotronHConfig(
+            **_SIZES | {"num_hidden_layers": 3},
+            head_dim=8,
+            layers_block_type=["mamba", "attention", "mlp"],
+            mamba_num_heads=4,
+            mamba_head_dim=8,
+            ssm_state_size=4,
+            n_groups=1,
+            chunk_size=8,
+        )
+    ),
+    "jamba": lambda: transformers.JambaForCausalLM(
+        transformers.JambaConfig(
+            **_SIZES, num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4
+        )
+    ),
     "mamba": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, state_size=4, initializer_range=0.3)
     ),
-    "lfm2": lambda: Lfm2ForCausalLM(Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"])),
+    "mamba2": lambda: transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=WORDS,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_heads=4,
+            head_dim=8,
+            state_size=4,
+            n_groups=1,
+            chunk_size=8,
+            initializer_range=0.3,
+        )
+    ),
 }
+# Layers with states of their own: rows one at a time.
+STATEFUL: dict[str, Callable[[], Any]] = {
+    "rwkv": lambda: transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, context_length=64)
+    ),
+}
+ALL = KINDS | HYBRIDS | STATEFUL
 TARGETS = {
     "deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "mixtral": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "gpt_oss": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "mamba": ["in_proj", "x_proj"],
+    "mamba2": ["in_proj"],
+    "falcon_h1": ["in_proj", "q_proj", "v_proj", "gate_proj"],
+    "nemotron_h": ["in_proj", "q_proj", "v_proj", "up_proj"],
+    "rwkv": ["key", "value", "receptance"],
 }
 
 
 def tiny(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
     """(with byeori's fused adapter, the same with PEFT's own and eager attention); every adapter weight is random."""
     torch.manual_seed(0)
-    base = (KINDS | STATEFUL)[kind]().to(dtype).eval()
+    base = ALL[kind]().to(dtype).eval()
     forest_attention.register()
     model = adapter.attach(base, r=3, alpha=5, dropout=0.0, targets=TARGETS.get(kind, ["all-linear"]), seed=1)
     model.to(dtype)
@@ -160,10 +240,10 @@ def tiny(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Any, Any]:
             torch.nn.init.normal_(parameter)
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    if kind in ("mixtral", "gpt_oss", "deepseek_v3"):
+    if kind in ("mixtral", "gpt_oss", "deepseek_v3", "qwen3_next"):
         base.set_experts_implementation("eager")  # the grouped kernel knows no float64
     plain = copy.deepcopy(model)
-    if kind != "mamba":
+    if kind not in ("mamba", "mamba2", "rwkv"):
         plain.get_base_model().set_attn_implementation("eager")
     lora_linear.fuse(model)
     return model, plain

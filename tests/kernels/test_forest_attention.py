@@ -15,7 +15,7 @@ import zoo
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.kernels import forest_attention
+from byeori.kernels import forest_attention, state_layers
 from byeori.model import forward, load
 from drawn import drawn
 from forests import trees
@@ -95,9 +95,10 @@ def test_one_call_a_layer() -> None:
     model, _ = pair("llama", torch.float64)
     forward.use_forest_attention(model)
     layout = forest_attention.layout(forests.build(zoo.tree()))
-    model.get_base_model().model(
-        input_ids=torch.from_numpy(forests.build(zoo.tree()).token_ids)[None], use_cache=False, forest_layout=layout
-    )
+    with forest_attention.using(layout):
+        model.get_base_model().model(
+            input_ids=torch.from_numpy(forests.build(zoo.tree()).token_ids)[None], use_cache=False
+        )
     assert layout.calls == [2]
 
 
@@ -191,9 +192,9 @@ def test_self_check_passes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mamba", "llama"])
 def test_every_kind_can_be_loaded_and_switched_back(kind: str, tmp_path: Path) -> None:
     """Some have no scaled_dot_product_attention; asking for it would refuse them."""
-    (zoo.KINDS | zoo.STATEFUL)[kind]().save_pretrained(tmp_path)
+    zoo.ALL[kind]().save_pretrained(tmp_path)
     model = load.load_model(str(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
-    assert forward.use_forest_attention(model) is (kind != "mamba")
+    assert forward.use_forest_attention(model)
     forward.use_plain_attention(model)
     assert model.config._attn_implementation == ("sdpa" if kind == "llama" else "eager")
     assert torch.isfinite(model(input_ids=torch.tensor([[3, 4, 5]])).logits).all()
@@ -201,7 +202,8 @@ def test_every_kind_can_be_loaded_and_switched_back(kind: str, tmp_path: Path) -
 
 def test_self_check_stops_a_wrong_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = zoo.tiny("lfm2")
-    monkeypatch.setattr(forward, "_LAYER_TYPES", {"full_attention", "conv"})  # as if convolutions were harmless
+    monkeypatch.setattr(state_layers, "attach", lambda causal, paths: 0)  # as if convolutions were harmless
+    monkeypatch.setattr(forward, "_STATES", set())
     assert forward.use_forest_attention(model)
     with pytest.raises(ModelError, match=r"from those of this model's own forward pass \(mean relative difference"):
         forward.self_check(model, zoo.tree()[:4])

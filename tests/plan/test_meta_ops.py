@@ -16,7 +16,7 @@ from byeori.plan.rehearsal import Adapter
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "mixtral", "mamba"])
 def test_a_rehearsal_is_the_same_without_remembering(kind: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = zoo.tree()[:1] if kind in zoo.STATEFUL else zoo.tree()
-    config = (zoo.KINDS | zoo.STATEFUL)[kind]().config
+    config = zoo.ALL[kind]().config
     adapter = Adapter(r=3, alpha=5, dropout=0.1, targets=tuple(zoo.TARGETS.get(kind, ["all-linear"])))
 
     def run() -> rehearsal.Rehearsal:

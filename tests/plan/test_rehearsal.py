@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import zoo
 from byeori.data.tokenize import Example
@@ -27,7 +28,7 @@ def _adapter(kind: str, dropout: float = 0.0) -> Adapter:
 
 
 def _config(kind: str, **changes: Any) -> Any:
-    config = (zoo.KINDS | zoo.STATEFUL)[kind]().config
+    config = zoo.ALL[kind]().config
     for name, value in changes.items():
         setattr(config, name, value)
     return config
@@ -162,9 +163,27 @@ def test_experts_in_bfloat16() -> None:
     assert found.flops > experts
 
 
-def test_a_model_whose_code_needs_numbers() -> None:
-    with pytest.raises(ModelError, match="a lfm2 model cannot be rehearsed without numbers"):
-        rehearsal.rehearse(rehearsal.architecture(_config("lfm2")), _adapter("lfm2"), _rows(16), dtype=torch.float32)
+def test_a_model_whose_code_needs_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs(*args: Any, **kwargs: Any) -> Any:
+        return torch.empty(1, device="meta").item()
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", needs)
+    with pytest.raises(ModelError, match="a llama model cannot be rehearsed without numbers"):
+        rehearsal.rehearse(rehearsal.architecture(_config("llama")), _adapter("llama"), _rows(16), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("kind", zoo.HYBRIDS)
+def test_layers_with_states(kind: str, recompute: str) -> None:
+    """A prefix of 40 tokens with three branches: the layers run node by node in the rehearsal as they will in a run."""
+    rows = [Example(token_ids=[5] * 40 + [6 + at] * (9 + at), targets=((44, 48),)) for at in range(3)]
+    config = _config(kind)
+    how: dict[str, Any] = {"dtype": torch.float32, "recompute": recompute, "device": "cpu"}
+    found = rehearsal.rehearse(rehearsal.architecture(config), _adapter(kind), rows, **how)
+    real = _measured(config, _adapter(kind), rows, SFT, recompute=recompute)
+    assert found.peak == pytest.approx(max(each.total for each in real.peaks.values()), rel=0.01)
+    assert found.flops == real.flops
+    assert found.tokens == 40 + 3 * 7
 
 
 def test_a_config_of_no_model() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM, get_scheduler
 
 from byeori import config
 from byeori.commands import _rows as rows
@@ -320,15 +320,15 @@ def test_logging_steps_thin_the_log(tiny_model: Path, title_rows: Path, tmp_path
 # ---- a model that cannot be packed --------------------------------------------------------------------------------
 
 
-def test_a_state_space_model_trains_one_row_at_a_time(
+def test_a_model_with_states_of_its_own_trains_one_row_at_a_time(
     title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = byte_level_tokenizer()
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "initializer_range": 0.3}
-    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "base")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2}
+    RwkvForCausalLM(RwkvConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    how = {"max_rows": 4, "num_epochs": 1, "lora_target_modules": "x_proj", "warmup_steps": 0}
+    how = {"max_rows": 4, "num_epochs": 1, "lora_target_modules": "key", "warmup_steps": 0}
     sft(tmp_path / "base", title_rows, tmp_path / "out", **how)
     assert "one at a time" in capsys.readouterr().err
     rows = examples(settings(tmp_path / "base", title_rows, tmp_path / "out", **how))

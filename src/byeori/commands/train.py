@@ -29,7 +29,7 @@ from byeori.config import DpoSettings, SftSettings, TrainSettings, recorded
 from byeori.data import audit, tokenized
 from byeori.data.row_kinds import ROW_KINDS, RowKind
 from byeori.distributed.processes import Processes, barrier, connection_lost, first_to_speak, init_processes, shutdown
-from byeori.kernels import dispatch
+from byeori.kernels import dispatch, state_layers
 from byeori.losses.base import Objective
 from byeori.model import forward, wrap
 from byeori.plan import autotune
@@ -230,15 +230,16 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
     settings, processes, schedule = plan.settings, plan.processes, plan.schedule
     rows, held_out = data.rows, data.held_out
     model = _model.adapted_model(settings, run.start, processes, run.say)
-    forest_runs = forward.use_forest_attention(model)
-    if not forest_runs:
-        run.say("This model's layers do not use transformers' attention interface: rows are computed one at a time")
+    forward.use_forest_attention(model)
     _model.speed_up(model, settings, int(rows.lengths().mean() * schedule.total_steps), processes, run.say)
-    if processes.main or processes.sharded:
-        first = [rows.unit(int(i))[0] for i in loader.step_rows(schedule, 0, {})[:4]]
-        with wrap.uncompiled():
-            forward.self_check(model, first, plain=not forest_runs)
-    options = _model.training_options(settings, schedule, processes.device, one_at_a_time=not forest_runs)
+    first = [rows.unit(int(i))[0] for i in loader.step_rows(schedule, 0, {})[:4]]
+    with wrap.uncompiled():
+        apart = forward.choose(model, first)
+    if apart:
+        run.say(f"Rows are computed one at a time, prefixes are not shared: {apart}")
+    elif note := state_layers.note(model):
+        run.say(note)
+    options = _model.training_options(settings, schedule, processes.device, one_at_a_time=apart is not None)
     if run.objective.reference:
         rows = _with_reference(run, plan, model, options, rows, reference.rows_of_first_epoch(schedule))
         if held_out:

@@ -1,7 +1,8 @@
 """Attention on a forest: every token attends to its own path from the root.
 
-One function is registered with transformers' attention interface; the layout travels as a keyword argument through the
-model's layers. Queries of a node see all keys of its ancestors, and those of the node itself causally.
+One function is registered with transformers' attention interface; it and the layers that carry a state
+(state_layers.py) find the layout of the running forest in `current`, since not every model passes keyword arguments
+on. Queries of a node see all keys of its ancestors, and those of the node itself causally.
 
 `BACKENDS` lists the implementations. The first that supports a call runs it; the last two are plain PyTorch.
 
@@ -10,7 +11,8 @@ model's layers. Queries of a node see all keys of its ancestors, and those of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from byeori.batch.forest import Forest
+from byeori.errors import ModelError
 from byeori.kernels import cpu_attention, cpu_tiles, cuda_attention, cuda_calls, device_kind, dispatch
 
 NAME = "byeori_forest"
@@ -32,7 +35,8 @@ class Layout:
     nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
     masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
     tree: the forest's own nodes. plans: window -> the GPU kernel's calls; made when a layer first needs them.
-    calls: how often attention ran; 0 after a forward pass means that the model does not use the interface.
+    schedules: what layers that carry a state run, node by node and by whole paths; made when one first needs it.
+    calls: how often layers asked for the layout; 0 after a forward pass means that the model does not use it.
     rows: the rows of the hidden states that predict something [n], ascending, on the model's device; some others may be
     among them to round up their number. row_numbers: the same on the host.
     kv_input: the last layer's input for keys and values [T, d] if its queries are those of `rows` alone.
@@ -45,7 +49,32 @@ class Layout:
     tree: tuple[tuple[int, int, int], ...] = ()
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     plans: dict[int | None, list[cuda_calls.Call]] = field(default_factory=dict)
+    schedules: dict[bool, Any] = field(default_factory=dict)
     calls: list[int] = field(default_factory=lambda: [0])
+
+
+_current: Layout | None = None
+
+
+def current() -> Layout | None:
+    """Return the layout of the forest that is running, or None."""
+    return _current
+
+
+@contextmanager
+def using(layout: Layout | None) -> Iterator[None]:
+    """Run layers over a forest of this layout inside; None: over plain sequences."""
+    global _current
+    before, _current = _current, layout
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def recompute_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return what torch's checkpoint enters for a layer's forward pass, and when it runs the layer again."""
+    return nullcontext(), using(_current)
 
 
 def layout(forest: Forest, numbers: list[int] | None = None, rows: torch.Tensor | None = None) -> Layout:
@@ -138,10 +167,13 @@ def forest_attention(
     prefix draws one mask for all branches.
 
     Raises:
-        RuntimeError: if it is called without a layout.
+        RuntimeError: if it is called without a layout. ModelError: if the model passes a mask of its own.
     """
+    forest_layout = forest_layout or _current
     if forest_layout is None:
         raise RuntimeError("forest attention was called without a layout")
+    if attention_mask is not None:
+        raise ModelError("its attention masks tokens by rules of its own")
     forest_layout.calls[0] += 1
     call = Call(
         query=query,

@@ -16,20 +16,15 @@ from byeori.kernels import bf16_matmul, forest_attention, qkv_rope
 _AT_MOST_ONE_IN = 2
 
 
-def _forward(
-    self: Any,
-    hidden_states: torch.Tensor,
-    *args: Any,
-    forest_layout: forest_attention.Layout | None = None,
-    **rest: Any,
-) -> Any:
-    if forest_layout is None:
+def _forward(self: Any, hidden_states: torch.Tensor, *args: Any, **rest: Any) -> Any:
+    layout = forest_attention.current()
+    if layout is not None:
+        few = len(layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
+        if few and qkv_rope.ready(self.self_attn) is not None:
+            layout = forest_attention.of_rows(layout, self.input_layernorm(hidden_states).squeeze(0))
+            hidden_states = hidden_states[:, layout.rows]
+    with forest_attention.using(layout):
         return type(self).forward(self, hidden_states, *args, **rest)
-    few = len(forest_layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
-    if few and qkv_rope.ready(self.self_attn) is not None:
-        forest_layout = forest_attention.of_rows(forest_layout, self.input_layernorm(hidden_states).squeeze(0))
-        hidden_states = hidden_states[:, forest_layout.rows]
-    return type(self).forward(self, hidden_states, *args, forest_layout=forest_layout, **rest)
 
 
 @torch.no_grad()
@@ -61,8 +56,8 @@ def _same(last: Any, hidden_size: int, weight: torch.Tensor) -> bool:
     training = last.training
     last.eval()
     try:
-        inputs: dict[str, Any] = {"position_embeddings": (cos, sin), "forest_layout": layout}
-        with bf16_matmul.prepared(weight.dtype, weight.device):
+        inputs: dict[str, Any] = {"position_embeddings": (cos, sin)}
+        with bf16_matmul.prepared(weight.dtype, weight.device), forest_attention.using(layout):
             whole = type(last).forward(last, hidden, **inputs)[:, rows]
             few = _forward(last, hidden, **inputs)
         return float((whole - few).norm() / whole.norm()) < (1e-4 if weight.dtype.itemsize > 2 else 2e-2)

@@ -175,19 +175,16 @@ def _forward(
     position_embeddings: Any = None,
     attention_mask: torch.Tensor | None = None,
     past_key_values: Any = None,
-    forest_layout: forest_attention.Layout | None = None,
     **rest: Any,
 ) -> Any:
-    parts = ready(self)
+    parts, forest_layout = ready(self), forest_attention.current()
     if parts is None or forest_layout is None or past_key_values is not None:
-        layout = {} if forest_layout is None else {"forest_layout": forest_layout}
         return type(self).forward(
             self,
             hidden_states,
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            **layout,
             **rest,
         )
     kv_input, rows = forest_layout.kv_input, forest_layout.rows

@@ -1,6 +1,7 @@
 """Forest -> log-probs at its targets, through any causal model of transformers.
 
-A model whose layers do not use transformers' attention interface runs one example at a time.
+Attention runs on the forest (kernels/forest_attention.py), layers that carry a state run node by node
+(kernels/state_layers.py). Which models that works for is found by trying; the others run one example at a time.
 """
 
 from __future__ import annotations
@@ -15,34 +16,47 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.kernels import device_kind, dispatch, forest_attention, patch
+from byeori.kernels import device_kind, dispatch, forest_attention, patch, state_layers
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
 from byeori.model.device_batch import DeviceBatch, place
+from byeori.support.text_files import one_line
 
-# Kinds of layers in which tokens interact only in attention.
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Kinds of layers with states.
+_STATES = {"linear_attention", "conv", "mamba", "recurrent"}
+# Tokens of the rows that `choose` tries: a shared prefix, and two branches after it.
+_TRIED_PREFIX, _TRIED_BRANCH = 40, 8
 
 
-def use_forest_attention(model: Any) -> bool:
-    """Switch the model to forest attention; return False if its layers do not use the attention interface."""
+def use_forest_attention(model: Any, *, paths: bool = False) -> bool:
+    """Switch the model to forests; return False if its attention cannot be switched. Whether it works: `choose`.
+
+    paths: layers that carry a state run over whole paths.
+    """
     causal = load.base_of(model)
-    kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ())
-    if not getattr(causal, "_supports_attention_backend", False):
-        return False
-    if getattr(causal, "_is_stateful", False) or kinds - _LAYER_TYPES:  # states or convolutions would cross branches
-        return False
     try:
-        causal.set_attn_implementation(forest_attention.NAME)
+        _set_attention(model, forest_attention.NAME)
     except (ValueError, ImportError):
         return False
+    text = causal.config.get_text_config()
+    if state_layers.attach(causal, paths=paths):
+        return True
+    own = getattr(causal, "_is_stateful", False) or _STATES & set(getattr(text, "layer_types", None) or ())
+    if own or text._attn_implementation != forest_attention.NAME:  # states of another kind would cross branches
+        use_plain_attention(model)
+        return False
     return True
+
+
+def _set_attention(model: Any, name: str) -> None:
+    with load.quiet():  # transformers warns where it cannot
+        load.base_of(model).set_attn_implementation(name)
 
 
 def use_plain_attention(model: Any) -> None:
     """Switch back to PyTorch's attention for generation, or to the model's own if it does not support that."""
     causal = load.base_of(model)
-    causal.set_attn_implementation("sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
+    _set_attention(model, "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
 def compute_device(model: Any) -> torch.device:
@@ -77,11 +91,10 @@ def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> t
         parts = [backbone(input_ids=batch.ids[:, start:end], use_cache=False) for start, end, _ in nodes]
         hidden = torch.cat([part.last_hidden_state[0] for part in parts])
     else:
-        output = backbone(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, forest_layout=batch.layout
-        )
+        with forest_attention.using(batch.layout):
+            output = backbone(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
         if not batch.layout.calls[0]:
-            raise ModelError("this model's layers do not use transformers' attention interface")
+            raise ModelError("its layers do not use transformers' attention interface")
         hidden = output.last_hidden_state.squeeze(0)
         if len(hidden) < batch.forest.unique_tokens:  # the last layer computed only rows that predict something
             index = batch.index_of_rows
@@ -100,6 +113,43 @@ def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor
     return logits.to(dispatch.wide(logits)).log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
 
 
+def choose(model: Any, examples: list[Example]) -> str | None:
+    """Decide by trying how training runs a model that `use_forest_attention` switched: on forests, or row by row.
+
+    Returns None for forests, else why not. examples: some rows; a few more that share a prefix are made of the first.
+
+    Raises:
+        ModelError: if the model cannot be trained at all, see `self_check`.
+    """
+    limit = load.positions_limit(load.base_of(model).config)
+    tried = [*examples, *_branches(examples[0], limit)]
+    reason = "its attention cannot be replaced"
+    for paths in (False, True):
+        if not use_forest_attention(model, paths=paths):
+            break
+        try:
+            self_check(model, tried)
+            return None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # any model's code; what matters is whether rows one at a time work
+            reason = one_line(error, 200)
+    use_plain_attention(model)
+    self_check(model, examples, plain=True)
+    return reason
+
+
+def _branches(example: Example, limit: int | None) -> list[Example]:
+    """Two rows made of one: a common prefix and different ends, every token of these a target."""
+    length = _TRIED_PREFIX + 2 * _TRIED_BRANCH
+    if limit is not None and limit < length:
+        return []
+    ids = (list(example.token_ids) * (1 + length // len(example.token_ids)))[:length]
+    ends = ids[_TRIED_PREFIX:-_TRIED_BRANCH], ids[: -1 - _TRIED_BRANCH : -1]
+    start = (_TRIED_PREFIX + 1, _TRIED_PREFIX + _TRIED_BRANCH)
+    return [Example(token_ids=ids[:_TRIED_PREFIX] + end, targets=(start,)) for end in ends]
+
+
 def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> float:
     """Compute some examples as training does and by the model's own code, one at a time; return the mean difference.
 
@@ -111,15 +161,17 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
     training = model.training
     model.eval()
     groups = [[example] for example in examples] if plain else [examples]
-    with torch.no_grad():
-        together = torch.cat([forest_logprobs(model, forests.build(group), plain=plain) for group in groups])
-    if not plain:
-        use_plain_attention(model)
     at = [[i for start, end in example.targets for i in range(start, end)] for example in examples]
-    alone = [plain_logprobs(model, list(e.token_ids), where) for e, where in zip(examples, at, strict=True)]
-    if not plain:
-        use_forest_attention(model)
-    model.train(training)
+    try:
+        with torch.no_grad():
+            together = torch.cat([forest_logprobs(model, forests.build(group), plain=plain) for group in groups])
+        if not plain:
+            use_plain_attention(model)
+        alone = [plain_logprobs(model, list(e.token_ids), where) for e, where in zip(examples, at, strict=True)]
+        if not plain:
+            _set_attention(model, forest_attention.NAME)
+    finally:
+        model.train(training)
     expected = torch.cat(alone)
     difference = float(((together - expected).abs() / (1 + expected.abs())).mean())
     limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from byeori.kernels import forest_attention
 from byeori.model import activation_offload
 
 # Seconds. Compiling takes about 30 s and saves about a fifth, so shorter runs would take longer.
@@ -28,7 +29,8 @@ def recompute_layers(causal: Any, kind: str) -> None:
     if kind == "none":
         causal.gradient_checkpointing_disable()
         return
-    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    contexts = forest_attention.recompute_contexts
+    causal.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
     causal.disable_input_require_grads()  # re-entrant checkpoints need it; here it would only extend the backward pass
     if kind == "selective":
         for layer in layers(causal)[1::2]:

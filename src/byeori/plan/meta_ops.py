@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ATEN = torch.ops.aten
+_GROUPED = torch.ops.aten._grouped_mm.default
 _RESIZING = {_ATEN.resize_, _ATEN.resize_as_, _ATEN.set_}
 _PLAIN = {int, bool, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _Recipe = tuple[str, Any]  # ("tensor", (shape, stride, type)), ("several", (kind, parts)) or ("value", itself)
@@ -61,11 +62,25 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if kind == "writes":
         return _returned(args, written)
     if recipe is _UNKNOWN:
-        out = func(*args, **kwargs)
+        out = _grouped(args, kwargs) if func is _GROUPED else func(*args, **kwargs)
         taken = {tensor.untyped_storage()._cdata for tensor in tensors((args, tuple(kwargs.values())))}
         _remembered[key] = _recipe(out, taken)
         return out
     return func(*args, **kwargs) if recipe is None else _from_recipe(recipe)
+
+
+def _grouped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Grouped products of any type and size; the meta device knows only what a GPU multiplies in bfloat16."""
+    first, second = args[:2]
+    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    groups = 0 if offsets is None else len(offsets)
+    rows = {
+        (2, 2): (groups, first.shape[0]),
+        (2, 3): (first.shape[0],),
+        (3, 2): (first.shape[1],),
+        (3, 3): tuple(first.shape[:2]),
+    }
+    return first.new_empty(*rows[first.dim(), second.dim()], second.shape[-1])
 
 
 class _Elsewhere(Exception):
