@@ -217,7 +217,6 @@ TABLE: dict[str, Private] = {
         "kernels/bf16_matmul.py: ask for bf16 units in another way; without it CPUs compute in float32, slower",
     ),
     "_is_stateful": Private(lambda: llama()._is_stateful is False, _ATTENTION),
-    "_attn_implementation": Private(lambda: llama().config._attn_implementation == "sdpa", _ATTENTION),
     "_supports_sdpa": Private(lambda: llama()._supports_sdpa, _ATTENTION),
     "_keep_in_fp32_modules_strict": Private(
         lambda: hasattr(llama(), "_keep_in_fp32_modules_strict"),
