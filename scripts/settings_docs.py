@@ -11,7 +11,14 @@ import yaml
 from byeori.config.base import Settings, alone, shown
 from byeori.config.help import groups, value_type
 from byeori.config.plan import PlanSettings
-from byeori.config.results import CompareSettings, DemoSettings, GenerateSettings, MergeSettings, PublishSettings
+from byeori.config.results import (
+    ChatSettings,
+    CompareSettings,
+    DemoSettings,
+    GenerateSettings,
+    MergeSettings,
+    PublishSettings,
+)
 from byeori.config.training import DpoSettings, PreviewSettings, SftSettings
 
 Language = Literal["en", "ko"]
@@ -24,6 +31,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "merge": (MergeSettings, None),
     "generate": (GenerateSettings, None),
     "compare": (CompareSettings, None),
+    "chat": (ChatSettings, None),
     "publish": (PublishSettings, None),
     "demo": (DemoSettings, None),
 }

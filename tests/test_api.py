@@ -14,7 +14,7 @@ import pytest
 import byeori
 from byeori import cli
 
-FUNCTIONS = ["compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "sft"]
+FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "sft"]
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -28,6 +28,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "TemplateError",
         "TooLongError",
         "TrainingError",
+        "chat",
         "compare",
         "demo",
         "demo_model",

@@ -51,6 +51,7 @@ __all__ = [
     "TemplateError",
     "TooLongError",
     "TrainingError",
+    "chat",
     "compare",
     "demo",
     "demo_model",
@@ -87,6 +88,7 @@ plan = _function("plan", config.PlanSettings, "PlanResult")
 preview = _function("preview", config.PreviewSettings, "PreviewResult")
 merge = _function("merge", config.MergeSettings, "MergeResult")
 generate = _function("generate", config.GenerateSettings, "list[str]")
+chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")
 publish = _function("publish", config.PublishSettings, "PublishResult")
 demo = _function("demo", config.DemoSettings, "CompareResult")

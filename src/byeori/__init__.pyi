@@ -34,6 +34,7 @@ __all__ = [
     "TemplateError",
     "TooLongError",
     "TrainingError",
+    "chat",
     "compare",
     "demo",
     "demo_model",
@@ -45,6 +46,43 @@ __all__ = [
     "publish",
     "sft",
 ]
+
+def chat(
+    *,
+    model: str | Path,
+    base_model: str | Path | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    seed: int = 42,
+    base: bool = False,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    template: str | None = None,
+    system: str | None = None,
+    pairs: str | Path = "pairs.jsonl",
+) -> None:
+    """Talk to a model in the terminal, or to an adapter and its base side by side.
+
+    Args:
+        model: Model or adapter: a folder or a Hub id.
+        base_model: Base model of the adapter.
+        max_new_tokens: Maximum length of an answer in tokens.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
+        top_k: Sample from the k most likely tokens.
+        repetition_penalty: Repetition penalty.
+        seed: Random seed of sampling.
+        base: Let the base model answer as well, with the adapter switched off.
+        dtype: Compute type of the weights.
+        template: Prompt template.
+        system: System message of a chat.
+        pairs: File to which /save appends pairs for byeori dpo.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
 
 def compare(
     *,
@@ -66,9 +104,9 @@ def compare(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
+    seed: int = 42,
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
-    seed: int = 42,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
@@ -94,9 +132,9 @@ def compare(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
+        seed: Random seed of sampling and of the bootstrap.
         generation_batch_size: Maximum number of prompts per batch.
         generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
-        seed: Random seed of sampling and of the bootstrap.
         dtype: Compute type of the weights.
         bootstrap: Resamples for each 95% interval.
         overwrite_output_dir: Replace the comparison in output_dir.
@@ -274,9 +312,9 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     repetition_penalty: float = 1.0,
+    seed: int = 42,
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
-    seed: int = 42,
     input_text: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     template: str | None = None,
@@ -299,9 +337,9 @@ def generate(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
+        seed: Random seed of sampling and of the bootstrap.
         generation_batch_size: Maximum number of prompts per batch.
         generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
-        seed: Random seed of sampling and of the bootstrap.
         input_text: The prompt column that no other flag gives, or the user message of a chat.
         dtype: Compute type of the weights.
         template: Prompt template.

@@ -28,6 +28,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "preview": config.PreviewSettings,
     "merge": config.MergeSettings,
     "generate": config.GenerateSettings,
+    "chat": config.ChatSettings,
     "compare": config.CompareSettings,
     "publish": config.PublishSettings,
     "demo": config.DemoSettings,

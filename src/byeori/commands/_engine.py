@@ -8,7 +8,7 @@ from typing import Any
 
 from byeori.artifacts import layout, saved_model
 from byeori.artifacts.saved_model import SavedModel
-from byeori.config import CompareSettings, GenerateSettings, GenerationSettings
+from byeori.config import CompareSettings, GenerateSettings, SamplingSettings
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
 from byeori.evaluate.engines.base import Sampling
@@ -36,7 +36,7 @@ def opener(settings: GenerateSettings | CompareSettings, saved: SavedModel, enco
     return load
 
 
-def sampling_of(settings: GenerationSettings, saved: SavedModel) -> Sampling:
+def sampling_of(settings: SamplingSettings, saved: SavedModel) -> Sampling:
     """Return the sampling parameters of the settings, within the model's maximum length."""
     names = [field.name for field in fields(Sampling) if field.name != "max_length"]
     return Sampling(max_length=saved.max_length, **{name: getattr(settings, name) for name in names})

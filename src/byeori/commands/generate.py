@@ -85,7 +85,6 @@ def _longest_prompt(sampling: Sampling) -> int:
 def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> str:
     encoding, prompt = _raw_prompt(settings.raw, saved) if settings.raw is not None else _prompt(settings, saved)
     suffix = encoding.template.suffix if encoding.template and settings.raw is None else ""
-    streamed = output is None and not suffix.strip()  # a suffix is cut off at the end
     engine = Plain(saved_model.load_weights(saved, settings.dtype, init_processes().device), encoding.tokenizer, suffix)
     found: list[Answer] = []
     engine.answers(
@@ -93,13 +92,11 @@ def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path |
         _engine.sampling_of(settings, saved),
         "tuned",
         lambda _, answer: found.append(answer),
-        stream=(lambda text: print(text, end="", flush=True)) if streamed else None,
+        stream=(lambda text: print(text, end="", flush=True)) if output is None else None,
     )
     answer = found[0].text
     if output:
         atomic_files.write(output, answer + "\n")
-    elif not streamed:
-        print(answer)
     return answer
 
 

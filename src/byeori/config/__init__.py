@@ -16,6 +16,7 @@ from byeori.config.base import (
 )
 from byeori.config.plan import PlanSettings
 from byeori.config.results import (
+    ChatSettings,
     CompareSettings,
     DemoModelSettings,
     DemoSettings,
@@ -23,5 +24,6 @@ from byeori.config.results import (
     GenerationSettings,
     MergeSettings,
     PublishSettings,
+    SamplingSettings,
 )
 from byeori.config.training import SPEED, DataSettings, DpoSettings, PreviewSettings, SftSettings, TrainSettings

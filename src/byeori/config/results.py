@@ -54,8 +54,8 @@ class MergeSettings(Settings):
     overwrite_output_dir: bool = setting("Replace the model in output_dir.", False, ESSENTIAL)
 
 
-class GenerationSettings(Settings):
-    """How answers are generated."""
+class SamplingSettings(Settings):
+    """How an answer is generated."""
 
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 256, ESSENTIAL, ge=1, le=1_000_000)
     temperature: float = setting("Sampling temperature. 0 is greedy decoding.", 0.0, GENERATION, ge=0, le=10)
@@ -66,11 +66,16 @@ class GenerationSettings(Settings):
     repetition_penalty: float = setting(
         "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, GENERATION, gt=0, le=10
     )
+    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, GENERATION, ge=0, lt=2**32)
+
+
+class GenerationSettings(SamplingSettings):
+    """How many answers are generated."""
+
     generation_batch_size: int = setting("Maximum number of prompts per batch.", 32, GENERATION, ge=1, le=100_000)
     generation_batch_tokens: int = setting(
         "Maximum number of tokens per batch: prompts and the longest answers they may get.", 16_384, GENERATION, ge=1
     )
-    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, GENERATION, ge=0, lt=2**32)
 
 
 class GenerateSettings(GenerationSettings):
@@ -126,6 +131,21 @@ class CompareSettings(GenerationSettings, DataSettings):
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, ESSENTIAL, ge=1, le=1_000_000)
     bootstrap: int = setting("Resamples for each 95% interval.", 2000, SAVING, ge=100, le=1_000_000)
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
+
+
+class ChatSettings(SamplingSettings):
+    """byeori chat: talk to a model in the terminal, or to an adapter and its base side by side."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: Model = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL)
+    base: bool = setting("Let the base model answer as well, with the adapter switched off.", False, ESSENTIAL)
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
+    dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
+    template: OptionalText = setting("Prompt template. The default is the one saved with the weights.", None, ESSENTIAL)
+    system: OptionalText = setting("System message of a chat.", None, ESSENTIAL)
+    pairs: Folder = setting("File to which /save appends pairs for byeori dpo.", "pairs.jsonl", ESSENTIAL)
+    seed: int = setting("Random seed of sampling.", 42, GENERATION, ge=0, lt=2**32)
 
 
 class PublishSettings(Settings):

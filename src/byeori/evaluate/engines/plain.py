@@ -72,7 +72,7 @@ class Plain:
                     ended=lambda ids: self.ending.answer(ids).stopped,
                     stop_strings=(tokenizer, self.ending.suffix) if self.ending.suffix.strip() else None,
                     header=header,
-                    streamer=text_streamer(tokenizer, stream) if stream else None,
+                    streamer=text_streamer(tokenizer, stream, self.ending.suffix.strip()) if stream else None,
                     on_row=finished,
                 )
 
