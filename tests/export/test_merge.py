@@ -31,7 +31,7 @@ from byeori.errors import ByeoriError, CheckpointError, ModelError
 from byeori.export import merge_check, merged_tensors
 from byeori.export.merge import MergeResult, merge
 from byeori.export.safetensors_folder import SafetensorsFolder
-from byeori.model.fingerprint import base_fingerprint, read_header
+from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SMALL: dict[str, Any] = {
@@ -454,7 +454,7 @@ def test_names_that_are_not_compared(tmp_path: Path, base: Path, adapter: Path) 
 
 def test_fingerprint_does_not_depend_on_shards(tmp_path: Path, base: Path) -> None:
     shards = saved(llama(), tmp_path / "shards", max_shard_size="20KB")
-    assert base_fingerprint(shards) == base_fingerprint(base)
+    assert base_fingerprint(shards) == base_fingerprint(base) and weights_sha256(shards) == weights_sha256(base)
 
 
 def test_fused_experts(tmp_path: Path, adapter: Path) -> None:

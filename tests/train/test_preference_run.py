@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import byeori
@@ -150,10 +154,10 @@ def test_the_reference_is_computed_once(
     dpo(tiny_model, pair_rows, tmp_path / "one", max_steps=None, num_epochs=2)
     assert sum(calls) == 16  # every pair once, over two epochs
     dpo(tiny_model, pair_rows, tmp_path / "two", max_steps=None, num_epochs=2, beta=0.1, learning_rate=1e-4)
-    assert sum(calls) == 16  # another run of the same content
+    assert sum(calls) == 20  # another run of the same content computes the first step's rows alone, to compare
     assert len(list(own_cache.iterdir())) == 1
     dpo(tiny_model, pair_rows, tmp_path / "three", max_steps=1, add_eos_token=False)
-    assert sum(calls) == 20 and len(list(own_cache.iterdir())) == 2  # other content; and only the rows of its one step
+    assert sum(calls) == 24 and len(list(own_cache.iterdir())) == 2  # other content; and only the rows of its one step
     assert losses(tmp_path / "one")[0] == pytest.approx(losses(tmp_path / "two")[0], rel=1e-5)
 
 
@@ -172,11 +176,59 @@ def test_a_reference_that_was_cut_short_is_completed(
     with pytest.raises(KeyboardInterrupt):
         dpo(tiny_model, pair_rows, tmp_path / "out", max_steps=None, num_epochs=1)
     dpo(tiny_model, pair_rows, tmp_path / "out", max_steps=None, num_epochs=1)
-    assert calls[0] == 5  # two were kept, two were missing
+    assert calls[0] == 6  # two were kept, of which the first is compared, and two were missing
     monkeypatch.undo()
     monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "fresh"))
     dpo(tiny_model, pair_rows, tmp_path / "whole", max_steps=None, num_epochs=1)
     assert losses(tmp_path / "whole") == losses(tmp_path / "out")
+
+
+def test_a_damaged_reference_is_computed_again(
+    tiny_model: Path, pair_rows: Path, tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dpo(tiny_model, pair_rows, tmp_path / "whole", max_steps=None, num_epochs=1)
+    (file,) = own_cache.iterdir()
+    right = file.read_bytes()
+    damaged = bytearray(right)
+    damaged[len(right) // 2] ^= 0x40
+    file.write_bytes(damaged)
+    dpo(tiny_model, pair_rows, tmp_path / "one", max_steps=None, num_epochs=1)
+    assert file.read_bytes() == right and losses(tmp_path / "one") == losses(tmp_path / "whole")
+    # whole, and of another model
+    capsys.readouterr()
+    other = np.frombuffer(right, dtype=np.float32).copy()
+    table = pairs(settings(tiny_model, pair_rows, tmp_path / "x"))
+    lengths = [sum(stop - start for example in table[i] for start, stop in example.targets) for i in sorted(table)]
+    bounds = np.cumsum([0, *lengths])
+    sums = other[bounds[-1] :].view(np.uint32)
+    other[: bounds[-1]] -= 0.1
+    sums[:] = [zlib.crc32(other[start:stop].tobytes()) for start, stop in itertools.pairwise(bounds)]
+    other.tofile(file)
+    dpo(tiny_model, pair_rows, tmp_path / "two", max_steps=None, num_epochs=1)
+    assert "are not those of this model; computing them again" in capsys.readouterr().err
+    assert file.read_bytes() == right and losses(tmp_path / "two") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changed", ["rope_theta", "embedding"])
+def test_the_reference_of_another_base_is_not_used(
+    changed: str, tiny_model: Path, pair_rows: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    """In config.json alone, or in one row of the embedding, in the middle of its tensor."""
+    dpo(tiny_model, pair_rows, tmp_path / "one", max_steps=1)
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    if changed == "rope_theta":
+        text = (base / "config.json").read_text(encoding="utf-8")
+        config = json.loads(text)
+        config["rope_parameters"]["rope_theta"] = 12.0
+        (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    else:
+        tensors = load_file(base / "model.safetensors")
+        name = next(name for name in tensors if "embed_tokens" in name)
+        tensors[name][len(tensors[name]) // 2 :] *= 1.5
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    dpo(base, pair_rows, tmp_path / "two", max_steps=1)
+    assert len(list(own_cache.iterdir())) == 2
+    assert log(tmp_path / "two")[0]["loss"] == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_an_sft_adapter_is_the_reference_and_is_trained_further(trained: Path, pair_rows: Path, tmp_path: Path) -> None:

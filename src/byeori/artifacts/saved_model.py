@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.kernels import lora_linear
 from byeori.model import adapter, load
-from byeori.model.fingerprint import base_fingerprint, read_header
+from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 from byeori.support.pickles import missing_weights
 from byeori.support.text_files import one_line
 from byeori.support.yaml_files import yaml_mapping
@@ -160,23 +161,25 @@ def check_base_weights(adapter: Path, folder: Path, name: str, *, option: str) -
         ModelError: if they differ, or the record is damaged.
     """
     recorded = _recorded_base(adapter) if folder.is_dir() else None
-    if recorded is not None and base_fingerprint(folder) != recorded[1]:
+    if recorded is not None and recorded[2](folder) != recorded[1]:
         raise ModelError(
             f"{adapter} was trained on {recorded[0]}, and {name} has other weights; give that base with {option}"
         )
 
 
-def _recorded_base(adapter: Path) -> tuple[str, str] | None:
-    """The name and the fingerprint of the base that training recorded with the adapter, if it did."""
+def _recorded_base(adapter: Path) -> tuple[str, str, Callable[[Path], str]] | None:
+    """The name and a hash of the base that training recorded with the adapter, if it did, and how to compute it."""
     path = adapter / BASE
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        trained_on, fingerprint = record["base_model"], record["sha256"]
-    except (ValueError, KeyError, TypeError):
+        trained_on, whole, sample = record["base_model"], record.get("weights_sha256"), record.get("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path} is damaged; copy the adapter again") from None
-    return (trained_on, fingerprint) if fingerprint else None
+    if whole:
+        return trained_on, whole, weights_sha256
+    return (trained_on, sample, base_fingerprint) if sample else None
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

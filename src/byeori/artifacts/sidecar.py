@@ -14,7 +14,7 @@ from byeori.artifacts import layout, model_card, tokenizer_files
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
 from byeori.data.served_template import served_template
 from byeori.data.tokenize import Encoding
-from byeori.model.fingerprint import base_fingerprint
+from byeori.model.fingerprint import weights_sha256
 from byeori.support import hub
 
 
@@ -37,7 +37,7 @@ def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any], to
 
 def write_start(folder: Path, base: str, revision: str | None, content: str) -> None:
     """Record what a run began from: the base, and a hash of its rows' tokens."""
-    record = {"base_model": base, "sha256": fingerprint(base, revision), "rows_sha256": content}
+    record = {"base_model": base, "weights_sha256": weights_sha256(base_folder(base, revision)), "rows_sha256": content}
     (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
@@ -50,7 +50,7 @@ def write_run_facts(folder: Path, output: Path, audit: dict[str, Any]) -> None:
         (folder / CARD).write_text(model_card.model_card(folder, name=output.resolve().name), encoding="utf-8")
 
 
-def fingerprint(base: str, revision: str | None) -> str:
-    """Return a hash of a base's weights, which are in its folder or in the Hub's cache."""
+def base_folder(base: str, revision: str | None) -> Path:
+    """Return the folder of a base's weights: its own, or that of the Hub's cache."""
     local = Path(base)
-    return base_fingerprint(local if local.is_dir() else hub.cached(base, hub.WEIGHTS, revision=revision))
+    return local if local.is_dir() else hub.cached(base, hub.WEIGHTS, revision=revision)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from byeori.distributed.processes import Processes, barrier, connection_lost, fi
 from byeori.kernels import dispatch, state_layers
 from byeori.losses.base import Objective
 from byeori.model import forward, wrap
+from byeori.model.fingerprint import config_sha256, weights_sha256
 from byeori.plan import autotune
 from byeori.support import atomic_files, cache_folder, console
 from byeori.train import checkpoint, log, memory, mirror, output_dir, reference, run_dir, trainer
@@ -267,14 +269,16 @@ def _with_reference(
 ) -> tokenized.Rows:
     """Return the rows with the reference's log-probs, from a file if an earlier run of the same content left one."""
     start, processes, settings = run.start, plan.processes, plan.settings
-    key_parts = [sidecar.fingerprint(start.base, start.revision), tokenized.content(rows.table)]
+    base = sidecar.base_folder(start.base, start.revision)
+    key_parts = [weights_sha256(base), config_sha256(base), tokenized.content(rows.table)]
     if start.adapter is not None:
-        key_parts.append(hashlib.sha256((start.adapter.folder / layout.ADAPTER).read_bytes()).hexdigest())
+        files = (layout.ADAPTER, layout.ADAPTER_CONFIG)
+        key_parts += [atomic_files.sha256(start.adapter.folder / name) for name in files]
     packing = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
     device = processes.device
     key_parts += [str(next(model.parameters()).dtype), str(_model.bits(settings)), device.type, str(packing)]
     # these change only the rounding, but then the first step would not begin at a margin of zero
-    key_parts += [str(settings.speed), dispatch.sources()]
+    key_parts += [str(settings.speed), dispatch.sources(), version("torch"), version("transformers")]
     name = hashlib.sha256("\0".join(key_parts).encode()).hexdigest()[:32]
     began = time.perf_counter()
     with console.progress("Reference", shown=processes.main) as on_progress:
@@ -283,6 +287,7 @@ def _with_reference(
             rows,
             parts,
             file=cache_folder.cache_folder() / "reference" / f"{name}.f32",
+            say=run.say,
             fresh=start.adapter is None,
             options=options,
             processes=processes,

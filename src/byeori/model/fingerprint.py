@@ -9,16 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from byeori.errors import ModelError
+from byeori.support import atomic_files
+from byeori.support.cache_folder import cache_folder
+from byeori.support.console import progress
 from byeori.support.pickles import missing_weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SAMPLE_BYTES = 4096
+_BLOCK, _READERS, _LONG = 1 << 22, 4, 8e9  # bytes at once, threads, bytes that take long enough for a progress bar
+_ABOUT_THE_FILE = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +125,74 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def base_fingerprint(folder: Path) -> str:
-    """Return the SHA-256 of every tensor's name, type, shape and first 4 KiB, in the order of the names.
-
-    It does not depend on how the tensors are divided into files, and reads a few MiB of a 72B model.
+    """Return the SHA-256 of every tensor's name, type, shape and first 4 KiB, which byeori 0.1 recorded with adapters.
 
     Raises:
         ModelError: if there are no safetensors weights, or they are damaged.
     """
     digest = hashlib.sha256()
     for name, stored in sorted(stored_tensors(folder).items()):
-        digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
+        digest.update(_described(name, stored))
         with stored.path.open("rb") as file:
             file.seek(stored.start)
             digest.update(file.read(min(stored.size, _SAMPLE_BYTES)))
     return digest.hexdigest()
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of every tensor's name, type, shape and content.
+
+    It does not depend on how the tensors are divided into files. Reading a large model takes a while, so the result is
+    kept in the cache for as long as the files have the same path, size, inode and time of change.
+
+    Raises:
+        ModelError: if there are no safetensors weights, or they are damaged.
+    """
+    files = [(str(path.resolve()), path.stat()) for path in weight_files(folder)]
+    key = json.dumps([(path, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path, s in files])
+    kept = cache_folder() / "fingerprints" / hashlib.sha256(key.encode()).hexdigest()
+    with suppress(OSError):
+        if re.fullmatch(r"[0-9a-f]{64}", text := kept.read_text(encoding="ascii", errors="replace")):
+            return text
+    digest = hashlib.sha256()
+    tensors = sorted(stored_tensors(folder).items())
+    shown = sum(stored.size for _, stored in tensors) > _LONG
+    with progress("Hashing the base's weights", shown=shown) as show, ThreadPoolExecutor(_READERS) as pool:
+        contents = pool.map(_content, (stored for _, stored in tensors))
+        for done, ((name, stored), content) in enumerate(zip(tensors, contents, strict=True), 1):
+            digest.update(_described(name, stored) + content)
+            show(done, len(tensors))
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_files.new_file(kept) as temporary:
+            temporary.write_text(digest.hexdigest(), encoding="ascii")
+    return digest.hexdigest()
+
+
+def config_sha256(folder: Path) -> str:
+    """Return the SHA-256 of what config.json says about computing; who saved it, and with what, is left out."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256(json.dumps(_computing(config), sort_keys=True).encode()).hexdigest()
+
+
+def _computing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _computing(item) for name, item in value.items() if name not in _ABOUT_THE_FILE}
+    return value
+
+
+def _described(name: str, stored: Stored) -> bytes:
+    return json.dumps([name, stored.dtype, stored.shape]).encode()
+
+
+def _content(stored: Stored) -> bytes:
+    digest, left = hashlib.sha256(), stored.size
+    with stored.path.open("rb") as file:
+        file.seek(stored.start)
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest()

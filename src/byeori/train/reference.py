@@ -8,12 +8,13 @@ interruption is not computed again.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,9 +26,12 @@ from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes, all_reduce_array, all_reduce_sum, barrier
 from byeori.model import forward, wrap
 from byeori.support.atomic_files import disk_errors, new_file
+from byeori.support.console import Say
 from byeori.train import oom
 from byeori.train.prefetch import idle, pack
 from byeori.train.state import Options
+
+_ROUNDING = 0.02  # nats a token; that of bfloat16 is a tenth of it, another model differs by more
 
 
 def rows_of_first_epoch(schedule: loader.Schedule) -> list[np.ndarray]:
@@ -54,48 +58,70 @@ def with_reference(
     options: Options,
     processes: Processes,
     on_progress: Callable[[int, int], None],
+    say: Say,
 ) -> Rows:
     """Return the rows with their reference log-probs.
 
-    parts: the rows that are needed, grouped as they will be trained. file: the cache of the log-probs of the table's
-    targets, float32, NaN where they are not computed yet. fresh: the adapter is new, so the reference is the model
-    without it.
+    parts: the rows that are needed, grouped as they will be trained. file: the cache, with the log-probs of the table's
+    targets (float32), then a CRC-32 of those of each row; where it does not fit, they are not computed yet, or damaged.
+    The first part is computed in any case, and a cache that says something else is not used. fresh: the adapter is new,
+    so the reference is the model without it.
 
     Raises:
         CheckpointError: if the disk is full or read-only.
     """
     offsets = tokenized.target_offsets(rows.table)
-    values = _open_cache(file, int(offsets[-1]), processes)
+    bounds = offsets[rows.starts]
+    values, sums = _open_cache(file, bounds, processes)
     training = model.training
     model.eval()
     adapter_off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
     with adapter_off, wrap.uncompiled():
         for done, part in enumerate(parts):
-            spans = [slice(offsets[rows.starts[i]], offsets[rows.starts[i + 1]]) for i in part.tolist()]
-            missing = any(bool(np.isnan(values[span]).any()) for span in spans) if processes.first_here else False
-            if all_reduce_sum([float(missing)], processes)[0]:
+            spans = [slice(bounds[i], bounds[i + 1]) for i in part.tolist()]
+            kept = [zlib.crc32(values[span].tobytes()) == sums[i] for i, span in zip(part, spans, strict=True)]
+            missing = processes.first_here and not all(kept)
+            if done == 0 or all_reduce_sum([float(missing)], processes)[0]:
                 computed = _compute(model, rows, part, spans, options, processes)
-                if processes.first_here:
-                    for span, logprobs in zip(spans, computed, strict=True):
-                        values[span] = logprobs
+                if processes.first_here and not missing and not _close([values[span] for span in spans], computed):
+                    say(f"The reference log-probs in {file} are not those of this model; computing them again")
+                    sums[:], missing = 0, True
+                if missing:
+                    for i, span, logprobs in zip(part, spans, computed, strict=True):
+                        values[span], sums[i] = logprobs, zlib.crc32(logprobs.tobytes())
                     values.flush()
+                    sums.flush()
             on_progress(done + 1, len(parts))
     model.train(training)
     barrier(processes)
-    del values
-    return replace(rows, reference=np.memmap(file, dtype=np.float32, mode="r"), offsets=offsets)
+    del values, sums
+    return replace(rows, reference=np.memmap(file, dtype=np.float32, mode="r", shape=int(bounds[-1])), offsets=offsets)
 
 
-def _open_cache(file: Path, count: int, processes: Processes) -> np.memmap:
-    """Map the file; it is filled with NaN first if it does not exist or has another size."""
-    if processes.first_here and not (file.is_file() and file.stat().st_size == 4 * count):
+def _close(kept: Sequence[np.ndarray], computed: Sequence[np.ndarray]) -> bool:
+    """Whether log-probs of the same model: other threads or processors round otherwise."""
+    difference = np.abs(np.concatenate(kept) - np.concatenate(computed))
+    return bool(difference.mean() < _ROUNDING) if difference.size else True
+
+
+def _open_cache(file: Path, bounds: np.ndarray, processes: Processes) -> tuple[np.memmap, np.memmap]:
+    """Map the file's log-probs and checksums; it is made, with checksums that do not fit, unless it has their size.
+
+    bounds: of each row's log-probs, and their number at the end.
+    """
+    targets, count = int(bounds[-1]), len(bounds) - 1
+    if processes.first_here and not (file.is_file() and file.stat().st_size == 4 * (targets + count)):
         advice = "set BYEORI_CACHE to a folder with room"
         with disk_errors(f"the reference's log-probs in {file}", advice=advice):
             file.parent.mkdir(parents=True, exist_ok=True)
             with new_file(file) as temporary:
-                np.full(count, np.nan, dtype=np.float32).tofile(temporary)
+                np.zeros(targets + count, dtype=np.float32).tofile(temporary)
     barrier(processes)
-    return np.memmap(file, dtype=np.float32, mode="r+" if processes.first_here else "r")
+    mode: Literal["r+", "r"] = "r+" if processes.first_here else "r"
+    return (
+        np.memmap(file, dtype=np.float32, mode=mode, shape=targets),
+        np.memmap(file, dtype=np.uint32, mode=mode, offset=4 * targets, shape=count),
+    )
 
 
 def _compute(
