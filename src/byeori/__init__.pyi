@@ -97,6 +97,7 @@ def compare(
     template: str | None = None,
     cutoff_len: int = 2048,
     on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
     train_on_inputs: bool = False,
     add_eos_token: bool = True,
     max_new_tokens: int = 128,
@@ -125,6 +126,7 @@ def compare(
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
         train_on_inputs: Train on the prompt as well as the answer.
         add_eos_token: End every answer with the end-of-text token, and train it.
         max_new_tokens: Maximum length of an answer in tokens.
@@ -220,6 +222,7 @@ def dpo(
     template: str | None = None,
     cutoff_len: int = 2048,
     on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
     train_on_inputs: bool = False,
     add_eos_token: bool = True,
     revision: str | None = None,
@@ -288,6 +291,7 @@ def dpo(
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
         train_on_inputs: Train on the prompt as well as the answer.
         add_eos_token: End every answer with the end-of-text token, and train it.
         revision: Branch, tag or commit of base_model on the Hub.
@@ -435,6 +439,7 @@ def plan(
     template: str | None = None,
     cutoff_len: int = 2048,
     on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
     train_on_inputs: bool = False,
     add_eos_token: bool = True,
     revision: str | None = None,
@@ -515,6 +520,7 @@ def plan(
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
         train_on_inputs: Train on the prompt as well as the answer.
         add_eos_token: End every answer with the end-of-text token, and train it.
         revision: Branch, tag or commit of base_model on the Hub.
@@ -556,6 +562,7 @@ def preview(
     template: str | None = None,
     cutoff_len: int = 2048,
     on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
     train_on_inputs: bool = False,
     add_eos_token: bool = True,
     revision: str | None = None,
@@ -583,6 +590,7 @@ def preview(
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
         train_on_inputs: Train on the prompt as well as the answer.
         add_eos_token: End every answer with the end-of-text token, and train it.
         revision: Branch, tag or commit of base_model on the Hub.
@@ -679,6 +687,7 @@ def sft(
     template: str | None = None,
     cutoff_len: int = 2048,
     on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
     train_on_inputs: bool = False,
     add_eos_token: bool = True,
     revision: str | None = None,
@@ -743,6 +752,7 @@ def sft(
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
         train_on_inputs: Train on the prompt as well as the answer.
         add_eos_token: End every answer with the end-of-text token, and train it.
         revision: Branch, tag or commit of base_model on the Hub.

@@ -164,9 +164,13 @@ def test_json_is_the_audit_and_nothing_else(
         "duplicate_rows": 0,
         "rows_in_both_parts": 0,
         "turns_left_out": 0,
-        "straddling_tokens": 0,
+        "joined_rows": 0,
+        "special_rows": 0,
+        "special": [],
+        "composed_rows": 0,
         "shared_prefix_rows": 20,
         "template": "title-ko",
+        "special_tokens_in_text": "escape",
     }
 
 

@@ -210,7 +210,7 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         {"q": None, "a": "xyz"},  # 4: null
         {"q": "abcdefgh", "a": "xyz"},  # 5: 13 tokens, cut by 3 to 10, 4 trained
         {"q": "abcd", "a": "0123456789"},  # 6: 16, and 12 without its prompt: too long
-        {"q": "ab", "a": ">x"},  # 7: `>>` is one token over the boundary: a b >> x eos = 5, 3 trained
+        {"q": "ab", "a": ">x"},  # 7: `>>` would be one token over the boundary: a b > > x eos = 6, 3 trained
         {"q": " ", "a": "xy"},  # 8: an empty prompt: 5 tokens, 3 trained
         {"q": "", "a": " "},  # 9: an empty prompt and answer: not to be trained
     ]
@@ -233,14 +233,14 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         "rows": 14,
         "train_rows": 6,
         "validation_rows": 3,
-        "tokens": 3 * 9 + 10 + 5 + 5 + 2 * 9 + 4,
+        "tokens": 3 * 9 + 10 + 6 + 5 + 2 * 9 + 4,
         "target_tokens": 3 * 4 + 4 + 3 + 3 + 2 * 4 + 2,
         "longest": [
             {"row": "line 6", "tokens": 10},
             {"row": "line 3", "tokens": 9},
             {"row": "line 2", "tokens": 9},
         ],
-        "mean_tokens": 7.7,
+        "mean_tokens": 7.8,
         "shortened_rows": 1,
         "tokens_cut": 3,
         "dropped_rows": 5,
@@ -251,7 +251,10 @@ def test_every_count(rows_of: Callable[..., datasets.Dataset]) -> None:
         "duplicate_rows": 2 + 1,
         "rows_in_both_parts": 2,
         "turns_left_out": 0,
-        "straddling_tokens": 1,
+        "joined_rows": 1,
+        "special_rows": 0,
+        "special": [],
+        "composed_rows": 0,
     }
 
 
@@ -313,7 +316,8 @@ def test_the_audit_in_words() -> None:
         "train_rows": 1, "validation_rows": 0, "tokens": 10, "target_tokens": 4,
         "longest": [{"row": "line 1", "tokens": 10}], "shortened_rows": 0, "tokens_cut": 0, "dropped_rows": 0,
         "too_long_rows": 0, "dropped": [], "empty_answers": 0, "empty_prompts": 0, "duplicate_rows": 0,
-        "rows_in_both_parts": 0, "straddling_tokens": 0, "turns_left_out": 0,
+        "rows_in_both_parts": 0, "joined_rows": 0, "turns_left_out": 0, "special_rows": 0, "special": [],
+        "composed_rows": 0, "special_tokens_in_text": "escape",
     }  # fmt: skip
     assert sentences(nothing, cutoff_len=64, policy="drop") == [
         "1 row to train; 10 tokens, 4 of them trained (40%); longest 10"
@@ -327,7 +331,9 @@ def test_the_audit_in_words() -> None:
         "train_rows": 1200, "validation_rows": 30, "tokens": 100_000, "target_tokens": 5_000, "shortened_rows": 1,
         "tokens_cut": 1, "dropped_rows": 1202, "too_long_rows": 1200, "dropped": dropped, "duplicate_rows": 3,
         "rows_in_both_parts": 2, "empty_answers": 1, "empty_prompts": 2, "first_empty_prompt": "line 9",
-        "straddling_tokens": 4, "turns_left_out": 2, "shared_prefix": 0.251, "shared_prefix_rows": 1000,
+        "joined_rows": 4, "special_rows": 2, "composed_rows": 3, "turns_left_out": 2,
+        "shared_prefix": 0.251, "shared_prefix_rows": 1000,
+        "special": [{"row": "line 3", "token": "</s>"}, {"row": "line 7", "token": "<|im_end|>"}],
     }  # fmt: skip
     assert sentences(every, cutoff_len=64, policy="drop") == [
         "1,200 rows to train, 30 held out; 100,000 tokens, 5,000 of them trained (5%); longest 10",
@@ -339,20 +345,25 @@ def test_the_audit_in_words() -> None:
         "2 rows have an empty prompt; first line 9",
         "3 rows are copies of another row",
         "2 held-out rows have the same tokens as a training row",
-        "4 tokens span the boundary between prompt and answer; they are trained, but a prompt alone is tokenized "
-        "differently there: end the prompt with a line break",
+        "4 prompts would end with other tokens if prompt and answer were tokenized as one text; the prompt is "
+        "tokenized alone, as it is served",
+        "2 rows hold the text of a control token (</s> in line 3, <|im_end|> in line 7): it stays text, though most "
+        "servers make the token of it, as --special_tokens_in_text keep does",
+        "3 rows hold Hangul in letters (NFD), which was composed to syllables (NFC)",
         "25% of the tokens of the first 1,000 rows are in prefixes that rows share",
     ]
     whole = sentences(every | {"shared_prefix_rows": 1200}, cutoff_len=64, policy="drop")
     assert whole[-1] == "25% of the tokens are in prefixes that rows share"
     one = sentences(
-        every | {"empty_prompts": 1, "duplicate_rows": 1, "rows_in_both_parts": 1, "straddling_tokens": 1},
+        every | {"empty_prompts": 1, "duplicate_rows": 1, "rows_in_both_parts": 1, "joined_rows": 1},
         cutoff_len=64,
         policy="drop",
     )
     assert one[5] == "1 row has an empty prompt; first line 9"
     assert one[6:8] == ["1 row is a copy of another row", "1 held-out row has the same tokens as a training row"]
-    assert one[8].startswith("1 token spans the boundary between prompt and answer; it is trained")
+    assert one[8].startswith("1 prompt would end with other tokens")
+    keep = sentences(every | {"special_tokens_in_text": "keep"}, cutoff_len=64, policy="drop")
+    assert keep[9].endswith("in line 7): it becomes the token, because special_tokens_in_text is keep")
     assert not any("\n" in line for line in one)
     stop = sentences(every, cutoff_len=64, policy="stop")
     assert stop[3] == (

@@ -94,15 +94,17 @@ def test_where_history_loses_its_reasoning_only_that_is_computed_again() -> None
 
 def test_bos_of_the_chat_template_is_not_doubled() -> None:
     encoding = encoding_of(GEMMA, "gemma")
-    assert [example.token_ids.count(encoding.bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 1]
+    (bos,) = encoding.prefix
+    assert [example.token_ids.count(bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 1]
     encoding = encoding_of(LLAMA_2, "llama2")  # whose template has one a round
-    assert [example.token_ids.count(encoding.bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 2]
+    (bos,) = encoding.prefix
+    assert [example.token_ids.count(bos) for example in encode_turns({"messages": TALK}, encoding)] == [1, 2]
 
 
 def test_a_bos_that_the_chat_template_does_not_write_is_not_added() -> None:
     """As servers do: apply_chat_template adds no special tokens of the tokenizer's."""
     encoding = encoding_of(CHATML, "chatml-bos")
-    assert encoding.bos not in encode_turns({"messages": TALK}, encoding)[0].token_ids
+    assert encoding.tokenizer.bos_token_id not in encode_turns({"messages": TALK}, encoding)[0].token_ids
 
 
 def test_sharegpt_conversations_are_the_same() -> None:

@@ -97,7 +97,7 @@ def test_what_a_request_cannot_give_is_said() -> None:
 def test_bos_is_left_to_ollama() -> None:
     template = parse("<s>Q: {q}\nA: {a}")
     compiled = ollama_template.of_template(template, "<s>")
-    assert compiled and "<s>" not in compiled.go and compiled.render("", messages([("user", "x")])) == "Q: x\nA: "
+    assert compiled and "<s>" not in compiled.go and compiled.render("", messages([("user", "x")])) == "Q: x\nA:"
 
 
 def test_request_fills_the_exported_chat_template() -> None:

@@ -41,7 +41,7 @@ def test_every_row_can_be_trained_and_occurs_once(
     assert main(list(map(str, given))) == 0
     counts = json.loads(capfd.readouterr().out)
     assert (counts["rows"], counts["template"]) == TABLES[name]
-    assert (counts["dropped"], counts["empty_prompts"], counts["straddling_tokens"]) == ([], 0, 0)
+    assert (counts["dropped"], counts["empty_prompts"], counts["joined_rows"]) == ([], 0, 0)
     rows = sample_rows(name)
     assert len({plain("".join(map(str, row.values()))) for row in rows}) == len(rows)
 

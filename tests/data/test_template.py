@@ -62,7 +62,8 @@ def test_the_last_column_and_what_follows_is_trained() -> None:
     assert parse("Q: {q}\nA: {a}!").segments({"q": "왜?", "a": "그냥"}) == (
         Segment(text="Q: ", trained=False),
         Segment(text="왜?", trained=False, column="q"),
-        Segment(text="\nA: ", trained=False),
+        Segment(text="\nA:", trained=False),
+        Segment(text=" ", trained=True),
         Segment(text="그냥", trained=True, column="a"),
         Segment(text="!", trained=True),
     )
@@ -182,7 +183,7 @@ def test_white_space_at_the_templates_end_is_no_answer() -> None:
 
 
 def test_the_prompt_ends_where_the_answer_begins() -> None:
-    assert parse("{q}\n### {a} end").prompt({"q": "Q"}) == "Q\n### "
+    assert parse("{q}\n### {a} end").prompt({"q": "Q"}) == "Q\n###"
     assert parse("{q}\n### {a} end").suffix == " end"
 
 
@@ -411,7 +412,7 @@ def test_a_prompt_that_is_one_column(kind: str) -> None:
 def test_a_template_that_begins_with_bos_has_it_once_when_served() -> None:
     encoding = encoding_of("llama2", parse("<s>Q: {q}\nA: {a}"))
     ids = served(encoding, [user("왜")])
-    assert ids.count(encoding.bos) == 1
+    assert ids.count(encoding.prefix[0]) == 1
     assert ids == tokenize.encode_prompt({"q": "왜"}, encoding)
 
 

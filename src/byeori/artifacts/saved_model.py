@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -240,16 +240,21 @@ def read_template(path: Path) -> Template:
 
 
 def encoding(saved: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:
-    """Return how rows become tokens for it."""
+    """Return how rows become tokens for it: control tokens in their text as in its training.
+
+    Runs whose settings do not record that made tokens of them.
+    """
+    unrecorded = "keep" if saved.settings else "escape"
     return tokenize.make_encoding(
         saved.tokenizer,
         chosen,
         cutoff_len=cutoff_len,
         add_eos_token=saved.tokenizer.eos_token_id is not None,
         train_on_inputs=False,
+        special_tokens_in_text=saved.settings.get("special_tokens_in_text", unrecorded),
     )
 
 
 def raw_encoding(saved: SavedModel) -> Encoding:
-    """Return the encoding of text that is a finished prompt: no template, no end-of-text token."""
-    return replace(encoding(saved, template.parse("{text}")), eos=None)
+    """Return the encoding of text that is a finished prompt, whose template is not used."""
+    return encoding(saved, template.parse("{text}"))

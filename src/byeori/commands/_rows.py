@@ -76,6 +76,7 @@ def prepare(
         add_eos_token=settings.add_eos_token,
         train_on_inputs=settings.train_on_inputs,
         train_turns=settings.train_turns,
+        special_tokens_in_text=settings.special_tokens_in_text,
     )
     read = row_kind.columns_read(rows.column_names, chosen)
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
@@ -93,6 +94,7 @@ def prepare(
         sample = [tokenized.example(train, line) for line in range(starts[first])]
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
     report["template"] = chosen.name if chosen else template.CHAT
+    report["special_tokens_in_text"] = settings.special_tokens_in_text
     if processes.first_here:
         barrier(processes)
     notes = [*start.notes, *table.notes, note, *fewer]

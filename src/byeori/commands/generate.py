@@ -13,7 +13,6 @@ from byeori.commands._rows import load_table
 from byeori.config import CompareSettings, GenerateSettings
 from byeori.data import tokenize
 from byeori.data.sources import Table
-from byeori.data.template import Segment
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError
@@ -102,8 +101,7 @@ def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path |
 
 def _raw_prompt(raw: str, saved: SavedModel) -> tuple[Encoding, list[int]]:
     encoding = saved_model.raw_encoding(saved)
-    segment = Segment(text=_text_or_file(raw), trained=False)
-    return encoding, list(tokenize.fit((segment,), encoding)[0].token_ids)
+    return encoding, tokenize.encode_text(_text_or_file(raw), encoding)
 
 
 def _prompt(settings: GenerateSettings, saved: SavedModel) -> tuple[Encoding, list[int]]:

@@ -94,6 +94,12 @@ class DataSettings(Settings):
         "stop",
         DATA,
     )
+    special_tokens_in_text: Literal["keep", "escape"] = setting(
+        "What a row's text becomes where it looks like a control token, such as <|im_end|>. "
+        "escape leaves it text, keep makes it the token.",
+        "escape",
+        DATA,
+    )
     train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, DATA)
     add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, DATA)
 

@@ -33,8 +33,9 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) 
     rows = [_rows(table) for table in good]
     longest = [_longest_lines(table, count) for table, count in zip(good, tokens, strict=True)]
     shortened = np.concatenate([tokenized.column(table, "shortened").to_numpy() for table in rows])
-    unasked = [number for table in rows for number in _without_prompt(table)]
+    unasked = [number for table in rows for number in _marked(table, "no_prompt")]
     digests = [tokenized.column(table, "digest") for table in rows]
+    special = [found for table in good for found in _special(table)]
     return {
         "rows": sum(len(tokenized.row_starts(table)) - 1 for table in tables),
         "train_rows": len(rows[0]),
@@ -55,7 +56,10 @@ def audit(train: Dataset, held_out: Dataset | None, name: Callable[[int], str]) 
         "duplicate_rows": sum(len(digest) - len(digest.unique()) for digest in digests),
         "rows_in_both_parts": _in_both(*digests),
         "turns_left_out": sum(int(tokenized.column(table, "turns_left_out").to_numpy().sum()) for table in good),
-        "straddling_tokens": sum(int(tokenized.column(table, "straddles").to_numpy().sum()) for table in good),
+        "joined_rows": sum(len(_marked(table, "joins")) for table in good),
+        "special_rows": len(special),
+        "special": [{"row": name(row), "token": token} for row, token in special[:3]],
+        "composed_rows": sum(len(_marked(table, "composed")) for table in good),
     }
 
 
@@ -76,10 +80,18 @@ def _problems(table: Dataset) -> list[dict[str, Any]]:
     return list(table.select(bad).select_columns(["row", "problem", "too_long"]))
 
 
-def _without_prompt(table: Dataset) -> list[int]:
-    """Return the positions of the rows whose prompt is empty."""
-    rows: list[int] = tokenized.column(table, "row").filter(tokenized.column(table, "no_prompt")).to_pylist()
+def _marked(table: Dataset, name: str) -> list[int]:
+    """Return the positions of the rows with an example of which a flag is true."""
+    rows: list[int] = tokenized.column(table, "row").filter(tokenized.column(table, name)).unique().to_pylist()
     return rows
+
+
+def _special(table: Dataset) -> list[tuple[int, str]]:
+    """Return the rows whose text holds a control token: position and the first of them."""
+    tokens = tokenized.column(table, "special")
+    held = pc.not_equal(tokens, "")
+    found = zip(tokenized.column(table, "row").filter(held).to_pylist(), tokens.filter(held).to_pylist(), strict=True)
+    return sorted(dict(reversed(list(found))).items())
 
 
 def _in_both(train: pa.ChunkedArray, held_out: pa.ChunkedArray | None = None) -> int:
@@ -140,16 +152,34 @@ def sentences(counts: dict[str, Any], *, cutoff_len: int, policy: str) -> list[s
     if count := counts["rows_in_both_parts"]:
         verb = "has" if count == 1 else "have"
         lines.append(f"{_number(count, 'held-out row')} {verb} the same tokens as a training row")
-    if count := counts["straddling_tokens"]:
-        span, they = ("spans", "it is") if count == 1 else ("span", "they are")
-        lines.append(
-            f"{_number(count, 'token')} {span} the boundary between prompt and answer; {they} trained, but a prompt "
-            "alone is tokenized differently there: end the prompt with a line break"
-        )
+    lines += _text_sentences(counts)
     if counts.get("shared_prefix"):
         sampled = counts["shared_prefix_rows"]
         where = f" of the first {sampled:,} rows" if sampled < counts["train_rows"] else ""
         lines.append(f"{counts['shared_prefix']:.0%} of the tokens{where} are in prefixes that rows share")
+    return lines
+
+
+def _text_sentences(counts: dict[str, Any]) -> list[str]:
+    """Return sentences about text that has other tokens than it might."""
+    lines = []
+    if count := counts["joined_rows"]:
+        lines.append(
+            f"{_number(count, 'prompt')} would end with other tokens if prompt and answer were tokenized as one text; "
+            "the prompt is tokenized alone, as it is served"
+        )
+    if count := counts["special_rows"]:
+        verb = "holds" if count == 1 else "hold"
+        where = ", ".join(f"{found['token']} in {found['row']}" for found in counts["special"])
+        becomes = (
+            "it becomes the token, because special_tokens_in_text is keep"
+            if counts["special_tokens_in_text"] == "keep"
+            else "it stays text, though most servers make the token of it, as --special_tokens_in_text keep does"
+        )
+        lines.append(f"{_number(count, 'row')} {verb} the text of a control token ({where}): {becomes}")
+    if count := counts["composed_rows"]:
+        verb = "holds" if count == 1 else "hold"
+        lines.append(f"{_number(count, 'row')} {verb} Hangul in letters (NFD), which was composed to syllables (NFC)")
     return lines
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from byeori.data.chat_columns import EMPTY, REASONING, check_nothing_is_left_out, parsed, turns_of_row
+from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 
 _ROLES = {
@@ -80,8 +81,8 @@ def conversation(row: Mapping[str, object], *, train_turns: Turns = "all") -> Co
     check_nothing_is_left_out(row, messages, by="the chat template")
     wanted = [index + shift for index in wanted]
     return Conversation(
-        messages=tuple(messages),
-        tools=tuple(tool for name in ("tools", "functions") for tool in _tools(row.get(name), name)),
+        messages=tuple(compose(messages)),
+        tools=tuple(compose([tool for name in ("tools", "functions") for tool in _tools(row.get(name), name)])),
         trained=tuple(wanted[-1:] if train_turns == "last" else wanted),
         ends_empty=ends_empty,
     )

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from byeori.data.template import Template
+from byeori.data.template import SPACES, Template
 
 Render = Callable[[list[dict[str, str]]], str]
 """Messages -> the prompt that the tokenizer's chat template makes of them, up to the answer."""
@@ -61,7 +61,8 @@ def of_template(template: Template, bos: str) -> OllamaTemplate | None:
         if part.column:
             go.append(f"{{{{ {values[part.column]} }}}}" if part.column in values else "")
         else:
-            go.append(_literal(part.text.removeprefix(bos) if part is parts[0] else part.text))
+            text = part.text.removeprefix(bos) if part is parts[0] else part.text
+            go.append(_literal(text.rstrip(SPACES) if part is parts[-1] else text))
     if block:
         go.append("{{ end }}")
 

@@ -174,7 +174,9 @@ def with_texts(row: Mapping[str, object], chosen: Template) -> dict[str, dict[st
         out["prompt"] = prompt = _implicit_prompt(answers)
         answers = {side: text[len(prompt) :] for side, text in answers.items()}
     else:
-        answers = _without_prompt(chosen.prompt(row), [row.get(name) for name in chosen.prompt_columns], answers)
+        whole = "".join(part.text for part in chosen.segments({**row, chosen.answer_column: "a"}))
+        rendered = whole.removesuffix(f"a{chosen.suffix}")  # with the spaces that Template.prompt leaves out
+        answers = _without_prompt(rendered, [row.get(name) for name in chosen.prompt_columns], answers)
     for side, answer in answers.items():
         if not answer.strip():
             raise TemplateError(f"the answer, column {column_of(list(row), side)!r}, is empty but for the prompt")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from byeori.data import chat_columns, pair_answers, template, tokenize
 from byeori.data.pair_answers import SIDES, column_of
-from byeori.data.template import Segment, Template
+from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example
 from byeori.data.unpaired import UNPAIRED, label_column
 from byeori.errors import TemplateError
@@ -106,25 +106,6 @@ def encode_pair(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
         if pair[0] == pair[1]:
             raise TemplateError(_SAME)
         return pair
-    number = int(str(row.get("__row__", 0)))
-    sides = [tokenize.row_segments(side, encoding) for side in filled]
-    if sides[0] == sides[1]:
+    if filled[0] == filled[1]:
         raise TemplateError(_SAME)
-    fitted = [tokenize.fit(segments, encoding, number) for segments in sides]
-    whole = [len(example.token_ids) + example.shortened for example, _ in fitted]
-    while cut := max(example.shortened for example, _ in fitted):
-        longer = next(segments for example, segments in fitted if example.shortened == cut)
-        fitted = [tokenize.fit(_with_prompt_of(longer, segments), encoding, number) for _, segments in fitted]
-    pair = [
-        replace(example, shortened=before - len(example.token_ids))
-        for (example, _), before in zip(fitted, whole, strict=True)
-    ]
-    if not all(example.targets for example in pair):
-        raise TemplateError(tokenize.NO_TARGETS)
-    return pair
-
-
-def _with_prompt_of(shorter: tuple[Segment, ...], segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Return the segments with the texts of another side's prompt columns."""
-    texts = (segment for segment in shorter if segment.column and not segment.trained)
-    return tuple(next(texts) if segment.column and not segment.trained else segment for segment in segments)
+    return tokenize.encode_rows(filled, encoding)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
-from byeori.data.template import Template, is_missing
+from byeori.data.template import SPACES, Template, is_missing
 from byeori.data.tokenize import Encoding
 
 # Names that mean something else to Jinja, to `apply_chat_template` or to the exported template itself.
@@ -23,36 +24,34 @@ _RESERVED = re.compile(
 def served_template(encoding: Encoding) -> str:
     """Return the chat template whose text a server tokenizes to the ids that were trained.
 
-    A server tokenizes the BOS token's text together with the prompt. Llama 2's tokenizer puts a space before a text,
-    but not before one that follows a special token, so there the template has to write it.
+    A server tokenizes the text of the tokens in front (BOS) together with the prompt. Llama 2's tokenizer puts a space
+    before a text, but not before one that follows a special token, so there the template has to write it.
     """
-    template, core = encoding.template, encoding.core
+    template, encoder = encoding.template, encoding.encoder
     if template is None:
         return str(encoding.tokenizer.chat_template)
-    if encoding.bos is None:
-        return chat_template(template, "")
-    bos = str(encoding.tokenizer.bos_token)
-    begin = template.parts[0].text.lstrip() or "a"
+    tokens = encoding.tokenizer.convert_ids_to_tokens(encoding.prefix)
+    front, first = "".join(tokens), template.parts[0]
+    for count in range(len(tokens), 0, -1):
+        if first.text.startswith(begun := "".join(tokens[:count])):
+            first = replace(first, text=first.text.removeprefix(begun))
+            return chat_template(replace(template, parts=(first, *template.parts[1:])), front)
+    begin = first.text.lstrip() or "a"
+    trained = [*encoding.prefix, *encoder.ids(begin)]
+    lead = " " if front and encoder.ids(front + begin) != trained == encoder.ids(f"{front} {begin}") else ""
+    return chat_template(template, front, lead=lead)
 
-    def served(lead: str) -> list[int]:
-        return list(core.encode(bos + lead + begin, add_special_tokens=False).ids)
 
-    trained = [encoding.bos, *core.encode(begin, add_special_tokens=False).ids]
-    lead = " " if served("") != trained and served(" ") == trained else ""
-    return chat_template(template, bos, lead=lead)
-
-
-def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
+def chat_template(template: Template, front: str, *, lead: str = "") -> str:
     """Return the template as a Jinja chat template.
 
     The last user message fills the last required prompt column, a system message the column `system`; every other
-    column is a keyword of `apply_chat_template` (`chat_template_kwargs` in vLLM) and empty without it.
+    column is a keyword of `apply_chat_template` (`chat_template_kwargs` in vLLM) and empty without it. A prompt ends
+    without spaces, as Template.segments leaves it.
 
-    bos: the text of the BOS token, "" if the tokenizer uses none. lead: what must follow it so that the prompt is
-    tokenized as it was trained; omitted before a text that already begins so.
+    front: the text of the tokens in front, "" if the tokenizer uses none. lead: what must follow it so that the prompt
+    is tokenized as it was trained; omitted before a text that already begins so.
     """
-    if bos and template.parts[0].text.startswith(bos):
-        bos = lead = ""
     main = template.main_column
 
     def value(column: str) -> str:
@@ -61,17 +60,12 @@ def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
         return "byeori.system" if column == "system" else f"({_identifier(column)} | default('', true))"
 
     lines = [
-        "{%- set byeori = namespace(user='', system='') -%}",
+        "{%- set byeori = namespace(user='', system='', prompt='') -%}",
         "{%- for message in messages -%}",
         "{%- if message.role == 'user' -%}{%- set byeori.user = message.content -%}{%- endif -%}",
         "{%- if message.role == 'system' -%}{%- set byeori.system = message.content -%}{%- endif -%}",
         "{%- endfor -%}",
-        f"{{{{- {_quoted(bos)} -}}}}",
     ]
-    if lead:
-        first = template.parts[0]
-        begin = value(first.column) if first.column and not first.block else _quoted(first.text)
-        lines.append(f"{{{{- '' if ({begin}).startswith({_quoted(lead)}) else {_quoted(lead)} -}}}}")
     block = 0
     for part in template.parts[: template.answer]:
         if part.block != block:
@@ -82,11 +76,20 @@ def chat_template(template: Template, bos: str, *, lead: str = "") -> str:
                 test = " or ".join(f"{value(name)} | trim" for name in names)
                 lines.append(f"{{%- if {test} -%}}")
             block = part.block
-        lines.append(f"{{{{- {value(part.column) if part.column else _quoted(part.text)} -}}}}")
+        text = value(part.column) if part.column else _quoted(part.text)
+        lines.append(f"{{%- set byeori.prompt = byeori.prompt ~ {text} -%}}")
     if block:
         lines.append("{%- endif -%}")
-    ending = f"messages[-1].content ~ {_quoted(template.suffix)} ~ eos_token"
-    lines.append(f"{{%- if messages[-1].role == 'assistant' -%}}{{{{- {ending} -}}}}{{%- endif -%}}")
+    answered = f"messages[-1].content ~ {_quoted(template.suffix)} ~ eos_token"
+    lines += [
+        "{%- if messages[-1].role == 'assistant' -%}",
+        f"{{%- set byeori.prompt = byeori.prompt ~ {answered} -%}}",
+        f"{{%- else -%}}{{%- set byeori.prompt = byeori.prompt.rstrip({_quoted(SPACES)}) -%}}{{%- endif -%}}",
+    ]
+    if lead:
+        begins = f"not byeori.prompt or byeori.prompt.startswith({_quoted(lead)})"
+        lines.append(f"{{%- set byeori.prompt = ('' if {begins} else {_quoted(lead)}) ~ byeori.prompt -%}}")
+    lines.append(f"{{{{- {_quoted(front)} ~ byeori.prompt -}}}}")
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ A template reads like the finished example. Its last `{column}` is the answer:
 - `{{` and `}}` are literal braces.
 - `[[ ... ]]` is omitted if all columns inside it are empty (or null); without a column it is literal.
 - The answer, and whatever follows it in the template, is trained; everything before it is the prompt.
+- Spaces at the end of the prompt belong to the answer: tokenizers join a space with the word behind it, so models know
+  no prompt that ends with one.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest, nearest_file
 from byeori.support.text_files import one_line, read_text
@@ -30,6 +33,8 @@ from byeori.support.text_files import one_line, read_text
 # Of three closing brackets the first is literal: [[[{tag}]]] is a block around [{tag}].
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")
 CHAT = "chat"
+SPACES = " \t\u00a0\u3000"
+"""What a prompt does not end with. A line break stays: tokenizers end a token with it."""
 _EXAMPLE = "for example `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
 
 
@@ -124,6 +129,8 @@ class Template:
     def segments(self, row: Mapping[str, object], *, with_answer: bool = True) -> tuple[Segment, ...]:
         """Fill the template with a row; without the answer (and what follows it) if `with_answer` is False.
 
+        Spaces at the end of the prompt are the beginning of what is trained.
+
         Raises:
             TemplateError: if a column is missing, or a value is not text.
         """
@@ -136,7 +143,7 @@ class Template:
             text = part.text if part.column is None else self._value(row, part)
             if text:
                 out.append(Segment(text=text, trained=index >= self.answer, column=part.column))
-        return tuple(out)
+        return _without_spaces_at_the_prompts_end(out)
 
     def prompt(self, row: Mapping[str, object]) -> str:
         """Return the text that the model is given before it answers."""
@@ -151,7 +158,23 @@ class Template:
             value = "" if part.block else None
         if not isinstance(value, str):
             raise TemplateError(not_text(column, value))
-        return value
+        text: str = compose(value)
+        return text
+
+
+def _without_spaces_at_the_prompts_end(segments: list[Segment]) -> tuple[Segment, ...]:
+    """Move the spaces at the end of the prompt to the answer, if there is one."""
+    prompt = [segment for segment in segments if not segment.trained]
+    answer = segments[len(prompt) :]
+    moved = ""
+    while prompt and prompt[-1].text[-1] in SPACES:
+        last = prompt.pop()
+        text = last.text.rstrip(SPACES)
+        moved = last.text[len(text) :] + moved
+        if text:
+            prompt.append(replace(last, text=text))
+    first = [Segment(text=moved, trained=True)] if moved and answer else []
+    return (*prompt, *first, *answer)
 
 
 def unknown_column(column: str, columns: Iterable[str]) -> str:

@@ -1,10 +1,9 @@
 """Segments -> Example. The only place that makes targets.
 
-Prompt and answer are tokenized jointly; the trained tokens are found by character offsets. A token that spans the
-boundary between prompt and answer contains characters of the answer, so it is trained, and it is counted
-(`straddles`): at generation time the prompt alone is tokenized differently there.
+The prompt's tokens are those of its text alone, as a server has them; the answer's tokens follow. No token reaches
+over the end of the prompt, also where one text of both would have such a token (`joins` counts these).
 
-    text     "### 제목:\\n봄소식"          answer = characters [8, 11)
+    text     "### 제목:\\n" + "봄소식"
     tokens   ### | ␣제목 | : | \\n | 봄 | 소식 | <eos>
     trained   0      0     0    0     1     1       1      -> targets [(4, 7)]
 
@@ -13,18 +12,22 @@ L: tokens of an example.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, Literal
 
-from byeori.data import chat, turns
-from byeori.data.conversation import Turns, conversation
-from byeori.data.template import Segment, Template
+from byeori.data import chat, text_values, turns
+from byeori.data.conversation import Conversation, Turns, conversation
+from byeori.data.template import SPACES, Segment, Template
+from byeori.data.text_encoder import TextEncoder, text_encoder
+from byeori.data.text_values import Marks
 from byeori.data.turns import Turn
 from byeori.errors import TemplateError, TooLongError
 
 Spans = tuple[tuple[int, int], ...]
+SpecialTokensInText = Literal["keep", "escape"]
 NO_TARGETS = "no token is left to train, because nothing comes before the answer"
 
 
@@ -36,7 +39,9 @@ class Example:
     targets: half-open token ranges [start, end) that are trained; token i is predicted from token i - 1, so no
         range starts at 0. Shifting happens here and nowhere else.
     row: 0-based position of the row in its source.
-    shortened: tokens cut from the prompt to fit cutoff_len. straddles: tokens over the end of the prompt.
+    shortened: tokens cut from the prompt to fit cutoff_len.
+    joins: whether prompt and answer would have other tokens as one text.
+    special: the first control token in the row's text (`<|im_end|>`), "" if there is none.
     reference: a reference model's log-prob of each trained token, in order; None without a reference model.
     turn: the message that is trained, 1-based; 0 for a row that is not a conversation.
     turns_left_out: trained turns of the row that are longer than cutoff_len; counted on its first example.
@@ -46,7 +51,8 @@ class Example:
     targets: Spans
     row: int = 0
     shortened: int = 0
-    straddles: int = 0
+    joins: bool = False
+    special: str = ""
     reference: Sequence[float] | None = None
     turn: int = 0
     turns_left_out: int = 0
@@ -61,22 +67,23 @@ class Example:
 class Encoding:
     """What turns rows into token ids.
 
-    tokenizer: a fast tokenizer of transformers. core: its `tokenizers.Tokenizer` without a post-processor, whose
-        offsets are exact (the byte-level post-processor trims white space from both ends of a token's offsets).
-    bos: the id added in front; None if this tokenizer uses none.
+    tokenizer: a fast tokenizer of transformers. encoder: its engine (text_encoder.py).
+    prefix: the ids that its post-processor puts in front of a text, such as BOS.
     eos: the id added after an answer; None if add_eos_token is off or the chat template ends a turn itself.
     cutoff_len: the maximum number of tokens of an example.
     train_turns: which assistant turns of a conversation are trained.
+    special_tokens_in_text: what a control token in a row's text becomes: its text (escape) or the token (keep).
     """
 
     tokenizer: Any
-    core: Any
+    encoder: TextEncoder
     template: Template | None
     cutoff_len: int
-    bos: int | None
+    prefix: tuple[int, ...]
     eos: int | None
     train_on_inputs: bool = False
     train_turns: Turns = "all"
+    special_tokens_in_text: SpecialTokensInText = "escape"
 
 
 def make_encoding(
@@ -87,6 +94,7 @@ def make_encoding(
     add_eos_token: bool,
     train_on_inputs: bool,
     train_turns: Turns = "all",
+    special_tokens_in_text: SpecialTokensInText = "escape",
 ) -> Encoding:
     """Return the encoding of a tokenizer and a template (None: the tokenizer's chat template).
 
@@ -103,31 +111,28 @@ def make_encoding(
             "the template is `chat`, but this tokenizer has no chat template; choose another template, or give one "
             f"with --chat_template: a Jinja file, or {', '.join(chat.shipped())}"
         )
-    first = tokenizer("a")["input_ids"][:1]
-    bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
     eos = tokenizer.eos_token_id if add_eos_token and (template or chat.leaves_turns_open(tokenizer)) else None
     return Encoding(
         tokenizer=tokenizer,
-        core=_core(tokenizer),
+        encoder=text_encoder(tokenizer),
         template=template,
         cutoff_len=cutoff_len,
-        bos=bos,
+        prefix=_prefix(tokenizer),
         eos=eos,
         train_on_inputs=train_on_inputs,
         train_turns=train_turns,
+        special_tokens_in_text=special_tokens_in_text,
     )
 
 
-def _core(tokenizer: Any) -> Any:
-    """Return the tokenizer's engine for exact targets: nothing is added, cut, padded or trimmed."""
-    from tokenizers import Tokenizer
+def _prefix(tokenizer: Any) -> tuple[int, ...]:
+    """Return what the post-processor puts in front of a text; what it puts behind belongs to no prompt."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+    return tuple(whole[:at])
 
-    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    core.no_truncation()
-    core.no_padding()
-    core.post_processor = None
-    core.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
-    return core
+
+# ---- a template ----------------------------------------------------------------------------------------------------
 
 
 def encode_row(row: Mapping[str, object], encoding: Encoding) -> Example:
@@ -137,10 +142,135 @@ def encode_row(row: Mapping[str, object], encoding: Encoding) -> Example:
         TemplateError: if a column is missing or not text, the answer is empty, or no token is left to train.
         TooLongError: if the row does not fit into cutoff_len.
     """
-    example, _ = fit(row_segments(row, encoding), encoding, int(str(row.get("__row__", 0))))
-    if not example.targets:  # one token, without a prompt or BOS to predict it from
-        raise TemplateError(NO_TARGETS)
-    return example
+    return encode_rows([row], encoding)[0]
+
+
+def encode_rows(rows: Sequence[Mapping[str, object]], encoding: Encoding) -> list[Example]:
+    """Return the examples of rows that differ in their answer only (a pair): all have the same prompt tokens.
+
+    Raises:
+        TemplateError: as `encode_row`.
+    """
+    filled = [row_segments(row, encoding) for row in rows]
+    prompt, ids, cut, answers = _tokenize(filled, encoding)
+    examples = []
+    for text, ending in answers:
+        token_ids = [*ids, *ending]
+        start = 1 if encoding.train_on_inputs else max(1, len(ids))
+        if start >= len(token_ids):  # one token, without a prompt or BOS to predict it from
+            raise TemplateError(NO_TARGETS)
+        examples.append(
+            Example(
+                token_ids=token_ids,
+                targets=((start, len(token_ids)),),
+                row=int(str(rows[0].get("__row__", 0))),
+                shortened=cut,
+                joins=encoding.encoder.joins(prompt.text, text.text),
+                special=prompt.special or text.special,
+            )
+        )
+    return examples
+
+
+def row_segments(row: Mapping[str, object], encoding: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
+    """The row's text by the template."""
+    assert encoding.template is not None
+    segments = encoding.template.segments(row, with_answer=with_answer)
+    if with_answer and not any(s.column == encoding.template.answer_column and s.text.strip() for s in segments):
+        raise TemplateError(f"the answer, column {encoding.template.answer_column!r}, is empty")
+    return segments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Text:
+    """Segments as one text, and its tokens. cuts: see TextEncoder.cuts. special: the first control token in a value."""
+
+    segments: Sequence[Segment]
+    text: str
+    cuts: Sequence[int]
+    special: str
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], encoding: Encoding) -> _Text:
+        text = "".join(segment.text for segment in segments)
+        values = [bounds for segment, bounds in zip(segments, _bounds(segments), strict=True) if segment.column]
+        cuts, special = encoding.encoder.cuts(text, values)
+        kept = encoding.special_tokens_in_text == "keep"
+        return cls(segments=segments, text=text, cuts=() if kept else cuts, special=special)
+
+
+def _bounds(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Return the character range of each segment in their text."""
+    ends = list(accumulate((len(segment.text) for segment in segments), initial=0))
+    return list(pairwise(ends))
+
+
+def _tokenize(
+    filled: Sequence[Sequence[Segment]], encoding: Encoding
+) -> tuple[_Text, list[int], int, list[tuple[_Text, list[int]]]]:
+    """Return the prompt, its tokens within cutoff_len, how many were cut, and each answer with its tokens."""
+    prompt = _Text.of([segment for segment in filled[0] if not segment.trained], encoding)
+    before = encoding.encoder.ids(prompt.text, prompt.cuts)
+    answers = []
+    for segments in filled:
+        answer = _Text.of([segment for segment in segments if segment.trained], encoding)
+        ids = encoding.encoder.ids(answer.text, answer.cuts, after=before) if answer.text else []
+        answers.append((answer, _with_eos(ids, encoding.eos)))
+    ids = _with_prefix(before, encoding.prefix)
+    room = encoding.cutoff_len - max(len(ids) for _, ids in answers)
+    fitting = ids if len(ids) <= room else _shortened(prompt, len(ids), room, encoding)
+    return prompt, fitting, len(ids) - len(fitting), answers
+
+
+def _with_prefix(ids: list[int], prefix: Sequence[int]) -> list[int]:
+    """Return tokens with the tokenizer's prefix in front, once: a template may begin with it."""
+    same = next((at for at, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b), min(len(prefix), len(ids)))
+    return [*prefix, *ids[same:]]
+
+
+def _with_eos(ids: list[int], eos: int | None) -> list[int]:
+    return ids if not ids or eos is None or ids[-1] == eos else [*ids, eos]
+
+
+def _shortened(prompt: _Text, whole: int, room: int, encoding: Encoding) -> list[int]:
+    """Return the tokens of a prompt whose longest column is cut at its end, and nothing else, until they fit.
+
+    whole: tokens of the prompt. room: how many there may be.
+
+    Raises:
+        TooLongError: if they are more even without that column.
+    """
+    segments, bounds = list(prompt.segments), _bounds(prompt.segments)
+    ids, starts = encoding.encoder.ids_and_starts(prompt.text, prompt.cuts)
+    columns = [at for at, segment in enumerate(segments) if segment.column]
+    total = f"{whole + encoding.cutoff_len - room} tokens are more than cutoff_len {encoding.cutoff_len}"
+    if not columns:
+        raise TooLongError(f"{total}, and there is no prompt column to shorten")
+    longest = max(columns, key=lambda at: (_within(starts, bounds[at]), len(segments[at].text)))
+    ids, low, text = _with_prefix(ids, encoding.prefix), bounds[longest][0], segments[longest].text
+    while (over := len(ids) - room) > 0:
+        if not text:
+            raise TooLongError(
+                f"{total}, and without its longest prompt column, {segments[longest].column!r}, they are still "
+                f"{len(ids) + encoding.cutoff_len - room}"
+            )
+        inside = starts[bisect_left(starts, low) : bisect_left(starts, low + len(text))]
+        end = inside[-min(over, len(inside))] - low if inside else len(text)
+        # at least one character is cut, or this would never end; and no prompt ends with a space
+        text = text[: min(end, len(text) - 1)].rstrip(SPACES)
+        segments[longest] = replace(segments[longest], text=text)
+        prompt = _Text.of(segments, encoding)
+        ids, starts = encoding.encoder.ids_and_starts(prompt.text, prompt.cuts)
+        ids = _with_prefix(ids, encoding.prefix)
+    return ids
+
+
+def _within(starts: Sequence[int], bounds: tuple[int, int]) -> int:
+    """Return how many tokens start in a range of characters."""
+    return bisect_left(starts, bounds[1]) - bisect_left(starts, bounds[0])
+
+
+# ---- chats ---------------------------------------------------------------------------------------------------------
 
 
 def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]:
@@ -160,7 +290,8 @@ def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]
         roles = ", ".join(dict.fromkeys(message["role"] for message in read.messages))
         raise TemplateError(f"no turn in `messages` is an assistant's that is trained (its roles: {roles})")
     number = int(str(row.get("__row__", 0)))
-    found = [_encode_turn(turn, encoding, number) for turn in turns.turns(read, encoding.tokenizer)]
+    read, marks = _marked(read, encoding)
+    found = [_encode_turn(turn, marks, encoding, number) for turn in turns.turns(read, encoding.tokenizer)]
     fitting = [example for example in found if len(example.token_ids) <= encoding.cutoff_len]
     if not fitting:
         raise TooLongError(
@@ -172,17 +303,28 @@ def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]
     return [replace(fitting[0], turns_left_out=len(found) - len(fitting)), *fitting[1:]]
 
 
-def _encode_turn(turn: Turn, encoding: Encoding, row: int) -> Example:
+def _marked(read: Conversation, encoding: Encoding) -> tuple[Conversation, Marks]:
+    """Return a conversation whose values have marks instead of control tokens, unless those are kept."""
+    (messages, tools), marks = text_values.marked((read.messages, read.tools), encoding.encoder)
+    if encoding.special_tokens_in_text == "escape" and marks.first:
+        read = replace(read, messages=tuple(messages), tools=tuple(tools))
+    return read, marks
+
+
+def _encode_turn(turn: Turn, marks: Marks, encoding: Encoding, row: int) -> Example:
     """The prompt's tokens as a server has them, then the answer's."""
-    prompt = encoding.core.encode(turn.prompt, add_special_tokens=False).ids
-    both = encoding.core.encode(turn.prompt + turn.answer, add_special_tokens=False).ids
-    # a token over the boundary is none that the model would write after this prompt
-    fits = both[: len(prompt)] == prompt and len(both) > len(prompt)
-    answer = both[len(prompt) :] if fits else encoding.core.encode(turn.answer, add_special_tokens=False).ids
-    if encoding.eos is not None and answer[-1:] != [encoding.eos]:
-        answer = [*answer, encoding.eos]
-    ids = [*prompt, *answer]
-    return Example(token_ids=ids, targets=((max(1, len(prompt)), len(ids)),), row=row, turn=turn.number)
+    prompt, cuts = marks.unmarked(turn.prompt)
+    ids = encoding.encoder.ids(prompt, cuts)
+    answer, cuts = marks.unmarked(turn.answer)
+    whole = [*ids, *_with_eos(encoding.encoder.ids(answer, cuts, after=ids), encoding.eos)]
+    return Example(
+        token_ids=whole,
+        targets=((max(1, len(ids)), len(whole)),),
+        row=row,
+        joins=encoding.encoder.joins(prompt, answer),
+        special=marks.first,
+        turn=turn.number,
+    )
 
 
 def _with_prompt_trained(at: int, examples: list[Example]) -> Example:
@@ -193,121 +335,7 @@ def _with_prompt_trained(at: int, examples: list[Example]) -> Example:
     return replace(example, targets=((max(1, same), len(example.token_ids)),))
 
 
-def row_segments(row: Mapping[str, object], encoding: Encoding, *, with_answer: bool = True) -> tuple[Segment, ...]:
-    """The row's text by the template."""
-    assert encoding.template is not None
-    segments = encoding.template.segments(row, with_answer=with_answer)
-    if with_answer and not any(s.column == encoding.template.answer_column and s.text.strip() for s in segments):
-        raise TemplateError(f"the answer, column {encoding.template.answer_column!r}, is empty")
-    return segments
-
-
-def fit(segments: tuple[Segment, ...], encoding: Encoding, row: int = 0) -> tuple[Example, tuple[Segment, ...]]:
-    """Tokenize jointly; if the row is over cutoff_len, cut the end of its longest prompt column, and nothing else.
-
-    Returns the example and the segments that are left.
-
-    Raises:
-        TooLongError: if the row is longer than cutoff_len even without that column.
-    """
-    example, owner, starts = _encode_once(segments, encoding, row)
-    whole = len(example.token_ids)
-    if whole <= encoding.cutoff_len:
-        return example, segments
-    lengths = {
-        index: (owner.count(index), len(segment.text))
-        for index, segment in enumerate(segments)
-        if segment.column and not segment.trained
-    }
-    if not lengths:
-        raise TooLongError(
-            f"{whole} tokens are more than cutoff_len {encoding.cutoff_len}, and there is no prompt column to shorten"
-        )
-    longest = max(lengths, key=lambda index: lengths[index])
-    first = sum(len(segment.text) for segment in segments[:longest])
-    text = segments[longest].text
-    while (over := len(example.token_ids) - encoding.cutoff_len) > 0:
-        if not text:
-            raise TooLongError(
-                f"{whole} tokens are more than cutoff_len {encoding.cutoff_len}, and without its longest prompt "
-                f"column, {segments[longest].column!r}, they are still {len(example.token_ids)}"
-            )
-        inside = [index for index, segment in enumerate(owner) if segment == longest]
-        end = starts[inside[-min(over, len(inside))]] - first if inside else len(text)
-        text = text[: min(end, len(text) - 1)]  # at least one character is cut, or this would never end
-        segments = (*segments[:longest], replace(segments[longest], text=text), *segments[longest + 1 :])
-        example, owner, starts = _encode_once(segments, encoding, row)
-    return replace(example, shortened=whole - len(example.token_ids)), segments
-
-
-def _encode_once(segments: tuple[Segment, ...], encoding: Encoding, row: int) -> tuple[Example, list[int], list[int]]:
-    """Return the example, and for each token the segment it starts in (-1: added here) and its first character."""
-    if encoding.eos is not None and segments and not (segments[-1].trained or segments[-1].text.strip()):
-        segments = segments[
-            :-1
-        ]  # a chat template's line break after the last turn, which the end-of-text token replaces
-    ended = encoding.eos is not None and bool(segments) and segments[-1].trained
-    text = "".join(segment.text for segment in segments)
-    encoded = encoding.core.encode(text, add_special_tokens=False)
-    ids, offsets = list(encoded.ids), _offsets(encoded.offsets, text)
-    bounds, position = [], 0
-    for segment in segments:
-        bounds.append((position, position + len(segment.text)))
-        position += len(segment.text)
-    owner, trained, starts, straddles, at = [], [], [], 0, 0
-    for start, end in offsets:
-        while at + 1 < len(bounds) and start >= bounds[at][1]:
-            at += 1
-        flags = {segments[index].trained for index in _touched(bounds, at, end)}
-        straddles += len(flags) > 1
-        owner.append(at)
-        starts.append(start)
-        trained.append(True in flags)
-    if encoding.bos is not None and ids[:1] != [encoding.bos]:
-        ids, owner = [encoding.bos, *ids], [-1, *owner]
-        trained, starts = [False, *trained], [0, *starts]
-    if encoding.eos is not None and ended and ids[-1:] != [encoding.eos]:
-        ids, owner = [*ids, encoding.eos], [*owner, -1]
-        trained, starts = [*trained, True], [*starts, len(text)]
-    elif ended:
-        trained[-1] = True
-    if encoding.train_on_inputs:
-        trained = [True] * len(ids)
-    return Example(token_ids=ids, targets=_spans(trained), row=row, straddles=straddles), owner, starts
-
-
-def _offsets(offsets: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
-    """Return half-open character ranges of the tokens that include all characters composed into a token.
-
-    A normalizer that composes (NFC: Qwen's) reports only the first of the characters that it made into one. Of tokens
-    that start together one may end later than the others: the space that Llama 2 puts first has a token of its own.
-    """
-    out: list[tuple[int, int]] = []
-    following, low_before, reach = len(text), len(text), 0
-    for low, high in reversed(offsets):
-        if low < low_before:
-            following, low_before, reach = low_before, low, 0
-        reach = max(reach, high)
-        composed = reach < following and text[reach:following].strip()
-        out.append((low, following if composed else high))
-    return out[::-1]
-
-
-def _touched(bounds: list[tuple[int, int]], at: int, high: int) -> list[int]:
-    """Return the indices of the segments of a token that starts in segment `at` and ends before character `high`."""
-    return [at, *takewhile(lambda index: bounds[index][0] < high, range(at + 1, len(bounds)))]
-
-
-def _spans(trained: list[bool]) -> Spans:
-    spans: list[tuple[int, int]] = []
-    for index, flag in enumerate(trained):
-        if not flag or index == 0:  # nothing predicts the first token
-            continue
-        if spans and spans[-1][1] == index:
-            spans[-1] = (spans[-1][0], index + 1)
-        else:
-            spans.append((index, index + 1))
-    return tuple(spans)
+# ---- prompts -------------------------------------------------------------------------------------------------------
 
 
 def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
@@ -323,12 +351,14 @@ def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
         read = conversation(row)
         if read.messages[-1]["role"] == "assistant":
             read = replace(read, messages=read.messages[:-1])
-        text = turns.prompt(read, encoding.tokenizer)
-        return list(encoding.core.encode(text, add_special_tokens=False).ids)
-    bare = replace(encoding, eos=None, train_on_inputs=False)
+        read, marks = _marked(read, encoding)
+        text, cuts = marks.unmarked(turns.prompt(read, encoding.tokenizer))
+        return encoding.encoder.ids(text, cuts)
     answer = row.get(encoding.template.answer_column)
-    if not isinstance(answer, str) or not answer.strip():
-        return list(fit(row_segments(row, encoding, with_answer=False), bare)[0].token_ids)
-    _, segments = fit(row_segments(row, encoding), encoding)
-    prompt = tuple(segment for segment in segments if not segment.trained)
-    return list(_encode_once(prompt, bare, 0)[0].token_ids)
+    answered = isinstance(answer, str) and bool(answer.strip())
+    return _tokenize([row_segments(row, encoding, with_answer=answered)], encoding)[1]
+
+
+def encode_text(text: str, encoding: Encoding) -> list[int]:
+    """Return the token ids of a finished prompt."""
+    return _with_prefix(encoding.encoder.ids(text), encoding.prefix)

@@ -5,9 +5,11 @@ each trained turn) and these columns:
 
     token_ids   the example's tokens                      targets    flattened [start, end) pairs
     row         position in the source                    shortened  tokens cut from the prompt
-    straddles   tokens over the end of the prompt         digest     of the token ids, to find duplicates
+    joins       whether one text of prompt and answer has other tokens
+    special     the first control token in the text       digest     of the token ids, to find duplicates
     problem     why the row cannot be trained, or ""      too_long   whether its length is the reason
     no_prompt   whether the columns of the prompt are empty
+    composed    whether Hangul letters were made syllables
     turn        the trained message, 1-based              turns_left_out  trained turns that are too long
 """
 
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from byeori.data.row_kinds import RowKind
+from byeori.data.text_values import is_decomposed
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import DataError, TemplateError, TooLongError
 from byeori.support.atomic_files import disk_errors
@@ -103,9 +106,9 @@ def _features() -> Features:
     from datasets import Features, List, Value
 
     lists = {name: List(Value("int32")) for name in ("token_ids", "targets")}
-    numbers = {name: Value("int64") for name in ("row", "shortened", "straddles", "turn", "turns_left_out")}
-    texts = {name: Value("string") for name in ("digest", "problem")}
-    flags = {name: Value("bool") for name in ("too_long", "no_prompt")}
+    numbers = {name: Value("int64") for name in ("row", "shortened", "turn", "turns_left_out")}
+    texts = {name: Value("string") for name in ("special", "digest", "problem")}
+    flags = {name: Value("bool") for name in ("joins", "too_long", "no_prompt", "composed")}
     return Features({**lists, **numbers, **texts, **flags})
 
 
@@ -113,7 +116,7 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
     """Return a name for the tokenized table: a hash of the rows and of everything that tokenizing depends on."""
     template = encoding.template.text if encoding.template else encoding.tokenizer.chat_template
     special = None if encoding.template else encoding.tokenizer.special_tokens_map  # a chat template may write them
-    numbers = [encoding.cutoff_len, encoding.bos, encoding.eos, encoding.train_on_inputs]
+    numbers = [encoding.cutoff_len, encoding.prefix, encoding.eos, encoding.train_on_inputs]
     settings = [
         _FORMAT,
         template,
@@ -121,13 +124,16 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
         *numbers,
         row_kind.name,
         encoding.train_turns,
+        encoding.special_tokens_in_text,
+        encoding.encoder.splits,
     ]
-    state = [rows._fingerprint, encoding.core.to_str(), json.dumps(settings, default=str)]
+    state = [rows._fingerprint, encoding.encoder.core.to_str(), json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
 
 def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: RowKind) -> dict[str, list[Any]]:
     lines = []
+    read = row_kind.columns_read(list(batch), encoding.template)
     for values in zip(*batch.values(), strict=True):
         row = dict(zip(batch, values, strict=True))
         problem, too_long = "", False
@@ -139,14 +145,17 @@ def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: Row
         content = "".join(f"{example.token_ids}{example.targets}" for example in examples)
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
         no_prompt = encoding.template is not None and encoding.template.has_empty_prompt(row)
-        lines += [(*_line(example), digest, problem, too_long, no_prompt) for example in examples]
+        composed = any(is_decomposed(row[name]) for name in read)
+        facts = (too_long, no_prompt, composed)
+        lines += [(*_line(example), digest, problem, example.joins, *facts) for example in examples]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
 
 def _line(example: Example) -> tuple[Any, ...]:
     ids = np.asarray(example.token_ids, dtype=np.int32)
     edges = [edge for span in example.targets for edge in span]
-    return ids, edges, example.row, example.shortened, example.straddles, example.turn, example.turns_left_out
+    numbers = (example.row, example.shortened, example.turn, example.turns_left_out)
+    return ids, edges, *numbers, example.special
 
 
 def usable(table: Dataset) -> Dataset:
@@ -199,7 +208,8 @@ def example(table: Dataset, index: int) -> Example:
         targets=tuple(zip(edges[::2], edges[1::2], strict=True)),
         row=line["row"],
         shortened=line["shortened"],
-        straddles=line["straddles"],
+        joins=line["joins"],
+        special=line["special"],
         turn=line["turn"],
         turns_left_out=line["turns_left_out"],
     )
