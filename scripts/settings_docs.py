@@ -9,8 +9,9 @@ from typing import Any, Literal
 import yaml
 
 from byeori.config.base import Settings, alone, shown
+from byeori.config.flags import flags
 from byeori.config.help import groups, value_type
-from byeori.config.plan import PlanSettings
+from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
     ChatSettings,
     CompareSettings,
@@ -27,6 +28,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "sft": (SftSettings, None),
     "dpo": (DpoSettings, SftSettings),
     "plan": (PlanSettings, DpoSettings),
+    "rent": (RentSettings, PlanSettings),
     "preview": (PreviewSettings, None),
     "merge": (MergeSettings, None),
     "generate": (GenerateSettings, None),
@@ -83,7 +85,7 @@ def table(
     kind: type[Settings], command: str, language: Language = "en", *, besides: type[Settings] | None = None
 ) -> list[str]:
     """Return the lines of a table of settings for each group. besides: leave out what is the same there."""
-    known = besides.model_fields if besides else {}
+    known = flags(besides) if besides else {}
     lines: list[str] = []
     for group, members in groups(kind).items():
         rows = []

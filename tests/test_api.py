@@ -14,7 +14,7 @@ import pytest
 import byeori
 from byeori import cli
 
-FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "sft"]
+FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "rent", "sft"]
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -38,6 +38,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "plan",
         "preview",
         "publish",
+        "rent",
         "sft",
     ]
     assert all(hasattr(byeori, name) and getattr(byeori, name).__doc__ for name in byeori.__all__)

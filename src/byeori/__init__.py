@@ -3,6 +3,7 @@
     import byeori
 
     byeori.plan(base_model="...", data_path="rows.jsonl")
+    byeori.rent(base_model="...", data_path="rows.jsonl")
     byeori.preview(base_model="...", data_path="rows.jsonl")
     byeori.sft(base_model="...", data_path="rows.jsonl", output_dir="adapter")
     byeori.dpo(base_model="adapter", data_path="pairs.jsonl", output_dir="preferred")
@@ -61,6 +62,7 @@ __all__ = [
     "plan",
     "preview",
     "publish",
+    "rent",
     "sft",
 ]
 
@@ -85,6 +87,7 @@ def _function(name: str, kind: type[config.Settings], result: str) -> Callable[.
 sft = _function("sft", config.SftSettings, "TrainResult")
 dpo = _function("dpo", config.DpoSettings, "TrainResult")
 plan = _function("plan", config.PlanSettings, "PlanResult")
+rent = _function("rent", config.RentSettings, "PlanResult")
 preview = _function("preview", config.PreviewSettings, "PreviewResult")
 merge = _function("merge", config.MergeSettings, "MergeResult")
 generate = _function("generate", config.GenerateSettings, "list[str]")

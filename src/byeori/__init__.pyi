@@ -44,6 +44,7 @@ __all__ = [
     "plan",
     "preview",
     "publish",
+    "rent",
     "sft",
 ]
 
@@ -454,13 +455,19 @@ def plan(
     gpu: str | Sequence[str] = [],
     assumed_rows: int = 10000,
     assumed_tokens: int | None = None,
-    machines: str | Path | None = None,
+    order: Literal["cheapest", "fastest", "smallest"] = "cheapest",
+    here: bool = False,
+    provider: str | None = None,
+    spot: bool = False,
     prices: str | Path | None = None,
+    update_prices: bool = False,
+    machines: str | Path | None = None,
+    table: bool = False,
     explain: bool = False,
+    html: str | Path | None = None,
     calibrate: bool = False,
     json_output: bool = False,
     write: str | Path | None = None,
-    skypilot: str | Path | None = None,
 ) -> PlanResult:
     """Predict memory, time and price of a run on each GPU; no GPU needed.
 
@@ -536,13 +543,20 @@ def plan(
         gpu: Plan for these GPUs only.
         assumed_rows: Number of rows to assume without data_path.
         assumed_tokens: Mean tokens per row to assume without data_path.
+        order: Which machine is best: by cost, time or memory.
+        here: Plan for this machine only.
+        provider: Count only prices of this provider (runpod, vast, ...).
+        spot: Count spot prices: cheaper machines that may be taken away.
+        prices: Your own prices: a table like plan/prices.csv, or YAML lines like H100: 2.5.
+        update_prices: First read today's prices from gpuhunt, for this and later plans.
         machines: Your own table of GPUs, a copy of plan/machines.yaml.
-        prices: Your own prices in dollars per hour, a copy of plan/prices.yaml.
+        table: Print one line for every GPU.
         explain: Show what the peak memory consists of.
-        calibrate: Run one real step with random weights on this machine and show the error of the plan.
+        html: Also draw cost against time in this HTML file.
+        calibrate: Run one real step with random weights on this machine, show the error of the plan, and keep the
+            measured speed for later plans.
         json_output: Print JSON.
         write: Save the best settings to this file, for --config of sft or dpo.
-        skypilot: Save a SkyPilot task for the best machine to this file.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.
@@ -625,6 +639,187 @@ def publish(
         dry_run: List the files and print the model card without uploading anything.
         revision: Branch to upload to.
         commit_message: Message of the commit on the Hub.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def rent(
+    *,
+    base_model: str | Path,
+    data_path: str | Path | Sequence[str | Path],
+    output_dir: str | Path = "adapter",
+    lora_r: int = 16,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    lora_target_modules: str | Sequence[str] = ["all-linear"],
+    neftune_noise_alpha: float = 0.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
+    num_epochs: float = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 1e-05,
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    warmup_steps: int | None = None,
+    warmup_ratio: float = 0.0,
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-08,
+    max_grad_norm: float = 1.0,
+    val_set_size: float = 0,
+    group_by_length: bool = False,
+    seed: int = 42,
+    logging_steps: int = 1,
+    eval_steps: int | None = None,
+    save_steps: int | None = None,
+    save_total_limit: int | None = 3,
+    mirror_to: str | Path | None = None,
+    early_stopping_patience: int | None = None,
+    keep: Literal["auto", "best", "last"] = "auto",
+    resume_from_checkpoint: str | Path | None = None,
+    overwrite_output_dir: bool = False,
+    report_to: str | Sequence[str] = [],
+    nproc: int | None = None,
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto",
+    cpu_offload: bool = False,
+    load_in_4bit: Literal["auto"] | bool = "auto",
+    load_in_8bit: bool = False,
+    share_prefixes: Literal["auto", "on", "off"] = "auto",
+    compile: Literal["auto", "on", "off"] = "auto",
+    speed: str | Sequence[str] = ["auto"],
+    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
+    train_turns: Literal["all", "last"] = "all",
+    chat_template: str | None = None,
+    chat_template_kwargs: dict[str, str] | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    dataset_revision: str | None = None,
+    max_rows: int | None = None,
+    template: str | None = None,
+    cutoff_len: int = 2048,
+    on_bad_rows: Literal["stop", "drop"] = "stop",
+    special_tokens_in_text: Literal["keep", "escape"] = "escape",
+    train_on_inputs: bool = False,
+    add_eos_token: bool = True,
+    revision: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    trust_remote_code: str | None = None,
+    loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    simpo_gamma: float = 0.5,
+    objective: Literal["auto", "sft", "dpo"] = "auto",
+    shape: str | Sequence[str] = [],
+    gpu: str | Sequence[str] = [],
+    assumed_rows: int = 10000,
+    assumed_tokens: int | None = None,
+    order: Literal["cheapest", "fastest", "smallest"] = "cheapest",
+    here: bool = False,
+    provider: str | None = None,
+    spot: bool = False,
+    prices: str | Path | None = None,
+    update_prices: bool = False,
+    machines: str | Path | None = None,
+    table: bool = False,
+    explain: bool = False,
+    html: str | Path | None = None,
+    calibrate: bool = False,
+    json_output: bool = False,
+    write: str | Path | None = None,
+    rent_dir: str | Path = "rent",
+) -> PlanResult:
+    """Plan, and write what rents the best machine and trains there (SkyPilot, dstack, RunPod).
+
+    Args:
+        base_model: Base model: a folder or a Hub id.
+        data_path: Rows: files, folders, Hub datasets or URLs.
+        output_dir: Folder of the adapter in the settings that write saves.
+        lora_r: Rank of the adapter.
+        lora_alpha: Scale of the adapter.
+        lora_dropout: Dropout on the adapter's input.
+        lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
+        num_epochs: Passes over the training rows.
+        max_steps: Stop after this many optimizer steps.
+        learning_rate: Peak learning rate.
+        lr_scheduler: Learning rate schedule after warmup.
+        warmup_steps: Steps of linear warmup.
+        warmup_ratio: Fraction of all steps used for warmup.
+        optim: Optimizer.
+        weight_decay: Decoupled weight decay of AdamW.
+        adam_beta1: AdamW beta1.
+        adam_beta2: AdamW beta2.
+        adam_epsilon: AdamW epsilon.
+        max_grad_norm: Maximum gradient norm.
+        val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
+        group_by_length: Put rows of similar length into the same step.
+        seed: Random seed of row order, split, dropout and adapter initialisation.
+        logging_steps: Log every N steps.
+        eval_steps: Evaluate every N steps.
+        save_steps: Save a checkpoint every N steps.
+        save_total_limit: Number of checkpoints to keep besides the best one.
+        mirror_to: Folder or URL that checkpoints are copied to.
+        early_stopping_patience: Stop after this many evaluations without improvement.
+        keep: The adapter that is saved at the end: of the step with the lowest eval_loss, or of the last step.
+        resume_from_checkpoint: Checkpoint folder to resume from, or `latest`.
+        overwrite_output_dir: Start over in an output_dir that holds another run.
+        report_to: Experiment trackers: tensorboard, wandb, trackio, mlflow.
+        nproc: Processes on this machine.
+        parallel: How several processes share the weights.
+        cpu_offload: Keep sharded weights in CPU memory while they are not in use.
+        load_in_4bit: Quantize the frozen weights to 4 bits (NF4 with double quantization).
+        load_in_8bit: Quantize the frozen weights to 8 bits.
+        share_prefixes: Compute prefixes that examples share only once.
+        compile: torch.compile every layer in place of most of speed.
+        speed: Which accelerations to use.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        train_turns: Which assistant turns of a conversation to train.
+        chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        dataset_config: Configuration of a Hub dataset.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        dataset_revision: Branch, tag or commit of a Hub dataset.
+        max_rows: Use only the first N rows.
+        template: Prompt template: a name, a file or the text itself.
+        cutoff_len: Maximum length of an example in tokens.
+        on_bad_rows: What to do with rows that lack text or an answer.
+        special_tokens_in_text: What a row's text becomes where it looks like a control token, such as <|im_end|>.
+        train_on_inputs: Train on the prompt as well as the answer.
+        add_eos_token: End every answer with the end-of-text token, and train it.
+        revision: Branch, tag or commit of base_model on the Hub.
+        dtype: Compute type of the weights.
+        trust_remote_code: Repository whose own Python code may run.
+        loss: Preference loss.
+        beta: How closely the model is held to the reference model.
+        label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
+        simpo_gamma: Target reward margin of SimPO.
+        objective: Kind of training.
+        shape: A model by its sizes in place of base_model, named as in config.json: hidden_size=4096
+            num_hidden_layers=32.
+        gpu: Plan for these GPUs only.
+        assumed_rows: Number of rows to assume without data_path.
+        assumed_tokens: Mean tokens per row to assume without data_path.
+        order: Which machine is best: by cost, time or memory.
+        here: Plan for this machine only.
+        provider: Count only prices of this provider (runpod, vast, ...).
+        spot: Count spot prices: cheaper machines that may be taken away.
+        prices: Your own prices: a table like plan/prices.csv, or YAML lines like H100: 2.5.
+        update_prices: First read today's prices from gpuhunt, for this and later plans.
+        machines: Your own table of GPUs, a copy of plan/machines.yaml.
+        table: Print one line for every GPU.
+        explain: Show what the peak memory consists of.
+        html: Also draw cost against time in this HTML file.
+        calibrate: Run one real step with random weights on this machine, show the error of the plan, and keep the
+            measured speed for later plans.
+        json_output: Print JSON.
+        write: Save the best settings to this file, for --config of sft or dpo.
+        rent_dir: Folder for the files that rent a machine.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

@@ -25,6 +25,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "sft": config.SftSettings,
     "dpo": config.DpoSettings,
     "plan": config.PlanSettings,
+    "rent": config.RentSettings,
     "preview": config.PreviewSettings,
     "merge": config.MergeSettings,
     "generate": config.GenerateSettings,

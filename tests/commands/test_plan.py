@@ -27,28 +27,100 @@ def _plan(capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]
 
 def test_a_shape_by_hand_on_every_machine(capsys: pytest.CaptureFixture[str]) -> None:
     found = _plan(capsys, shape=SHAPE)
-    assert len(found["offers"]) == 15 * 4 + 1
+    assert len(found["offers"]) == 26 * 4 + 1
     assert found["objective"] == "sft"
     assert found["best"]["fits"]
     assert all(sum(offer["parts_bytes"].values()) == offer["need_bytes"] for offer in found["offers"])
     assert found["rows"].startswith("assumed: 10,000 rows of 1,024 tokens on average")
 
 
-def test_the_output(capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"shape": SHAPE, "gpu": "4090,H100", "explain": True}
+def _printed(capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
     plan.plan(config.check(config.PlanSettings, settings))
-    out = capsys.readouterr().out
-    assert "x 1 is enough: 32,768 tokens at once" in out  # a small model
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_output_in_at_most_twelve_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for how in (
+        {"shape": SHAPE},
+        {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "cpu_offload": True, "nproc": 2, "micro_batch_size": 1},
+        {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "beta": 0.1, "batch_size": 8, "cutoff_len": 512},
+    ):
+        lines = _printed(capsys, **how)
+        assert 7 <= len(lines) <= 12
+        assert lines[-1].startswith("Next: byeori rent or byeori plan --write run.yaml")
+        assert any(line.startswith("Cheapest") and " h " in line + " h " and "$" in line for line in lines)
+        assert any(line.startswith("Prices: ") for line in lines)
+        assert not [line for line in lines if " x 2 " in line and line.startswith(("Cheapest", "Smallest"))]
+
+
+def test_the_output_for_the_tutorials_7b_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """A 4090 for about a third of what an H100 costs, not an H100."""
+    how = {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "batch_size": 8, "micro_batch_size": 1, "lora_dropout": 0.05}
+    lines = _printed(capsys, **how, lora_target_modules="gate_proj,down_proj,up_proj", table=True)
+    assert next(line for line in lines if line.startswith("Cheapest")).split()[1:5] == ["RTX", "4090", "x", "1"]
+    costs = {line[:22].strip(): line.split("$")[1].split()[0] for line in lines if line.startswith(("RTX", "H100"))}
+    assert float(costs["RTX 4090 x 1"]) < 0.4 * float(costs["H100 x 1"])
+
+
+def test_more_output_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "plan.html"
+    lines = _printed(capsys, shape=SHAPE, gpu="4090,H100", explain=True, table=True, html=str(page))
+    out = "\n".join(lines)
     assert "batch_size 8, 3 epochs, cutoff_len 2,048" in out
-    assert "RTX 4090: 24.0 GiB, 1,008 GB/s, 165 TFLOPS, assuming 40% utilisation" in out
-    assert out.count("  x8") == 2
+    assert (
+        sum(line.startswith("RTX 4090 x") for line in lines) == 3
+    )  # in the table, x 1 and the fastest, and above its parts
+    assert "RTX 4090 55% to 90% (public)" in out
+    assert "PyTorch allocates" in out and "nvidia-smi shows" in out
     assert "embed_tokens.weight" in out
-    assert "No prices: ordered by GiB of memory times hours" in out
+    text = page.read_text(encoding="utf-8")
+    assert "RTX 4090 x 1" in text and "<circle" in text and "<script" not in text
+
+
+def test_another_order_and_another_provider(capsys: pytest.CaptureFixture[str]) -> None:
+    how = {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "batch_size": 8, "micro_batch_size": 1}
+    assert _plan(capsys, **how)["best"]["machine"] == "RTX 4090"
+    fastest, smallest = (_plan(capsys, **how, **{"for": order})["best"] for order in ("fastest", "smallest"))
+    assert (fastest["count"], smallest["count"]) == (8, 1)
+    assert smallest["memory_bytes"] < 16 * 2**30
+    found = _plan(capsys, **how, provider="runpod")
+    assert {offer["provider"] for offer in found["offers"]} == {"RunPod", None}
+
+
+def test_spot_prices_come_with_their_risk(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    how: dict[str, Any] = {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "gpu": "H100", "micro_batch_size": 1}
+    plan.plan(config.check(config.PlanSettings, how | {"spot": True, "write": str(run)}))
+    out = capsys.readouterr().out
+    assert "Spot: H100 x 8 at $2.46 an hour each (CoreWeave) may be taken away at any time; --save_steps " in out
+    every = yaml.safe_load(run.read_text())["save_steps"]
+    assert 100 < every < 10_000
+
+
+def test_free_notebooks_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """7B on a T4 takes longer than a session of Colab may."""
+    how = {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "batch_size": 8, "micro_batch_size": 1}
+    free = next(line for line in _printed(capsys, **how) if line.startswith("Free: "))
+    assert "Colab (T4 x 1) fits with 4-bit" in free and "longer than a session (12 h)" in free
+    assert "Kaggle (T4 x 2) fits with" in free
+    assert [offer["count"] for offer in _plan(capsys, **how, gpu="Kaggle")["offers"]] == [1, 2]
+
+
+def test_what_pcie_does_to_several_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    how = {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "beta": 0.1, "batch_size": 16, "gpu": "4090", "cutoff_len": 512}
+    lines = _printed(capsys, **how)
+    assert [line for line in lines if line.startswith("PCIe: RTX 4090 x 8 spends ")]
+
+
+def test_here_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _plan(capsys, shape=SHAPE, here=True)
+    assert [offer["machine"] for offer in found["offers"]] == ["CPU"]
 
 
 def test_notes_on_what_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    notes = " ".join(_plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2, num_epochs=1)["notes"])
-    assert "batch_size 8, 1 epoch, cutoff_len" in notes
+    found = _plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2, num_epochs=1)
+    notes = " ".join(found["notes"])
+    assert "batch_size 8, 1 epoch, cutoff_len" in found["about"]
     assert "cpu_offload is not counted" in notes
     assert "nproc 2 is not counted" in notes
 
@@ -69,7 +141,7 @@ def test_the_tutorials_preference_run(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, task = tmp_path / "run.yaml", tmp_path / "task.yaml"
+    run = tmp_path / "run.yaml"
     found = _plan(
         capsys,
         base_model=tiny_model,
@@ -78,16 +150,11 @@ def test_real_rows(tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: p
         batch_size=4,
         gpu="T4",
         write=str(run),
-        skypilot=str(task),
     )
     assert found["rows"].startswith("24 rows of ")
     assert found["steps"] == 18
     settings = config.check(config.SftSettings, config.read_yaml(str(run), config.SftSettings))
     assert (settings.batch_size, settings.cutoff_len) == (4, 256)
-    launched = yaml.safe_load(task.read_text())
-    assert launched["resources"]["accelerators"].startswith("T4:")
-    assert set(launched["file_mounts"].values()) == {str(title_rows), str(tiny_model)}
-    assert (Path(launched["workdir"]) / "pyproject.toml").is_file()
 
 
 def test_dropped_rows_are_named(
@@ -118,28 +185,6 @@ def test_settings_of_8_bit_are_written_without_4_bit(tmp_path: Path) -> None:
     how = {"shape": tall, "gpu": "RTX 5090", "batch_size": 2, "micro_batch_size": 1, "cutoff_len": 64}
     written = _written(tmp_path / "run.yaml", **how, load_in_8bit=True)
     assert (written.load_in_8bit, written.load_in_4bit) == (True, False)
-
-
-def test_a_task_mounts_local_files(
-    tiny_model: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two tables of one name, those of a glob, the model and the template."""
-    tables = [tmp_path / name for name in ("a/rows.jsonl", "b/rows.jsonl", "c/one.jsonl", "c/two.jsonl")]
-    for table in tables:
-        table.parent.mkdir(exist_ok=True)
-        table.write_bytes(title_rows.read_bytes())
-    form, task = tmp_path / "form.txt", tmp_path / "task.yaml"
-    form.write_text("{document}\n{title}")
-    rows = [str(tables[0]), str(tables[1]), str(tmp_path / "c" / "*.jsonl")]
-    how = {"base_model": str(tiny_model), "data_path": rows, "template": str(form), "cutoff_len": 256, "gpu": "T4"}
-    plan.plan(config.check(config.PlanSettings, how | {"skypilot": str(task), "optim": "adamw_8bit"}))
-    launched = yaml.safe_load(task.read_text())
-    mounts, written = launched["file_mounts"], launched["run"].split("END_OF_SETTINGS")[1].removeprefix("'")
-    settings = config.check(config.SftSettings, yaml.safe_load(written))
-    assert [mounts[path] for path in settings.data_path] == list(map(str, tables))
-    assert (mounts[settings.base_model], mounts[settings.template]) == (str(tiny_model), str(form))
-    assert "'.[quant]'" in launched["setup"]
-    assert f"Task in {task}: sky launch {task}\n" in capsys.readouterr().err
 
 
 def test_given_settings_are_written_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +222,8 @@ def test_calibration(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
         ({"shape": GPT2, "load_in_4bit": True}, "GPT2LMHeadModel has no plain linear layers to quantize"),
         ({"shape": GPT2, "load_in_8bit": True}, "GPT2LMHeadModel has no plain linear layers to quantize"),
         ({"shape": SHAPE, "prices": "/no/such/file"}, "cannot read the prices file /no/such/file"),
-        ({"shape": SHAPE, "gpu": "T4", "skypilot": "/tmp/no.yaml"}, "--skypilot needs --base_model and --data_path"),
+        ({"shape": SHAPE, "provider": "nobody"}, "no prices of 'nobody' are known"),
+        ({"shape": SHAPE, "gpu": "T4", "here": True}, "here and gpu exclude each other"),
         ({"base_model": "/no/such/folder"}, "there is no folder /no/such/folder"),
     ],
 )

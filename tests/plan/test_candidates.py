@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from byeori.data.tokenize import Example
-from byeori.plan import candidates, machines, report
-from byeori.plan.candidates import Candidate, Cost, PlanInput, SearchSpace
+from byeori.plan import candidates, machines
+from byeori.plan.candidates import Candidate, PlanInput, SearchSpace
 from byeori.plan.machines import GIB, Machine
+from byeori.plan.prices import Price
 from byeori.plan.rehearsal import PARTS, Rehearsal
+from byeori.plan.speed import Cost
 from byeori.plan.workload import MicroBatch, Workload
 
-TABLE = machines.read()
+TABLE = replace(machines.read(), prices=(), start=(0.0, 0.0))
 
 
 def _micro(size: int) -> MicroBatch:
@@ -30,16 +32,18 @@ def _machine(memory: float, **changes: Any) -> Machine:
         "bandwidth": 1e12,
         "flops": 1e14,
         "link": "PCIe",
-        "link_speed": 1e10,
+        "gather": (1e10, 1e10),
         "workspace": 0,
-        "utilisation": 0.5,
-        "utilisation_source": "assumed",
+        "share": (0.4, 0.5),
+        "share_source": "assumed",
         "skypilot": "GPU",
     }
     return Machine(**values | changes)
 
 
-def _case(*, batch_size: int = 8, **set_values: Any) -> PlanInput:
+def _case(
+    *, batch_size: int = 8, prices: dict[str, float] | None = None, layers: int = 1, **set_values: Any
+) -> PlanInput:
     """A model of 16 GiB (4 in 4 bit) that keeps 4 GiB for a row, 1 with checkpointing; 1e12 operations a row."""
 
     def rehearse(micro: MicroBatch, recompute: str, four_bit: bool, device: str) -> Rehearsal:
@@ -56,8 +60,8 @@ def _case(*, batch_size: int = 8, **set_values: Any) -> PlanInput:
             resident={"weights": weights},
             layer=GIB // 2,
             outside=GIB,
-            layers=30,
-            quantized=8 * 10**9 if four_bit else 0,
+            layers=layers,
+            quantized=10**8 if four_bit else 0,
         )
 
     work = Workload(
@@ -78,7 +82,9 @@ def _case(*, batch_size: int = 8, **set_values: Any) -> PlanInput:
     return PlanInput(
         workload=work,
         search_space=SearchSpace(**given),
-        table=TABLE,
+        table=replace(
+            TABLE, prices=tuple(Price(gpu=g, provider="", usd_per_gpu_hour=p) for g, p in (prices or {}).items())
+        ),
         rehearse=rehearse,
         typical_cost=typical_cost,
     )
@@ -151,13 +157,44 @@ def test_given_settings_are_not_changed() -> None:
 
 
 def test_time_and_cost_by_hand() -> None:
-    candidate = candidates.all_machines(_case(), [_machine(40, price=2.0)])[0]
-    # a row of 1,000 tokens: 1e12 operations at half of 1e14 a second; reading the weights twice takes 0.034 s of 0.08
-    assert candidate.tokens_per_second == pytest.approx(50_000)
-    assert candidate.hours == pytest.approx(3.6e6 / 50_000 / 3600)
-    assert candidate.cost == pytest.approx(2.0 * candidate.hours)
+    candidate = candidates.all_machines(_case(prices={"GPU": 2.0}), [_machine(40)])[0]
+    # 4 rows of 1,000 tokens: 4e12 operations at 0.5 or 0.4 of 1e14 a second, 900 times
+    assert candidate.step_seconds == pytest.approx((9 * 0.08, 9 * 0.1))
+    assert candidate.tokens_per_second == pytest.approx((4000 / 0.1, 4000 / 0.08))
+    assert candidate.hours == pytest.approx((0.02, 0.025))
+    assert candidate.cost == pytest.approx((2.0 * 0.02, 2.0 * 0.025))
+    tall = candidates.all_machines(_case(layers=100), [_machine(40)])[0]
+    assert tall.hours == pytest.approx((900 * 0.3 / 3600, 900 * 0.5 / 3600))  # 3 to 5 ms a layer, however few tokens
     slow = candidates.all_machines(_case(), [_machine(40, bandwidth=1e11)])[0]
-    assert slow.tokens_per_second == pytest.approx(4000 / (2 * 16 * GIB / 1e11))
+    assert slow.hours == pytest.approx([3.6e6 / 4000 * 2 * 16 * GIB / 1e11 / 3600] * 2)
+
+
+def test_starting_the_machine_is_paid_for() -> None:
+    case = _case(prices={"GPU": 2.0})
+    case = replace(case, table=replace(case.table, start=(0.1, 0.3)))
+    found = candidates.all_machines(case, [_machine(40)])[0]
+    assert found.cost == pytest.approx((2.0 * (0.02 + 0.1), 2.0 * (0.025 + 0.3)))
+
+
+def test_where_layers_cost_more_than_tokens_a_large_micro_batch_is_recomputed() -> None:
+    label = candidates.all_machines(_case(layers=30), [_machine(22.3)])[0].label
+    assert label == "checkpointing, micro-batch 4"
+
+
+def test_gathering_takes_its_time_and_the_best_case_hides_it() -> None:
+    two = candidates.all_machines(_case(four_bit=False), [_machine(17)])[1]
+    assert two.run_config is not None and two.run_config.sharded and two.gathering is not None and two.hours is not None
+    gathered = two.gathering[0]
+    assert two.gathering == (gathered, gathered)
+    assert two.hours[0] == pytest.approx(gathered)  # slower than the computation, which it hides
+    assert two.hours[1] > gathered
+
+
+def test_more_of_a_machine_only_where_that_is_cheaper() -> None:
+    found = candidates.all_machines(_case(prices={"GPU": 1.0}), [_machine(40)])
+    assert [candidate.count for candidate in candidates.worth_showing(found)] == [1]
+    checkpointing = candidates.all_machines(_case(prices={"GPU": 1.0}, four_bit=False), [_machine(18.5, flops=1e13)])
+    assert candidates.worth_showing(checkpointing)[0].count == 1
 
 
 def test_an_indivisible_batch_is_refused_as_in_training() -> None:
@@ -170,11 +207,27 @@ def test_an_indivisible_batch_is_refused_as_in_training() -> None:
     ]
 
 
-def test_best_value_first() -> None:
-    cheap, dear = _machine(40, name="cheap", price=1.0), _machine(40, name="dear", price=9.0)
-    free, cpu = _machine(20, name="unpriced"), _machine(64, name="CPU", device="cpu", link_speed=None)
-    ranked = candidates.ranked(candidates.all_machines(_case(), [cpu, free, dear, cheap]))
-    names = list(dict.fromkeys(candidate.machine.name for candidate in ranked))
-    assert names == ["cheap", "dear", "unpriced", "CPU"]
+def _ranked(by: str) -> list[Candidate]:
+    cheap, dear = _machine(40, name="cheap"), _machine(60, name="dear", flops=1e15)
+    free, cpu = _machine(20, name="unpriced"), _machine(64, name="CPU", device="cpu", gather=None)
+    case = _case(prices={"cheap": 1.0, "dear": 90.0})
+    return candidates.ranked(candidates.all_machines(case, [cpu, free, dear, cheap]), by)
+
+
+@pytest.mark.parametrize(
+    ("by", "order"),
+    [
+        ("cheapest", ["cheap", "dear", "unpriced", "CPU"]),
+        ("fastest", ["dear", "cheap", "unpriced", "CPU"]),
+        ("smallest", ["unpriced", "cheap", "dear", "CPU"]),
+    ],
+)
+def test_the_best_first(by: str, order: list[str]) -> None:
+    ranked = _ranked(by)
+    assert list(dict.fromkeys(candidate.machine.name for candidate in ranked)) == order
     assert [candidate.count for candidate in ranked if candidate.machine.name == "CPU"] == [1]
-    assert report.sentence(ranked[0]).startswith("cheap x 1 is enough: micro-batch 4, about 1 min, $0.02")
+
+
+def test_as_many_as_there_are() -> None:
+    assert [found.count for found in candidates.all_machines(_case(), [_machine(40, most=3)])] == [1, 2, 3]
+    assert [found.count for found in candidates.all_machines(_case(), [_machine(40, most=1)])] == [1]

@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from byeori.config import PlanSettings, TrainSettings
 from byeori.data.row_kinds import ROW_KINDS, RowKind
 from byeori.errors import ConfigError
 from byeori.model import load, skeleton
-from byeori.plan import calibrate, candidates, machines, report, skypilot, workload
-from byeori.plan.candidates import Candidate
+from byeori.plan import calibrate, candidates, machines, page, prices, report, workload
+from byeori.plan.machines import Machine, Table
 from byeori.plan.rehearser import Rehearser
 from byeori.plan.report import PlanResult
 from byeori.plan.workload import Workload
@@ -28,14 +29,43 @@ from byeori.support.console import say
 
 
 @console.quiet_libraries()
-def plan(settings: PlanSettings) -> PlanResult:
+def plan(settings: PlanSettings) -> PlanResult | None:
     """Plan a run, print the plan, and write the files that the settings ask for.
+
+    Returns None if only prices are to be updated, and no model is given.
 
     Raises:
         ByeoriError: if a setting, a file or the model is wrong.
     """
-    table = machines.read(settings.machines, settings.prices)
-    machines.check_names(table.machines, settings.gpu)
+    table = _table(settings)
+    if settings.base_model is None and not settings.shape:
+        return None
+    result, rehearser = _planned(settings, table)
+    _print(settings, result, rehearser)
+    if settings.write:
+        atomic_files.write(Path(settings.write), yaml_text(chosen_settings(settings, result)))
+        missing = [f"--{name}" for name in ("base_model", "data_path") if not getattr(settings, name)]
+        add = f"; add {' and '.join(missing)}" if missing else ""
+        say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{add}")
+    return result
+
+
+def _table(settings: PlanSettings) -> Table:
+    table = machines.read(settings.machines, settings.prices, settings.provider)
+    machines.check_names(table, settings.gpu)
+    if settings.update_prices:
+
+        def named(name: str, gigabytes: float) -> str | None:
+            machine = machines.of_device(table.machines, name, gigabytes)
+            return machine.name if machine else None
+
+        file, count = prices.update(named)
+        say(f"{count} prices of today in {file}")
+        table = machines.read(settings.machines, settings.prices, settings.provider)
+    return table
+
+
+def _planned(settings: PlanSettings, table: Table) -> tuple[PlanResult, Rehearser]:
     training: TrainSettings = settings.training()
     start = None
     if settings.data_path:
@@ -45,27 +75,37 @@ def plan(settings: PlanSettings) -> PlanResult:
     config = _config(settings, start)
     training, notes = _with_cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config, planned_run(training))
-    selected = machines.select([*table.machines, machines.this_cpu(table, rehearser.dtype("cpu"))], settings.gpu)
+    selected = _machines(settings, table, rehearser)
     work, left_out = _workload(settings, training, start, rehearser)
-    with _rare_collections():
-        everywhere = candidates.all_machines(rehearser.plan_input(work, table), selected)
+    with _rare_collections(), console.progress("Rehearsing", shown=console.moving()) as on_progress:
+        plan_input = replace(rehearser.plan_input(work, table), spot=settings.spot)
+        everywhere = candidates.all_machines(plan_input, selected, on_progress)
     if all(candidate.refused for candidate in everywhere):
         raise ConfigError(f"{everywhere[0].refused}; training would not start")
-    notes += [*_notes(training), work.source, *left_out]
     result = PlanResult(
         model=settings.base_model or f"a {config.model_type} model by hand",
         objective=settings.planned,
         weights=rehearser.weight_count,
-        notes=(*notes, f"{work.steps:,} steps, {work.tokens:,.0f} tokens to compute"),
+        about=_about(training),
+        notes=(*notes, *_notes(training), *_old(selected), *left_out),
         workload=work,
         table=table,
         candidates=tuple(everywhere),
-        ranked=tuple(candidates.ranked(everywhere)),
+        ranked=tuple(candidates.ranked(everywhere, settings.order)),
+        order=settings.order,
         calibration=calibrate.run(rehearser, work.micro_batches[-1]) if settings.calibrate else None,
     )
-    _print(settings, result, rehearser)
-    _write(settings, result.best, rehearser.weight_count)
-    return result
+    return result, rehearser
+
+
+def _machines(settings: PlanSettings, table: Table, rehearser: Rehearser) -> list[Machine]:
+    """Those that are asked for; without a choice all GPUs and this machine's CPU."""
+    if settings.here:
+        return [machines.this_gpu(table) or machines.this_cpu(table, rehearser.dtype("cpu"))]
+    selected = machines.select(table, settings.gpu)
+    if not settings.gpu or any(name.lower() == "cpu" for name in settings.gpu):
+        selected.append(machines.this_cpu(table, rehearser.dtype("cpu")))
+    return selected
 
 
 @contextmanager
@@ -147,11 +187,21 @@ def _rows(training: TrainSettings, start: StartingModel, row_kind: RowKind) -> t
     return rows, audit.left_out(prepared.audit, training.on_bad_rows)
 
 
-def _notes(training: TrainSettings) -> list[str]:
+def _about(training: TrainSettings) -> str:
     layers = ", ".join(training.lora_target_modules)
     epochs = f"{training.num_epochs:g} epoch{'' if training.num_epochs == 1 else 's'}"
     batch = f"batch_size {training.batch_size}, {epochs}, cutoff_len {training.cutoff_len:,}"
-    notes = [f"LoRA of rank {training.lora_r} on {layers}; {batch}"]
+    return f"LoRA of rank {training.lora_r} on {layers}; {batch}"
+
+
+def _old(selected: list[Machine]) -> list[str]:
+    names = ", ".join(machine.name for machine in selected if machine.capability < machines.OLDEST)
+    advice = "PyTorch's wheels since 2.11 have no code for it; install one built for CUDA 12.6"
+    return [f"{names}: {advice}"] if names else []
+
+
+def _notes(training: TrainSettings) -> list[str]:
+    notes = []
     if training.dtype == "float32":
         notes.append("float32: no speed is predicted")
     if training.gradient_checkpointing == "offload":
@@ -173,62 +223,55 @@ def _notes(training: TrainSettings) -> list[str]:
 
 
 def _print(settings: PlanSettings, result: PlanResult, rehearser: Rehearser) -> None:
+    if settings.html:
+        atomic_files.write(Path(settings.html), page.render(result))
+        say(f"Picture in {settings.html}")
     if settings.json_output:
         print(json.dumps(result.as_json(), ensure_ascii=False, indent=1))
         return
-    lines = report.lines(result)
+    lines = report.lines(result, _next(settings))
+    if settings.table:
+        lines += ["", *report.table(result)]
     if settings.explain:
         shown = result.best or result.candidates[0]
-        config, device = shown.run_config, shown.machine.device if result.best else "cuda"
+        config, device = shown.run_config, shown.machine.device
         assert config is not None
         peak = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, device, explain=True)
-        lines += ["", *report.explanation(peak, config.label)]
+        lines += ["", *report.by_part(shown), *report.explanation(peak, config.label)]
     if result.calibration:
         lines += ["", calibrate.sentence(result.calibration)]
     print("\n".join(lines))
 
 
-def _write(settings: PlanSettings, best: Candidate | None, weight_count: int) -> None:
-    if not settings.write and not settings.skypilot:
-        return
-    if best is None:
+def _next(settings: PlanSettings) -> str:
+    """What to do with a plan."""
+    more = [name for name in ("--table", "--explain", "--html FILE") if not getattr(settings, name[2:].split()[0])]
+    see = f"; more with {', '.join(more)}" if more else ""
+    return f"byeori rent or byeori plan --write run.yaml, with the same settings{see}"
+
+
+def chosen_settings(settings: PlanSettings, result: PlanResult) -> dict[str, Any]:
+    """Return the settings of the best run. What was given stays, except micro-batches, which a plan may make smaller.
+
+    Raises:
+        ConfigError: if no machine is enough.
+    """
+    if result.best is None:
         raise ConfigError("no machine is enough, so there are no settings to save; plan for others with --gpu")
-    chosen = _chosen(settings, best)
-    if settings.write:
-        atomic_files.write(Path(settings.write), _yaml(chosen))
-        missing = [f"--{name}" for name in ("base_model", "data_path") if name not in chosen]
-        add = f"; add {' and '.join(missing)}" if missing else ""
-        say(f"Settings in {settings.write}: byeori {settings.planned} --config {settings.write}{add}")
-    if settings.skypilot:
-        if not settings.data_path or not settings.base_model:
-            raise ConfigError("--skypilot needs --base_model and --data_path, which the rented machine trains")
-        remote, mounts = skypilot.mounted(chosen)
-        task = skypilot.task(
-            best,
-            objective=settings.planned,
-            settings=remote,
-            text=_yaml(remote),
-            weight_bytes=2 * weight_count,
-            mounts=mounts,
-        )
-        atomic_files.write(Path(settings.skypilot), _yaml(task))
-        inside = " (inside a checkout of byeori)" if task["workdir"] == "." else ""
-        say(f"Task in {settings.skypilot}: sky launch {settings.skypilot}{inside}")
-
-
-def _chosen(settings: PlanSettings, best: Candidate) -> dict[str, Any]:
-    """The settings of the run. What was given stays, except micro-batches, which a plan may make smaller."""
     given = settings.given()
     chosen = {
         name: value
-        for name, value in best.settings.items()
+        for name, value in result.best.settings.items()
         if name.startswith("micro_batch") or given.get(name, "auto") == "auto"
     }
+    price = result.best.price
+    if price is not None and price.kind == "spot" and "save_steps" not in given:
+        chosen["save_steps"] = report.save_steps(result.best, result.workload.steps)
     return given | chosen | {"output_dir": settings.output_dir}
 
 
-def _yaml(values: dict[str, Any]) -> str:
-    """As YAML, with text of several lines as it is."""
+def yaml_text(values: dict[str, Any]) -> str:
+    """Return YAML, with text of several lines as it is."""
     import yaml
 
     class Dumper(yaml.SafeDumper):

@@ -14,7 +14,7 @@ from byeori.config.base import (
     recorded,
     write_yaml,
 )
-from byeori.config.plan import PlanSettings
+from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
     ChatSettings,
     CompareSettings,

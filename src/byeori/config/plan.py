@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
@@ -10,10 +10,12 @@ from byeori.config.base import (
     ESSENTIAL,
     EXPERT,
     Folder,
+    Model,
     Names,
     OptionalInt,
     OptionalModel,
     OptionalPath,
+    OptionalText,
     Paths,
     Settings,
     check,
@@ -55,15 +57,28 @@ class PlanSettings(DpoSettings):
     assumed_tokens: OptionalInt = setting(
         "Mean tokens per row to assume without data_path. none is half of cutoff_len.", None, EXPERT, ge=8
     )
+    order: Literal["cheapest", "fastest", "smallest"] = setting(
+        "Which machine is best: by cost, time or memory.", "cheapest", ESSENTIAL, alias="for"
+    )
+    here: bool = setting("Plan for this machine only.", False, ESSENTIAL)
+    provider: OptionalText = setting("Count only prices of this provider (runpod, vast, ...).", None, ESSENTIAL)
+    spot: bool = setting("Count spot prices: cheaper machines that may be taken away.", False, EXPERT)
+    prices: OptionalPath = setting(
+        "Your own prices: a table like plan/prices.csv, or YAML lines like H100: 2.5.", None, ESSENTIAL
+    )
+    update_prices: bool = setting("First read today's prices from gpuhunt, for this and later plans.", False, EXPERT)
     machines: OptionalPath = setting("Your own table of GPUs, a copy of plan/machines.yaml.", None, EXPERT)
-    prices: OptionalPath = setting("Your own prices in dollars per hour, a copy of plan/prices.yaml.", None, EXPERT)
+    table: bool = setting("Print one line for every GPU.", False, ESSENTIAL)
     explain: bool = setting("Show what the peak memory consists of.", False, ESSENTIAL)
+    html: OptionalPath = setting("Also draw cost against time in this HTML file.", None, ESSENTIAL)
     calibrate: bool = setting(
-        "Run one real step with random weights on this machine and show the error of the plan.", False, EXPERT
+        "Run one real step with random weights on this machine, show the error of the plan, and keep the measured "
+        "speed for later plans.",
+        False,
+        EXPERT,
     )
     json_output: bool = setting("Print JSON.", False, ESSENTIAL, alias="json")
     write: OptionalPath = setting("Save the best settings to this file, for --config of sft or dpo.", None, ESSENTIAL)
-    skypilot: OptionalPath = setting("Save a SkyPilot task for the best machine to this file.", None, EXPERT)
 
     model_config = ConfigDict(**{**Settings.model_config, "populate_by_name": True})
 
@@ -75,8 +90,10 @@ class PlanSettings(DpoSettings):
     def _one_model(self) -> Self:
         if self.base_model is not None and self.shape:
             raise ValueError("base_model and shape exclude each other; give one of them")
-        if self.base_model is None and not self.shape:
+        if self.base_model is None and not self.shape and not self.update_prices:
             raise ValueError("no model is given; give --base_model, or --shape with the sizes of a model")
+        if self.here and self.gpu:
+            raise ValueError("here and gpu exclude each other; give one of them")
         return self
 
     @property
@@ -103,3 +120,13 @@ class PlanSettings(DpoSettings):
         if self.planned == "sft":
             return check(SftSettings, stand_in | self.given())
         return check(DpoSettings, stand_in | self.given())
+
+
+class RentSettings(PlanSettings):
+    """byeori rent: plan, and write what rents the best machine and trains there (SkyPilot, dstack, RunPod)."""
+
+    base_model: Model = setting("Base model: a folder or a Hub id.", ..., ESSENTIAL)
+    data_path: Paths = setting("Rows: files, folders, Hub datasets or URLs.", ..., ESSENTIAL)
+    rent_dir: Folder = setting("Folder for the files that rent a machine.", "rent", ESSENTIAL)
+
+    inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")

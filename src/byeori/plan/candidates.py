@@ -1,7 +1,4 @@
-"""From rehearsals and a table of machines to candidates: what fits where, how fast, at what cost.
-
-    seconds of a micro-batch = max(operations / (peak utilisation), bytes read of the weights / bandwidth,
-                               bytes gathered / link) + bytes dequantized from 4 bit / bandwidth
+"""From rehearsals and a table of machines to candidates: what fits where, how fast (speed.py), at what cost.
 
 Several processes each compute micro-batches of their own; the traffic of the adapters' gradients is left out.
 """
@@ -9,12 +6,16 @@ Several processes each compute micro-batches of their own; the traffic of the ad
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-from byeori.plan.machines import GIB, Machine, Table
+from byeori.plan import prices, speed
+from byeori.plan.machines import GIB, Machine, Range, Table
+from byeori.plan.prices import Price
 from byeori.plan.rehearsal import Rehearsal
+from byeori.plan.speed import Cost
 from byeori.plan.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8)
@@ -24,6 +25,7 @@ OUTSIDE = "context"  # the part that PyTorch does not count
 # How many copies of the weights outside layers exist while they are gathered, before anything is computed: the one
 # that arrives and the one that stays (FSDP2); between processes on CPUs also the one that gloo assembles.
 _GATHERED = {"cuda": 2, "cpu": 3}
+_CHEAPER = 0.95  # of the cost with fewer of a machine, for more of it to be worth a line
 _UNSHARDED = 2  # layers whose weights are whole at once under FSDP2: the one that computes and the one fetched ahead
 
 
@@ -56,9 +58,11 @@ class RunConfig:
 class Candidate:
     """A number of one machine, and the best settings on it. parts: bytes by part, with what is outside PyTorch.
 
-    allocated: what torch.cuda.max_memory_allocated will show. need: all of it. lacks: bytes missing if it does not fit.
-    refused: why training would not start.
-    tokens_per_second: of all together, 0 if no speed is predicted. cost: US dollars, None without a price.
+    allocated: what torch.cuda.max_memory_allocated will show. need: what nvidia-smi will show. lacks: bytes missing if
+    it does not fit. refused: why training would not start.
+    step_seconds, hours: the fastest and the slowest of an optimizer step and of the run; None if no speed is predicted.
+    gathering: hours of the run for sharded weights to arrive. price: the cheapest offer, None if there is none.
+    start: hours that are paid before training starts.
     """
 
     machine: Machine
@@ -69,10 +73,21 @@ class Candidate:
     allocated: int = 0
     need: int = 0
     lacks: int = 0
-    tokens_per_second: float = 0.0
-    hours: float = 0.0
-    cost: float | None = None
+    tokens_per_second: Range | None = None
+    step_seconds: Range | None = None
+    hours: Range | None = None
+    gathering: Range | None = None
+    price: Price | None = None
+    start: Range = (0.0, 0.0)
     refused: str = ""
+
+    @property
+    def cost(self) -> Range | None:
+        """US dollars, the least and the most; None without a price or a speed."""
+        if self.price is None or self.hours is None:
+            return None
+        hourly = self.price.usd_per_gpu_hour * self.count
+        return hourly * (self.hours[0] + self.start[0]), hourly * (self.hours[1] + self.start[1])
 
     @property
     def label(self) -> str:
@@ -94,14 +109,6 @@ class SearchSpace:
     sharding: bool | None
 
 
-class Cost(NamedTuple):
-    """A typical micro-batch without recomputation: operations, those of its forward pass, unique tokens."""
-
-    flops: float
-    forward_flops: float
-    tokens: float
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanInput:
     """What candidates are made from.
@@ -109,6 +116,7 @@ class PlanInput:
     rehearse: of the largest micro-batch: (micro-batch, recompute, four_bit, kind of device). typical_cost: of a typical
     one. speed_known: whether the run computes in 16 bit, for which the peaks of machines are known.
     smallest_weights: bytes that the weights take at least, in 4 bit or not; without room for them nothing is rehearsed.
+    spot: whether the prices are those of machines that may be taken away.
     """
 
     workload: Workload
@@ -118,27 +126,59 @@ class PlanInput:
     typical_cost: Callable[[MicroBatch], Cost]
     speed_known: bool = True
     smallest_weights: Callable[[bool], float] = lambda four_bit: 0.0
+    spot: bool = False
 
 
-def all_machines(plan: PlanInput, machines: Sequence[Machine]) -> list[Candidate]:
-    """Return the best candidate for every machine, alone and as 2, 4 and 8 of them; a CPU alone."""
-    return [
-        best(plan, machine, count)
-        for machine in machines
-        for count in (COUNTS if machine.device == "cuda" else COUNTS[:1])
-    ]
+def all_machines(
+    plan: PlanInput, machines: Sequence[Machine], on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Candidate]:
+    """Return the best candidate for every machine, alone and as 2, 4 and 8 of them, or as many as there are."""
+    wanted = [(machine, count) for machine in machines for count in _counts(machine)]
+    found: list[Candidate] = []
+    for machine, count in wanted:
+        on_progress(len(found), len(wanted))
+        found.append(best(plan, machine, count))
+    return found
 
 
-def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that fit, best value first: by cost if there are prices, else by memory held times hours; CPUs last."""
+def _counts(machine: Machine) -> list[int]:
+    if machine.device == "cpu":
+        return [1]
+    return sorted({*(count for count in COUNTS if count < machine.most), machine.most}) if machine.most else [*COUNTS]
+
+
+def middle(bounds: Range | None) -> float:
+    """Return the geometric mean of a range, by which candidates are ordered; infinity for None."""
+    return math.inf if bounds is None else math.sqrt(bounds[0] * bounds[1])
+
+
+def ranked(candidates: Sequence[Candidate], by: str = "cheapest") -> list[Candidate]:
+    """Those that fit, the best first; CPUs last.
+
+    by: cheapest (memory held times hours where there is no price), fastest or smallest (memory of all together).
+    """
 
     def key(candidate: Candidate) -> tuple[float, ...]:
         held = candidate.machine.memory / GIB * candidate.count
-        if candidate.machine.device == "cpu":
-            return (2, candidate.hours, held)
-        return (0, candidate.cost, held) if candidate.cost is not None else (1, held * (candidate.hours or 1.0), held)
+        cost, hours = middle(candidate.cost), middle(candidate.hours)
+        if by == "fastest":
+            order = (hours, cost, held)
+        elif by == "smallest":
+            order = (held, cost, hours)
+        else:
+            order = (cost, held * (hours if candidate.hours else 1.0), held)
+        return (float(candidate.machine.device == "cpu"), *order)
 
     return sorted((candidate for candidate in candidates if candidate.fits), key=key)
+
+
+def worth_showing(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of one machine: the smallest number that fits, and larger ones that cost less; else the largest number."""
+    shown: list[Candidate] = []
+    for candidate in candidates:
+        if candidate.fits and (not shown or middle(candidate.cost) < _CHEAPER * middle(shown[-1].cost)):
+            shown.append(candidate)
+    return shown or [candidate for candidate in candidates if not candidate.refused][-1:] or [*candidates[:1]]
 
 
 def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
@@ -162,7 +202,7 @@ def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
         ]
         fitting = [candidate for candidate in candidates if candidate.fits]
         if fitting:  # of two that are about as fast, the earlier one, which changes less
-            return min(fitting, key=lambda candidate: float(f"{candidate.hours:.2g}"))
+            return min(fitting, key=lambda candidate: float(f"{middle(candidate.hours):.2g}"))
         tried += candidates
     return min([*tried, *map(evaluate, smallest.values())], key=lambda candidate: candidate.need)
 
@@ -200,7 +240,7 @@ def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig)
     rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.device)
     parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1)
     need, available = sum(parts.values()), machine.memory * (1 - plan.table.headroom)
-    speed, hours = _speed(plan, machine, count, config, rehearsal) if plan.speed_known else (0.0, 0.0)
+    offers = prices.offers(plan.table.prices, machine.name, count, spot=plan.spot)
     return Candidate(
         machine=machine,
         count=count,
@@ -210,9 +250,9 @@ def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig)
         allocated=need - parts[OUTSIDE] + (machine.workspace if machine.device == "cuda" else 0),
         need=need,
         lacks=max(0, need - int(available)),
-        tokens_per_second=speed,
-        hours=hours,
-        cost=None if machine.price is None else machine.price * hours * count,
+        price=offers[0] if offers else None,
+        start=plan.table.start,
+        **(_speed(plan, machine, count, config, rehearsal) if plan.speed_known else {}),
     )
 
 
@@ -231,20 +271,23 @@ def memory(rehearsal: Rehearsal, table: Table, machine: Machine, shards: int) ->
     return parts | {OUTSIDE: table.context + machine.workspace + int(table.fragmentation * working)}
 
 
-def _speed(
-    plan: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal
-) -> tuple[float, float]:
-    """Tokens a second of all processes, and hours of the whole run with DPO's reference pass."""
-    cost, again = plan.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
-    flops = cost.flops + cost.forward_flops * again
-    reads = (2 + again) * rehearsal.resident["weights"]  # forward, backward, and forward again
-    seconds = flops / (machine.flops * machine.utilisation)
-    if machine.bandwidth:
-        seconds = max(seconds, reads / machine.bandwidth)
-    if config.sharded and machine.link_speed:
-        seconds = max(seconds, reads * (count - 1) / count / machine.link_speed)
-    if config.four_bit and machine.bandwidth:  # a byte of each pair is read, four are written and read again
-        seconds += (2 + again) * rehearsal.quantized * 4.5 / machine.bandwidth
-    speed = cost.tokens / seconds * count
-    reference = plan.workload.reference_tokens / speed * (cost.forward_flops / flops)
-    return speed, (plan.workload.tokens / speed + reference) / 3600
+def _speed(plan: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal) -> dict[str, Any]:
+    """Tokens a second of all processes, seconds of a step, and hours of the run with DPO's reference pass."""
+    work, cost, again = plan.workload, plan.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
+    machine = speed.with_measured(machine, config.four_bit)
+    how: dict[str, Any] = {"again": again, "processes": count, "sharded": config.sharded}
+    seconds = speed.seconds(plan.table, machine, rehearsal, cost, **how)
+    if seconds is None:
+        return {}
+    forward = cost.forward_flops / (cost.flops + again * cost.forward_flops)
+    batches = (work.tokens + forward * work.reference_tokens) / cost.tokens / count
+    low, high = (batches * each / 3600 for each in seconds)
+    passes = batches * (2 + again) * rehearsal.resident["weights"] * (count - 1) / count / 3600
+    return {
+        "tokens_per_second": (cost.tokens * count / seconds[1], cost.tokens * count / seconds[0]),
+        "step_seconds": (low * 3600 / work.steps, high * 3600 / work.steps),
+        "hours": (low, high),
+        "gathering": (passes / machine.gather[1], passes / machine.gather[0])
+        if config.sharded and machine.gather
+        else None,
+    }

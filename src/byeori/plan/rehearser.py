@@ -10,8 +10,9 @@ import torch
 from byeori.losses.base import Objective
 from byeori.model import load
 from byeori.plan import machines, rehearsal
-from byeori.plan.candidates import Cost, PlanInput, SearchSpace
+from byeori.plan.candidates import PlanInput, SearchSpace
 from byeori.plan.rehearsal import Adapter, Rehearsal
+from byeori.plan.speed import Cost
 from byeori.plan.workload import Examples, MicroBatch, Workload
 
 _CPU = torch.device("cpu")
