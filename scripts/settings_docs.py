@@ -109,7 +109,7 @@ def table(
 def korean(command: str, name: str) -> str:
     """Return what a setting does, in Korean."""
     texts: dict[str, Any] = yaml.safe_load(resources.files("byeori.config").joinpath("korean.yaml").read_text("utf-8"))
-    name = "json_output" if name == "json" else name
+    name = {"json": "json_output", "for": "order"}.get(name, name)
     text: str = texts.get(command, {}).get(name) or texts["every command"][name]
     return text
 
