@@ -15,25 +15,17 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from byeori.data.conversation import conversation
-from byeori.data.tokenize import Encoding, encode_turns, make_encoding
-from byeori.errors import TemplateError
+from byeori.data.template_facts import template_facts
+from byeori.data.tokenize import encode_turns, make_encoding
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-from chats import CONVERSATIONS, random_conversation, shipped_templates
-
-
-def trains(row: dict[str, Any], encoding: Encoding) -> bool:
-    """Whether the chat template shows all of a row."""
-    try:
-        return bool(encode_turns(row, encoding))
-    except TemplateError:
-        return False
+from chats import random_conversation, shipped_templates
 
 
 def count(tokenizer: Any, rows: int) -> tuple[int, int, list[str]]:
     """Return the turns of random rows, those whose prompt differs, and what the template does not show."""
     encoding = make_encoding(tokenizer, None, cutoff_len=10**6, add_eos_token=True, train_on_inputs=False)
-    shown = {name: trains(row, encoding) for name, row in CONVERSATIONS.items()}
+    shown = template_facts(tokenizer).shown
     turns = differ = 0
     for seed in range(rows):
         row = random_conversation(seed, system=shown["system"], tools=shown["tools"], reasoning=shown["reasoning"])

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "tests")]
 
-from byeori.data.conversation import conversation  # noqa: E402
-from byeori.data.turns import turns  # noqa: E402
-from byeori.errors import TemplateError  # noqa: E402
-from chats import CONVERSATIONS, shipped_templates  # noqa: E402
+from byeori.data.template_facts import template_facts  # noqa: E402
+from chats import shipped_templates  # noqa: E402
 from tiny_models import byte_level_tokenizer  # noqa: E402
 
 BEGIN, END = "<!-- table: scripts/chats_docs.py -->", "<!-- end of the table -->"
@@ -33,22 +30,12 @@ def table(language: str) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, text in shipped_templates().items():
         tokenizer.chat_template = text
-        shown = [cells[_trains(tokenizer, row)] for row in CONVERSATIONS.values()]
-        lines.append("| " + " | ".join([f"`{name}`", *shown, cells[_history(tokenizer)]]) + " |")
+        facts = template_facts(tokenizer)
+        history = "rewritten" if facts.rewrites else "kept"
+        lines.append(
+            "| " + " | ".join([f"`{name}`", *(cells[there] for there in facts.shown.values()), cells[history]]) + " |"
+        )
     return "\n".join(lines)
-
-
-def _trains(tokenizer: Any, row: dict[str, Any]) -> bool:
-    try:
-        return bool(turns(conversation(row), tokenizer))
-    except TemplateError:
-        return False
-
-
-def _history(tokenizer: Any) -> str:
-    """Whether the second turn's prompt begins with the first turn as it was trained."""
-    first, second = turns(conversation(CONVERSATIONS["several turns"]), tokenizer)
-    return "kept" if second.prompt.startswith(first.prompt + first.answer) else "rewritten"
 
 
 def page(language: str) -> Path:

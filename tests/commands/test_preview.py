@@ -171,6 +171,11 @@ def test_json_is_the_audit_and_nothing_else(
         "shared_prefix_rows": 20,
         "template": "title-ko",
         "special_tokens_in_text": "escape",
+        "served": {
+            "stop_token": END,
+            "stop_token_trained": True,
+            "stop_token_in_generation_config": False,
+        },
     }
 
 

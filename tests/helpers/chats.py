@@ -7,25 +7,17 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from byeori.data.template_facts import PROBES
+
 # Meta's first template of Llama 3, which opens an assistant's turn behind every conversation.
 ALWAYS_OPEN = (
     "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
     "+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
     "{% endif %}{{ content }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Weather of a city",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "description": "Name of the city"}},
-            "required": ["city"],
-        },
-    },
-}
-CALL = {"id": "call12345", "type": "function", "function": {"name": "weather", "arguments": '{"city": "서울"}'}}
+CONVERSATIONS = PROBES
+(WEATHER,) = PROBES["tools"]["tools"]
+(CALL,) = PROBES["tools"]["messages"][1]["tool_calls"]
 
 
 def user(text: str) -> dict[str, Any]:
@@ -34,30 +26,6 @@ def user(text: str) -> dict[str, Any]:
 
 def assistant(text: str, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **more}
-
-
-CONVERSATIONS: dict[str, dict[str, Any]] = {
-    "one turn": {"messages": [user("Q1"), assistant("A1")]},
-    "several turns": {"messages": [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")]},
-    "system": {"messages": [{"role": "system", "content": "S1"}, user("Q1"), assistant("A1")]},
-    "reasoning": {
-        "messages": [
-            user("Q1"),
-            assistant("A1", reasoning_content="R1"),
-            user("Q2"),
-            assistant("A2", reasoning_content="R2"),
-        ]
-    },
-    "tools": {
-        "messages": [
-            user("Q1"),
-            {"role": "assistant", "content": None, "tool_calls": [CALL]},
-            {"role": "tool", "content": "맑음", "tool_call_id": "call12345", "name": "weather"},
-            assistant("A1"),
-        ],
-        "tools": [WEATHER],
-    },
-}
 
 
 @cache

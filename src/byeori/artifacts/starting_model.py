@@ -46,6 +46,18 @@ class StartingModel:
             return self.adapter.folder
         return load.local_folder(self.base, self.revision, tokenizer_files.PATTERNS)
 
+    @property
+    def folder(self) -> Path | None:
+        """The base's folder, here or in the Hub's cache; None if it was not downloaded yet."""
+        if Path(self.base).is_dir():
+            return Path(self.base)
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return hub.cached(self.base, hub.WEIGHTS, revision=self.revision)
+        except LocalEntryNotFoundError:
+            return None
+
     def release_tokenizer(self) -> None:
         """Free its memory: rows are tokenized, and no holder of this record needs it any more."""
         self.tokenizer = None

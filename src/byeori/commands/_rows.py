@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from byeori.artifacts import layout, saved_model, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
+from byeori.commands._fits import check_embedding
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import audit, chat, row_kinds, sources, template, tokenize, tokenized, unpaired
 from byeori.data.row_kinds import RowKind
@@ -88,16 +89,18 @@ def prepare(
     held_out = tokenized.encode_table(held_out_rows, encoding, row_kind, progress=bar) if held_out_rows else None
     report = audit.audit(train, held_out, table.name)
     train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
+    unfit: list[str] = []
     if len(train):
         starts = tokenized.row_starts(train)
         first = min(len(starts) - 1, _PREFIX_ROWS)
         sample = [tokenized.example(train, line) for line in range(starts[first])]
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
+        unfit = check_embedding(settings, start, [part for part in (train, held_out) if part is not None], sample)
     report["template"] = chosen.name if chosen else template.CHAT
     report["special_tokens_in_text"] = settings.special_tokens_in_text
     if processes.first_here:
         barrier(processes)
-    notes = [*start.notes, *table.notes, note, *fewer]
+    notes = [*start.notes, *table.notes, note, *fewer, *unfit]
     return Prepared(table=table, train=train, held_out=held_out, audit=report, notes=notes), encoding
 
 

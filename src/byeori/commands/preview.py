@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.commands._fits import served_facts
 from byeori.commands._rows import begin, load_table, prepare
 from byeori.config import PreviewSettings
 from byeori.data import audit, row_kinds, template, tokenized
@@ -75,14 +76,15 @@ def preview(settings: PreviewSettings) -> PreviewResult:
         names = [f"{name}, message {example.turn}" for name, example in zip(names, shown, strict=True)]
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
-    words = [*prepared.notes, *findings]
+    served, facts = served_facts(start, how, shown)
+    words = [*prepared.notes, *facts, *findings]
     if settings.html:
         page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.audit)
         atomic_files.write(Path(settings.html), page)
         say(f"Preview in {settings.html}")
     if settings.json_output:
         examples = [_as_json(*pair, how) for pair in zip(names, shown, strict=True)]
-        report = prepared.audit | ({"examples": examples} if settings.tokens else {})
+        report = prepared.audit | {"served": served} | ({"examples": examples} if settings.tokens else {})
         print(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         previews.show(list(zip(names, pieces, strict=True)), words, prepared.audit)

@@ -193,6 +193,13 @@ def content(table: Dataset) -> str:
     return digest.hexdigest()
 
 
+def highest_token(table: Dataset) -> int:
+    """Return the highest token id of all rows, -1 without any."""
+    import pyarrow.compute as pc
+
+    return max((pc.max(pc.list_flatten(part)).as_py() or -1 for part in _parts(table, "token_ids")), default=-1)
+
+
 def target_tokens(table: Dataset) -> int:
     """Return the number of trained tokens of all rows."""
     edges = column(table, "targets").combine_chunks().flatten().to_numpy()

@@ -30,12 +30,18 @@ def record(folder: Path) -> None:
         tokenizer, _ = load.load_tokenizer(str(folder))
     except ByeoriError:  # a model without one
         return
-    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
-    before = generation.get("eos_token_id", config.get("eos_token_id"))
+    before = configured(folder)
     ids = stop_ids(tokenizer, before)
-    if set(ids) - set(before if isinstance(before, list) else [before]):
-        text = json.dumps({**generation, "eos_token_id": ids}, indent=2, ensure_ascii=False)
+    if set(ids) - set(before):
+        text = json.dumps({**_read(folder / _CONFIG), "eos_token_id": ids}, indent=2, ensure_ascii=False)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def configured(folder: Path) -> list[int]:
+    """Return the stop tokens in the generation config of a model's folder, or else in its config."""
+    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
+    ids = generation.get("eos_token_id", config.get("eos_token_id"))
+    return [number for number in (ids if isinstance(ids, list) else [ids]) if number is not None]
 
 
 def _read(path: Path) -> dict[str, Any]:
