@@ -32,6 +32,7 @@ from byeori.errors import (
     TooLongError,
     TrainingError,
 )
+from byeori.export.export import ExportResult
 from byeori.export.merge import MergeResult
 from byeori.export.publish import PublishResult
 from byeori.plan.report import PlanResult

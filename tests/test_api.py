@@ -14,7 +14,20 @@ import pytest
 import byeori
 from byeori import cli
 
-FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "rent", "sft"]
+FUNCTIONS = [
+    "chat",
+    "compare",
+    "demo",
+    "dpo",
+    "export",
+    "generate",
+    "merge",
+    "plan",
+    "preview",
+    "publish",
+    "rent",
+    "sft",
+]
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -33,6 +46,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "demo",
         "demo_model",
         "dpo",
+        "export",
         "generate",
         "merge",
         "plan",
@@ -53,14 +67,16 @@ def test_every_command_has_its_function() -> None:
 def test_no_module_takes_the_name_of_a_function() -> None:
     """Importing byeori.x sets that name in byeori: a function of the same name would be gone after its first call."""
     modules = {module.name for module in pkgutil.iter_modules(byeori.__path__)}
-    assert modules & set(byeori.__all__) == {"plan"}  # which has the next test
+    assert modules & set(byeori.__all__) == {"export", "plan"}  # which have the next test
 
 
-def test_plan_stays_a_function_when_its_folder_is_imported() -> None:
+def test_export_and_plan_stay_functions_when_their_folders_are_imported() -> None:
     code = (
-        "import byeori; from byeori.plan import machines; import byeori.plan.workload, importlib\n"
-        "importlib.import_module('byeori.plan'); from byeori import plan\n"
-        "assert machines.read and callable(byeori.plan) and callable(plan)"
+        "import byeori, importlib, byeori.plan.workload, byeori.export.publish\n"
+        "from byeori.plan import machines\n"
+        "importlib.import_module('byeori.plan'); importlib.import_module('byeori.export')\n"
+        "from byeori import export, plan\n"
+        "assert machines.read and all(map(callable, (byeori.plan, plan, byeori.export, export)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

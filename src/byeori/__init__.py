@@ -8,6 +8,7 @@
     byeori.sft(base_model="...", data_path="rows.jsonl", output_dir="adapter")
     byeori.dpo(base_model="adapter", data_path="pairs.jsonl", output_dir="preferred")
     byeori.merge(peft_model_path="adapter", output_dir="merged")
+    byeori.export(model="merged", format="gguf", output_dir="gguf")
     byeori.generate(model="merged", columns={"document": "..."})
     byeori.compare(adapter="adapter", data_path="held_out.jsonl", output_dir="report")
     byeori.publish(folder="merged", repo_id="user/name")
@@ -23,8 +24,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-# The folder plan/ and the function plan() share a name. Python sets a folder's name in its parent when it first imports
-# the folder: here, before the function is defined, and never again.
+# The folders export/ and plan/ and the functions export() and plan() share names. Python sets a folder's name in its
+# parent when it first imports the folder: here, before the functions are defined, and never again.
+import byeori.export
 import byeori.plan  # noqa: F401
 from byeori import config
 from byeori.config import keywords
@@ -57,6 +59,7 @@ __all__ = [
     "demo",
     "demo_model",
     "dpo",
+    "export",
     "generate",
     "merge",
     "plan",
@@ -90,6 +93,7 @@ plan = _function("plan", config.PlanSettings, "PlanResult")
 rent = _function("rent", config.RentSettings, "PlanResult")
 preview = _function("preview", config.PreviewSettings, "PreviewResult")
 merge = _function("merge", config.MergeSettings, "MergeResult")
+export = _function("export", config.ExportSettings, "ExportResult")
 generate = _function("generate", config.GenerateSettings, "list[str]")
 chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")

@@ -18,6 +18,7 @@ from byeori.errors import (
     TooLongError,
     TrainingError,
 )
+from byeori.export.export import ExportResult
 from byeori.export.merge import MergeResult
 from byeori.export.publish import PublishResult
 from byeori.plan.report import PlanResult
@@ -39,6 +40,7 @@ __all__ = [
     "demo",
     "demo_model",
     "dpo",
+    "export",
     "generate",
     "merge",
     "plan",
@@ -302,6 +304,39 @@ def dpo(
         beta: How closely the model is held to the reference model.
         label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
         simpo_gamma: Target reward margin of SimPO.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def export(
+    *,
+    model: str | Path,
+    format: Literal["gguf", "ollama", "vllm"],
+    output_dir: str | Path,
+    base_model: str | Path | None = None,
+    data_path: str | Path | Sequence[str | Path] | None = None,
+    quantize: Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = "auto",
+    check: Literal["on", "off"] = "on",
+    check_rows: int = 8,
+    max_new_tokens: int = 48,
+    vllm_python: str | Path | None = None,
+    overwrite_output_dir: bool = False,
+) -> ExportResult:
+    """Write a model or adapter for llama.cpp, Ollama or vLLM, and check its answers there.
+
+    Args:
+        model: Model or adapter to export: a folder or a Hub id.
+        format: gguf is a file for llama.cpp, ollama adds a Modelfile, vllm is a folder that vLLM serves as it is.
+        base_model: Base model of the adapter.
+        data_path: Table of the rows to compare.
+        output_dir: Folder for the export.
+        quantize: Precision of the weights in a GGUF file.
+        check: Compare prompts and greedy answers of the export with those of the original.
+        check_rows: Rows to compare.
+        max_new_tokens: Maximum length of a compared answer in tokens.
+        vllm_python: Python of an environment with vLLM.
+        overwrite_output_dir: Replace the export in output_dir.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

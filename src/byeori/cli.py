@@ -28,6 +28,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "rent": config.RentSettings,
     "preview": config.PreviewSettings,
     "merge": config.MergeSettings,
+    "export": config.ExportSettings,
     "generate": config.GenerateSettings,
     "chat": config.ChatSettings,
     "compare": config.CompareSettings,

@@ -66,7 +66,7 @@ def test_publish_uploads_the_files_of_the_format(tmp_path: Path, monkeypatch: py
     folder.mkdir()
     (folder / "model.npz").write_bytes(b"weights")
     (folder / "notes.txt").write_text("private")
-    with pytest.raises(ModelError, match=r"is not a model in a known format \(adapter, safetensors\)"):
+    with pytest.raises(ModelError, match=r"is not a model in a known format \(adapter, safetensors, gguf\)"):
         collect(folder, "me/titles")
     monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, Npz()))
     assert set(collect(folder, "me/titles")) == {"model.npz", "README.md"}

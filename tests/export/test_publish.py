@@ -387,7 +387,8 @@ def test_card_of_an_adapter(adapter: Path) -> None:
     )
     assert "| learning_rate | 0.0002 |" in text and "| lora_target_modules | q_proj, v_proj |" in text
     assert 'PeftModel.from_pretrained(model, "me/titles")' in text
-    assert "vllm serve google/gemma-3-270m --enable-lora --max-lora-rank 16 --lora-modules tuned=me/titles" in text
+    serve = "vllm serve google/gemma-3-270m --tokenizer me/titles --enable-lora --max-lora-rank 16 --lora-modules tuned"
+    assert f"{serve}=me/titles\n" in text and "--format ollama" in text
     assert "`petitions.jsonl`" in text and HOME not in card
 
 

@@ -32,3 +32,7 @@ METRICS = "metrics.json"
 ROWS = "rows.jsonl"
 REPORT = "report.html"
 MERGE_REPORT = "merge_report.json"
+
+# of an export
+EXPORT_REPORT = "export_report.json"
+MODELFILE = "Modelfile"

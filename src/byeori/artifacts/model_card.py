@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from byeori.artifacts import layout, tokenizer_files
+from byeori.artifacts import layout
+from byeori.artifacts.serving import fenced, usage
 from byeori.data import row_kinds
 from byeori.support.atomic_files import sha256
 
@@ -48,7 +48,6 @@ _SHOWN = (
 )
 _DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 _UNKNOWN = "A causal language model; no file next to it tells how it was made."
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def is_local_path(text: str) -> bool:
@@ -72,10 +71,17 @@ def is_hub_id(text: str) -> bool:
     return shaped and not text.lower().endswith(_DATA_ENDINGS) and not Path(text).exists()
 
 
-def model_card(folder: Path, *, name: str | None = None, paths: dict[str, Path] | None = None) -> str:
+def model_card(
+    folder: Path,
+    *,
+    name: str | None = None,
+    paths: dict[str, Path] | None = None,
+    exported: dict[str, Any] | None = None,
+) -> str:
     """Return the README.md of a folder. name: its Hub id, or the folder that it will be in, if not this one.
 
-    paths: what `findings` returns for it, if that is known already.
+    paths: what `findings` returns for it, if that is known already. exported: export_report.json, for the card of an
+    export of this folder.
     """
     adapter = _read_json(folder / layout.ADAPTER_CONFIG)
     settings = _read_settings(folder / layout.SETTINGS)
@@ -97,7 +103,8 @@ def model_card(folder: Path, *, name: str | None = None, paths: dict[str, Path] 
         _data(sources, _read_json(found_in[layout.AUDIT])),
         _settings(settings, adapter, found_in[layout.LOG]),
         _result(_read_json(found_in[layout.METRICS]), report),
-        _usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter),
+        _export(exported or {}),
+        usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter, exported or {}),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -213,59 +220,26 @@ def _result(metrics: dict[str, Any], report: dict[str, Any]) -> str:
     return "\n".join(["## Result", "", lead, "", "| metric | base | tuned | difference |", "|---|---|---|---|", *rows])
 
 
+def _export(report: dict[str, Any]) -> str:
+    """Say what was exported, and how its answers compare with the original's."""
+    if not report:
+        return ""
+    files = ", ".join(f"`{_code(name)}`" for name in report["files"])
+    lines = [f"{files} ({_inline(report['weights'])})."]
+    for engine, found in report["checks"].items():
+        rows = found["rows"]
+        text = f"{_inline(engine)}: {found['equal_prompts']} of {rows} prompts have the trained token ids"
+        if "equal_answers" in found:
+            text += f", {found['equal_answers']} of {rows} greedy answers are equal to those of the original"
+        lines.append(f"- {text}.")
+    lines += [f"- {_inline(note)}." for note in report["notes"]]
+    return "## Export\n\n" + lines[0] + "\n\n" + "\n".join(lines[1:])
+
+
 def _interval(value: Any) -> str:
     if not isinstance(value, dict) or value.get("mean") is None:
         return "-"
     return f"{_number(value['mean'])} ({_number(value.get('low'))} to {_number(value.get('high'))})"
-
-
-def _usage(folder: Path, model: str, base_model: str, adapter: dict[str, Any]) -> str:
-    name, base = json.dumps(model, ensure_ascii=False), json.dumps(base_model, ensure_ascii=False)
-    if adapter:
-        load = [
-            "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'model = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")',
-            f"model = PeftModel.from_pretrained(model, {name})",
-        ]
-    else:
-        load = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f'model = AutoModelForCausalLM.from_pretrained({name}, dtype="auto")',
-        ]
-    words = name if tokenizer_files.there(folder) or not adapter else base
-    run = [
-        f"tokenizer = AutoTokenizer.from_pretrained({words})",
-        'prompt = "..."  # the prompt template, filled in, up to the answer',
-        'inputs = tokenizer(prompt, return_tensors="pt")',
-        "output = model.generate(**inputs, max_new_tokens=128, do_sample=False)",
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]
-    code = fenced("\n".join([*load, *run]), "python")
-    return f"## How to use\n\n{code}\n\nWith vLLM:\n\n{_vllm(model, base_model, adapter)}"
-
-
-def _vllm(name: str, base: str, adapter: dict[str, Any]) -> str:
-    if adapter.get("modules_to_save"):
-        return "vLLM does not serve adapters that replace whole layers; merge it first (`byeori merge`)."
-    serve, served = f"vllm serve {shlex.quote(name)}", name
-    if adapter:
-        rank = adapter.get("r") if isinstance(adapter.get("r"), int) else 16
-        fitting = next((item for item in _VLLM_RANKS if item >= (rank or 16)), _VLLM_RANKS[-1])
-        lora = f"--enable-lora --max-lora-rank {fitting} --lora-modules {shlex.quote(f'tuned={name}')}"
-        serve, served = f"vllm serve {shlex.quote(base)} {lora}", "tuned"
-    body = json.dumps({"model": served, "prompt": "...", "max_tokens": 128, "temperature": 0}, ensure_ascii=False)
-    ask = f"curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
-    return fenced(f"{serve}\n{ask}", "bash")
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _inline(value: object) -> str:

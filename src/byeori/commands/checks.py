@@ -14,6 +14,7 @@ from byeori.config import (
     CompareSettings,
     DataSettings,
     DpoSettings,
+    ExportSettings,
     GenerateSettings,
     MergeSettings,
     PlanSettings,
@@ -60,6 +61,9 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+    elif isinstance(settings, ExportSettings):
+        overwrite = settings.overwrite_output_dir
+        output_paths.check_model_output(Path(settings.output_dir), overwrite, marker=layout.EXPORT_REPORT)
     elif isinstance(settings, MergeSettings):
         output_paths.check_model_output(Path(settings.output_dir), settings.overwrite_output_dir)
     elif isinstance(settings, GenerateSettings) and settings.output:

@@ -20,6 +20,7 @@ from byeori.config.results import (
     CompareSettings,
     DemoModelSettings,
     DemoSettings,
+    ExportSettings,
     GenerateSettings,
     GenerationSettings,
     MergeSettings,

@@ -1,9 +1,9 @@
-"""Settings of the commands that use an adapter: merge, generate, compare and publish; and of the demo."""
+"""Settings of the commands that use an adapter: merge, export, generate, compare and publish; and of the demo."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, model_validator
 
@@ -25,6 +25,7 @@ from byeori.config.base import (
     Paths,
     Settings,
     none_from_text,
+    on_off,
     setting,
 )
 from byeori.config.training import DataSettings
@@ -52,6 +53,43 @@ class MergeSettings(Settings):
         "Check the merged model: load both models and compare their logits on training prompts.", True, ESSENTIAL
     )
     overwrite_output_dir: bool = setting("Replace the model in output_dir.", False, ESSENTIAL)
+
+
+class ExportSettings(Settings):
+    """byeori export: write a model or adapter for llama.cpp, Ollama or vLLM, and check its answers there."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("model", "output_dir")
+
+    model: Model = setting("Model or adapter to export: a folder or a Hub id.", ..., ESSENTIAL)
+    output_dir: Folder = setting("Folder for the export.", ..., ESSENTIAL)
+    format: Literal["gguf", "ollama", "vllm"] = setting(
+        "gguf is a file for llama.cpp, ollama adds a Modelfile, vllm is a folder that vLLM serves as it is. An adapter "
+        "becomes a LoRA beside its base.",
+        ...,
+        ESSENTIAL,
+    )
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
+    quantize: Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"] = setting(
+        "Precision of the weights in a GGUF file. auto keeps that of the model.", "auto", ESSENTIAL
+    )
+    check: Annotated[Literal["on", "off"], BeforeValidator(on_off)] = setting(
+        "Compare prompts and greedy answers of the export with those of the original.", "on", ESSENTIAL, alone="on"
+    )
+    check_rows: int = setting("Rows to compare.", 8, ESSENTIAL, ge=1, le=10_000)
+    data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Table of the rows to compare. The default is the one that was trained.", None, ESSENTIAL
+    )
+    max_new_tokens: int = setting("Maximum length of a compared answer in tokens.", 48, ESSENTIAL, ge=1, le=100_000)
+    vllm_python: OptionalPath = setting(
+        "Python of an environment with vLLM. The check then runs vLLM too.", None, ESSENTIAL
+    )
+    overwrite_output_dir: bool = setting("Replace the export in output_dir.", False, ESSENTIAL)
+
+    @model_validator(mode="after")
+    def _weights_of_gguf(self) -> Self:
+        if self.format == "vllm" and self.quantize != "auto":
+            raise ValueError(f"--quantize {self.quantize} is for gguf and ollama; leave it out")
+        return self
 
 
 class SamplingSettings(Settings):

@@ -3,8 +3,8 @@
     prompt template ── its literals and columns ─────────────────────────┐
     chat template ── what it writes around marked turns, put in pieces ──┴─> OllamaTemplate ── go, render
 
-Ollama knows one system prompt and the texts of user and assistant. It adds the BOS token itself, as the GGUF file says,
-so that is left out here.
+Ollama knows one system prompt and the texts of user and assistant. It adds BOS itself, as the GGUF file says, so that
+is left out here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from byeori.data.template import SPACES, Template
+from byeori.data.template import SPACES, Part, Template
 
 Render = Callable[[list[dict[str, str]]], str]
 """Messages -> the prompt that the tokenizer's chat template makes of them, up to the answer."""
@@ -37,42 +37,59 @@ class OllamaTemplate:
     notes: tuple[str, ...] = ()
 
 
-def of_template(template: Template, bos: str) -> OllamaTemplate | None:
+def of_template(template: Template, front: str) -> OllamaTemplate | None:
     """Compile a prompt template; None if it has required columns besides the user's text and `system`.
 
-    The last user message fills the last required prompt column, as in the exported chat template. bos: text of the
-    BOS token, "" if the tokenizer uses none.
+    The last user message fills the last required prompt column, as in the exported chat template. front: text of the
+    tokens that the tokenizer puts in front, such as BOS; "" if there are none.
     """
     main = template.main_column
     if set(template.required_columns) - {main, "system"}:
         return None
     values = {"system": ".System", main: "$user"}
+    parts = _without_ends(template, front)
     go, block = [_LAST_USER], 0
-    parts = list(template.parts[: template.answer])
     for part in parts:
         if part.block != block:
             if block:
                 go.append("{{ end }}")
             if part.block:
-                inside = (values[p.column] for p in parts if p.block == part.block and p.column in values)
-                given = list(dict.fromkeys(inside))
+                given = list(dict.fromkeys(values[name] for name in _inside(parts, part.block) if name in values))
                 go.append(f"{{{{ if {'or ' if len(given) > 1 else ''}{' '.join(given) or 'false'} }}}}")
             block = part.block
-        if part.column:
-            go.append(f"{{{{ {values[part.column]} }}}}" if part.column in values else "")
-        else:
-            text = part.text.removeprefix(bos) if part is parts[0] else part.text
-            go.append(_literal(text.rstrip(SPACES) if part is parts[-1] else text))
+        if part.column is None:
+            go.append(_literal(part.text))
+        elif part.column in values:
+            go.append(f"{{{{ {values[part.column]} }}}}")
     if block:
         go.append("{{ end }}")
 
     def render(system: str, turns: Sequence[dict[str, str]]) -> str:
         user = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
-        return template.prompt({"system": system, main: user}).removeprefix(bos)
+        row = {"system": system, main: user}
+        shown = {part.block for part in parts if not part.block or any(map(row.get, _inside(parts, part.block)))}
+        texts = (
+            part.text if part.column is None else row.get(part.column, "") for part in parts if part.block in shown
+        )
+        return "".join(texts)
 
     never = [name for name in template.prompt_columns if name not in values]
     note = f"Ollama has no place for {', '.join(map(repr, never))}, which stays empty there"
     return OllamaTemplate(go="".join(go), render=render, notes=(note,) if never else ())
+
+
+def _inside(parts: Sequence[Part], block: int) -> list[str]:
+    return [part.column for part in parts if part.block == block and part.column]
+
+
+def _without_ends(template: Template, front: str) -> list[Part]:
+    """Return the prompt's parts without the tokens in front, and without the spaces before the answer."""
+    parts = list(template.parts[: template.answer])
+    if parts and parts[0].column is None:
+        parts[0] = replace(parts[0], text=parts[0].text.removeprefix(front))
+    if parts and parts[-1].column is None:
+        parts[-1] = replace(parts[-1], text=parts[-1].text.rstrip(SPACES))
+    return parts
 
 
 # ---- chat templates ------------------------------------------------------------------------------------------------
@@ -115,13 +132,13 @@ class _Pieces:
         )
 
 
-def of_chat_template(render: Render, source: str, bos: str) -> OllamaTemplate | None:
+def of_chat_template(render: Render, source: str, front: str) -> OllamaTemplate | None:
     """Compile a chat template from what it writes; None if that is not its turns in order with fixed words between.
 
-    source: its text. bos: as for `of_template`.
+    source: its text. front: as for `of_template`.
     """
     try:
-        pieces = _pieces(render, bos)
+        pieces = _pieces(render, front)
     except Exception:  # each chat template refuses in its own way
         return None
     if pieces is None:
@@ -136,11 +153,11 @@ def of_chat_template(render: Render, source: str, bos: str) -> OllamaTemplate | 
     return OllamaTemplate(go=pieces.go(), render=pieces.render, notes=tuple(notes))
 
 
-def _pieces(render: Render, bos: str) -> _Pieces | None:
+def _pieces(render: Render, front: str) -> _Pieces | None:
     """Cut the text of marked conversations at the marks, and compare longer conversations with the pieces."""
 
     def text(*turns: tuple[str, str]) -> str:
-        return render([{"role": role, "content": content} for role, content in turns]).removeprefix(bos)
+        return render([{"role": role, "content": content} for role, content in turns]).removeprefix(front)
 
     asked, answered, again = ("user", _ASKED), ("assistant", _ANSWERED), ("user", _AGAIN)
     opening, _, ending = text(asked).partition(_ASKED)

@@ -51,7 +51,7 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Part:
+class Part:
     """A literal (column is None) or a column; `block` is the number of the `[[ ]]` around it, 0 outside."""
 
     text: str = ""
@@ -70,7 +70,7 @@ class Template:
 
     text: str
     name: str
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
     answer: int
     lenient: bool = False
 
@@ -149,7 +149,7 @@ class Template:
         """Return the text that the model is given before it answers."""
         return "".join(segment.text for segment in self.segments(row, with_answer=False))
 
-    def _value(self, row: Mapping[str, object], part: _Part) -> str:
+    def _value(self, row: Mapping[str, object], part: Part) -> str:
         column = part.column or ""
         if column not in row and not part.block:
             raise TemplateError(unknown_column(column, row))
@@ -223,15 +223,15 @@ def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template
     return Template(text=text, name=name, parts=tuple(parts), answer=answer, lenient=lenient)
 
 
-def _parts(text: str, name: str) -> list[_Part]:
-    parts: list[_Part] = []
+def _parts(text: str, name: str) -> list[Part]:
+    parts: list[Part] = []
     literal, position, block, blocks = "", 0, 0, 0
 
     def flush(until: int) -> None:
         nonlocal literal
         literal += text[position:until]
         if literal:
-            parts.append(_Part(text=literal, block=block))
+            parts.append(Part(text=literal, block=block))
         literal = ""
 
     for match in _TOKEN.finditer(text):
@@ -258,7 +258,7 @@ def _parts(text: str, name: str) -> list[_Part]:
                 parts = [part for part in parts if part.block != blocks]
         else:
             flush(start)
-            parts.append(_Part(column=unicodedata.normalize("NFC", token[1:-1].strip()), block=block))
+            parts.append(Part(column=unicodedata.normalize("NFC", token[1:-1].strip()), block=block))
         position = match.end()
     if block:
         raise TemplateError(f"template {name}: [[ is not closed with ]]")

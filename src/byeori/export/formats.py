@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from byeori.errors import ModelError
 from byeori.export.adapter_folder import AdapterFolder
+from byeori.export.gguf_folder import GgufFolder
 from byeori.export.safetensors_folder import SafetensorsFolder
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class MergedFormat(Format, Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (AdapterFolder(), SafetensorsFolder())
+FORMATS: tuple[Format, ...] = (AdapterFolder(), SafetensorsFolder(), GgufFolder())
 
 
 def format_of(folder: Path) -> Format:

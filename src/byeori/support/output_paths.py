@@ -48,8 +48,12 @@ def make_result(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
 
 
-def check_model_output(output: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+def check_model_output(
+    output: Path, overwrite: bool, inputs: Sequence[Path] = (), *, marker: str = "config.json"
+) -> None:
     """Raise unless a model may be written to a folder; with `overwrite`, it may hold a model, which is replaced.
+
+    marker: the file that tells that the folder holds a model of this kind.
 
     Raises:
         CheckpointError: if it is a file, holds an input, or is not empty.
@@ -62,7 +66,7 @@ def check_model_output(output: Path, overwrite: bool, inputs: Sequence[Path] = (
         return
     if not overwrite:
         raise CheckpointError(f"{output} is not empty; choose another folder or pass --overwrite_output_dir True")
-    if not (output / "config.json").is_file():
+    if not (output / marker).is_file():
         raise CheckpointError(f"{output} holds no model, so it is not overwritten; choose another folder")
 
 
