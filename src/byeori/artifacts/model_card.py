@@ -19,7 +19,10 @@ import yaml
 from byeori.artifacts import layout
 from byeori.artifacts.serving import fenced, usage
 from byeori.data import row_kinds
+from byeori.errors import ByeoriError
 from byeori.support.atomic_files import sha256
+from byeori.support.foreign_files import json_file, json_lines
+from byeori.support.yaml_files import yaml_mapping
 
 MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
 
@@ -153,10 +156,11 @@ def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
         )
     else:
         text = f"{origin} fine-tuned with LoRA and merged into one model with {tool}. It expects the prompt below."
-    if report.get("verdict") == "equal":
+    numbers = [report.get(name) for name in ("max_abs_difference", "max_logit")]
+    if report.get("verdict") == "equal" and all(isinstance(number, (int, float)) for number in numbers):
         text += (
-            f" Its logits were compared with those of the adapter on the base: largest difference "
-            f"{report['max_abs_difference']:.2g}, largest logit {report['max_logit']:.3g} ({_inline(report['dtype'])})."
+            f" Its logits were compared with those of the adapter on the base: largest difference {numbers[0]:.2g}, "
+            f"largest logit {numbers[1]:.3g} ({_inline(report.get('dtype', '-'))})."
         )
     return text + " The licence and terms of the base model apply."
 
@@ -192,13 +196,9 @@ def _settings(settings: dict[str, Any], adapter: dict[str, Any], log: Path) -> s
 def _last_losses(log: Path) -> dict[str, Any]:
     """Steps, last training loss and last evaluation loss of a run's log."""
     losses: dict[str, Any] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            entry = json.loads(line)
-            names = {"step": "steps", "loss": "last training loss", "eval_loss": "last evaluation loss"}
-            losses |= {names[key]: entry[key] for key in names if isinstance(entry.get(key), (int, float))}
-        except (ValueError, AttributeError):  # a last line that a crash cut short
-            continue
+    names = {"step": "steps", "loss": "last training loss", "eval_loss": "last evaluation loss"}
+    for entry in json_lines(log) if log.is_file() else ():
+        losses |= {names[key]: entry[key] for key in names if isinstance(entry.get(key), (int, float))}
     return losses
 
 
@@ -262,15 +262,14 @@ def _number(value: Any) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where the file is missing or something else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json_file(path)
+    except ByeoriError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return yaml_mapping(path, what="settings", advice="copy it again")
+    except ByeoriError:
         return {}
-    return value if isinstance(value, dict) else {}

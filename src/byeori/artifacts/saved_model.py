@@ -7,7 +7,6 @@ Every error in the small files is reported before weights are loaded.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout
-from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, BASE, SETTINGS, TEMPLATE
+from byeori.artifacts import layout, records
+from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, SETTINGS, TEMPLATE
 from byeori.artifacts.model_card import is_hub_id
 from byeori.data import template, tokenize
 from byeori.data.template import Template
@@ -27,7 +26,7 @@ from byeori.kernels import lora_linear
 from byeori.model import adapter, load
 from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 from byeori.support.pickles import missing_weights
-from byeori.support.text_files import one_line
+from byeori.support.text_files import one_line, read_text
 from byeori.support.yaml_files import yaml_mapping
 
 
@@ -119,15 +118,11 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
     Raises:
         ModelError: if its configuration or its weights are missing, damaged, or a pickle.
     """
-    try:
-        recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base, revision = recorded.get("base_model_name_or_path"), recorded.get("revision")
-    except (OSError, ValueError, AttributeError):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged; copy the adapter again") from None
+    recorded = records.adapter_config(folder)
     if not (folder / ADAPTER).is_file():
         raise ModelError(f"the adapter {name} is incomplete: {missing_weights(folder, ADAPTER)}")
     read_header(folder / ADAPTER)
-    return base, revision
+    return recorded.get("base_model_name_or_path"), recorded.get("revision")
 
 
 # ---- does an adapter belong to a base? ------------------------------------------------------------------------------
@@ -169,14 +164,10 @@ def check_base_weights(adapter: Path, folder: Path, name: str, *, option: str) -
 
 def _recorded_base(adapter: Path) -> tuple[str, str, Callable[[Path], str]] | None:
     """The name and a hash of the base that training recorded with the adapter, if it did, and how to compute it."""
-    path = adapter / BASE
-    if not path.is_file():
+    record = records.base_record(adapter)
+    if record is None:
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        trained_on, whole, sample = record["base_model"], record.get("weights_sha256"), record.get("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    trained_on, whole, sample = record["base_model"], record.get("weights_sha256"), record.get("sha256")
     if whole:
         return trained_on, whole, weights_sha256
     return (trained_on, sample, base_fingerprint) if sample else None
@@ -235,8 +226,15 @@ def template_of(saved: SavedModel, spec: str | None) -> Template | None:
 
 
 def read_template(path: Path) -> Template:
-    """Read the template that was saved with trained weights."""
-    return template.parse(path.read_text(encoding="utf-8"), TEMPLATE, lenient=True)
+    """Read the template that was saved with trained weights.
+
+    Raises:
+        TemplateError: if it is damaged.
+    """
+    try:
+        return template.parse(read_text(path, TemplateError), TEMPLATE, lenient=True)
+    except OSError as error:
+        raise TemplateError(f"cannot read {path} ({error.strerror}); copy it again") from None
 
 
 def encoding(saved: SavedModel, chosen: Template | None, *, cutoff_len: int = sys.maxsize) -> Encoding:

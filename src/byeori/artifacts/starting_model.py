@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model, tokenizer_files
-from byeori.errors import ConfigError
+from byeori.artifacts import layout, records, saved_model, tokenizer_files
+from byeori.errors import ConfigError, ModelError
 from byeori.model import load
 from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.support import hub
@@ -136,7 +135,9 @@ def _adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: 
     Raises:
         ConfigError: if the user gave others.
     """
-    recorded = json.loads((folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    recorded = records.adapter_config(folder)
+    if missing := [name for name in _LORA.values() if name not in recorded]:
+        raise ModelError(f"{folder / layout.ADAPTER_CONFIG} has no {', '.join(missing)}; copy the adapter again")
     shape = {setting: recorded[name] for setting, name in _LORA.items()}
     layers = shape["lora_target_modules"]
     shape["lora_target_modules"] = sorted(layers) if isinstance(layers, list) else [layers]

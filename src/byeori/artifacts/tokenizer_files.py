@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout
-from byeori.errors import ModelError
+from byeori.support.foreign_files import json_file
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -116,8 +116,5 @@ def _bare(name: object) -> str:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is damaged; copy or download it again") from None
+    value = json_file(path, advice="copy or download it again")
     return value if isinstance(value, dict) else {}

@@ -14,6 +14,7 @@ from typing import Any
 from byeori.data.chat import turn_end
 from byeori.errors import ByeoriError
 from byeori.model import load
+from byeori.support.foreign_files import json_file
 
 _CONFIG = "generation_config.json"
 
@@ -45,4 +46,4 @@ def configured(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json_file(path) if path.is_file() else {}

@@ -8,7 +8,6 @@ Whatever cannot be merged exactly is rejected here, before a byte is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout
+from byeori.artifacts import layout, records
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, read_header, stored_tensors
 from byeori.model.load import explain, load_config
+from byeori.support.foreign_files import json_file
 from byeori.support.pickles import missing_weights
 
 Progress = Callable[[int, int], None]
@@ -163,12 +163,8 @@ def adapter_config(adapter: Path) -> dict[str, Any]:
         raise ModelError(
             f"{adapter} is not an adapter: it has no adapter_config.json; use the folder that training wrote"
         )
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-        int(config.get("r", 0)), float(config.get("lora_alpha", 0))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is damaged; copy the adapter again") from None
+    config = records.adapter_config(adapter)
+    kind = config["peft_type"]
     if kind != "LORA":
         raise ModelError(f"{adapter} is an adapter of type {kind}; only LORA can be merged, serve it unmerged")
     for setting, kind_name in _OTHER_KINDS.items():
@@ -325,7 +321,7 @@ def parameter_names(folder: Path, keys: list[str]) -> Names:
 
 def _check_full_precision(folder: Path, base: str, tensors: dict[str, Stored]) -> None:
     """Raise unless the base is stored unquantized: a change cannot be added to 4- or 8-bit codes."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json_file(folder / layout.CONFIG)
     method = (config.get("quantization_config") or {}).get("quant_method")
     codes = sorted({item.dtype for item in tensors.values()} - _FULL_PRECISION)
     if method and codes:

@@ -23,7 +23,9 @@ from byeori.artifacts.tokenizer_files import TOKENIZER_FILES
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.export.formats import format_of
 from byeori.model.fingerprint import INDEX
+from byeori.support.foreign_files import json_file
 from byeori.support.hub import human_size
+from byeori.support.yaml_files import yaml_mapping
 
 _SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", layout.TEMPLATE, layout.SETTINGS, layout.MERGE_REPORT)
 _WEIGHTS = r"adapter_config\.json|adapter_model\..*|(pytorch_)?model.*\.(safetensors|bin)(\.index\.json)?"
@@ -113,11 +115,9 @@ def _without_paths(path: Path) -> Path | bytes:
     """Return the file, or its content with local paths reduced to names if it has any."""
     if path.suffix not in (".json", ".yaml") or path.name in ("tokenizer.json", "vocab.json", INDEX):
         return path
-    text = path.read_text(encoding="utf-8")
-    try:
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, yaml.YAMLError):
-        raise ModelError(f"{path} is damaged; copy it again or delete it") from None
+    advice = "copy it again or delete it"
+    is_yaml = path.suffix == ".yaml"
+    value = yaml_mapping(path, what="settings", advice=advice) if is_yaml else json_file(path, advice=advice)
     if path.name in _PATHS_ANYWHERE:
         clean = _clean(value)
     elif isinstance(value, dict):
@@ -159,8 +159,8 @@ def _notes(folder: Path, evidence: dict[str, Path]) -> Iterator[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json_file(path)
+    except ByeoriError:
         return {}
     return value if isinstance(value, dict) else {}
 

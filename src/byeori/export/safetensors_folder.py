@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from byeori.artifacts import layout, tokenizer_files
 from byeori.errors import ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, read_header, weight_files
+from byeori.support.foreign_files import json_file
 
 if TYPE_CHECKING:
     from byeori.export.merge_plan import MergedModel, MergedTensor, Progress
@@ -103,7 +104,7 @@ def _write_config(path: Path, model: MergedModel) -> None:
     It is the base's own file byte for byte if nothing of this changes it.
     """
     source = model.base / layout.CONFIG
-    config: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    config: dict[str, Any] = json_file(source)
     before = copy.deepcopy(config)
     config.pop("quantization_config", None)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):

@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from byeori.errors import ModelError
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
 from byeori.support.console import progress
+from byeori.support.foreign_files import json_file, json_record
 from byeori.support.pickles import missing_weights
 
 INDEX = "model.safetensors.index.json"
@@ -36,6 +39,10 @@ _ABOUT_THE_FILE = (
     "transformers_version",
     "use_cache",
 )
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-    except (SafetensorError, ValueError, struct.error) as error:
+    except (SafetensorError, ValueError, struct.error, RecursionError) as error:
         raise ModelError(f"{path} is damaged or cut short ({error}); copy or download it again") from None
     except OSError as error:
         raise ModelError(f"cannot read {path} ({error.strerror or error}); copy or download it again") from None
@@ -97,8 +104,8 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            names = sorted(set(json_record(index, _Index)["weight_map"].values()))
+        except ModelError:
             raise ModelError(f"{index} is damaged; copy or download it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -171,11 +178,8 @@ def weights_sha256(folder: Path) -> str:
 
 def config_sha256(folder: Path) -> str:
     """Return the SHA-256 of what config.json says about computing; who saved it, and with what, is left out."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return hashlib.sha256(json.dumps(_computing(config), sort_keys=True).encode()).hexdigest()
+    config = _computing(json_file(folder / "config.json"))
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _computing(value: Any) -> Any:

@@ -23,6 +23,13 @@ from byeori.support.suggestions import nearest_file
 # FLOP of a micro-batch on a GPU, at 4 per weight and token: about 50 ms on the fastest GPUs.
 _LEAST_WORK, _MOST_TOKENS = 2e13, 32_768
 
+# sizes of a config.json by their names, and ten times what the largest models have
+_MOST = {
+    r"(num|n)_(\w+_)?layers?|(encoder|decoder)_layers": 2000,
+    r"(num|n)_\w*heads?|num_(local_|routed_)?experts|n_routed_experts": 20_000,
+    r"(\w+_)?(hidden|intermediate|ffn)_(size|dim)|n_embd|d_model|head_dim": 1 << 22,
+    r"vocab_size": 1 << 26,
+}
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
 
 
@@ -73,6 +80,9 @@ def load_tokenizer(
     except Exception as error:  # transformers raises a different kind for each way in which a folder can be wrong
         raise explain(error, name, "tokenizer") from None
     _check_template_names(name, tokenizer.chat_template)
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        given = repr(tokenizer.model_max_length)[:40]
+        raise ModelError(f"tokenizer_config.json of {name} has model_max_length {given}; write a number of tokens")
     notes = []
     if tokenizer.eos_token_id is None:
         vocabulary = tokenizer.get_vocab()
@@ -112,7 +122,18 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         config._attn_implementation = config._experts_implementation = None
     except Exception as error:
         raise explain(error, name, "config.json") from None
+    _check_sizes(name, config.to_dict())
     return config
+
+
+def _check_sizes(name: str, values: dict[str, Any]) -> None:
+    """Raise if a size is beyond any model's: building it would take all memory, or for ever."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_sizes(name, value)
+        most = next((most for pattern, most in _MOST.items() if re.fullmatch(pattern, str(key))), None)
+        if most and isinstance(value, (int, float)) and not 0 <= value <= most:
+            raise ModelError(f"config.json of {name} has {key} {value}, which no model has; copy or download it again")
 
 
 def load_model(

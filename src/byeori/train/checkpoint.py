@@ -27,11 +27,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, MANIFEST, OPTIMIZER, STATE
-from byeori.errors import CheckpointError
+from byeori.artifacts import records
+from byeori.artifacts.layout import ADAPTER, MANIFEST, OPTIMIZER, STATE
+from byeori.errors import CheckpointError, ModelError
 from byeori.model import adapter as peft_adapter
 from byeori.support.atomic_files import disk_errors, new_folder, remove_folder, sha256
 from byeori.support.console import Say
+from byeori.support.foreign_files import json_record
 from byeori.support.pickles import missing_weights
 from byeori.train import optim
 
@@ -82,9 +84,9 @@ def check_whole(folder: Path) -> bool:
 def verify(folder: Path) -> str | None:
     """Return why a checkpoint is not whole, or None if it is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        manifest = json_record(folder / MANIFEST, records.Manifest)["sha256"]
         listed = set(manifest)
-    except (OSError, ValueError, KeyError, TypeError):
+    except ModelError:
         return "it has no manifest"
     if absent := {ADAPTER, OPTIMIZER, STATE} - listed:
         return f"its manifest does not list {min(absent)}"
@@ -135,8 +137,8 @@ def aside(name: str, taken: Callable[[str], bool]) -> str:
 def best_of(folder: Path) -> Path | None:
     """Return the folder of the best checkpoint that a run had when it wrote this one, or None."""
     try:
-        step = json.loads((folder / STATE).read_text(encoding="utf-8")).get("best_step")
-    except (OSError, ValueError, AttributeError):
+        step = json_record(folder / STATE, records.RunState).get("best_step")
+    except ModelError:
         return None
     return None if step is None else folder.resolve().parent / f"checkpoint-{step}"
 
@@ -250,10 +252,7 @@ def _check_scale(folder: Path, model: Any) -> None:
     Raises:
         CheckpointError: if it was trained with another alpha or rank.
     """
-    try:
-        recorded = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from None
+    recorded = records.adapter_config(folder, CheckpointError)
     own = next(iter(model.peft_config.values()))
     for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
         if name in recorded and recorded[name] != getattr(own, name):
@@ -280,5 +279,6 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
         if keys:
             optim.restore(optimizer, parameter, index, {short: tensors[key] for short, key in keys.items()})
-    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return state
+    return dict(
+        json_record(folder / STATE, records.RunState, CheckpointError, advice="resume from an older checkpoint")
+    )

@@ -15,6 +15,7 @@ from byeori.artifacts.layout import LOG
 from byeori.errors import ConfigError
 from byeori.support.atomic_files import new_file
 from byeori.support.console import Say, moving, say
+from byeori.support.foreign_files import json_lines
 from byeori.support.text_files import one_line, redacted, visible
 from byeori.train.checkpoint import write_errors
 
@@ -44,13 +45,7 @@ class RunLog:
 def read(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log, if there is one; a last line cut short by a crash is left out."""
     path = folder / LOG
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    return list(json_lines(path)) if path.is_file() else []
 
 
 class Live:

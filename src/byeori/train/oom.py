@@ -53,8 +53,10 @@ def remember(output_dir: Path, halvings: int) -> None:
 
 def remembered(output_dir: Path) -> int:
     """Return how often micro-batches are halved, as an earlier attempt noted."""
-    note = output_dir / NOTE
-    return int(note.read_text(encoding="utf-8")) if note.is_file() else 0
+    try:
+        return max(0, int((output_dir / NOTE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return 0
 
 
 def attempt(compute: Callable[[], T], rows: Sequence[int], tokens: int) -> T:

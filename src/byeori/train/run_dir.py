@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model
-from byeori.artifacts.layout import BASE, SETTINGS
+from byeori.artifacts import layout, records, saved_model
+from byeori.artifacts.layout import SETTINGS
 from byeori.data import row_kinds
 from byeori.distributed.processes import Processes, all_reduce_sum, barrier
 from byeori.errors import CheckpointError
@@ -125,10 +124,10 @@ def check_same_rows(resume: Path, content: str) -> None:
     Raises:
         CheckpointError: if the data, the template or the tokenizer has changed.
     """
-    path = resume / BASE
-    if not (resume / layout.STATE).is_file() or not path.is_file():  # a finished adapter, or an older byeori's
+    record = records.base_record(resume)
+    if not (resume / layout.STATE).is_file() or record is None:  # a finished adapter, or an older byeori's
         return
-    if json.loads(path.read_text(encoding="utf-8")).get("rows_sha256") != content:
+    if record.get("rows_sha256") != content:
         raise CheckpointError(
             f"the rows are not those that the checkpoint {resume} was trained on: the data or the template has "
             "changed; go on with the same, or give the checkpoint as --base_model to train its weights further on these"

@@ -79,8 +79,8 @@ class Progress:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore it from a checkpoint."""
-        for key, value in state.items():
-            setattr(self, key, value)
+        for key in vars(self):
+            setattr(self, key, state.get(key, getattr(self, key)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""The files beside weights whose fields decide something, with their types. Other fields are kept and not checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
+
+from byeori.artifacts import layout
+from byeori.errors import ByeoriError, ModelError
+from byeori.support.foreign_files import json_record
+
+_Number = int | Annotated[float, Field(allow_inf_nan=False)]  # a whole one stays an int
+_Rank = Annotated[int, Field(ge=1, le=1 << 20)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+_OPEN = ConfigDict(extra="allow")
+
+
+class AdapterConfig(TypedDict, total=False):
+    """adapter_config.json, as PEFT writes it."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    peft_type: Required[str]
+    base_model_name_or_path: str | None
+    revision: str | None
+    r: _Rank
+    lora_alpha: _Number
+    lora_dropout: Annotated[float, Field(ge=0, le=1)]
+    target_modules: list[str] | str | None
+    rank_pattern: dict[str, _Rank] | None
+    alpha_pattern: dict[str, _Number] | None
+    init_lora_weights: bool | str | None
+    modules_to_save: list[str] | None
+
+
+class BaseRecord(TypedDict, total=False):
+    """byeori_base.json: what a run started from. sha256: of samples of the tensors, by byeori 0.1."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    base_model: Required[str]
+    weights_sha256: str | None
+    sha256: str | None
+    rows_sha256: str | None
+
+
+class Manifest(TypedDict):
+    """manifest.json of a checkpoint: file -> SHA-256."""
+
+    sha256: dict[str, str]
+
+
+class RunState(TypedDict, total=False):
+    """The counters of a run in a checkpoint; see train.state.Progress."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    step: Required[_Count]
+    best_loss: float | None
+    best_step: _Count | None
+    evaluations_without_gain: _Count
+    bad_steps: _Count
+    last_loss: float
+    first_loss: float
+    tokens: _Count
+    unique_tokens: _Count
+    halvings: Annotated[int, Field(ge=0, le=64)]
+
+
+def adapter_config(folder: Path, error: type[ByeoriError] = ModelError) -> dict[str, Any]:
+    """Return an adapter's configuration.
+
+    Raises:
+        ByeoriError: of the class `error`, if it cannot be read, or a field is not what PEFT writes.
+    """
+    path = folder / layout.ADAPTER_CONFIG
+    return dict(json_record(path, AdapterConfig, error, advice="copy the adapter again"))
+
+
+def base_record(folder: Path) -> BaseRecord | None:
+    """Return what training recorded about the base of an adapter or a checkpoint, if it did.
+
+    Raises:
+        ModelError: if it is damaged.
+    """
+    path = folder / layout.BASE
+    return json_record(path, BaseRecord, advice="copy the adapter again") if path.is_file() else None

@@ -1,0 +1,262 @@
+"""Broken and hostile input to every command: `python tests/fuzz.py [COUNT] [SEED]`.
+
+Each case copies a small world (a model, its adapter, a merged model, rows, a template, settings), damages one file or
+some flags of it, and runs a command in a fork. Whatever is wrong must be one sentence and exit code 2. What is counted:
+
+    traceback    an exception that no one turned into a sentence
+    hang         no end after LIMIT seconds
+    memory       more than ROOM bytes above what the process began with
+    control      a control character on the terminal
+    long         a sentence of more than LONG characters
+    code         another exit code than 0, 2 and 130
+    escaped      a file written outside the case's folder, or code that ran
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+import byeori  # noqa: E402
+import mutations  # noqa: E402
+from byeori import cli, config  # noqa: E402
+from tiny_models import byte_level_tokenizer, tiny_llama  # noqa: E402
+
+LIMIT, ROOM, LONG = 20.0, 1.5e9, 2500
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CASES = (  # how often, command, the file that is damaged or "", further flags
+    (8, "preview", "rows.jsonl", ["--template", "template.txt"]),
+    (4, "preview", "rows.csv", ["--template", "template.txt"]),
+    (4, "preview", "rows.json", ["--template", "template.txt"]),
+    (3, "preview", "rows.parquet", ["--template", "template.txt"]),
+    (8, "preview", "chats.jsonl", []),
+    (6, "preview", "template.txt", ["--template", "template.txt"]),
+    (4, "preview", "base/chat_template.jinja", []),
+    (5, "preview", "base/tokenizer.json", ["--template", "template.txt"]),
+    (4, "preview", "base/tokenizer_config.json", ["--template", "template.txt"]),
+    (5, "sft", "base/config.json", []),
+    (2, "sft", "base/model.safetensors", []),
+    (2, "sft", "base/generation_config.json", []),
+    (6, "sft", "settings.yaml", ["--config", "settings.yaml"]),
+    (4, "dpo", "pairs.jsonl", []),
+    (4, "sft", "resumed/checkpoint-1/*", ["--output_dir", "resumed", "--resume_from_checkpoint", "latest"]),
+    (6, "generate", "adapter/*", []),
+    (3, "generate", "base/generation_config.json", []),
+    (4, "merge", "adapter/*", []),
+    (3, "merge", "base/model.safetensors", []),
+    (4, "compare", "adapter/*", []),
+    (3, "publish", "adapter/*", []),
+    (3, "publish", "merged/*", ["--folder", "merged"]),
+    (4, "plan", "base/config.json", []),
+    (10, "", "", []),  # damaged flags of any command
+)  # fmt: skip
+
+
+def build(folder: Path) -> None:
+    """Make the world once."""
+    import pandas
+
+    base = folder / "base"
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(base)
+    tiny_llama(len(tokenizer)).save_pretrained(base)
+    rows = [{"document": f"봄이 왔다 {i}", "title": f"봄소식 {i}", "n": i} for i in range(12)]
+    turns = [
+        {"messages": [{"role": "user", "content": f"안녕 {i}"}, {"role": "assistant", "content": "반가워요"}]}
+        for i in range(6)
+    ]
+    pairs = [{"prompt": f"질문 {i}", "chosen": "좋은 답", "rejected": "나쁜 답"} for i in range(6)]
+    for name, items in (("rows", rows), ("chats", turns), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_bytes(b"\n".join(map(mutations.dumped, items)) + b"\n")
+    (folder / "rows.json").write_bytes(mutations.dumped(rows))
+    pandas.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
+    pandas.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    (folder / "template.txt").write_text("### 본문: {document}\n\n### 제목: {title}", encoding="utf-8")
+    common = {"base_model": base, "data_path": folder / "rows.jsonl", "template": folder / "template.txt"}
+    small = {"cutoff_len": 128, "lora_r": 2, "batch_size": 4, "dtype": "float32"}
+    byeori.sft(**common, **small, output_dir=folder / "adapter", max_steps=1)
+    byeori.sft(**common, **small, output_dir=folder / "resumed", max_steps=2, save_steps=1)
+    byeori.merge(peft_model_path=folder / "adapter", output_dir=folder / "merged")
+    (folder / "settings.yaml").write_text(
+        (folder / "adapter" / "byeori.yaml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+
+
+def arguments(command: str) -> list[str]:
+    """Flags of a command in the world, as its working folder."""
+    train = [
+        "--base_model",
+        "base",
+        "--template",
+        "template.txt",
+        "--output_dir",
+        "out",
+        "--max_steps",
+        "1",
+        "--dtype",
+        "float32",
+    ]
+    short = ["--max_rows", "2", "--max_new_tokens", "2"]
+    return {
+        "preview": ["--base_model", "base", "--data_path", "rows.jsonl", "--rows", "1"],
+        "sft": [*train, "--template", "template.txt", "--data_path", "rows.jsonl", "--cutoff_len", "128"],
+        "dpo": [*train, "--data_path", "pairs.jsonl"],
+        "generate": ["--model", "adapter", "--max_new_tokens", "2", "--column", "document=봄"],
+        "merge": ["--peft_model_path", "adapter", "--output_dir", "out"],
+        "compare": ["--adapter", "adapter", "--data_path", "rows.jsonl", "--output_dir", "out", *short],
+        "publish": ["--folder", "adapter", "--repo_id", "me/x", "--dry-run"],
+        "plan": ["--base_model", "base", "--gpu", "t4"],
+    }[command]  # fmt: skip
+
+
+def damage(dice: random.Random, place: Path) -> tuple[str, list[str]]:
+    """Damage the world in `place`; returns what was damaged, and the command line to run."""
+    weights = [case[0] for case in CASES]
+    _, command, target, more = dice.choices(CASES, weights)[0]
+    if not command:
+        command = dice.choice(["preview", "sft", "dpo", "generate", "merge", "compare", "publish", "plan"])
+        given = arguments(command)
+        known = [*config.SftSettings.model_fields, "nope", "help", "config"]
+        for _ in range(dice.choice([1, 1, 2])):
+            if dice.random() < 0.5:
+                at = dice.randrange(len(given))
+                given[at] = dice.choice(mutations.WORDS)
+            else:
+                given += [f"--{dice.choice(known)}", dice.choice(mutations.WORDS)]
+        return f"{command} {given!r}", [command, *given]
+    paths = sorted(path for path in place.glob(target) if path.is_file() and path.name != "manifest.json")
+    path = dice.choice(paths)
+    if dice.random() < 0.04:
+        path.unlink()
+        if dice.random() < 0.5:
+            path.mkdir()
+    else:
+        path.write_bytes(mutations.file(dice, path.name, path.read_bytes()))
+    given = [command, *arguments(command), *more]
+    if target.startswith(("rows", "chats", "pairs")):
+        given += ["--data_path", target]
+    return f"{command} {path.relative_to(place)}", given
+
+
+def child(place: Path, given: list[str], out: int) -> None:
+    """Run the command in this fork; ends it."""
+    code = 99
+    try:
+        os.chdir(place)
+        for stream in (1, 2):
+            os.dup2(out, stream)
+        sys.stdout, sys.stderr = (
+            os.fdopen(1, "w", errors="backslashreplace"),
+            os.fdopen(2, "w", errors="backslashreplace"),
+        )
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
+        code = cli.main(given)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def run(place: Path, given: list[str]) -> tuple[str, str]:
+    """Run one command line; returns the kind of its fault, or "", and what it printed."""
+    with tempfile.TemporaryFile() as out:
+        pid = os.fork()
+        if pid == 0:
+            child(place, given, out.fileno())
+        began, first, fault, status = time.monotonic(), resident(pid), "", 0
+        while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+            if time.monotonic() - began > LIMIT:
+                fault = "hang"
+            elif resident(pid) - first > ROOM:
+                fault = "memory"
+            if fault:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                break
+            time.sleep(0.005)
+        else:
+            status = os.waitstatus_to_exitcode(ended[1])
+        out.seek(0)
+        printed = out.read(400_000).decode("utf-8", "replace")
+    if fault:
+        return fault, printed
+    if "Traceback (most recent call last)" in printed:
+        return "traceback", printed
+    if status not in (0, 2, 130):
+        return f"code {status}", printed
+    if re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", printed.replace("\r\n", "\n")):
+        return "control", printed
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    if status == 2 and not errors:
+        return "no sentence", printed
+    return ("long", printed) if any(len(line) > LONG for line in errors) else ("", printed)
+
+
+def fuzz(count: int, seed: int, report: Callable[[str], None] = print) -> Counter[str]:
+    """Run `count` cases; returns how many there were of each fault. Cases are independent: case n has seed SEED-n."""
+    faults: Counter[str] = Counter()
+    for name in ("preview", "train", "generate", "merge", "compare", "publish", "plan"):
+        importlib.import_module(f"byeori.commands.{name}")  # once, for all forks
+    with tempfile.TemporaryDirectory(prefix="byeori-fuzz-") as folder:
+        os.environ["BYEORI_CACHE"] = os.environ.get("BYEORI_CACHE", str(Path(folder) / "cache"))
+        world = Path(folder) / "world"
+        world.mkdir()
+        build(world)
+        for number in range(count):
+            dice = random.Random(f"{seed}-{number}")
+            place = Path(folder) / "case"
+            shutil.copytree(world, place)
+            beside = set(Path(folder).iterdir())
+            what, given = damage(dice, place)
+            fault, printed = run(place, given)
+            if (place / "ran").exists() or set(Path(folder).iterdir()) - beside:
+                fault = "escaped"
+            if fault:
+                faults[fault] += 1
+                report(f"--- {seed}-{number} {fault}: {what[:300]!r}\n{printed[-1500:]!s}")
+            shutil.rmtree(place)
+    return faults
+
+
+def main() -> int:
+    count, seed = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    faults = fuzz(count, seed)
+    print(f"{count} cases, seed {seed}: {sum(faults.values())} faults {dict(faults)}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
