@@ -9,7 +9,6 @@ the last name is shown, and no text of data or settings can break out of its fen
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
