@@ -20,6 +20,7 @@ from byeori.config.results import (
     GenerateSettings,
     MergeSettings,
     PublishSettings,
+    ServeSettings,
 )
 from byeori.config.training import DpoSettings, PreviewSettings, SftSettings
 
@@ -36,6 +37,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "generate": (GenerateSettings, None),
     "compare": (CompareSettings, None),
     "chat": (ChatSettings, None),
+    "serve": (ServeSettings, None),
     "publish": (PublishSettings, None),
     "demo": (DemoSettings, None),
 }

@@ -14,6 +14,7 @@ import pytest
 import byeori
 from byeori import cli
 
+<<<<<<< HEAD
 FUNCTIONS = [
     "chat",
     "compare",
@@ -28,6 +29,9 @@ FUNCTIONS = [
     "rent",
     "sft",
 ]
+=======
+FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "serve", "sft"]
+>>>>>>> c9d0f29 (byeori serve: vLLM or transformers serve with the arguments that a model or an adapter needs, and a curl line)
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -52,7 +56,11 @@ def test_the_public_surface_is_exactly_this() -> None:
         "plan",
         "preview",
         "publish",
+<<<<<<< HEAD
         "rent",
+=======
+        "serve",
+>>>>>>> c9d0f29 (byeori serve: vLLM or transformers serve with the arguments that a model or an adapter needs, and a curl line)
         "sft",
     ]
     assert all(hasattr(byeori, name) and getattr(byeori, name).__doc__ for name in byeori.__all__)

@@ -66,6 +66,7 @@ __all__ = [
     "preview",
     "publish",
     "rent",
+    "serve",
     "sft",
 ]
 
@@ -97,6 +98,7 @@ export = _function("export", config.ExportSettings, "ExportResult")
 generate = _function("generate", config.GenerateSettings, "list[str]")
 chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")
+serve = _function("serve", config.ServeSettings, "None")
 publish = _function("publish", config.PublishSettings, "PublishResult")
 demo = _function("demo", config.DemoSettings, "CompareResult")
 demo_model = _function("demo_model", config.DemoModelSettings, "Path")

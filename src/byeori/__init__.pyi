@@ -47,6 +47,7 @@ __all__ = [
     "preview",
     "publish",
     "rent",
+    "serve",
     "sft",
 ]
 
@@ -855,6 +856,31 @@ def rent(
         json_output: Print JSON.
         write: Save the best settings to this file, for --config of sft or dpo.
         rent_dir: Folder for the files that rent a machine.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def serve(
+    *,
+    model: str | Path,
+    base_model: str | Path | None = None,
+    engine: Literal["auto", "vllm", "llamacpp", "transformers"] = "auto",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    engine_args: str | None = None,
+) -> None:
+    """Serve a model or an adapter with vLLM, llama.cpp or transformers.
+
+    Args:
+        model: Model or adapter: a folder or a Hub id.
+        base_model: Base model of the adapter.
+        engine: Server to start.
+        host: Address to listen on.
+        port: Port to listen on.
+        dtype: Compute type of the weights.
+        engine_args: More arguments for the server: --engine_args="--max-model-len 4096".
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

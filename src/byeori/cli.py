@@ -31,6 +31,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "export": config.ExportSettings,
     "generate": config.GenerateSettings,
     "chat": config.ChatSettings,
+    "serve": config.ServeSettings,
     "compare": config.CompareSettings,
     "publish": config.PublishSettings,
     "demo": config.DemoSettings,

@@ -26,5 +26,6 @@ from byeori.config.results import (
     MergeSettings,
     PublishSettings,
     SamplingSettings,
+    ServeSettings,
 )
 from byeori.config.training import SPEED, DataSettings, DpoSettings, PreviewSettings, SftSettings, TrainSettings

@@ -186,6 +186,24 @@ class ChatSettings(SamplingSettings):
     seed: int = setting("Random seed of sampling.", 42, GENERATION, ge=0, lt=2**32)
 
 
+class ServeSettings(Settings):
+    """byeori serve: serve a model or an adapter with vLLM, llama.cpp or transformers."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: Model = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL)
+    engine: Literal["auto", "vllm", "llamacpp", "transformers"] = setting(
+        "Server to start. auto is the first of these that is installed.", "auto", ESSENTIAL
+    )
+    host: Name = setting("Address to listen on. 0.0.0.0 lets other machines in.", "127.0.0.1", ESSENTIAL)
+    port: int = setting("Port to listen on.", 8000, ESSENTIAL, ge=1, le=65535)
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
+    dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
+    engine_args: OptionalText = setting(
+        'More arguments for the server: --engine_args="--max-model-len 4096".', None, ESSENTIAL
+    )
+
+
 class PublishSettings(Settings):
     """byeori publish: upload a finished adapter or merged model to the Hub."""
 
