@@ -14,7 +14,6 @@ import pytest
 import byeori
 from byeori import cli
 
-<<<<<<< HEAD
 FUNCTIONS = [
     "chat",
     "compare",
@@ -27,11 +26,9 @@ FUNCTIONS = [
     "preview",
     "publish",
     "rent",
+    "serve",
     "sft",
 ]
-=======
-FUNCTIONS = ["chat", "compare", "demo", "dpo", "generate", "merge", "plan", "preview", "publish", "serve", "sft"]
->>>>>>> c9d0f29 (byeori serve: vLLM or transformers serve with the arguments that a model or an adapter needs, and a curl line)
 
 
 def test_the_public_surface_is_exactly_this() -> None:
@@ -56,11 +53,8 @@ def test_the_public_surface_is_exactly_this() -> None:
         "plan",
         "preview",
         "publish",
-<<<<<<< HEAD
         "rent",
-=======
         "serve",
->>>>>>> c9d0f29 (byeori serve: vLLM or transformers serve with the arguments that a model or an adapter needs, and a curl line)
         "sft",
     ]
     assert all(hasattr(byeori, name) and getattr(byeori, name).__doc__ for name in byeori.__all__)

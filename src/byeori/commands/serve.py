@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model
+from byeori.artifacts import layout, saved_model, serving
 from byeori.artifacts.saved_model import SavedModel
 from byeori.config import ServeSettings
 from byeori.data import served_template
@@ -54,15 +54,24 @@ def _server(engine: str, saved: SavedModel, settings: ServeSettings, address: Ad
     if engine == "transformers":
         served = servers.embedded(base, folder, ends, scratch) if saved.is_adapter else folder
         return servers.transformers(served, address, dtype=settings.dtype)
-    return servers.vllm(
-        base, folder, address, dtype=settings.dtype, rank=_rank(saved) if saved.is_adapter else None, ends=ends
-    )
+    return servers.vllm(base, folder, address, dtype=settings.dtype, rank=_rank(saved), ends=ends)
 
 
-def _rank(saved: SavedModel) -> int:
+def _rank(saved: SavedModel) -> int | None:
+    """Return the rank that vLLM is told; None for a whole model.
+
+    Raises:
+        ModelError: if vLLM does not serve such an adapter.
+    """
+    if not saved.is_adapter:
+        return None
     config = json.loads((saved.folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    return servers.fitting_rank(max(ranks))
+    if reason := serving.vllm_refuses(config):
+        raise ModelError(
+            f"vLLM does not serve {saved.name} as an adapter: {reason}; merge it with `byeori merge`, or pass "
+            "--engine transformers"
+        )
+    return serving.vllm_rank(saved.folder)
 
 
 def _ends(saved: SavedModel, base: Path) -> dict[str, list[int]]:

@@ -49,11 +49,6 @@ def test_vllm_serves_a_whole_model(merged: Path) -> None:
     assert server.model == merged.name and not [word for word in server.command if "lora" in word]
 
 
-@pytest.mark.parametrize(("rank", "least"), [(1, 8), (8, 8), (9, 16), (65, 128), (300, 320), (512, 512)])
-def test_the_ranks_that_vllm_accepts(rank: int, least: int) -> None:
-    assert servers.fitting_rank(rank) == least
-
-
 @pytest.mark.parametrize(("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])
 def test_the_curl_line_names_an_address_that_this_machine_reaches(host: str, asked: str) -> None:
     request = {"messages": [{"role": "user", "content": "it's 봄"}]}

@@ -83,11 +83,6 @@ def choose(engine: str) -> str:
     raise ConfigError("no engine is installed; pip install 'transformers[serving]', or vllm on a GPU")
 
 
-def fitting_rank(rank: int) -> int:
-    """Return the least --max-lora-rank of vLLM's (config/lora.py) for an adapter of this rank."""
-    return next((fits for fits in (8, 16, 32, 64, 128, 256, 320) if fits >= rank), 512)
-
-
 def vllm(
     base: Path,
     folder: Path,
