@@ -121,10 +121,21 @@ def attention_interface() -> bool:
 
 def conversion() -> bool:
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     mapping = get_model_conversion_mapping(llama())
-    return isinstance(mapping, list) and all(map(callable, (WeightConverter, WeightRenaming, rename_source_key)))
+    kinds = (WeightConverter, WeightRenaming, rename_source_key)
+    ordered = sorted(["e.10.w", "e.9.w"], key=dot_natural_key)
+    return isinstance(mapping, list) and all(map(callable, kinds)) and ordered == ["e.9.w", "e.10.w"]
+
+
+def adapter_stays() -> bool:
+    """Set on a layer, it is called with the adapter's name and does nothing: the adapter stays where it is."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in get_peft_model(llama(), LoraConfig()).modules() if isinstance(m, BaseTunerLayer)]
+    return bool(layers) and all(callable(layer._move_adapter_to_device_of_base_layer) for layer in layers)
 
 
 def trackers() -> bool:
@@ -243,7 +254,11 @@ TABLE: dict[str, Private] = {
     "transformers.conversion_mapping.get_model_conversion_mapping": Private(conversion, _CONVERSION),
     "transformers.core_model_loading.WeightConverter": Private(conversion, _CONVERSION),
     "transformers.core_model_loading.WeightRenaming": Private(conversion, _CONVERSION),
+    "transformers.core_model_loading.dot_natural_key": Private(conversion, _CONVERSION),
     "transformers.core_model_loading.rename_source_key": Private(conversion, _CONVERSION),
+    "_move_adapter_to_device_of_base_layer": Private(
+        adapter_stays, "export/merge_check.py: keep PEFT from moving adapters to the meta device in another way"
+    ),
     "transformers.initialization.no_init_weights": Private(
         no_first_values, "model/adapter.py: drop it; the rehearsal then draws first values, which takes longer"
     ),

@@ -402,6 +402,7 @@ def merge(
     output_dir: str | Path,
     base_model_name_or_path: str | Path | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    onto: Literal["auto", "base", "opened"] = "auto",
     verify: bool = True,
     overwrite_output_dir: bool = False,
 ) -> MergeResult:
@@ -412,6 +413,7 @@ def merge(
         output_dir: Folder for the merged model.
         base_model_name_or_path: Base model of the adapter.
         dtype: Type of the merged weights.
+        onto: Weights that the adapter is added to: those of the base, or those that training in 4 or 8 bit opened.
         verify: Check the merged model: load both models and compare their logits on training prompts.
         overwrite_output_dir: Replace the model in output_dir.
 

@@ -40,7 +40,7 @@ class Npz:
         shapes = {item.name: item.source.shape for item in model.tensors}
         np.savez(folder / "model.npz", **{name: block.view(shapes[name]).numpy() for name, block in blocks.items()})
 
-    def check(self, folder: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
+    def check(self, folder: Path, model: MergedModel, on_progress: Progress) -> tuple[dict[str, Any], str]:
         return {"read_back": len(np.load(folder / "model.npz"))}, self.difference
 
 

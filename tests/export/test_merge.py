@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import forks
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import check_base_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
-from byeori.export import merge_check, merged_tensors
+from byeori.export import merge_check, merged_tensors, opened
 from byeori.export.merge import MergeResult, merge
 from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
@@ -118,12 +120,19 @@ def check(tmp_path: Path, base: Path, adapter: Path, unload: bool = True, **opti
 
 def test_llama(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path / "base")
-    seen: list[tuple[int, int]] = []
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def phase(name: str) -> Iterator[Any]:
+        seen[name] = []
+        yield lambda *step: seen[name].append(step)
+
     adapter = adapted(base, tmp_path / "adapter")
-    result = check(tmp_path, base, adapter, on_progress=lambda *step: seen.append(step))
+    result = check(tmp_path, base, adapter, phase=phase)
     # 7 linear layers in each of 2 blocks; the head is not among `all-linear`
     assert (result.merged_modules, result.tensors, result.untied) == (14, 2 * 9 + 3, False)
-    assert seen == [(n, 21) for n in range(1, 22)]
+    assert seen["Merging"] == [(n, 21) for n in range(1, 22)]
+    assert seen["Checking logits"] == [(n, 16) for n in range(1, 17)]  # 4 models of 2 layers on 2 prompts
     with safe_open(result.output_dir / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     report = json.loads((result.output_dir / "merge_report.json").read_text())
@@ -223,7 +232,7 @@ def test_small_blocks_of_rows_change_nothing(tmp_path: Path, monkeypatch: pytest
     base = saved(llama(), tmp_path / "base")
     adapter = adapted(base, tmp_path / "adapter", target_modules=["embed_tokens", "up_proj"])
     whole = load_file(run(tmp_path, base, adapter).output_dir / "model.safetensors")
-    monkeypatch.setattr(merged_tensors, "_BLOCK_BYTES", 700)
+    monkeypatch.setattr(opened, "_BLOCK_BYTES", 700)
     blocks = run(tmp_path, base, adapter, overwrite=True).output_dir / "model.safetensors"
     torch.testing.assert_close(load_file(blocks), whole, rtol=1e-6, atol=1e-7)
 
@@ -363,9 +372,9 @@ def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
     ("changes", "word"),
     [
         ({"peft_type": "IA3"}, "type IA3"),
-        ({"use_dora": True}, "DoRA"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"trainable_token_indices": [1]}, "trainable tokens"),
+        ({"use_dora": True}, "only half of the adapter"),
+        ({"alora_invocation_tokens": [1]}, "activated LoRA"),
+        ({"sparsity": 0.5}, "has the setting sparsity, which byeori does not know"),
         ({"target_parameters": ["experts.up"]}, "target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"r": 8}, "not of rank 8"),
@@ -488,23 +497,17 @@ def test_parts_of_the_adapter(tmp_path: Path, base: Path, adapter: Path) -> None
     edit(factors, lambda tensors: tensors.pop(key))
     rejects(tmp_path, base, adapter, "half of the adapter of model.layers.0.mlp.up_proj")
     factors.write_bytes(whole)
-    edit(factors, lambda tensors: tensors.update({key.replace("B.weight", "magnitude_vector"): torch.ones(48)}))
+    edit(factors, lambda tensors: tensors.update({key.replace("B.weight", "C.weight"): torch.ones(48)}))
     rejects(tmp_path, base, adapter, "plain LoRA does not have")
     save_file({}, factors)
     rejects(tmp_path, base, adapter, "is empty")
 
 
-def test_quantised_base(tmp_path: Path, base: Path, adapter: Path) -> None:
-    rewrite(base / "config.json", quantization_config={"quant_method": "bitsandbytes"})
-    edit(base / "model.safetensors", lambda t: t.update({"lm_head.weight": torch.ones(96, 32, dtype=torch.uint8)}))
-    rejects(tmp_path, base, adapter, "stored quantised (bitsandbytes, U8)")
-
-
 def test_a_merge_that_is_wrong_is_set_aside(
     tmp_path: Path, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Any = merged_tensors._factors
-    monkeypatch.setattr(merged_tensors, "_factors", lambda change: [0.9 * item for item in real(change)])
+    real: Any = merged_tensors._numbers
+    monkeypatch.setattr(merged_tensors, "_numbers", lambda *given: 0.9 * real(*given))
     with pytest.raises(ModelError, match="logits differ by up to"):
         run(tmp_path, base, adapter, dtype="bfloat16")
     assert not (tmp_path / "merged").exists()

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import byeori
 from byeori.data import template
-from byeori.export import merge_check
+from byeori.export import check_prompts
 from tiny_models import sample_rows
 
 TITLE_KO = template.parse(template.shipped()["title-ko"])
@@ -32,7 +32,7 @@ def documents(path: Path) -> list[str]:
 
 
 def texts_of(folder: Path) -> tuple[list[str], str]:
-    ids, origin = merge_check.prompts(folder, AutoConfig.from_pretrained(folder))
+    ids, origin = check_prompts.prompts(folder, AutoConfig.from_pretrained(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return [tokenizer.decode(row, skip_special_tokens=False) for row in ids], origin
 
@@ -52,7 +52,7 @@ def copied(folder: Path, target: Path, **settings: object) -> Path:
 
 def test_the_difference_is_that_on_the_trained_prompts(trained: Path, merged: Path, tiny_model: Path) -> None:
     """Largest and mean, as computed by transformers and PEFT alone."""
-    ids, _ = merge_check.prompts(merged, AutoConfig.from_pretrained(merged))
+    ids, _ = check_prompts.prompts(merged, AutoConfig.from_pretrained(merged))
     apart = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained).eval()
     whole = AutoModelForCausalLM.from_pretrained(merged).eval()
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_texts_of_rows_are_not_in_the_report(merged: Path, title_rows: Path) -> 
 def test_fixed_texts_fill_the_template_if_the_rows_are_gone(merged: Path, tmp_path: Path, paths: list[str]) -> None:
     texts, origin = texts_of(copied(merged, tmp_path / "merged", data_path=paths))
     assert origin == "fixed texts in the saved template"
-    assert texts == [TITLE_KO.prompt({"document": text}) for text in merge_check.TEXTS]
+    assert texts == [TITLE_KO.prompt({"document": text}) for text in check_prompts.TEXTS]
 
 
 def test_rows_that_no_longer_fit_are_skipped(merged: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_long_template(merged: Path, tmp_path: Path) -> None:
     assert len(AutoTokenizer.from_pretrained(folder)("봄 " * 90)["input_ids"]) > 256
     assert all(text.startswith("봄 " * 90) and text.endswith("\n") for text in texts)
     (folder / "template.txt").write_text("봄 " * 2000 + "{document}\n{title}", encoding="utf-8")
-    assert texts_of(folder) == (list(merge_check.TEXTS), "fixed texts, because the saved template is too long")
+    assert texts_of(folder) == (list(check_prompts.TEXTS), "fixed texts, because the saved template is too long")
 
 
 def test_messages_and_neither_template(merged: Path, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_messages_and_neither_template(merged: Path, tmp_path: Path) -> None:
     asked = "<|im_start|>user: 왜?<|im_end|><|im_start|>assistant: "
     assert texts_of(folder) == ([asked], "training rows in the tokenizer's chat template")
     (folder / "chat_template.jinja").unlink()
-    assert texts_of(folder) == (list(merge_check.TEXTS), "fixed texts without a template")
+    assert texts_of(folder) == (list(check_prompts.TEXTS), "fixed texts without a template")
 
 
 def test_pairs(tiny_model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,63 @@ def test_leftovers_are_swept_by_name(tmp_path: Path) -> None:
     atomic_files.sweep(tmp_path, "model")
     assert names(tmp_path) == [".kernels.so.9.tmp"]
     atomic_files.sweep(tmp_path)
+    assert names(tmp_path) == []
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from byeori.support import atomic_files
+if sys.argv[2] == "no exchange":
+    atomic_files._exchange = lambda one, other: False
+real = Path.rename
+def rename(path, target):
+    if path.name.endswith(".tmp"):
+        os.kill(os.getpid(), 9)
+    return real(path, target)
+Path.rename = rename
+if sys.argv[2] == "writing":
+    atomic_files.flush = lambda path: os.kill(os.getpid(), 9)
+with atomic_files.new_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "new").write_text("x" * 1000)
+"""
+
+
+@pytest.mark.parametrize("where", ["no exchange", "writing"])
+def test_killed_between_two_renames_or_while_writing(tmp_path: Path, where: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("x")
+    (tmp_path / f".model.{os.getpid()}-a.tmp").mkdir()  # of a process that is alive
+    (tmp_path / ".models.1000000-a.tmp").mkdir()  # of another folder
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), where])
+    assert done.returncode == -9
+    assert folder.exists() == (where == "writing")
+    atomic_files.recover(folder)
+    assert names(tmp_path) == [f".model.{os.getpid()}-a.tmp", ".models.1000000-a.tmp", "model", "model/old"]
+
+
+def test_a_folder_is_exchanged_and_never_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("x")
+    (tmp_path / "other").mkdir()
+    assert atomic_files._exchange(folder, tmp_path / "other")
+    assert names(tmp_path) == ["model", "other", "other/old"]
+    assert not atomic_files._exchange(folder, tmp_path / "nothing")
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "model")
+    with atomic_files.new_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "there") == ["model", "model/new"]
+
+
+def test_a_half_deleted_folder_does_not_come_back(tmp_path: Path) -> None:
+    (tmp_path / ".model.1000000-a.gone.tmp").mkdir()
+    atomic_files.recover(tmp_path / "model")
     assert names(tmp_path) == []
 
 

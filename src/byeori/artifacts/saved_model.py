@@ -162,6 +162,12 @@ def check_base_weights(adapter: Path, folder: Path, name: str, *, option: str) -
         )
 
 
+def recorded_base(adapter: Path) -> str | None:
+    """Return the name of the base that training recorded with the adapter, if it did."""
+    record = _recorded_base(adapter)
+    return record and record[0]
+
+
 def _recorded_base(adapter: Path) -> tuple[str, str, Callable[[Path], str]] | None:
     """The name and a hash of the base that training recorded with the adapter, if it did, and how to compute it."""
     record = records.base_record(adapter)

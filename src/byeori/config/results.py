@@ -49,6 +49,12 @@ class MergeSettings(Settings):
     output_dir: Folder = setting("Folder for the merged model.", ..., ESSENTIAL)
     base_model_name_or_path: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting("Type of the merged weights. auto keeps that of the base model.", "auto", ESSENTIAL)
+    onto: Literal["auto", "base", "opened"] = setting(
+        "Weights that the adapter is added to: those of the base, or those that training in 4 or 8 bit opened. auto is "
+        "the base's, unless it is stored quantized.",
+        "auto",
+        ESSENTIAL,
+    )
     verify: bool = setting(
         "Check the merged model: load both models and compare their logits on training prompts.", True, ESSENTIAL
     )

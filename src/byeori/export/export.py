@@ -23,7 +23,7 @@ from byeori.data.ollama_template import OllamaTemplate
 from byeori.data.template import Template
 from byeori.errors import ConfigError, ModelError, TemplateError
 from byeori.evaluate import stop_tokens
-from byeori.export import export_check, gguf_convert, gguf_quantize, merge_plan, ollama
+from byeori.export import adapter_changes, export_check, gguf_convert, gguf_quantize, ollama
 from byeori.export.export_check import Row, Served
 from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.fingerprint import INDEX
@@ -234,7 +234,7 @@ def _write_gguf(work: _Export, folder: Path) -> None:
     work.files.append(name)
     if saved.is_adapter:
         adapter = f"{model_card.last_name(saved.name)}-lora.gguf"
-        config = merge_plan.adapter_config(saved.folder)
+        config = adapter_changes.adapter_config(saved.folder)
         gguf_convert.write_adapter(folder, saved.folder, config, work.folder / adapter)
         work.files.append(adapter)
 

@@ -46,10 +46,13 @@ class MergedFormat(Format, Protocol):
             OSError: if the disk is full or read-only.
         """
 
-    def check(self, folder: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
+    def check(self, folder: Path, model: MergedModel, on_progress: Progress) -> tuple[dict[str, Any], str]:
         """Compare what was written with the adapter on its base.
 
         Returns what was measured, for merge_report.json, and in what they differ ("" if they do not).
+
+        Raises:
+            MemoryError: if there is too little memory for it.
         """
 
 

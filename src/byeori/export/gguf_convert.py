@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from byeori.artifacts import layout
 from byeori.errors import ConfigError, ModelError
-from byeori.export import merge_plan
+from byeori.export import base_names
 from byeori.model.fingerprint import stored_tensors
 from byeori.support.text_files import one_line
 
@@ -89,7 +89,7 @@ def write_adapter(folder: Path, adapter: Path, config: dict[str, Any], out: Path
     """
     import gguf
 
-    names = merge_plan.parameter_names(folder, sorted(stored_tensors(folder)))
+    names = base_names.parameter_names(folder, sorted(stored_tensors(folder)))
     alpha = float(config.get("lora_alpha") or 1)
     with _quiet(), torch.inference_mode():
         model = _converter(folder, out, "f32")

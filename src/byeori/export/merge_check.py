@@ -1,39 +1,38 @@
 """Compare the logits of a merged model with those of the adapter on its base, on prompts as in training.
 
-    saved template + training rows ──> prompts ──> logits of base with adapter ─┐
-                                          └──────> logits of the merged model ──┴─> largest and mean difference
+    prompts ──> logits of base with adapter ─┐
+       └──────> logits of the merged model ──┴─> largest and mean difference
 
-Both are loaded in float32, one after the other. The verdict depends on the difference from the adapter merged by PEFT
-and rounded like the file: a merge is not wrong because its dtype is coarse.
+All are computed in float32 by models whose weights are read while they run (streamed_model), so the check needs the
+memory of the largest layer. The verdict depends on the difference from the adapter merged by PEFT and rounded like the
+file: a merge is not wrong because its dtype is coarse. After training in 4 or 8 bit, the distance from the model that
+was trained is measured too.
 """
 
 from __future__ import annotations
 
 import gc
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from byeori.artifacts import saved_model, tokenizer_files
-from byeori.data import row_kinds, sources, tokenize
-from byeori.data.row_kinds import RowKind
-from byeori.data.tokenize import Encoding
-from byeori.errors import ByeoriError, ModelError, TemplateError
-from byeori.export.merge_plan import FLOATS, MergedModel
-from byeori.model.adapter import load_adapter
-from byeori.model.load import load_model
+from byeori.errors import ModelError
+from byeori.export import base_names, streamed_model
+from byeori.export.adapter_changes import FLOATS, adapter_tensors
+from byeori.export.base_names import parameter_names
+from byeori.export.check_prompts import prompts
+from byeori.export.merge_plan import MergedModel, Progress
+from byeori.export.opened import DTYPES, Source, open_stored, read
+from byeori.model import adapter as peft_adapter
+from byeori.model.fingerprint import stored_tensors
+from byeori.model.load import base_of
+from byeori.model.skeleton import layers_of
 from byeori.support.text_files import one_line
-
-TEXTS = (
-    "다음 글에 알맞은 제목을 지어 주세요: 마을 도서관 앞 건널목에 신호등이 없어 아이들이 위험하게 길을 건넙니다.",
-    "Write a title for this text: There is no traffic light at the crossing in front of the village library.",
-)
-"""Fill the template if the training rows are not available."""
+from byeori.train import memory
 
 TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-4}
 """The largest difference of a logit that rounding may cause, as a share of the largest logit.
@@ -43,10 +42,10 @@ Rounding changes a weight by at most 2^-8 (bfloat16) or 2^-11 (float16) of its v
 with an adapter on every layer stays below a third of these in every dtype.
 """
 
-_PROMPTS = 2
-_LONGEST_PROMPT = 256
-_LONGEST_TEMPLATE = 1024  # for a template that is longer than a prompt should be
-_ROWS_READ = 10
+DISTANCE_LIMIT = 0.25
+"""How far a merged model may be from the one that was trained, as a share of the plain base's distance from it."""
+
+_MOST_LOGITS = 1 << 24  # of one model: 64 MiB
 
 
 def coarsest_dtype(model: MergedModel) -> str:
@@ -55,30 +54,21 @@ def coarsest_dtype(model: MergedModel) -> str:
     return max((names[item.dtype] for item in model.tensors if item.change), key=lambda name: TOLERANCE[name])
 
 
-def compare(merged: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
-    """Compare a merged model's folder with the adapter on its base, in float32; on the GPU if they fit.
+def compare(
+    merged: Path, model: MergedModel, on_progress: Progress = lambda done, total: None
+) -> tuple[dict[str, Any], str]:
+    """Compare a merged model's folder with the adapter on its base, in float32; on a GPU if there is one.
 
     Returns what was measured, for merge_report.json, and in what they differ ("" if they do not).
 
     Raises:
-        ModelError: if one of the models cannot be loaded.
+        ModelError: if one of the models cannot be loaded. MemoryError: if the largest layer does not fit.
     """
-    fits = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 5 * model.parameters
-    device = torch.device("cuda" if fits else "cpu")
-    tuned = load_model(str(model.base), dtype=torch.float32, device=device)
-    rows, origin = prompts(merged, tuned.config.get_text_config())
-    try:
-        tuned = load_adapter(tuned, model.adapter)[0].eval()
-    except Exception as error:  # PEFT raises a different class for each way in which an adapter can be wrong
-        raise ModelError(f"PEFT cannot load {model.adapter}: {one_line(error)}") from None
-    expected = _logits(tuned, rows)
-    with tuned.disable_adapter():
-        effect = (expected - _logits(tuned, rows)).abs().max().item()
+    check = _Check(merged, model, on_progress)
+    if (needed := check.needs()) > (free := memory.available_bytes(check.device)):
+        raise MemoryError(f"the check needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
+    expected, rounded, actual = check.adapted(model.plain), check.rounded(), check.merged()
     dtype = coarsest_dtype(model)
-    rounded = _logits(tuned, rows) if _merge_and_round(tuned, getattr(torch, dtype)) else expected
-    del tuned
-    gc.collect()  # PEFT's wrappers are cycles; free the first model before loading the second
-    actual = _logits(load_model(str(merged), dtype=torch.float32, device=device), rows)
     difference, beyond = (actual - expected).abs(), (actual - rounded).abs()
     largest = expected.abs().max().item()
     tolerance = TOLERANCE[dtype] * largest
@@ -96,92 +86,167 @@ def compare(merged: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
         "mean_beyond_rounding": mean,
         "max_logit": largest,
         "tolerance": tolerance,
-        "adapter_effect": effect,
         "same_top_token": (actual.argmax(-1) == expected.argmax(-1)).float().mean().item(),
         "positions": len(expected),
-        "prompts": len(rows),  # not their texts, which may be private, while the report is published
-        "prompts_from": origin,
+        "prompts": len(check.rows),  # not their texts, which may be private, while the report is published
+        "prompts_from": check.origin,
     }
+    if model.vocabulary is None:
+        plain = check.plain()
+        measured["adapter_effect"] = (expected - plain).abs().max().item()
+        if model.trained:
+            trained = check.adapted({**model.plain, **model.trained})
+            measured["distance"] = check.distance(actual, trained)
+            measured["plain_base_distance"] = check.distance(plain, trained)
+            measured["distance_limit"] = DISTANCE_LIMIT * measured["plain_base_distance"]
     return measured, "" if same else reason
 
 
-@torch.no_grad()
-def _merge_and_round(model: Any, dtype: torch.dtype) -> bool:
-    """Merge the adapter with PEFT and round the weights to `dtype`, as in the merged file.
-
-    Returns False, with nothing done, if a weight has two owners: PEFT would change it for both.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    if any(owners[id(layer.weight)] > 1 for layer in layers):
-        return False
-    model.merge_adapter()
-    for layer in layers:
-        layer.weight.copy_(layer.weight.to(dtype))
-    return True
+def _needs_weight(layer: Any) -> bool:
+    """Whether PEFT's layer computes with the base's weight, not only with its output: DoRA and trainable tokens do."""
+    return bool(getattr(layer, "lora_variant", None)) or not hasattr(layer, "lora_A")
 
 
-# ---- prompts ---------------------------------------------------------------------------------------------------
+def _is_real(weight: torch.Tensor | None) -> bool:
+    return weight is not None and not weight.is_meta
 
 
-def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
-    """Return the token ids of the prompts, and a description of their origin.
+class _Check:
+    """One batch of prompts, and the logits of every model on it. passes: how many models there will be."""
 
-    merged: the folder of the merged model, with the adapter's tokenizer, template and settings. Its template is filled
-    with rows it was trained on, if they are available, else with fixed texts. config: the model's text config.
-    """
-    longest = min(_LONGEST_PROMPT, getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT)
-    if not tokenizer_files.there(merged):
-        return [[byte % config.vocab_size for byte in text.encode()][:longest] for text in TEXTS], "bytes of texts"
-    saved = saved_model.find(str(merged))
-    plain = [saved.tokenizer(text)["input_ids"][:longest] for text in TEXTS]
-    try:
-        template = saved_model.template_of(saved, None)
-        encoding = saved_model.encoding(saved, template)
-    except TemplateError:  # neither a template nor a chat template
-        return plain, "fixed texts without a template"
-    place = "the saved template" if template else "the tokenizer's chat template"
-    for cutoff_len in (longest, min(_LONGEST_TEMPLATE, saved.max_length or _LONGEST_TEMPLATE)):
-        encoding = replace(encoding, cutoff_len=cutoff_len)
-        for rows, origin in ((_trained_rows(saved.settings), "training rows"), (_texts(encoding), "fixed texts")):
-            if ids := list(islice(_encoded(rows, encoding, row_kinds.recorded(saved.settings)), _PROMPTS)):
-                return ids, f"{origin} in {place}"
-    return plain, f"fixed texts, because {place} is too long"
+    def __init__(self, folder: Path, model: MergedModel, on_progress: Progress) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.folder, self.model, self._on_progress = folder, model, on_progress
+        self._passes = 3 + (model.vocabulary is None) * (1 + bool(model.trained))
+        self._done = 0
+        self.config = config = base_names.empty_model(folder).config.get_text_config()
+        self.rows, self.origin = prompts(folder, config)
+        # the last positions of every prompt, where the answer begins
+        most = max(1, _MOST_LOGITS // config.vocab_size // len(self.rows))
+        self.kept = [(row, place) for row, ids in enumerate(self.rows) for place in range(len(ids))[-most:]]
 
+    def plain(self) -> torch.Tensor:
+        """Return the logits of the base without the adapter."""
+        return self._logits(self._base(self.model.plain))
 
-def _trained_rows(settings: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
-    """Return the first rows of the run with these settings; none if its tables are not here any more."""
-    paths = settings.get("data_path") or []
-    if not sources.are_local(paths):
-        return []
-    try:
-        return sources.load_rows(paths, split=settings["dataset_split"], max_rows=_ROWS_READ).rows
-    except (ByeoriError, KeyError):
-        return []
+    def adapted(self, sources: Mapping[str, Source]) -> torch.Tensor:
+        """Return the logits of the adapter on a base, as PEFT computes them."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
+        tuned = self._tuned(sources)
+        for module in tuned.modules():
+            if isinstance(module, BaseTunerLayer) and _needs_weight(module):
+                module.register_forward_pre_hook(lambda layer, args: streamed_model.fill(layer, self.device))
+                module.register_forward_hook(lambda layer, args, output: streamed_model.empty(layer))
+        return self._logits(tuned)
 
-def _texts(encoding: Encoding) -> Iterable[Mapping[str, Any]]:
-    if encoding.template:
-        return [dict.fromkeys(encoding.template.prompt_columns, text) for text in TEXTS]
-    return [{"messages": [{"role": "user", "content": text}]} for text in TEXTS]
+    def rounded(self) -> torch.Tensor:
+        """Return the logits of the adapter merged by PEFT, layer by layer, and rounded as in the merged file."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
+        tuned = self._tuned(self.model.plain)
+        dtypes = {item.parameter: DTYPES[item.dtype] for item in self.model.tensors if item.change}
 
-def _encoded(rows: Iterable[Mapping[str, Any]], encoding: Encoding, row_kind: RowKind) -> Iterator[list[int]]:
-    """Yield the token ids of the rows' prompts, skipping unusable rows. Fixed texts have no answers of the kind's."""
-    for row in rows:
-        kind = row_kind if set(row_kind.answer_columns) <= set(row) else row_kinds.ANSWER
-        try:
-            ids = tokenize.encode_prompt(kind.asked(row, encoding.template), encoding)
-        except TemplateError:
-            continue
-        if ids:
-            yield ids
+        def merge(layer: Any, args: Any, *, name: str) -> None:
+            base = layer.get_base_layer()
+            layer.byeori_own = {short: weight for short, weight in base._parameters.items() if _is_real(weight)}
+            for short, weight in layer.byeori_own.items():  # came with the adapter, and is needed again
+                base._parameters[short] = torch.nn.Parameter(weight.clone(), requires_grad=False)
+            streamed_model.fill(layer, self.device)
+            layer.merge()
+            for short, parameter in base.named_parameters(recurse=False):
+                kept = dtypes.get(f"{name}.{short}", parameter.dtype)
+                parameter.data = parameter.data.to(kept).float()
 
+        def unmerge(layer: Any, args: Any, output: Any) -> None:
+            streamed_model.empty(layer)
+            layer.get_base_layer()._parameters.update(layer.byeori_own)
+            layer.merged_adapters.clear()
 
-@torch.inference_mode()
-def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """Return the logits [positions of all prompts, vocabulary] on the CPU."""
-    device = next(model.parameters()).device
-    return torch.cat([model(torch.tensor([row], device=device)).logits[0].float().cpu() for row in rows])
+        for path, module in tuned.named_modules():
+            name = path.removeprefix("base_model.model.").removesuffix(".token_adapter")
+            if isinstance(module, BaseTunerLayer):
+                module.register_forward_pre_hook(partial(merge, name=name))
+                module.register_forward_hook(unmerge)
+            elif ".modules_to_save." in path:
+                whole = name.partition(".modules_to_save.")[0]
+                for short, parameter in module.named_parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtypes.get(f"{whole}.{short}", parameter.dtype)).float()
+        return self._logits(tuned)
+
+    def merged(self) -> torch.Tensor:
+        """Return the logits of the merged model's files."""
+        raw = stored_tensors(self.folder)
+        opened, parts = open_stored(self.folder, raw)
+        weights: dict[str, Source] = {name: opened.get(name, item) for name, item in raw.items() if name not in parts}
+        names = parameter_names(self.folder, sorted(weights))
+        sources = weights | {parameter: weights[name] for parameter, name in names.stored.items()}
+        return self._logits(streamed_model.streamed_model(self.folder, names, sources, device=self.device))
+
+    def distance(self, logits: torch.Tensor, reference: torch.Tensor) -> float:
+        """Return the mean absolute difference of the log-probs of the prompts' own tokens."""
+        pairs = [
+            (index, self.rows[row][place + 1])
+            for index, (row, place) in enumerate(self.kept)
+            if place + 1 < len(self.rows[row])
+        ]
+        if not pairs:
+            return float((logits.log_softmax(-1) - reference.log_softmax(-1)).abs().mean())
+        places, tokens = (torch.tensor(column) for column in zip(*pairs, strict=True))
+        one, other = ((item[places, tokens] - item[places].logsumexp(-1)) for item in (logits, reference))
+        return float((one - other).abs().mean())
+
+    def _base(self, sources: Mapping[str, Source]) -> Any:
+        model = self.model
+        return streamed_model.streamed_model(
+            model.base, model.names, sources, device=self.device, vocabulary=model.vocabulary
+        )
+
+    def _tuned(self, sources: Mapping[str, Source]) -> Any:
+        """The base with the adapter on it, put there by PEFT."""
+        with peft_adapter.without_bitsandbytes():
+            from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+            from peft.tuners.tuners_utils import BaseTunerLayer
+
+            base = self._base(sources)
+            try:
+                config = PeftConfig.from_pretrained(str(self.model.adapter))
+                tuned = get_peft_model(base, config, low_cpu_mem_usage=True)
+                for module in tuned.modules():
+                    if isinstance(module, BaseTunerLayer):  # its base is on the meta device, where it should not go
+                        module._move_adapter_to_device_of_base_layer = lambda *args, **kwargs: None
+                tensors = {name: read(item) for name, item in adapter_tensors(self.model.adapter).items()}
+                set_peft_model_state_dict(tuned, tensors, low_cpu_mem_usage=True)
+            except Exception as error:  # PEFT raises a different class for each way in which an adapter can be wrong
+                raise ModelError(f"PEFT cannot load {self.model.adapter}: {one_line(error)}") from None
+        for parameter in tuned.parameters():
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(self.device, torch.float32)
+        return tuned.eval()
+
+    @torch.no_grad()
+    def _logits(self, model: Any) -> torch.Tensor:
+        """The logits [kept positions, vocabulary] on the CPU."""
+        layers = layers_of(model) or [model]
+        for layer in layers:
+            layer.register_forward_hook(lambda *_: self._count(len(layers)))
+        limited = "logits_to_keep" in signature(base_of(model).forward).parameters
+        found = []
+        for row, ids in enumerate(self.rows):
+            keep = sum(at == row for at, _ in self.kept)
+            given = {"input_ids": torch.tensor([ids], device=self.device), "use_cache": False}
+            logits = model(**given, **({"logits_to_keep": keep} if limited else {})).logits
+            found.append(logits[0, -keep:].float().cpu())
+        del model
+        gc.collect()  # PEFT's wrappers are cycles
+        return torch.cat(found)
+
+    def needs(self) -> int:
+        """Return the bytes that the check will take: the largest layer, the logits of all models, and activations."""
+        layer = streamed_model.largest(self._base(self.model.plain))
+        wide = 64 * max(len(ids) for ids in self.rows) * self.config.hidden_size * 4
+        return 2 * layer + (self._passes + 2) * len(self.kept) * self.config.vocab_size * 4 + wide
+
+    def _count(self, layers: int) -> None:
+        self._done += 1
+        self._on_progress(self._done, self._passes * layers * len(self.rows))

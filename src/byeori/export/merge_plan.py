@@ -8,91 +8,73 @@ Whatever cannot be merged exactly is rejected here, before a byte is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from byeori.artifacts import layout, records
+from byeori.artifacts import layout
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
-from byeori.model.fingerprint import Stored, read_header, stored_tensors
-from byeori.model.load import explain, load_config
+from byeori.export import opened as opening
+from byeori.export.adapter_changes import FLOATS, Change, adapter_changes
+from byeori.export.base_names import Names, parameter_names, untie
+from byeori.export.opened import BYTES, Source
+from byeori.export.quantized_base import TrainedOn
+from byeori.model.fingerprint import Stored, stored_tensors
+from byeori.model.load import resolve_dtype
 from byeori.support.foreign_files import json_file
-from byeori.support.pickles import missing_weights
 
 Progress = Callable[[int, int], None]
 """Called with (tensors done, total)."""
 
-FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""torch's name of a dtype -> safetensors' name."""
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_FULL_PRECISION = {*_BYTES, "I64", "BOOL"}
-
-# Settings of adapters that are more than W + scale * B A, and their names.
-_OTHER_KINDS = {
-    "use_dora": "DoRA",
-    "lora_bias": "a bias in lora_B",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "trainable tokens",
-    "target_parameters": "adapters on bare parameters",
-}
-_REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A change of one parameter: it is replaced by `whole`, if given, then scale * L R is added.
-
-    L = B [out, r] and R = A [r, in] for a linear layer; L = A^T and R = B^T if the weight is stored transposed
-    (`transposed`: GPT-2's Conv1D [in, out], an embedding [words, hidden]).
-    """
-
-    module: str
-    whole: Stored | None = None
-    a: Stored | None = None
-    b: Stored | None = None
-    transposed: bool = False
-    scale: float = 0.0
+Onto = Literal["auto", "base", "opened"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedTensor:
-    """One tensor of the merged model. source: where its bytes come from. dtype: safetensors' name."""
+    """One tensor of the merged model. source: where its numbers come from. dtype: safetensors' name.
+
+    parameter: its name in transformers' model; None if it has none there.
+    """
 
     name: str
-    source: Stored
+    parameter: str | None
+    source: Source
     dtype: str
     change: Change | None
 
     @property
     def size(self) -> int:
         """Bytes in the merged files."""
-        return self.source.size if self.dtype == self.source.dtype else self.source.count * _BYTES[self.dtype]
+        return self.source.size if self.dtype == self.source.dtype else self.source.count * BYTES[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedModel:
     """A planned merge: all that a format needs to write the merged model.
 
-    base, adapter: their folders. dtype: as asked for, `auto` or torch's name. untied: whether embedding and head were
-    one tensor in the base and are two in the merged model.
+    base, adapter: their folders. config: the adapter's. dtype: as asked for, `auto` or torch's name. untied: whether
+    embedding and head were one tensor in the base and are two in the merged model. quantized: whether tensors stay as
+    the base stores them, quantized. vocabulary: the number of tokens if the adapter changes it.
+    trained: weights as training held them, if it held them quantized and they are not those that are merged into.
+    onto: `base`, or `opened` for weights that were opened. plain: the base's tensors by parameter, without the adapter.
     """
 
     base: Path
     adapter: Path
+    config: dict[str, Any]
     dtype: str
     tensors: list[MergedTensor]
     untied: bool
+    names: Names
+    quantized: bool = False
+    vocabulary: int | None = None
+    onto: str = "base"
+    plain: dict[str, Source] = field(default_factory=dict)
+    trained: Mapping[str, Source] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -103,229 +85,197 @@ class MergedModel:
         return sum(item.source.count for item in self.tensors)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """How transformers names the tensors of the base's files.
-
-    stored: parameter -> tensor in the files. fused: parameters made of several tensors. tied: parameter -> the one
-    that it shares its weight with. transposed: weights of Conv1D layers. rename: tensor in the files -> parameter.
-    """
-
-    stored: dict[str, str]
-    fused: set[str]
-    tied: dict[str, str]
-    transposed: set[str]
-    rename: Callable[[str], str]
-
-
-def plan(*, folder: Path, base: str, adapter: Path, config: dict[str, Any], dtype: str) -> MergedModel:
+def plan(
+    *,
+    folder: Path,
+    base: str,
+    adapter: Path,
+    config: dict[str, Any],
+    dtype: str,
+    onto: Onto = "auto",
+    trained: TrainedOn | None = None,
+) -> MergedModel:
     """Plan the merge of an adapter. folder: the base's; base: its name as given; config: the adapter's.
+
+    onto: the weights that are changed: the base's, or those that training opened from 4 or 8 bit. auto is the base's,
+    unless it is stored quantized. trained: the quantized base that training had, if it is another one.
 
     Raises:
         ModelError: if adapter and base do not belong together, or one is damaged or of a kind that cannot be merged.
     """
-    tensors = stored_tensors(folder)
-    _check_full_precision(folder, base, tensors)
+    raw = stored_tensors(folder)
+    opened, parts = opening.open_stored(folder, raw)
+    weights: dict[str, Source] = {name: opened.get(name, item) for name, item in raw.items() if name not in parts}
     changes = adapter_changes(adapter, config)
-    names = parameter_names(folder, sorted(tensors))
+    names = parameter_names(folder, sorted(weights))
     split, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
     stored = {**names.stored, **{parameter: names.stored[twin] for parameter, twin in split.items()}}
-    unknown = [parameter for parameter in changes if parameter not in stored]
-    if unknown:
-        why = " as a tensor of its own (it is fused when loaded)" if unknown[0] in names.fused else ""
+    _check_modules(changes, stored, names, base, adapter, config, _method(folder))
+    held: Mapping[str, Source]
+    if trained is None:
+        held = _as_trained(adapter, names, {parameter: weights[name] for parameter, name in stored.items()})
+    else:
+        held = {parameter: trained.weights[name] for parameter, name in stored.items() if name in trained.weights}
+    changed = {stored[parameter] for parameter in changes}
+    quantized = bool(opened) and not changed & set(opened)  # then every code stays as it is
+    if quantized:
+        weights = dict(raw)
+    elif opened and onto == "base":
         raise ModelError(
-            f"{base} has no {unknown[0]}{why}, which the adapter {adapter} changes ({len(unknown)} modules left over); "
-            f"use the base it was trained on ({config.get('base_model_name_or_path')}), or serve the adapter unmerged"
+            f"{base} is stored quantized ({_method(folder)}): there are no other weights to merge onto; leave --onto "
+            "out, or give --base_model_name_or_path the folder of the full-precision model that it was made from"
         )
+    if onto == "opened" and not (held or opened):
+        raise ModelError(
+            f"--onto opened: {adapter} was not trained in 4 or 8 bit, and {base} is not stored so; leave it out"
+        )
+    if onto == "opened":
+        weights |= {stored[parameter]: source for parameter, source in held.items()}
+    model = MergedModel(
+        base=folder,
+        adapter=adapter,
+        config=config,
+        dtype=dtype,
+        tensors=_merged(weights, changes, names, split, stored, base, config, dtype),
+        untied=untied,
+        names=names,
+        quantized=quantized,
+        onto="opened" if onto == "opened" or (opened and not quantized) else "base",
+        plain=weights | {parameter: weights[name] for parameter, name in stored.items()},
+        trained=held if onto != "opened" else {},
+    )
+    return replace(model, vocabulary=_vocabulary(model))
+
+
+def _check_modules(
+    changes: dict[str, Change],
+    stored: dict[str, str],
+    names: Names,
+    base: str,
+    adapter: Path,
+    config: dict[str, Any],
+    method: str | None,
+) -> None:
+    """Raise unless the base has every parameter that the adapter changes."""
+    unknown = [parameter for parameter in changes if parameter not in stored]
+    if not unknown:
+        return
+    if changes[unknown[0]].added is not None:
+        raise ModelError(
+            f"{adapter} has a bias in lora_B (lora_bias) of {changes[unknown[0]].module}, which has no bias in {base} "
+            "that it could be added to; serve the adapter unmerged"
+        )
+    if method and unknown[0] not in names.fused:
+        raise ModelError(
+            f"{base} is stored quantized ({method}) in a way that byeori does not open; give "
+            "--base_model_name_or_path the folder of the full-precision model that it was made from"
+        )
+    why = " as a tensor of its own (it is fused when loaded)" if unknown[0] in names.fused else ""
+    raise ModelError(
+        f"{base} has no {unknown[0]}{why}, which the adapter {adapter} changes ({len(unknown)} modules left over); "
+        f"use the base it was trained on ({config.get('base_model_name_or_path')}), or serve the adapter unmerged"
+    )
+
+
+def _merged(
+    weights: dict[str, Source],
+    changes: dict[str, Change],
+    names: Names,
+    split: dict[str, str],
+    stored: dict[str, str],
+    base: str,
+    config: dict[str, Any],
+    dtype: str,
+) -> list[MergedTensor]:
     by_file = {file_name: parameter for parameter, file_name in names.stored.items()}
     merged = []
-    for name, parameter in [*((name, by_file.get(name)) for name in tensors), *((name, name) for name in split)]:
-        source = tensors[name if parameter is None else stored[parameter]]
+    for name, parameter in [*((name, by_file.get(name)) for name in weights), *((name, name) for name in split)]:
+        source = weights[name if parameter is None else stored[parameter]]
         change = changes.get(parameter) if parameter else None
         if change and parameter in names.transposed:
             change = replace(change, transposed=True)
-        same = dtype == "auto" or source.dtype not in _BYTES
-        item = MergedTensor(name=name, source=source, dtype=source.dtype if same else FLOATS[dtype], change=change)
+        same = dtype == "auto" or source.dtype not in BYTES
+        kept = source.dtype if same else FLOATS[dtype]
+        item = MergedTensor(name=name, parameter=parameter, source=source, dtype=kept, change=change)
         merged.append(item if change is None else _fitted(item, change, base, config))
-    return MergedModel(base=folder, adapter=adapter, dtype=dtype, tensors=merged, untied=untied)
-
-
-def adapter_config(adapter: Path) -> dict[str, Any]:
-    """Return the adapter's adapter_config.json.
-
-    Raises:
-        ModelError: if it is not an adapter, or one of a kind that cannot be merged.
-    """
-    path = adapter / layout.ADAPTER_CONFIG
-    if not adapter.is_dir():
-        raise ModelError(f"there is no adapter folder {adapter}; use the folder that training wrote")
-    if not path.is_file():
-        raise ModelError(
-            f"{adapter} is not an adapter: it has no adapter_config.json; use the folder that training wrote"
-        )
-    config = records.adapter_config(adapter)
-    kind = config["peft_type"]
-    if kind != "LORA":
-        raise ModelError(f"{adapter} is an adapter of type {kind}; only LORA can be merged, serve it unmerged")
-    for setting, kind_name in _OTHER_KINDS.items():
-        if config.get(setting):
-            raise ModelError(f"{adapter} uses {kind_name} ({setting}), which cannot be merged; serve it unmerged")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_REWRITES_BASE):
-        raise ModelError(
-            f"{adapter} was initialised with {init}, which changed its base; convert it to plain LoRA with PEFT first"
-        )
-    return config
-
-
-def trained_over(adapter: Path, base: str | None) -> str | None:
-    """Return the base of the training run, with its quantization; the merge itself is into the unquantized weights."""
-    settings = run_settings(adapter)
-    bits = next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit")), None)
-    return f"{base}, held in {bits} bit" if bits else base
-
-
-def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
-    """Return parameter -> change from the names of the adapter's tensors (Conv1D layers are not known here).
-
-    Raises:
-        ModelError: if there are no safetensors weights, or if they are damaged or more than plain LoRA.
-    """
-    path = adapter / layout.ADAPTER
-    if not path.is_file():
-        raise ModelError(f"the adapter is incomplete: {missing_weights(adapter, layout.ADAPTER)}")
-    changes: dict[str, Change] = {}
-    for key, stored in read_header(path).items():
-        module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-        parameter = f"{module}.weight" if part else module.replace(".base_layer.", ".")
-        change = changes.get(parameter) or Change(module=parameter.rpartition(".")[0])
-        if stored.dtype not in _BYTES:
-            raise ModelError(f"{path}: {key} is stored as {stored.dtype}; save the adapter in float32 or bfloat16")
-        if not part:
-            changes[parameter] = replace(change, whole=stored)
-        elif part in ("A.weight", "embedding_A"):
-            changes[parameter] = replace(change, a=stored, transposed=part == "embedding_A")
-        elif part in ("B.weight", "embedding_B"):
-            changes[parameter] = replace(change, b=stored)
-        else:
-            raise ModelError(f"{path} holds {key}, which plain LoRA does not have; serve the adapter unmerged")
-    if not changes:
-        raise ModelError(f"{path} is empty; train the adapter, or copy it again")
-    return {name: _scaled(change, config, path) for name, change in changes.items()}
-
-
-def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
-    """Return the change with its scale, after checking that A and B have the rank that the config names."""
-    from peft.utils.other import get_pattern_key
-
-    if change.a is None and change.b is None:
-        return change
-    if change.a is None or change.b is None:
-        raise ModelError(f"{path} has only half of the adapter of {change.module}; copy the adapter again")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), change.module), config["r"])
-    alpha = alphas.get(get_pattern_key(list(alphas), change.module), config["lora_alpha"])
-    a, b = change.a.shape, change.b.shape
-    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rank, rank):
-        raise ModelError(
-            f"{path}: A {list(a)} and B {list(b)} of {change.module} are not of rank {rank}, as adapter_config.json "
-            "says; copy the adapter again"
-        )
-    return replace(change, scale=alpha / (rank**0.5 if config.get("use_rslora") else rank))
+    return merged
 
 
 def _fitted(item: MergedTensor, change: Change, base: str, config: dict[str, Any]) -> MergedTensor:
-    """Return the tensor with its change, and the adapter's whole tensor as its source if there is one."""
-    shapes = [change.whole.shape] if change.whole else []
+    """Return the tensor with its change, and the adapter's whole tensor as its source if there is one.
+
+    A whole embedding or head may have more rows than the base's: the vocabulary was extended before training.
+    """
+    base_shape, shapes = item.source.shape, []
+    if change.whole:
+        longer = len(base_shape) == 2 and change.whole.shape[0] >= base_shape[0] and change.whole.dtype in BYTES
+        base_shape = (change.whole.shape[0], *base_shape[1:]) if longer else base_shape
+        shapes.append(change.whole.shape)
     if change.a and change.b:
         pair = (change.b.shape[0], change.a.shape[1])
         shapes.append(pair[::-1] if change.transposed else pair)
+    if change.token_rows:
+        fits = change.token_rows.shape[1:] == base_shape[1:] and max(change.tokens, default=0) < base_shape[0]
+        shapes.append(base_shape if fits else change.token_rows.shape)
+    if change.added:
+        shapes.append(change.added.shape)
     for shape in shapes:
-        if shape != item.source.shape:
+        if shape != base_shape:
             raise ModelError(
-                f"{change.module} is {list(item.source.shape)} in {base} and {list(shape)} in the adapter; "
+                f"{change.module} is {list(base_shape)} in {base} and {list(shape)} in the adapter; "
                 f"use the base it was trained on ({config.get('base_model_name_or_path')})"
             )
-    if item.dtype not in _BYTES:
+    if item.dtype not in BYTES:
         raise ModelError(f"{item.name} of {base} is stored as {item.dtype}; use the base in full precision")
     return replace(item, source=change.whole or item.source, change=change)
 
 
-def untie(names: Names, changes: dict[str, Change], *, keep: bool) -> tuple[dict[str, str], bool]:
-    """Return {parameter that gets its own tensor: the one whose weight it shared}, and whether any are untied.
-
-    PEFT gives embedding and head separate adapters even if they share one weight, so that a change of one does not
-    reach the other. With ensure_weight_tying (`keep`) both have the same change, and `changes` is left with one.
+def _vocabulary(model: MergedModel) -> int | None:
+    """The number of tokens, if the adapter brings an embedding with more of them.
 
     Raises:
-        ModelError: if the shared weight has no name of its own in the base's files.
+        ModelError: if embedding and head have not the same number.
     """
-    split: dict[str, str] = {}
-    untied = False
-    for parameter, twin in names.tied.items():
-        present = [item for item in (parameter, twin) if item in names.stored]
-        if not present or not (parameter in changes or twin in changes):
-            continue
-        if keep:
-            second, first = changes.pop(parameter, None), changes.pop(twin, None)
-            changes.update({item: change for item in present if (change := first or second)})
-            continue
-        untied = True
-        for missing in {parameter, twin} - set(present):
-            if names.rename(missing) != missing:
-                raise ModelError(
-                    f"{missing} shares its weight and cannot be stored separately; serve the adapter unmerged"
-                )
-            split[missing] = present[0]
-    return split, untied
+    items = [item for item in model.tensors if item.parameter in model.names.embeddings]
+    resized = [item for item in items if item.source.shape[0] != model.plain[str(item.parameter)].shape[0]]
+    if not resized:
+        return None
+    count = resized[0].source.shape[0]
+    if odd := next((item for item in items if item.source.shape[0] != count), None):
+        raise ModelError(
+            f"{resized[0].name} has {count} tokens in the adapter and {odd.name} has {odd.source.shape[0]}: the "
+            "vocabulary was extended for one of them only; save both with the adapter"
+        )
+    return count
 
 
-def parameter_names(folder: Path, keys: list[str]) -> Names:
-    """Name the tensors of the files as transformers does when it loads them, on a model without weights.
-
-    Raises:
-        ModelError: if transformers does not know the model.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-    from transformers.pytorch_utils import Conv1D
-
-    config = load_config(str(folder))
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # transformers raises a different kind for each way in which a config can be wrong
-        raise explain(error, str(folder), "architecture") from None
-    parameters = model.state_dict()
-    mapping = get_model_conversion_mapping(model)
-    renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
-    converters = [item for item in mapping if isinstance(item, WeightConverter)]
-
-    def rename(key: str) -> tuple[str, str | None]:
-        prefix = model.base_model_prefix
-        new, converted = rename_source_key(key, renamings, converters, prefix, parameters)
-        if new not in parameters and key in parameters:
-            return rename_source_key(key, [], [], prefix, parameters)
-        return new, converted
-
-    renamed = {key: rename(key) for key in keys}
-    return Names(
-        stored={new: key for key, (new, converted) in renamed.items() if converted is None},
-        fused={new for new, converted in renamed.values() if converted is not None},
-        tied=dict(model.all_tied_weights_keys),
-        transposed={f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)},
-        rename=lambda key: rename(key)[0],
-    )
+def trained_over(adapter: Path, base: str | None) -> str | None:
+    """Return the base of the training run, with its quantization."""
+    bits = trained_bits(adapter)
+    return f"{base}, held in {bits} bit" if bits else base
 
 
-def _check_full_precision(folder: Path, base: str, tensors: dict[str, Stored]) -> None:
-    """Raise unless the base is stored unquantized: a change cannot be added to 4- or 8-bit codes."""
+def trained_bits(adapter: Path) -> int | None:
+    """Return 4 or 8 if the run held its frozen weights so."""
+    settings = run_settings(adapter)
+    return next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit") is True), None)
+
+
+def _as_trained(adapter: Path, names: Names, sources: dict[str, Source]) -> Mapping[str, Source]:
+    """The weights that training held in 4 or 8 bit, by parameter."""
+    bits = trained_bits(adapter)
+    if bits is None:
+        return {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = resolve_dtype(str(run_settings(adapter).get("dtype", "auto")), device)
+    return {
+        parameter: opening.as_trained(source, parameter, bits, compute)
+        for parameter, source in sources.items()
+        if parameter in names.quantizable and isinstance(source, Stored)
+    }
+
+
+def _method(folder: Path) -> str | None:
     config = json_file(folder / layout.CONFIG)
     method = (config.get("quantization_config") or {}).get("quant_method")
-    codes = sorted({item.dtype for item in tensors.values()} - _FULL_PRECISION)
-    if method and codes:
-        raise ModelError(
-            f"{base} is stored quantised ({method}, {', '.join(codes)}); use --base_model_name_or_path with the folder "
-            "of the full-precision model it was made from"
-        )
+    return None if method is None else str(method)

@@ -2,7 +2,8 @@
 
     base's bytes ──> [rows, columns] in float32 + scale * L R ──> rounded once to the final dtype
 
-Memory: one block of rows and one layer's A and B, however large the model. L and R: see merge_plan.Change.
+Memory: one block of rows and one layer's A and B, however large the model; one whole layer if it is opened from
+quantized weights. L and R: see adapter_changes.Change.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from collections.abc import Iterator
 import torch
 
 from byeori.errors import ModelError
-from byeori.export.merge_plan import FLOATS, Change, MergedTensor
+from byeori.export.adapter_changes import Change
+from byeori.export.merge_plan import MergedTensor
+from byeori.export.opened import DTYPES, Opened, read, row_blocks
 from byeori.model.fingerprint import Stored
-
-_BLOCK_BYTES = 8 << 20
-_DTYPES = {code: getattr(torch, name) for name, code in FLOATS.items()}
 
 
 def blocks(item: MergedTensor) -> Iterator[torch.Tensor]:
@@ -25,16 +25,12 @@ def blocks(item: MergedTensor) -> Iterator[torch.Tensor]:
     Raises:
         ModelError: if a number is not finite, or a file is cut short.
     """
-    factors = _factors(item.change) if item.change else None
-    for first, last, block in _row_blocks(item.source):
-        if item.source.dtype not in _DTYPES:
-            yield block
-            continue
-        if item.change and factors:
-            left, right = factors
-            wide = block.to(torch.promote_types(block.dtype, torch.float32)).view(last - first, -1)
-            block = wide.addmm(left[first:last].to(wide.dtype), right.to(wide.dtype), alpha=item.change.scale).view(-1)
-        block = block.to(_DTYPES[item.dtype])
+    if item.dtype not in DTYPES or (item.source.dtype not in DTYPES and not isinstance(item.source, Opened)):
+        yield from (block for *_, block in row_blocks(item.source))
+        return
+    changed = _changed(item, item.change) if item.change else (block for *_, block in row_blocks(item.source))
+    for block in changed:
+        block = block.to(DTYPES[item.dtype])
         if not bool(torch.isfinite(block).all()):
             cause = "merged" if item.change else "base's"
             raise ModelError(
@@ -44,32 +40,52 @@ def blocks(item: MergedTensor) -> Iterator[torch.Tensor]:
         yield block
 
 
-def _row_blocks(stored: Stored) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Yield (first row, last row + 1, [elements]) of a stored tensor; as bytes if its dtype is not a float."""
-    rows = stored.shape[0] if stored.shape else 1
-    step = max(1, _BLOCK_BYTES * rows // max(stored.size, 1))
-    with stored.path.open("rb") as file:
-        file.seek(stored.start)
-        for first in range(0, rows if stored.size else 0, step):
-            last = min(first + step, rows)
-            buffer = bytearray(stored.size // rows * (last - first))
-            if file.readinto(buffer) != len(buffer):
-                raise ModelError(f"{stored.path} is cut short; copy or download it again")
-            yield first, last, torch.frombuffer(buffer, dtype=_DTYPES.get(stored.dtype, torch.uint8))
+def _changed(item: MergedTensor, change: Change) -> Iterator[torch.Tensor]:
+    lengths = _column_lengths(item, change) if change.magnitude and change.transposed else None
+    magnitude = _numbers(change.magnitude, "magnitude", change) if change.magnitude else None
+    tokens = _numbers(change.token_rows, "tokens", change) if change.token_rows else None
+    for first, last, wide in _added(item, change):
+        if magnitude is not None:  # DoRA: every output's weights have a length of their own
+            if lengths is not None:
+                wide = wide * (magnitude / lengths)
+            else:
+                wide = wide * (magnitude[first:last] / wide.norm(dim=1)).unsqueeze(1)
+        if tokens is not None:
+            for place, token in enumerate(change.tokens):
+                if first <= token < last:
+                    wide[token - first] = tokens[place].to(wide.dtype)
+        yield wide.reshape(-1)
 
 
-def _factors(change: Change) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return L [rows, r] and R [r, columns] in float32, or None if the change is only a whole tensor."""
-    if change.a is None or change.b is None:
-        return None
-    factors = []
-    for letter, stored in (("A", change.a), ("B", change.b)):
-        tensor = torch.cat([block for *_, block in _row_blocks(stored)]).view(stored.shape)
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"{stored.path}: lora_{letter} of {change.module} has numbers that are not finite: the run diverged; "
-                "use an earlier checkpoint"
-            )
-        factors.append(tensor.float())
-    a, b = factors
-    return (a.t(), b.t()) if change.transposed else (b, a)
+def _added(item: MergedTensor, change: Change) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (first row, last row + 1, rows [n, columns] of W + scale * L R), in float32 or wider."""
+    factors = None
+    if change.a and change.b:
+        a, b = _numbers(change.a, "lora_A", change), _numbers(change.b, "lora_B", change)
+        factors = (a.t(), b.t()) if change.transposed else (b, a)
+    bias = change.scale * _numbers(change.added, "lora_B's bias", change) if change.added else None
+    for first, last, block in row_blocks(item.source):
+        wide = block.to(torch.promote_types(block.dtype, torch.float32)).view(last - first, -1)
+        if factors:
+            left, right = factors
+            wide = wide.addmm(left[first:last].to(wide.dtype), right.to(wide.dtype), alpha=change.scale)
+        if bias is not None:
+            wide = wide + bias[first:last].to(wide.dtype).unsqueeze(1)
+        yield first, last, wide
+
+
+def _column_lengths(item: MergedTensor, change: Change) -> torch.Tensor:
+    squares = sum(wide.double().square().sum(0) for *_, wide in _added(item, change))
+    assert isinstance(squares, torch.Tensor)
+    return squares.sqrt().float()
+
+
+def _numbers(stored: Stored, what: str, change: Change) -> torch.Tensor:
+    """Return a tensor of the adapter in float32, after checking that its numbers are finite."""
+    tensor = read(stored)
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(
+            f"{stored.path}: {what} of {change.module} has numbers that are not finite: the run diverged; "
+            "use an earlier checkpoint"
+        )
+    return tensor.float()

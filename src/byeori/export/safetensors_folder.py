@@ -70,10 +70,10 @@ class SafetensorsFolder:
         _copy_side_files(folder, model)
         stop_tokens.record(folder)
 
-    def check(self, folder: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
+    def check(self, folder: Path, model: MergedModel, on_progress: Progress) -> tuple[dict[str, Any], str]:
         from byeori.export import merge_check
 
-        return merge_check.compare(folder, model)
+        return merge_check.compare(folder, model, on_progress)
 
     def _shards(self, tensors: list[MergedTensor]) -> list[list[MergedTensor]]:
         shards: list[list[MergedTensor]] = [[]]
@@ -106,10 +106,13 @@ def _write_config(path: Path, model: MergedModel) -> None:
     source = model.base / layout.CONFIG
     config: dict[str, Any] = json_file(source)
     before = copy.deepcopy(config)
-    config.pop("quantization_config", None)
+    if not model.quantized:
+        config.pop("quantization_config", None)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if model.untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
+        if model.vocabulary is not None and "vocab_size" in part:
+            part["vocab_size"] = model.vocabulary
         for key in {"dtype", "torch_dtype"} & set(part) if model.dtype != "auto" else ():
             part[key] = model.dtype
     if model.dtype != "auto" and "torch_dtype" not in config:

@@ -6,11 +6,14 @@ to the disk and renamed, so that neither a crash nor a full disk leaves half of 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +108,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     The folder that was there before stays until then. A body that removes or renames the temporary folder leaves
     everything as it was.
     """
+    folder = folder.resolve()  # a link stays a link
     temporary = _temporary(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -145,7 +149,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder; under its own name it is whole until it is gone."""
-    hidden = _temporary(folder, ".old")
+    hidden = _temporary(folder, ".gone")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -160,6 +164,33 @@ def sweep(parent: Path, name: str = "*") -> None:
             path.unlink(missing_ok=True)
 
 
+def recover(folder: Path) -> None:
+    """Delete what processes that are dead left of writing a folder, and put back what one of them had moved away.
+
+    A model that was half written stays on the disk otherwise, as large as it is.
+    """
+    folder = folder.resolve()
+    leftover = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)-\w+(\.old|\.gone)?\.tmp")
+    paths = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    for path, match in [(path, leftover.fullmatch(path.name)) for path in paths]:
+        if match is None or _is_alive(int(match[1])):
+            continue
+        if match[2] == ".old" and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def _temporary(path: Path, mark: str = "") -> Path:
     # random, so that nobody who can write into the folder has left a link under this name
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{mark}.tmp")
@@ -168,11 +199,23 @@ def _temporary(path: Path, mark: str = "") -> Path:
 def _put_in_place(temporary: Path, folder: Path) -> None:
     former = _temporary(folder, ".old")
     shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():
-        folder.rename(former)
-    temporary.rename(folder)
+    if folder.exists() and _exchange(temporary, folder):
+        former = temporary
+    else:
+        if folder.exists():
+            folder.rename(former)  # killed here, `recover` puts it back
+        temporary.rename(folder)
     flush(folder.parent)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once, so that neither is ever missing; return False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 # ---- the disk ----------------------------------------------------------------------------------------------------
