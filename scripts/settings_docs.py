@@ -104,8 +104,8 @@ def table(
         if rows:
             title = group if language == "en" else _GROUPS[group]
             lines += [""] * bool(lines) + [f"**{title}**", "", _TEXT["head"][language], "|---|---|---|---|", *rows]
-    if "columns" in kind.model_fields:
-        about = kind.model_fields["columns"].description if language == "en" else korean(command, "columns")
+    if kind.own_flags:
+        about = kind.model_fields[kind.own_flags].description if language == "en" else korean(command, kind.own_flags)
         lines.append(f"| `--COLUMN` | `TEXT` | | {about} |")
     return lines
 

@@ -172,7 +172,7 @@ def test_saved_settings_run_again_through_config(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_flag_and_a_group() -> None:
     for command, kind in cli.COMMANDS.items():
-        wanted = {field.alias or name for name, field in kind.model_fields.items()} - {"columns"}
+        wanted = {field.alias or name for name, field in kind.model_fields.items()} - {kind.own_flags}
         assert wanted == set(flags.flags(kind)), command
         grouped = [name for members in help.groups(kind).values() for name in members]
         assert sorted(grouped) == sorted(wanted), command

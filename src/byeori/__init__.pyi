@@ -97,6 +97,7 @@ def compare(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -123,10 +124,11 @@ def compare(
         base_model: Base model of the adapter.
         data_path: Rows: files, folders or a Hub dataset.
         output_dir: Folder for report.html, rows.jsonl and metrics.json.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
@@ -222,6 +224,7 @@ def dpo(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -288,10 +291,11 @@ def dpo(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
@@ -474,6 +478,7 @@ def plan(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -558,10 +563,11 @@ def plan(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
@@ -610,6 +616,7 @@ def preview(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -635,10 +642,11 @@ def preview(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
@@ -735,6 +743,7 @@ def rent(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -820,10 +829,11 @@ def rent(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.
@@ -941,6 +951,7 @@ def sft(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
     cutoff_len: int = 2048,
@@ -1003,10 +1014,11 @@ def sft(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
-        dataset_config: Configuration of a Hub dataset.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
-        max_rows: Use only the first N rows.
+        columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
+        max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
         cutoff_len: Maximum length of an example in tokens.
         on_bad_rows: What to do with rows that lack text or an answer.

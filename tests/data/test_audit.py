@@ -270,9 +270,9 @@ def _letters() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
 
 
-def test_a_number_where_text_is_expected(rows_of: Callable[..., datasets.Dataset]) -> None:
-    found = audit(table_of(rows_of([{"q": 2024, "note": None, "a": "x"}])), None, name)
-    assert found["dropped"][0]["reason"] == "column 'q' holds int 2024, not text"
+def test_a_list_where_text_is_expected(rows_of: Callable[..., datasets.Dataset]) -> None:
+    found = audit(table_of(rows_of([{"q": ["x"], "note": None, "a": "x"}])), None, name)
+    assert found["dropped"][0]["reason"] == "column 'q' holds list ['x'], not text"
     assert (found["train_rows"], found["mean_tokens"], found["longest"]) == (0, 0.0, [])
 
 

@@ -52,7 +52,7 @@ from byeori.errors import ByeoriError
 loaded = {}
 for name, asked in json.loads(sys.argv[1]).items():
     try:
-        loaded[name] = load_rows(**asked).rows.remove_columns("__row__").to_list()
+        loaded[name] = list(load_rows(**asked).rows.remove_columns("__row__"))
     except ByeoriError as error:
         loaded[name] = f"{type(error).__name__}: {error}"
 print(json.dumps(loaded, default=str))

@@ -250,8 +250,7 @@ def test_a_column_name_with_a_line_break_makes_no_second_line() -> None:
     ("value", "words"),
     [
         (None, "column 'q' holds null, not text"),
-        (3, "column 'q' holds int 3, not text"),
-        (2.5, "column 'q' holds float 2.5, not text"),
+        (["a"], "column 'q' holds list ['a'], not text"),
         ({"a": "b\nc"}, "column 'q' holds dict {'a': 'b\\nc'}, not text"),
     ],
 )
@@ -259,6 +258,17 @@ def test_a_value_that_is_no_text(value: object, words: str) -> None:
     with pytest.raises(TemplateError) as caught:
         parse("{q} {a}").segments({"q": value, "a": "A"})
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(("value", "text"), [(3, "3"), (2.5, "2.5"), (True, "true"), (2**80, str(2**80))])
+def test_numbers_are_written_as_json_writes_them(value: object, text: str) -> None:
+    segments = parse("{q} {a}").segments({"q": value, "a": value})
+    assert [segment.text for segment in segments] == [text, " ", text]
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(TemplateError, match="half of a surrogate pair"):
+        parse("{q} {a}").segments({"q": "\ud83d", "a": "A"})
 
 
 # ---- where a template comes from ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,9 +12,9 @@ from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.commands._fits import check_embedding
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, chat, row_kinds, sources, template, tokenize, tokenized, unpaired
+from byeori.data import audit, chat, chat_columns, row_kinds, sources, template, tokenize, tokenized, unpaired
 from byeori.data.row_kinds import RowKind
-from byeori.data.sources import Table
+from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import Processes, barrier
@@ -50,14 +51,17 @@ def begin(settings: S) -> tuple[S, StartingModel]:
     return settings.model_copy(update=decided), start
 
 
-def load_table(settings: DataSettings | GenerateSettings) -> Table:
-    """Read the rows that the settings name."""
+def load_table(settings: DataSettings | GenerateSettings, columns: Mapping[str, str] | None = None) -> Table:
+    """Read the rows that the settings name. columns: the names that a run gave to columns (new -> old)."""
+    own = settings.columns if isinstance(settings, DataSettings) else None
     return sources.load_rows(
         list(settings.data_path or []),
         config=settings.dataset_config,
         split=settings.dataset_split,
         revision=getattr(settings, "dataset_revision", None),
         max_rows=settings.max_rows,
+        columns=own or columns,
+        inherited=not own,
     )
 
 
@@ -67,9 +71,8 @@ def prepare(
     """Tokenize the rows; returns them with their audit, and the encoding that made them. No weights are loaded."""
     if not processes.first_here:
         barrier(processes)  # the first process of a machine fills the cache, the others read it
-    table = load_table(settings)
+    table, chosen, note = _template(settings, start, load_table(settings), row_kind)
     rows = table.rows
-    chosen, note = _template(settings, start, rows, row_kind)
     encoding = tokenize.make_encoding(
         start.tokenizer,
         chosen,
@@ -80,6 +83,8 @@ def prepare(
         special_tokens_in_text=settings.special_tokens_in_text,
     )
     read = row_kind.columns_read(rows.column_names, chosen)
+    unread = {name: "" for name in rows.column_names if name not in (*read, ROW)} | dict(table.left_out)
+    rows = rows.select_columns([name for name in rows.column_names if name in (*read, *chat_columns.CARRYING, ROW)])
     train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
     fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
     bar = processes.main and console.moving()
@@ -96,6 +101,7 @@ def prepare(
         sample = [tokenized.example(train, line) for line in range(starts[first])]
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
         unfit = check_embedding(settings, start, [part for part in (train, held_out) if part is not None], sample)
+    report |= {"unread_columns": unread} if unread else {}
     report["template"] = chosen.name if chosen else template.CHAT
     report["special_tokens_in_text"] = settings.special_tokens_in_text
     if processes.first_here:
@@ -111,10 +117,12 @@ def _fewer_held_out(count: int, wanted: int) -> list[str]:
 
 
 def _template(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, rows: Dataset, row_kind: RowKind
-) -> tuple[Template | None, str]:
-    """The template of a run, and a note about it."""
-    chosen, unused = _choose(settings, start, rows, row_kind)
+    settings: TrainSettings | PreviewSettings, start: StartingModel, table: Table, row_kind: RowKind
+) -> tuple[Table, Template | None, str]:
+    """The table with the columns of its template, the template, and a note about it."""
+    chosen, unused = _choose(settings, start, table.rows, row_kind)
+    table = with_template_columns(table, row_kind, chosen)
+    rows = table.rows
     row_kind.check_columns(rows.column_names, chosen)
     if row_kind is row_kinds.ANSWER:
         unpaired.check_labels(rows, row_kind.columns_read(rows.column_names, chosen))
@@ -129,7 +137,21 @@ def _template(
     about += _turn_end_notes(start.tokenizer, settings.add_eos_token) if chosen is None else []
     if unused:
         about.append(f"{unused}, the template that the base was trained with, names columns that the rows do not have")
-    return chosen, f"Template {chosen.name if chosen else template.CHAT}: {'; '.join(about)}"
+    return table, chosen, f"Template {chosen.name if chosen else template.CHAT}: {'; '.join(about)}"
+
+
+def with_template_columns(table: Table, row_kind: RowKind, chosen: Template | None) -> Table:
+    """Return a table with the columns of a template that stand inside others.
+
+    Raises:
+        DataError: if one of the columns cannot be read, or a file lacks one.
+    """
+    wanted = row_kind.columns_wanted([*table.rows.column_names, *table.left_out], chosen)
+    optional = chosen.optional_columns if chosen else wanted
+    if chosen is None or chosen.name in template.shipped():
+        wanted = {*wanted, *chat_columns.CARRYING}
+        optional = {*optional, *chat_columns.CARRYING}
+    return table.with_columns(wanted, optional)
 
 
 def _choose(

@@ -22,7 +22,8 @@ from byeori.config import (
     Settings,
     TrainSettings,
 )
-from byeori.data import row_kinds, sources, template
+from byeori.data import columns as table_columns
+from byeori.data import places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
 from byeori.model import names
@@ -43,7 +44,7 @@ def check(settings: Settings) -> None:
             names.check_name(model)
     if isinstance(settings, DataSettings | GenerateSettings):
         chosen = template.resolve(settings.template) if settings.template else None
-        sources.check_paths(list(settings.data_path or []), settings.dataset_split)
+        places.check_paths(list(settings.data_path or []), settings.dataset_split)
         if isinstance(settings, TrainSettings | PreviewSettings) and settings.data_path:
             _check_columns(settings, chosen)
     _check_output(settings)
@@ -73,6 +74,11 @@ def _check_output(settings: Settings) -> None:
 def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template | None) -> None:
     """Raise unless the columns of the only table, if it is small or a csv file, fit the template."""
     columns = _columns(settings.data_path)
+    if columns is not None:
+        columns = table_columns.renamed(columns, settings.columns)
+        columns += [
+            name for name in (chosen.columns if chosen else ()) if "." in name and table_columns.has(columns, name)
+        ]
     if columns is None or (settings.template is None and not _is_plain_model(settings.base_model)):
         return
     if isinstance(settings, PreviewSettings):
@@ -108,4 +114,4 @@ def _columns(paths: Sequence[str]) -> list[str] | None:
                 found.update(dict.fromkeys(row))
     except (OSError, EOFError, UnicodeDecodeError):  # the reader says what is wrong with the file
         return None
-    return [sources.plain_name(name) for name in found] or None
+    return [table_columns.plain_name(name) for name in found] or None

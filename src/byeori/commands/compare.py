@@ -14,9 +14,10 @@ from byeori.artifacts import layout, saved_model
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
 from byeori.commands import _engine
+from byeori.commands._rows import with_template_columns
 from byeori.commands.generate import load_and_note
 from byeori.config import CompareSettings
-from byeori.data import row_kinds, sources
+from byeori.data import places, row_kinds, sources
 from byeori.data.sources import ROW, Table
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, CheckpointError, ModelError
@@ -45,12 +46,13 @@ def compare(settings: CompareSettings) -> CompareResult:
     """Answer the same rows with base and tuned model; writes report.html, rows.jsonl and metrics.json."""
     output = Path(settings.output_dir)
     output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
-    table = load_and_note(settings)
     saved = saved_model.find(settings.adapter, settings.base_model)
     if not saved.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare needs the folder that `byeori sft` wrote")
     template = saved_model.template_of(saved, settings.template)
+    table = load_and_note(settings, saved)
     row_kind = row_kinds.of_table(table.rows.column_names, template)
+    table = with_template_columns(table, row_kind, template)
     if template:
         row_kind.check_columns(table.rows.column_names, template)
     encoding = saved_model.encoding(saved, template, cutoff_len=_cutoff_len(settings, saved))
@@ -88,12 +90,13 @@ def trained_on(saved: SavedModel, table: Table) -> np.ndarray | None:
     """
     run = saved.settings
     paths = run.get("data_path") or []
-    if not sources.are_local(paths):
+    if not places.are_local(paths):
         return None
     try:
         template = saved_model.template_of(saved, None)
-        run_table = sources.load_rows(paths, split=run["dataset_split"], max_rows=run["max_rows"])
-        columns = row_kinds.recorded(run).columns_read(run_table.rows.column_names, template)
+        row_kind = row_kinds.recorded(run)
+        run_table = with_template_columns(sources.load_recorded(run), row_kind, template)
+        columns = row_kind.columns_read(run_table.rows.column_names, template)
         trained, _ = sources.split_rows(run_table.rows, run["val_set_size"], run["seed"], columns)
     except (ByeoriError, KeyError):
         return None

@@ -39,9 +39,10 @@ def generate(settings: GenerateSettings) -> list[str]:
 
 def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> list[str]:
     sampling = _engine.sampling_of(settings, saved)
-    table = load_and_note(settings)
     template = saved_model.template_of(saved, settings.template)
+    table = load_and_note(settings, saved)
     if template:
+        table = table.with_columns(template.columns, optional=template.columns)
         template.check_columns(table.rows.column_names, with_answer=False)
     encoding = saved_model.encoding(saved, template, cutoff_len=_longest_prompt(sampling))
     rows = [dict(row) for row in table.rows]
@@ -170,9 +171,9 @@ def _standard_input(name: str) -> str:
     return text
 
 
-def load_and_note(settings: GenerateSettings | CompareSettings) -> Table:
-    """Load the table of the settings, and print its notes."""
-    table = load_table(settings)
+def load_and_note(settings: GenerateSettings | CompareSettings, saved: SavedModel) -> Table:
+    """Load the table of the settings with the names that the run gave its columns, and print its notes."""
+    table = load_table(settings, saved.settings.get("columns"))
     for note in table.notes:
         say(note)
     return table

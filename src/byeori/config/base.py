@@ -107,8 +107,20 @@ def _count_or_share(value: float) -> float:
     return value
 
 
+def column_names(value: object) -> object:
+    """`["prompt=질문"]` or `"prompt=질문"` -> `{"prompt": "질문"}`; other values are left to pydantic."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple)):
+        return value
+    pairs = [str(word).partition("=") for word in words]
+    if not all(name and column for name, _, column in pairs):
+        raise ValueError("give NAME=COLUMN, such as prompt=질문")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 Names = Annotated[list[str], BeforeValidator(parse_names)]
 Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "PATH"]
+Columns = Annotated[dict[str, str], BeforeValidator(column_names), "NAME=COLUMN"]
 HeldOut = Annotated[float, AfterValidator(_count_or_share)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
@@ -128,10 +140,12 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 class Settings(BaseModel):
     """Base of all settings: unknown names are errors, and values do not change after validation.
 
-    inputs: settings that a command line may give without their flags, in this order.
+    inputs: settings that a command line may give without their flags, in this order. own_flags: the setting whose
+    keys are flags of their own, for those that no setting has.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ()
+    own_flags: ClassVar[str | None] = None
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -257,7 +271,9 @@ def choices(annotation: Any) -> list[str]:
 
 
 def is_list(annotation: Any) -> bool:
-    """Return whether a setting is a list, or a list or None."""
+    """Return whether a command line gives a setting as several words: a list (or None), or names with their texts."""
+    if typing.get_origin(annotation) is dict:
+        return typing.get_args(annotation) == (str, str)
     return typing.get_origin(annotation) is list or any(is_list(part) for part in typing.get_args(annotation))
 
 

@@ -37,7 +37,7 @@ class _Line:
 
 def flags(kind: type[Settings]) -> dict[str, FieldInfo]:
     """Return the settings of a command by the names of their flags; template columns have flags of their own."""
-    return {field.alias or name: field for name, field in in_order(kind).items() if name != "columns"}
+    return {field.alias or name: field for name, field in in_order(kind).items() if name != kind.own_flags}
 
 
 def value_type(field: FieldInfo) -> str:
@@ -75,7 +75,7 @@ def settings_from(kind: type[S], arguments: Sequence[str], see: str = "--help") 
     if line.columns and {"data_path", "raw"} & set(values):  # columns make one prompt: these are misspelt flags
         line.unknown += [f"--{name}" for name in line.columns]
     elif line.columns:
-        values["columns"] = line.columns
+        values[kind.own_flags or ""] = line.columns
     if line.unknown:
         known = [f"--{name}" for name in (*fields, "config")]
         raise ConfigError(
@@ -110,7 +110,7 @@ def _read(kind: type[Settings], arguments: Sequence[str], see: str) -> _Line:
             line.unknown.append(item)
         elif name in fields or name == "config":
             line.values[name] = text if equals else _value(name, fields.get(name), rest, see)
-        elif "columns" in kind.model_fields:
+        elif kind.own_flags:
             if not equals and (not rest or rest[0].startswith("--")):
                 raise ConfigError(f"{flag} needs a value: {flag} TEXT or {flag} @file")
             line.columns[flag[2:]] = text if equals else rest.pop(0)

@@ -30,7 +30,7 @@ def help_text(kind: type[Settings], *, prog: str, full: bool = False) -> str:
     style, what = _Style(), about(kind)
     everything = groups(kind)
     short = sum(map(len, everything.values())) <= _SHORT
-    column = "columns" in kind.model_fields
+    column = kind.own_flags is not None
     places = [f"[{name.upper()}]" if not flags(kind)[name].is_required() else name.upper() for name in kind.inputs]
     usage = [prog, *places, *["[--COLUMN TEXT ...]"] * column, "[--FLAG VALUE ...]"]
     lines = [style.bold("usage: ") + " ".join(usage), "", *_wrap(f"{what[:1].upper()}{what[1:]}.", 0)]

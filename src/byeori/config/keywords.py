@@ -31,10 +31,10 @@ def annotation(field: FieldInfo) -> str:
     """Return the type of a keyword as source code. Paths and names of models may be Path objects."""
     plain = _parts(field.annotation)
     one = "str | Path" if metavar(field) in ("PATH", "MODEL") else "str"
-    if is_list(field.annotation):
-        names = [one, f"Sequence[{one}]"]
-    elif dict in plain:
+    if dict in plain:
         names = ["dict[str, str]"]
+    elif is_list(field.annotation):
+        names = [one, f"Sequence[{one}]"]
     else:
         words = [word for word in choices(field.annotation) if word not in ("True", "False")]
         names = ["Literal[" + ", ".join(f'"{word}"' for word in words) + "]"] if words else []

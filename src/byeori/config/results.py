@@ -126,6 +126,7 @@ class GenerateSettings(GenerationSettings):
     """byeori generate: answer a prompt, or every row of a table."""
 
     inputs: ClassVar[tuple[str, ...]] = ("model", "input_text")
+    own_flags: ClassVar[str | None] = "columns"
 
     model: Model = setting("Model or adapter: a folder or a Hub id.", ..., ESSENTIAL)
     input_text: str | None = setting(

@@ -15,6 +15,7 @@ from byeori.config.base import (
     MEMORY,
     OPTIMISATION,
     SAVING,
+    Columns,
     Dtype,
     Folder,
     HeldOut,
@@ -66,15 +67,22 @@ class DataSettings(Settings):
 
     data_path: Paths = setting(
         "Rows: files, folders or a Hub dataset. "
-        "A file or glob is jsonl, json, csv, tsv, parquet or arrow; a folder may also be one saved by datasets.",
+        "A file or glob is jsonl, json, csv, tsv, xlsx, parquet or arrow, text also compressed; a folder may also be "
+        "one saved by datasets.",
         ...,
         ESSENTIAL,
         min_length=1,
     )
-    dataset_config: OptionalName = setting("Configuration of a Hub dataset.", None, DATA)
+    dataset_config: OptionalName = setting("Configuration of a Hub dataset, or sheet of a workbook.", None, DATA)
     dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
     dataset_revision: OptionalName = setting("Branch, tag or commit of a Hub dataset.", None, DATA)
-    max_rows: OptionalInt = setting("Use only the first N rows.", None, DATA, ge=1)
+    columns: Columns = setting(
+        "Names for columns, such as `prompt=질문 chosen=좋은답`. "
+        "A column inside another is written with a dot: `prompt=translation.ko`.",
+        {},
+        DATA,
+    )
+    max_rows: OptionalInt = setting("Use only the first N rows of each data_path.", None, DATA, ge=1)
     template: OptionalText = setting(
         "Prompt template: a name, a file or the text itself. "
         "Names: alpaca, title-ko, question-answer, chat, prompt-completion. The default is the first one whose columns "

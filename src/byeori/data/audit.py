@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from byeori.data import tokenized
 from byeori.errors import DataError
+from byeori.support.text_files import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -153,6 +154,9 @@ def sentences(counts: dict[str, Any], *, cutoff_len: int, policy: str) -> list[s
         verb = "has" if count == 1 else "have"
         lines.append(f"{_number(count, 'held-out row')} {verb} the same tokens as a training row")
     lines += _text_sentences(counts)
+    if unread := counts.get("unread_columns"):
+        names = ", ".join(f"{name} ({reason})" if reason else name for name, reason in unread.items())
+        lines.append(one_line(f"columns that nothing reads: {names}", 1000))
     if counts.get("shared_prefix"):
         sampled = counts["shared_prefix_rows"]
         where = f" of the first {sampled:,} rows" if sampled < counts["train_rows"] else ""

@@ -26,9 +26,9 @@ EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 _ASKED = ("prompt", "instruction", "question", "query")
 _ANSWERED = ("completion", "output", "answer", "response")
 _SINGLE = (*_ASKED, "input", *_ANSWERED, "history", *REASONING)
-# Columns that look as if the model should see them: a row whose example lacks them is refused.
 _CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
-_CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, "prompt", "system_prompt", "history", *REASONING, *_CALLS, *_MEDIA)
+CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, "prompt", "system_prompt", "history", *REASONING, *_CALLS, *_MEDIA)
+"""Columns that look as if the model should see them: a row whose example lacks them is refused."""
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 Turn = Mapping[str, Any]
@@ -166,7 +166,7 @@ def check_nothing_is_left_out(
     if read is None:
         messages = _first(row, COLUMNS)
         read = {*CONTEXT_COLUMNS, *((messages,) if messages else _SINGLE)}
-    left = [name for name in _CARRYING if name not in read and parsed(row.get(name)) not in EMPTY]
+    left = [name for name in CARRYING if name not in read and parsed(row.get(name)) not in EMPTY]
     if not left:
         return
     bare = "".join("".join(texts(said)).split())

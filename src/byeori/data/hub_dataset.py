@@ -11,11 +11,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.data.files import load_file
+from byeori.data.files import Part, load_file
 from byeori.data.readers import READERS, ending
+from byeori.data.readers.text import plain_ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub
 from byeori.support.atomic_files import new_file
@@ -23,7 +25,7 @@ from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
-    from datasets import Dataset, DatasetBuilder
+    from datasets import DatasetBuilder
 
 _FILE = re.compile(r"hf://datasets/([^@]+)@([0-9a-f]{40})/(.+)")
 _SPLIT = re.compile(r"(?:^|\+)\s*([^\s+\[(]+)")  # the names in "train[:10%] + test"
@@ -33,8 +35,8 @@ Files = dict[str, list[tuple[str, str, str]]]
 """Split -> (repository, commit, path) of every file."""
 
 
-def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> list[tuple[str, Dataset]]:
-    """Return (name for messages, rows) of every file of a split, or of a slice of splits as in `train[:10%]+test`.
+def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> list[Part]:
+    """Return every file of a split, or of a slice of splits as in `train[:10%]+test`.
 
     Raises:
         HubError: if anything is wrong with the repository or the network.
@@ -46,7 +48,8 @@ def load_dataset(name: str, config: str | None, split: str, revision: str | None
                 return _read(files, split)
             import datasets
 
-            return [(name, datasets.load_dataset(name, config, split=split, revision=revision))]
+            rows = datasets.load_dataset(name, config, split=split, revision=revision)
+            return [Part(name=name, rows=rows)]
     except ByeoriError:
         raise
     except Exception as error:  # whatever a remote repository or the network can raise
@@ -101,7 +104,8 @@ def _are_plain_files(builder: DatasetBuilder, files: Files) -> bool:
     plain: Any = type(builder.config)()
     general = {"name", "version", "data_dir", "data_files", "description"}
     special = {key for key, value in vars(builder.config).items() if key not in general and value != vars(plain)[key]}
-    if endings <= {".tsv", ".tsv.gz"} and getattr(builder.config, "sep", None) == "\t":
+    tabs = getattr(builder.config, "sep", None) == "\t"
+    if tabs and all(plain_ending(Path(f"a{name}")) == ".tsv" for name in endings):
         special.discard("sep")
     return not special
 
@@ -109,7 +113,7 @@ def _are_plain_files(builder: DatasetBuilder, files: Files) -> bool:
 # --- their rows -----------------------------------------------------------------------------------
 
 
-def _read(files: Files, split: str) -> list[tuple[str, Dataset]]:
+def _read(files: Files, split: str) -> list[Part]:
     import datasets
 
     split = "+".join(files) if split == "all" else split
@@ -117,7 +121,7 @@ def _read(files: Files, split: str) -> list[tuple[str, Dataset]]:
     if unknown := [part for part in wanted if part not in files]:
         raise ValueError(f"Unknown split {unknown[0]!r}. Should be one of {list(files)}.")  # as `datasets` says it
     rows = {part: list(_parts(files[part])) for part in wanted}
-    lengths = {part: sum(len(table) for _, table in tables) for part, tables in rows.items()}
+    lengths = {part: sum(len(table.rows) for table in tables) for part, tables in rows.items()}
     parts = [
         part
         for piece in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -128,8 +132,8 @@ def _read(files: Files, split: str) -> list[tuple[str, Dataset]]:
     return parts
 
 
-def _parts(files: list[tuple[str, str, str]]) -> Iterator[tuple[str, Dataset]]:
-    """Yield (name, rows) of every file."""
+def _parts(files: list[tuple[str, str, str]]) -> Iterator[Part]:
+    """Yield the rows of every file."""
     for repository, commit in dict.fromkeys((repository, commit) for repository, commit, _ in files):
         paths = tuple(path for *origin, path in files if [repository, commit] == origin)
         folder = hub.fetch(repository, paths, revision=commit, kind="dataset")
@@ -137,18 +141,19 @@ def _parts(files: list[tuple[str, str, str]]) -> Iterator[tuple[str, Dataset]]:
             if not (folder / path).is_file():
                 raise HubError(f"{repository}/{path} is not in the cache and the Hugging Face Hub cannot be reached")
             try:
-                yield f"{repository}/{path}", load_file(folder / path)
+                yield load_file(folder / path, name=f"{repository}/{path}")
             except DataError as error:  # the user does not know the path in the cache
                 raise DataError(str(error).replace(str(folder / path), f"{repository}/{path} (on the Hub)")) from None
 
 
-def _between(parts: list[tuple[str, Dataset]], start: int, stop: int) -> Iterator[tuple[str, Dataset]]:
+def _between(parts: list[Part], start: int, stop: int) -> Iterator[Part]:
     """Yield rows `start` to `stop` of all parts in a row, without the parts that have none of them."""
-    for name, rows in parts:
-        low, high = max(start, 0), min(stop, len(rows))
+    for part in parts:
+        count = len(part.rows)
+        low, high = max(start, 0), min(stop, count)
         if low < high:
-            yield name, rows if high - low == len(rows) else rows.select(range(low, high))
-        start, stop = start - len(rows), stop - len(rows)
+            yield part if high - low == count else replace(part, rows=part.rows.select(range(low, high)))
+        start, stop = start - count, stop - count
 
 
 def _problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:

@@ -55,12 +55,15 @@ class RowKind:
 
     def columns_read(self, columns: Sequence[str], chosen: Template | None) -> list[str]:
         """Return those of a table's columns, in its order, that become tokens. Rows equal there are the same row."""
-        if chosen is None:
-            read = self.chat_columns(columns)
-        else:
-            answers = [pair_answers.column_of(columns, side) for side in self.answer_columns]
-            read = {*chosen.prompt_columns, *(answers or [chosen.answer_column])}
+        read = self.columns_wanted(columns, chosen)
         return [name for name in columns if name in read]
+
+    def columns_wanted(self, columns: Sequence[str], chosen: Template | None) -> set[str]:
+        """Return the columns that become tokens, and those that would if the table had them."""
+        if chosen is None:
+            return self.chat_columns(columns)
+        answers = [pair_answers.column_of(columns, side) for side in self.answer_columns]
+        return {*chosen.prompt_columns, *(answers or [chosen.answer_column])}
 
     def lacking(self, columns: Sequence[str], chosen: Template) -> list[str]:
         """Return the columns that a template needs and a table does not have."""

@@ -18,6 +18,7 @@ A template reads like the finished example. Its last `{column}` is the answer:
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,7 @@ from byeori.support.text_files import one_line, read_text
 
 # Of three closing brackets the first is literal: [[[{tag}]]] is a block around [{tag}].
 _TOKEN = re.compile(r"\{\{|\}\}|\[\[|\]\](?!\])|\{[^{}\n]*\}|\{|\}")
+_HALF = re.compile("[\ud800-\udfff]")
 CHAT = "chat"
 SPACES = " \t\u00a0\u3000"
 """What a prompt does not end with. A line break stays: tokenizers end a token with it."""
@@ -83,6 +85,11 @@ class Template:
     def prompt_columns(self) -> list[str]:
         """The columns of the prompt in order, each once."""
         return list(dict.fromkeys(p.column for p in self.parts[: self.answer] if p.column))
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns in order, each once."""
+        return [*self.prompt_columns, self.answer_column]
 
     @property
     def optional_columns(self) -> set[str]:
@@ -156,6 +163,7 @@ class Template:
         value = row.get(column)
         if is_missing(value):
             value = "" if part.block else None
+        value = as_text(value)
         if not isinstance(value, str):
             raise TemplateError(not_text(column, value))
         text: str = compose(value)
@@ -175,6 +183,17 @@ def _without_spaces_at_the_prompts_end(segments: list[Segment]) -> tuple[Segment
             prompt.append(replace(last, text=text))
     first = [Segment(text=moved, trained=True)] if moved and answer else []
     return (*prompt, *first, *answer)
+
+
+def as_text(value: object) -> object:
+    """Return a number or true/false as JSON writes it; any other value as it is.
+
+    Raises:
+        TemplateError: if a text holds half of a surrogate pair, which no tokenizer reads.
+    """
+    if isinstance(value, str) and not value.isascii() and _HALF.search(value):
+        raise TemplateError("a text holds half of a surrogate pair (\\ud800 to \\udfff), no character; remove it")
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
 
 
 def unknown_column(column: str, columns: Iterable[str]) -> str:

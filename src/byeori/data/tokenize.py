@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 from byeori.data import chat, text_values, turns
+from byeori.data import template as template_text
 from byeori.data.conversation import Conversation, Turns, conversation
 from byeori.data.template import SPACES, Segment, Template
 from byeori.data.text_encoder import TextEncoder, text_encoder
@@ -354,7 +355,7 @@ def encode_prompt(row: Mapping[str, object], encoding: Encoding) -> list[int]:
         read, marks = _marked(read, encoding)
         text, cuts = marks.unmarked(turns.prompt(read, encoding.tokenizer))
         return encoding.encoder.ids(text, cuts)
-    answer = row.get(encoding.template.answer_column)
+    answer = template_text.as_text(row.get(encoding.template.answer_column))
     answered = isinstance(answer, str) and bool(answer.strip())
     return _tokenize([row_segments(row, encoding, with_answer=answered)], encoding)[1]
 

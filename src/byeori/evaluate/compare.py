@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from byeori.data import audit
+from byeori.data import template as template_text
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
@@ -111,7 +112,7 @@ def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template
         *before, reference = [_text_of(message) for message in asked["messages"]]
         prompt = "\n\n".join(before)
     else:
-        prompt, reference = template.prompt(asked), str(asked[template.answer_column]).strip()
+        prompt, reference = template.prompt(asked), str(template_text.as_text(asked[template.answer_column])).strip()
     columns = {name: value for name, value in row.items() if not name.startswith("__")}
     return {"row": columns, "prompt": prompt, "reference": reference}
 

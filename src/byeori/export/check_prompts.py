@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import saved_model, tokenizer_files
-from byeori.data import row_kinds, sources, tokenize
+from byeori.data import places, row_kinds, sources, tokenize
 from byeori.data.row_kinds import RowKind
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, TemplateError
@@ -48,19 +48,21 @@ def prompts(merged: Path, config: Any) -> tuple[list[list[int]], str]:
     place = "the saved template" if template else "the tokenizer's chat template"
     for cutoff_len in (longest, min(_LONGEST_TEMPLATE, saved.max_length or _LONGEST_TEMPLATE)):
         encoding = replace(encoding, cutoff_len=cutoff_len)
-        for rows, origin in ((_trained_rows(saved.settings), "training rows"), (_texts(encoding), "fixed texts")):
+        trained = _trained_rows(saved.settings, encoding)
+        for rows, origin in ((trained, "training rows"), (_texts(encoding), "fixed texts")):
             if ids := list(islice(_encoded(rows, encoding, row_kinds.recorded(saved.settings)), _PROMPTS)):
                 return ids, f"{origin} in {place}"
     return plain, f"fixed texts, because {place} is too long"
 
 
-def _trained_rows(settings: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _trained_rows(settings: dict[str, Any], encoding: Encoding) -> Iterable[Mapping[str, Any]]:
     """Return the first rows of the run with these settings; none if its tables are not here any more."""
     paths = settings.get("data_path") or []
-    if not sources.are_local(paths):
+    if not places.are_local(paths):
         return []
     try:
-        return sources.load_rows(paths, split=settings["dataset_split"], max_rows=_ROWS_READ).rows
+        columns = encoding.template.columns if encoding.template else []
+        return sources.load_recorded(settings, max_rows=_ROWS_READ).with_columns(columns, optional=columns).rows
     except (ByeoriError, KeyError):
         return []
 

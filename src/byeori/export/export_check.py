@@ -19,7 +19,7 @@ import torch
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import SavedModel
-from byeori.data import row_kinds, served_template, sources, tokenize
+from byeori.data import places, row_kinds, served_template, sources, tokenize
 from byeori.data.conversation import conversation
 from byeori.data.template import Template
 from byeori.errors import ByeoriError, TemplateError
@@ -76,19 +76,21 @@ def _template(saved: SavedModel) -> Template | None:
 
 def _table(saved: SavedModel, data_path: Sequence[str], count: int) -> Iterator[Mapping[str, Any]]:
     paths = list(data_path) or saved.settings.get("data_path") or []
-    if not data_path and not sources.are_local(paths):
+    if not data_path and not places.are_local(paths):
         return
     kind = row_kinds.recorded(saved.settings)
-    split = str(saved.settings.get("dataset_split") or "train")
+    template = _template(saved)
+    columns = template.columns if template else []
+    settings = {"dataset_split": "train"} | saved.settings | {"data_path": paths}
     try:
-        table = sources.load_rows(paths, split=split, max_rows=4 * count).rows
+        table = sources.load_recorded(settings, max_rows=4 * count).with_columns(columns, optional=columns).rows
     except ByeoriError:
         if data_path:
             raise
         return  # the training rows are no longer where they were
     for row in table:
         plain = set(kind.answer_columns) <= set(row)
-        yield (kind if plain else row_kinds.ANSWER).asked(row, _template(saved)) if plain else row
+        yield (kind if plain else row_kinds.ANSWER).asked(row, template) if plain else row
 
 
 def _made_up(template: Template | None) -> dict[str, Any]:

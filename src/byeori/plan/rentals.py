@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from byeori.artifacts import layout
-from byeori.data import sources, template
+from byeori.data import places, template
 from byeori.errors import ConfigError
 from byeori.plan.candidates import Candidate
 from byeori.plan.machines import GIB
@@ -53,7 +53,7 @@ def mounted(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         )
     rows: list[str] = []
     for path in settings["data_path"]:
-        local = [Path(path)] if Path(path).exists() else sources.matching(path)
+        local = [Path(path)] if Path(path).exists() else places.matching(path)
         rows += [mount(file) for file in local] or [path]
     base, form = settings["base_model"], settings.get("template")
     if Path(base).exists():

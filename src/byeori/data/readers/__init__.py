@@ -1,4 +1,4 @@
-"""One module for each kind of file, with its `ENDINGS` and `read(path)` -> (schema, rows in batches).
+"""One module for each kind of file, with its `ENDINGS` and `read(path)` -> FileRows (readers/text.py).
 
 To add a kind, write a module here and add it to the line below.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from byeori.data.readers import arrow, csv, json, jsonl, parquet
+from byeori.data.readers import arrow, csv, json, jsonl, parquet, workbook
+from byeori.data.readers.text import COMPRESSED
 
-READERS = {ending: kind.read for kind in (jsonl, json, csv, parquet, arrow) for ending in kind.ENDINGS}
+READERS = {ending: kind.read for kind in (jsonl, json, csv, workbook, parquet, arrow) for ending in kind.ENDINGS}
 
 
 def ending(path: Path) -> str:
-    """Return the last suffix in lower case, or the last two with gzip (".csv" of "A.CSV", ".csv.gz" of "b.csv.gz")."""
+    """Return the last suffix in lower case, or the last two of a compressed file: ".csv", ".csv.gz"."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    return "".join(suffixes[-2:] if suffixes[-1:] and suffixes[-1] in COMPRESSED else suffixes[-1:])

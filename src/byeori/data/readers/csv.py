@@ -7,11 +7,20 @@ import itertools
 import re
 from pathlib import Path
 
-from byeori.data.readers.text import Records, check_unique, open_text, reader, with_gzip
+from byeori.data.readers.text import (
+    LONGEST_LINE,
+    Records,
+    check_unique,
+    lines_of,
+    open_text,
+    plain_ending,
+    reader,
+    with_compressed,
+)
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
 
-ENDINGS = with_gzip(".csv", ".tsv")
+ENDINGS = with_compressed(".csv", ".tsv")
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # Excel's first line
 
 
@@ -21,12 +30,13 @@ def records(path: Path) -> Records:
     Raises:
         DataError: if a row does not fit the header, a quote is not closed, or something else separates the columns.
     """
-    csv.field_size_limit(2**31 - 1)  # the default refuses documents over 128 KiB
+    csv.field_size_limit(LONGEST_LINE)  # the default refuses documents over 128 KiB
     names: list[str] = []
-    with open_text(path, newline="") as file:
+    with open_text(path, newline="") as text:
+        file = lines_of(path, text)
         first = next(file, "")
         named = _SEPARATOR.fullmatch(first)
-        delimiter = named[1] if named else "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
+        delimiter = named[1] if named else "\t" if plain_ending(path) == ".tsv" else ","
         lines, skipped = (file, 1) if named else (itertools.chain([first], file), 0)
         # strict: otherwise a quote that is never closed swallows the rest of the file as one value
         parsed = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -1,4 +1,4 @@
-"""JSON: a list of rows, an object with one list of rows, or objects that are rows; and JSON Lines named .json.
+"""JSON: a list of rows, an object with one list of rows or of columns, objects that are rows, JSON Lines named .json.
 
 The text is held in memory as a whole, its rows one at a time: the standard parser knows no line of a row.
 """
@@ -10,26 +10,33 @@ import re
 from pathlib import Path
 from typing import Any
 
+from byeori.data.chat_columns import COLUMNS
 from byeori.data.readers import jsonl
-from byeori.data.readers.text import Records, open_text, reader, with_gzip
+from byeori.data.readers.text import COMPRESSED, Records, lines_of, open_text, reader, too_large, with_compressed
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
 
-ENDINGS = with_gzip(".json")
+ENDINGS = with_compressed(".json")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_ROWS = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*[{\]]")
+_TURNS = re.compile(r'[ \t\r\n]*\[[ \t\r\n]*(\]|\{[ \t\r\n]*"(role|from|content|value|type|name)")')
+_VALUES = {*COLUMNS, "prompt", "completion", "chosen", "rejected", "tools"}  # lists of objects that are no rows
+_MOST = 1 << 29  # characters of a compressed file: they are in memory at once
 
 
 def records(path: Path) -> Records:
     """Yield the rows of a file.
 
     Raises:
-        DataError: if it is not JSON, or holds no rows or two lists of them.
+        DataError: if it is not JSON, or holds no rows, two lists of them, or columns that differ in length.
     """
     if _is_json_lines(path):
         yield from jsonl.records(path)
         return
     with open_text(path, newline="\n") as file:
-        text = _Text(path, file.read())
+        text = _Text(path, file.read() if path.suffix.lower() not in COMPRESSED else file.read(_MOST))
+        if file.read(1):
+            raise too_large(path)
     if text.skip("["):
         yield from text.items()
     elif text.skip("{"):
@@ -46,21 +53,22 @@ read = reader(records)
 
 def _is_json_lines(path: Path) -> bool:
     """Return whether a file's first line is a whole object and another line follows."""
-    with open_text(path, newline="\n") as lines:
+    with open_text(path, newline="\n") as file:
         try:
-            first = jsonl.DECODER.decode(lines.readline(1 << 24))
+            first = jsonl.DECODER.decode(file.readline(1 << 24))
         except (ValueError, RecursionError):
             return False
-        return isinstance(first, dict) and any(line.strip() for line in lines)
+        return isinstance(first, dict) and any(line.strip() for line in lines_of(path, file))
 
 
 def _object(text: _Text) -> Records:
-    """Yield the rows of an object's list; without a list, the object is a row itself, and so are those after it."""
+    """Yield the rows of an object: those of its list, or of its columns; else it is a row itself, as those after it."""
     line, row, lists = text.line(), {}, []
     while not text.skip("}"):
         name = str(text.value())
         text.expect(":")
-        if text.skip("["):
+        if _ROWS.match(text.text, text.at) and not (name in _VALUES and _TURNS.match(text.text, text.at)):
+            text.expect("[")
             lists.append(name)
             yield from text.items()
         else:
@@ -72,10 +80,37 @@ def _object(text: _Text) -> Records:
         raise DataError(
             f"{text.path} is an object with the lists {', '.join(lists)}; give a list of rows, or one list in it."
         )
-    if not lists:
+    if not lists and (columns := _columns(text.path, row)):
+        yield from ((line, dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
+    elif not lists:
         yield line, row
         while text.next() == "{":
             yield text.line(), text.value()
+
+
+def _columns(path: Path, value: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """Return an object of columns as lists; None for an object that is a row.
+
+    pandas writes a table as lists (`orient="list"`), as objects with the row's number as key (its default), or with
+    the names apart from the values (`split`).
+    """
+    if {"columns", "data"} <= set(value) <= {"columns", "index", "data"}:
+        return dict(zip(value["columns"], map(list, zip(*value["data"], strict=True)), strict=True))
+    columns = list(value.values())
+    numbered = [list(column) for column in columns if isinstance(column, dict) and "0" in column]
+    if columns and len(numbered) == len(columns) and all(keys == numbered[0] for keys in numbered):
+        return {name: list(column.values()) for name, column in value.items()} if _digits(numbered[0]) else None
+    turns = any(name in _VALUES and isinstance(column[0], dict) for name, column in value.items() if column)
+    if not columns or turns or not all(isinstance(column, list) for column in columns):
+        return None
+    if len({len(column) for column in columns}) > 1:
+        sizes = ", ".join(f"{name} has {len(column):,}" for name, column in value.items())
+        raise DataError(f"{path} is an object of columns with different numbers of values: {sizes}; correct them.")
+    return value
+
+
+def _digits(keys: list[str]) -> bool:
+    return all(key.isdigit() for key in keys)
 
 
 class _Text:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from byeori.data.readers.schema import type_name
-from byeori.data.readers.text import Records, open_text, reader, with_gzip
+from byeori.data.readers.text import Records, lines_of, open_text, reader, with_compressed
 from byeori.errors import DataError
 from byeori.support.text_files import one_line
 
-ENDINGS = with_gzip(".jsonl", ".ndjson")
+ENDINGS = with_compressed(".jsonl", ".ndjson")
 # pandas writes NaN for a missing value; json.dumps writes NaN, Infinity and -Infinity, which JSON does not have.
 DECODER = json.JSONDecoder(parse_constant={"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}.__getitem__)
 
@@ -23,8 +23,8 @@ def records(path: Path) -> Records:
     Raises:
         DataError: if a line is not one JSON object.
     """
-    with open_text(path, newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
+    with open_text(path, newline="\n") as file:
+        for number, line in enumerate(lines_of(path, file), start=1):
             if not line.strip():
                 continue
             try:
