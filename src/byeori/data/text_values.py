@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -61,7 +62,8 @@ def _texts(value: Any) -> list[str]:
 class Marks:
     """Characters that stand for control tokens inside values while a chat template writes them.
 
-    token_of: a mark -> the text of its token, in the order in which the values hold them.
+    token_of: a mark -> the text of its token, in the order in which the values hold them. A template may write JSON
+        in ASCII, so the mark's JSON stands for the token's.
     """
 
     token_of: Mapping[str, str]
@@ -74,12 +76,19 @@ class Marks:
     def unmarked(self, text: str) -> tuple[str, list[int]]:
         """Return a text with its tokens instead of the marks, and where to cut it (text_encoder.cuts)."""
         out, cuts, length = [], [], 0
-        for piece in re.split(f"([{''.join(self.token_of)}])", text) if self.token_of else [text]:
-            if token := self.token_of.get(piece):
+        if not self.token_of:
+            return text, cuts
+        text_of = {_in_ascii(mark): _in_ascii(token) for mark, token in self.token_of.items()} | self.token_of
+        for piece in re.split(f"({'|'.join(map(re.escape, text_of))})", text):
+            if token := text_of.get(piece):
                 cuts.append(length + cut_of(token))
             out.append(token or piece)
             length += len(out[-1])
         return "".join(out), cuts
+
+
+def _in_ascii(text: str) -> str:
+    return json.dumps(text)[1:-1]
 
 
 def marked(value: Any, encoder: TextEncoder) -> tuple[Any, Marks]:

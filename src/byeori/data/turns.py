@@ -205,7 +205,7 @@ class _Renderer:
             self._check_calls(message, text, number)
         for tool in self.tools or ():
             name = tool.get("function", tool).get("name") if isinstance(tool, Mapping) else None
-            if name and str(name) not in text:
+            if name and not _holds(text, str(name)):
                 raise TemplateError(
                     f"the tokenizer's chat template does not show the tool {name!r} to the model; give a "
                     "--chat_template that does, or remove the tools"
