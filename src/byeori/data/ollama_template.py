@@ -73,9 +73,13 @@ def of_template(template: Template, front: str) -> OllamaTemplate | None:
         )
         return "".join(texts)
 
+    notes = []
+    if parts and (parts[-1].column or parts[-1].block or not parts[-1].text.strip(SPACES)):
+        notes.append("Ollama sends spaces at the end of a text too, which the trained prompt ends without")
     never = [name for name in template.prompt_columns if name not in values]
-    note = f"Ollama has no place for {', '.join(map(repr, never))}, which stays empty there"
-    return OllamaTemplate(go="".join(go), render=render, notes=(note,) if never else ())
+    if never:
+        notes.append(f"Ollama has no place for {', '.join(map(repr, never))}, which stays empty there")
+    return OllamaTemplate(go="".join(go), render=render, notes=tuple(notes))
 
 
 def _inside(parts: Sequence[Part], block: int) -> list[str]:

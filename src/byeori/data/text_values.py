@@ -75,10 +75,13 @@ class Marks:
 
     def unmarked(self, text: str) -> tuple[str, list[int]]:
         """Return a text with its tokens instead of the marks, and where to cut it (text_encoder.cuts)."""
-        out, cuts, length = [], [], 0
         if not self.token_of:
-            return text, cuts
-        text_of = {_in_ascii(mark): _in_ascii(token) for mark, token in self.token_of.items()} | self.token_of
+            return text, []
+        out: list[str] = []
+        cuts: list[int] = []
+        length = 0
+        text_of = {_in_ascii(mark): _in_ascii(token) for mark, token in self.token_of.items()}
+        text_of |= self.token_of
         for piece in re.split(f"({'|'.join(map(re.escape, text_of))})", text):
             if token := text_of.get(piece):
                 cuts.append(length + cut_of(token))
