@@ -221,6 +221,9 @@ def dpo(
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, str] | None = None,
+    validation_path: str | Path | Sequence[str | Path] | None = None,
+    mix_by: Literal["rows", "tokens"] = "rows",
+    text_column: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -291,6 +294,9 @@ def dpo(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        validation_path: Rows for evaluation, like data_path.
+        mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
+        text_column: Column of plain text to train on as a whole (continued pretraining).
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -475,6 +481,9 @@ def plan(
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, str] | None = None,
+    validation_path: str | Path | Sequence[str | Path] | None = None,
+    mix_by: Literal["rows", "tokens"] = "rows",
+    text_column: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -563,6 +572,9 @@ def plan(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        validation_path: Rows for evaluation, like data_path.
+        mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
+        text_column: Column of plain text to train on as a whole (continued pretraining).
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -613,6 +625,9 @@ def preview(
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, str] | None = None,
+    validation_path: str | Path | Sequence[str | Path] | None = None,
+    mix_by: Literal["rows", "tokens"] = "rows",
+    text_column: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -642,6 +657,9 @@ def preview(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        validation_path: Rows for evaluation, like data_path.
+        mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
+        text_column: Column of plain text to train on as a whole (continued pretraining).
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -740,6 +758,9 @@ def rent(
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, str] | None = None,
+    validation_path: str | Path | Sequence[str | Path] | None = None,
+    mix_by: Literal["rows", "tokens"] = "rows",
+    text_column: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -829,6 +850,9 @@ def rent(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        validation_path: Rows for evaluation, like data_path.
+        mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
+        text_column: Column of plain text to train on as a whole (continued pretraining).
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
@@ -948,6 +972,9 @@ def sft(
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
     chat_template_kwargs: dict[str, str] | None = None,
+    validation_path: str | Path | Sequence[str | Path] | None = None,
+    mix_by: Literal["rows", "tokens"] = "rows",
+    text_column: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
@@ -1014,6 +1041,9 @@ def sft(
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
+        validation_path: Rows for evaluation, like data_path.
+        mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
+        text_column: Column of plain text to train on as a whole (continued pretraining).
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,12 +12,25 @@ from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.commands._fits import check_embedding
 from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
-from byeori.data import audit, chat, chat_columns, row_kinds, sources, template, tokenize, tokenized, unpaired
+from byeori.data import (
+    audit,
+    chat,
+    chat_columns,
+    documents,
+    mix,
+    row_kinds,
+    sources,
+    template,
+    tokenize,
+    tokenized,
+    unpaired,
+)
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import Processes, barrier
+from byeori.errors import TemplateError
 from byeori.evaluate import preview as previews
 from byeori.support import console
 from byeori.support.console import say
@@ -51,11 +64,18 @@ def begin(settings: S) -> tuple[S, StartingModel]:
     return settings.model_copy(update=decided), start
 
 
-def load_table(settings: DataSettings | GenerateSettings, columns: Mapping[str, str] | None = None) -> Table:
-    """Read the rows that the settings name. columns: the names that a run gave to columns (new -> old)."""
+def load_table(
+    settings: DataSettings | GenerateSettings,
+    columns: Mapping[str, str] | None = None,
+    paths: Sequence[str] | None = None,
+) -> Table:
+    """Read the rows that the settings name. columns: the names that a run gave to columns (new -> old).
+
+    paths: other files than data_path.
+    """
     own = settings.columns if isinstance(settings, DataSettings) else None
     return sources.load_rows(
-        list(settings.data_path or []),
+        list(paths or settings.data_path or []),
         config=settings.dataset_config,
         split=settings.dataset_split,
         revision=getattr(settings, "dataset_revision", None),
@@ -85,13 +105,20 @@ def prepare(
     read = row_kind.columns_read(rows.column_names, chosen)
     unread = {name: "" for name in rows.column_names if name not in (*read, ROW)} | dict(table.left_out)
     rows = rows.select_columns([name for name in rows.column_names if name in (*read, *chat_columns.CARRYING, ROW)])
-    train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
-    fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
+    if settings.validation_path:
+        table, held_out_rows = _validation_rows(settings, table, row_kind, chosen)
+        train_rows, fewer = rows, []
+    else:
+        train_rows, held_out_rows = sources.split_rows(rows, settings.val_set_size, settings.seed, read)
+        fewer = _fewer_held_out(len(held_out_rows or []), sources.held_out_count(len(rows), settings.val_set_size))
     bar = processes.main and console.moving()
     if processes.main and not bar and len(rows) > _LONG_TABLE:
         say(f"Tokenizing {len(rows):,} rows")
     train = tokenized.encode_table(train_rows, encoding, row_kind, progress=bar)
     held_out = tokenized.encode_table(held_out_rows, encoding, row_kind, progress=bar) if held_out_rows else None
+    shares: list[dict[str, Any]] = []
+    if any(weight for _, _, weight in table.sources):
+        train, shares = mix.mixed(train, table, by=settings.mix_by, seed=settings.seed)
     report = audit.audit(train, held_out, table.name)
     train, held_out = tokenized.usable(train), tokenized.usable(held_out) if held_out is not None else None
     unfit: list[str] = []
@@ -102,12 +129,33 @@ def prepare(
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
         unfit = check_embedding(settings, start, [part for part in (train, held_out) if part is not None], sample)
     report |= {"unread_columns": unread} if unread else {}
+    report |= {"mix": shares} if shares else {}
+    fewer += [mix.sentence(settings.mix_by, shares)] if shares else []
     report["template"] = chosen.name if chosen else template.CHAT
     report["special_tokens_in_text"] = settings.special_tokens_in_text
     if processes.first_here:
         barrier(processes)
     notes = [*start.notes, *table.notes, note, *fewer, *unfit]
     return Prepared(table=table, train=train, held_out=held_out, audit=report, notes=notes), encoding
+
+
+def _validation_rows(
+    settings: TrainSettings | PreviewSettings, table: Table, row_kind: RowKind, chosen: Template | None
+) -> tuple[Table, Dataset]:
+    """The table with the names of the rows of validation_path, and these rows.
+
+    Raises:
+        TemplateError: if they lack a column of the template.
+    """
+    held_out = load_table(settings, paths=settings.validation_path).after(table)
+    held_out = with_template_columns(held_out, row_kind, chosen)
+    try:
+        row_kind.check_columns(held_out.rows.column_names, chosen)
+    except TemplateError as error:
+        raise TemplateError(f"validation_path: {error}") from None
+    read = [*row_kind.columns_read(held_out.rows.column_names, chosen), *chat_columns.CARRYING, ROW]
+    rows = held_out.rows.select_columns([name for name in held_out.rows.column_names if name in read])
+    return replace(table, parts=held_out.parts, notes=(*table.notes, *held_out.notes)), rows
 
 
 def _fewer_held_out(count: int, wanted: int) -> list[str]:
@@ -161,6 +209,8 @@ def _choose(
 
     The second is the template file of a merged model, if the rows lack its columns.
     """
+    if settings.text_column:
+        return documents.template_of(settings.text_column), None
     if settings.template is not None:
         return template.resolve(settings.template), None
     if start.adapter is not None:

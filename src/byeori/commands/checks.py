@@ -23,7 +23,7 @@ from byeori.config import (
     TrainSettings,
 )
 from byeori.data import columns as table_columns
-from byeori.data import places, row_kinds, template
+from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
 from byeori.model import names
@@ -45,6 +45,9 @@ def check(settings: Settings) -> None:
     if isinstance(settings, DataSettings | GenerateSettings):
         chosen = template.resolve(settings.template) if settings.template else None
         places.check_paths(list(settings.data_path or []), settings.dataset_split)
+        if isinstance(settings, TrainSettings | PreviewSettings):
+            places.check_paths(list(settings.validation_path or []), settings.dataset_split)
+            chosen = documents.template_of(settings.text_column) if settings.text_column else chosen
         if isinstance(settings, TrainSettings | PreviewSettings) and settings.data_path:
             _check_columns(settings, chosen)
     _check_output(settings)
@@ -79,7 +82,7 @@ def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template |
         columns += [
             name for name in (chosen.columns if chosen else ()) if "." in name and table_columns.has(columns, name)
         ]
-    if columns is None or (settings.template is None and not _is_plain_model(settings.base_model)):
+    if columns is None or (chosen is None and settings.template is None and not _is_plain_model(settings.base_model)):
         return
     if isinstance(settings, PreviewSettings):
         kind = row_kinds.of_table(columns, chosen)
@@ -87,8 +90,8 @@ def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template |
         kind = row_kinds.PREFERENCE if settings.planned == "dpo" else row_kinds.ANSWER
     else:
         kind = row_kinds.PREFERENCE if isinstance(settings, DpoSettings) else row_kinds.ANSWER
-    if settings.template is not None:
-        kind.check_columns(columns, chosen)
+    if chosen is not None or settings.template is not None:
+        row_kinds.for_text(kind, settings.text_column).check_columns(columns, chosen)
     elif kind is row_kinds.ANSWER:  # for pairs the types of the columns decide as well
         template.choose(columns)
 
@@ -102,7 +105,7 @@ def _is_plain_model(name: str) -> bool:
 
 def _columns(paths: Sequence[str]) -> list[str] | None:
     """Return the columns of a table as a template names them, or None if that takes more than a glance."""
-    path = Path(paths[0]).expanduser()
+    path = Path(places.split_weight(paths[0])[0]).expanduser()
     if len(paths) > 1 or not path.is_file():
         return None
     found: dict[str, None] = {}

@@ -16,7 +16,7 @@ from byeori.artifacts import layout, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.commands._planned import planned_run
 from byeori.config import PlanSettings, TrainSettings
-from byeori.data.row_kinds import ROW_KINDS, RowKind
+from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
 from byeori.errors import ConfigError
 from byeori.model import load, skeleton
 from byeori.plan import calibrate, candidates, machines, page, prices, report, workload
@@ -153,7 +153,7 @@ def _workload(
     from byeori.commands._rows import schedule
 
     run, tokens = rehearser.run, rehearser.micro_batch_tokens("cuda")
-    row_kind = ROW_KINDS[run.objective.row_kind]
+    row_kind = for_text(ROW_KINDS[run.objective.row_kind], training.text_column)
     if start is not None:
         rows, left_out = _rows(training, start, row_kind)
         steps = schedule(training, len(rows), rows)

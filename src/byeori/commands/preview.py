@@ -64,7 +64,9 @@ def preview(settings: PreviewSettings) -> PreviewResult:
     """
     settings, start = begin(settings)
     chosen = template.resolve(settings.template) if settings.template else None
-    row_kind = row_kinds.of_table(load_table(settings).rows.column_names, chosen)
+    row_kind = row_kinds.for_text(
+        row_kinds.of_table(load_table(settings).rows.column_names, chosen), settings.text_column
+    )
     prepared, how = prepare(settings, start, row_kind=row_kind, processes=init_processes())
     starts = tokenized.row_starts(prepared.train)
     count = starts[min(settings.rows, len(starts) - 1)]
@@ -74,6 +76,8 @@ def preview(settings: PreviewSettings) -> PreviewResult:
         names = [f"{name}, {row_kind.sides[place % row_kind.examples]}" for place, name in enumerate(names)]
     elif any(example.turn for example in shown):
         names = [f"{name}, message {example.turn}" for name, example in zip(names, shown, strict=True)]
+    elif any(example.piece for example in shown):
+        names = [f"{name}, piece {example.piece}" for name, example in zip(names, shown, strict=True)]
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     served, facts = served_facts(start, how, shown)

@@ -28,7 +28,7 @@ from byeori.commands._model import objective_of
 from byeori.commands._planned import planned_run
 from byeori.config import DpoSettings, SftSettings, TrainSettings, recorded
 from byeori.data import audit, tokenized
-from byeori.data.row_kinds import ROW_KINDS, RowKind
+from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
 from byeori.distributed.processes import Processes, barrier, connection_lost, first_to_speak, init_processes, shutdown
 from byeori.kernels import dispatch, state_layers
 from byeori.losses.base import Objective
@@ -131,7 +131,7 @@ def _begin(
 ) -> _Run:
     say = console.say if processes.main else (lambda text: None)
     settings, start = _rows.begin(settings)
-    row_kind = row_kind or ROW_KINDS[objective.row_kind]
+    row_kind = row_kind or for_text(ROW_KINDS[objective.row_kind], settings.text_column)
     log.check_trackers(settings.report_to)
     output = Path(settings.output_dir)
     output_dir.check_not_the_start(output, settings.base_model)

@@ -31,6 +31,7 @@ from byeori.config.base import (
     Settings,
     Switch,
     from_json,
+    none_from_text,
     on_off,
     setting,
 )
@@ -66,7 +67,7 @@ class DataSettings(Settings):
     """Which rows, and how they become examples."""
 
     data_path: Paths = setting(
-        "Rows: files, folders or a Hub dataset. "
+        "Rows: files, folders or a Hub dataset. Several may have weights: `a.jsonl:0.7 b.jsonl:0.3`. "
         "A file or glob is jsonl, json, csv, tsv, xlsx, parquet or arrow, text also compressed; a folder may also be "
         "one saved by datasets.",
         ...,
@@ -110,6 +111,36 @@ class DataSettings(Settings):
     )
     train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, DATA)
     add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, DATA)
+
+
+class SourceSettings(Settings):
+    """Further sources of rows, and texts without answers."""
+
+    validation_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Rows for evaluation, like data_path. It takes the place of val_set_size.", None, DATA
+    )
+    mix_by: Literal["rows", "tokens"] = setting(
+        "What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`. tokens counts trained tokens; "
+        "no row is repeated.",
+        "rows",
+        DATA,
+    )
+    text_column: OptionalName = setting(
+        "Column of plain text to train on as a whole (continued pretraining). Documents are cut into pieces of "
+        "cutoff_len tokens.",
+        None,
+        DATA,
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_read(self) -> Self:
+        given = self.model_dump()
+        if self.validation_path and given.get("val_set_size"):
+            raise ValueError("val_set_size and validation_path exclude each other; give one of them")
+        for name, default in (("template", None), ("train_on_inputs", False), ("train_turns", "all")):
+            if self.text_column and given.get(name, default) != default:
+                raise ValueError(f"{name} does not apply to text_column, which trains the whole text; leave it out")
+        return self
 
 
 class ChatSettings(Settings):
@@ -261,7 +292,7 @@ class LoraSettings(Settings):
     )
 
 
-class TrainSettings(ModelSettings, DataSettings, ChatSettings, RunSettings, LoraSettings):
+class TrainSettings(ModelSettings, DataSettings, SourceSettings, ChatSettings, RunSettings, LoraSettings):
     """Settings that every kind of training has."""
 
     @model_validator(mode="after")
@@ -272,8 +303,8 @@ class TrainSettings(ModelSettings, DataSettings, ChatSettings, RunSettings, Lora
             )
         if self.load_in_4bit is True and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
-        if self.early_stopping_patience is not None and self.val_set_size == 0:
-            raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size")
+        if self.early_stopping_patience is not None and self.val_set_size == 0 and not self.validation_path:
+            raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size or validation_path")
         if self.keep == "best" and self.val_set_size == 0:
             raise ValueError("keep best needs rows to evaluate on; set val_set_size")
         unknown = [
@@ -316,6 +347,8 @@ class DpoSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _loss_fits(self) -> Self:
+        if self.text_column:
+            raise ValueError("text_column is for sft; pairs have answers")
         if self.train_on_inputs:
             raise ValueError("train_on_inputs does not apply to pairs, which share their prompt; leave it out")
         if self.label_smoothing and self.loss not in ("sigmoid", "simpo"):
@@ -325,7 +358,7 @@ class DpoSettings(TrainSettings):
         return self
 
 
-class PreviewSettings(ModelSettings, DataSettings, ChatSettings):
+class PreviewSettings(ModelSettings, DataSettings, SourceSettings, ChatSettings):
     """byeori preview: show the tokens that training will see; no weights are loaded."""
 
     inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")

@@ -12,6 +12,7 @@ from byeori.errors import DataError
 from byeori.support.suggestions import nearest_file
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_WEIGHT = re.compile(r"(.+):(\d+(?:\.\d+)?|\.\d+)")
 # The words for a split and where they stand in a file's name, as in `datasets`; "testset" and the like are added here.
 _SPLITS = {
     "train": ("train", "training", "trainset"),
@@ -22,19 +23,42 @@ _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 _SPLIT_WORD = re.compile(rf"(?:^|(?<=[-._ 0-9]))({'|'.join(_SPLIT_OF)})(?=[-._ 0-9])", re.IGNORECASE)
 
 
+def split_weight(path: str) -> tuple[str, float | None]:
+    """Return a path and the weight behind it: `a.jsonl:0.7` -> ("a.jsonl", 0.7); None without one.
+
+    Raises:
+        DataError: if the weight is 0.
+    """
+    match = _WEIGHT.fullmatch(path)
+    if not match or Path(path).exists() or re.fullmatch(r"\w+://[^/]*", match[1]):  # a port
+        return path, None
+    if float(match[2]) == 0:
+        raise DataError(f"the weight of {match[1]} is 0; give a number above 0, or leave the path out.")
+    return match[1], float(match[2])
+
+
 def check_paths(paths: list[str], split: str = "train") -> None:
     """Raise DataError unless every path is on this machine or may be a Hub dataset.
 
     Reads no rows, asks no network and imports nothing heavy: what it raises, `load_rows` would raise later.
     """
-    for path in paths:
+    weights = dict(map(split_weight, paths))
+    if without := [path for path, weight in weights.items() if weight is None]:
+        if len(without) < len(weights):
+            raise DataError(
+                f"{without[0]} has no weight, and others have; write one behind it, such as {without[0]}:0.5."
+            )
+    elif len(weights) == 1:
+        raise DataError(f"the weight of {paths[0]} has no effect, because there is no other data_path; remove it.")
+    for path in weights:
         for file in (local_files(path, split) or {}).values():
             check_file(file)
 
 
 def are_local(paths: list[str]) -> bool:
     """Return whether there are paths, and all of them are on this machine: files, folders or globs."""
-    return bool(paths) and all(Path(path).expanduser().exists() or matching(path) for path in paths)
+    plain = [split_weight(path)[0] for path in paths]
+    return bool(plain) and all(Path(path).expanduser().exists() or matching(path) for path in plain)
 
 
 def matching(path: str) -> list[Path]:

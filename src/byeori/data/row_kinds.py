@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from byeori.data import chat, chat_columns, pair_answers, preference, template
+from byeori.data import chat, chat_columns, documents, pair_answers, preference, template
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_row, encode_turns
 from byeori.errors import TemplateError
@@ -150,7 +150,25 @@ PREFERENCE = RowKind(
 )
 """A prompt with a chosen and a rejected answer."""
 
-ROW_KINDS = {kind.name: kind for kind in (ANSWER, PREFERENCE)}
+DOCUMENT = RowKind(
+    name="document",
+    command="sft",
+    sides=("piece",),
+    answer_columns=(),
+    chat_columns=chat_columns.columns_read,
+    check_columns=_check_answer,
+    choose_template=_choose,
+    encode=documents.encode_document,
+    asked=_asked,
+)
+"""A text, all of which is trained in pieces."""
+
+ROW_KINDS = {kind.name: kind for kind in (ANSWER, PREFERENCE, DOCUMENT)}
+
+
+def for_text(kind: RowKind, text_column: str | None) -> RowKind:
+    """Return the kind of rows that are trained: documents, if a column of text is named."""
+    return DOCUMENT if text_column else kind
 
 
 def of_table(columns: Sequence[str], chosen: Template | None) -> RowKind:

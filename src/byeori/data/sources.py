@@ -21,7 +21,7 @@ import numpy as np
 from byeori.data.columns import ROW, concatenate, has, plain, plain_name, with_nested
 from byeori.data.files import Part, load_file, reading
 from byeori.data.hub_dataset import load_dataset
-from byeori.data.places import local_files
+from byeori.data.places import local_files, split_weight
 from byeori.data.readers.text import open_text, plain_ending
 from byeori.errors import DataError
 from byeori.support.suggestions import nearest
@@ -36,7 +36,8 @@ class Table:
 
     rows: all rows, with ROW. parts: (path, number of rows) of each file in order; a Hub dataset is one part.
     notes: sentences for the user about how the rows were read. left_out: columns that cannot be read, and why.
-    lacking: columns that not all files have -> a file without them.
+    lacking: columns that not all files have -> a file without them. sources: (path, number of rows, weight or None) of
+    each path that was given.
     """
 
     rows: Dataset
@@ -44,6 +45,7 @@ class Table:
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     lacking: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[tuple[str, int, float | None], ...] = ()
 
     def name(self, row: int) -> str:
         """Return what a message calls the row at position `row`: "news.jsonl line 12" or "row 12 of news.csv"."""
@@ -52,6 +54,12 @@ class Table:
                 return _row_name(path, row, [path for path, _ in self.parts])
             row -= count
         raise IndexError(row)
+
+    def after(self, other: Table) -> Table:
+        """Return the table with its rows numbered after those of another, and the names of both."""
+        numbers = np.arange(len(self.rows)) + len(other.rows)
+        rows = self.rows.remove_columns(ROW).add_column(ROW, numbers)
+        return replace(self, rows=rows, parts=(*other.parts, *self.parts))
 
     def with_columns(self, columns: Iterable[str], optional: Container[str] = ()) -> Table:
         """Return the table with those of the columns that stand inside another, such as `translation.ko`.
@@ -97,7 +105,8 @@ def load_rows(
     parts: list[Part] = []
     origins: list[tuple[str, int]] = []
     known: set[str] = set()
-    for path in paths:
+    given: list[tuple[str, int, float | None]] = []
+    for path, weight in map(split_weight, paths):
         loaded = list(_load_path(path, config, split, revision, notes))
         known |= {plain_name(name) for part in loaded for name in part.rows.column_names}
         loaded = [plain(part, columns or {}) for part in loaded]
@@ -109,6 +118,7 @@ def load_rows(
             origins += [(part.name, len(part.rows)) for part in loaded]
         else:  # on the Hub, where a slice of a split may begin within a file
             origins.append((path, sum(len(part.rows) for part in loaded)))
+        given.append((path, sum(len(part.rows) for part in loaded), weight))
         parts += loaded
     if missing := [name for name in (columns or {}).values() if not (inherited or has([*known], plain_name(name)))]:
         near = nearest(missing[0], [*known])
@@ -126,6 +136,7 @@ def load_rows(
         notes=(*notes, *(note for part in parts for note in part.notes)),
         left_out=left_out,
         lacking=lacking,
+        sources=tuple(given),
     )
 
 

@@ -46,6 +46,7 @@ class Example:
     reference: a reference model's log-prob of each trained token, in order; None without a reference model.
     turn: the message that is trained, 1-based; 0 for a row that is not a conversation.
     turns_left_out: trained turns of the row that are longer than cutoff_len; counted on its first example.
+    piece: number of a piece of a document, 1-based, which is a unit of its own; 0 for other rows.
     """
 
     token_ids: Sequence[int]
@@ -57,6 +58,7 @@ class Example:
     reference: Sequence[float] | None = None
     turn: int = 0
     turns_left_out: int = 0
+    piece: int = 0
 
     @property
     def target_count(self) -> int:

@@ -11,6 +11,7 @@ each trained turn) and these columns:
     no_prompt   whether the columns of the prompt are empty
     composed    whether Hangul letters were made syllables
     turn        the trained message, 1-based              turns_left_out  trained turns that are too long
+    piece       the piece of a document, 1-based; pieces are trained apart from each other
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _ROWS_PER_PROCESS = 20_000
 # Rows of a column that are in memory at once when it is read to the end.
 _ROWS_AT_ONCE = 20_000
 # Increase it when rows are tokenized differently than before, or their problems are worded differently.
-_FORMAT = "8"
+_FORMAT = "8f"
 
 
 def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
@@ -106,7 +107,7 @@ def _features() -> Features:
     from datasets import Features, List, Value
 
     lists = {name: List(Value("int32")) for name in ("token_ids", "targets")}
-    numbers = {name: Value("int64") for name in ("row", "shortened", "turn", "turns_left_out")}
+    numbers = {name: Value("int64") for name in ("row", "shortened", "turn", "turns_left_out", "piece")}
     texts = {name: Value("string") for name in ("special", "digest", "problem")}
     flags = {name: Value("bool") for name in ("joins", "too_long", "no_prompt", "composed")}
     return Features({**lists, **numbers, **texts, **flags})
@@ -142,19 +143,20 @@ def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: Row
         except TemplateError as error:
             examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))]
             problem, too_long = str(error), isinstance(error, TooLongError)
-        content = "".join(f"{example.token_ids}{example.targets}" for example in examples)
-        digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
         no_prompt = encoding.template is not None and encoding.template.has_empty_prompt(row)
         composed = any(is_decomposed(row[name]) for name in read)
         facts = (too_long, no_prompt, composed)
-        lines += [(*_line(example), digest, problem, example.joins, *facts) for example in examples]
+        for unit in [[example] for example in examples] if examples[0].piece else [examples]:
+            content = "".join(f"{example.token_ids}{example.targets}" for example in unit)
+            digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+            lines += [(*_line(example), digest, problem, example.joins, *facts) for example in unit]
     return {name: list(values) for name, values in zip(_features(), zip(*lines, strict=True), strict=True)}
 
 
 def _line(example: Example) -> tuple[Any, ...]:
     ids = np.asarray(example.token_ids, dtype=np.int32)
     edges = [edge for span in example.targets for edge in span]
-    numbers = (example.row, example.shortened, example.turn, example.turns_left_out)
+    numbers = (example.row, example.shortened, example.turn, example.turns_left_out, example.piece)
     return ids, edges, *numbers, example.special
 
 
@@ -219,15 +221,20 @@ def example(table: Dataset, index: int) -> Example:
         special=line["special"],
         turn=line["turn"],
         turns_left_out=line["turns_left_out"],
+        piece=line["piece"],
     )
 
 
 def row_starts(table: Dataset) -> np.ndarray:
-    """Return [rows + 1]: the line that each row of the source begins at; a row has a line for each of its examples."""
-    source = np.concatenate([part.to_numpy() for part in _parts(table, "row")] or [np.zeros(0, dtype=np.int64)])
-    if not len(source):
+    """Return [rows + 1]: the line that each row of the source begins at; a row has a line for each of its examples.
+
+    A piece of a document is a row of its own.
+    """
+    if not len(table):
         return np.zeros(1, dtype=np.int64)
-    return np.concatenate([[0], np.flatnonzero(np.diff(source)) + 1, [len(source)]])
+    rows, pieces = (np.concatenate([part.to_numpy() for part in _parts(table, name)]) for name in ("row", "piece"))
+    begins = (np.diff(rows) != 0) | (np.diff(pieces) != 0)
+    return np.concatenate([[0], np.flatnonzero(begins) + 1, [len(rows)]])
 
 
 @dataclass(frozen=True, kw_only=True)

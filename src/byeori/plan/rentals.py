@@ -52,9 +52,14 @@ def mounted(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
             "to a URL, give that as --mirror_to, and resume from latest"
         )
     rows: list[str] = []
-    for path in settings["data_path"]:
+    for given in settings["data_path"]:
+        path, weight = places.split_weight(given)
         local = [Path(path)] if Path(path).exists() else places.matching(path)
-        rows += [mount(file) for file in local] or [path]
+        rows += [mount(file) + (f":{weight:g}" if weight else "") for file in local] or [given]
+    if settings.get("validation_path"):
+        out["validation_path"] = [
+            mount(Path(path)) if Path(path).exists() else path for path in settings["validation_path"]
+        ]
     base, form = settings["base_model"], settings.get("template")
     if Path(base).exists():
         _check_base(Path(base))
