@@ -18,9 +18,10 @@ import yaml
 from byeori.artifacts import layout
 from byeori.artifacts.serving import fenced, usage
 from byeori.data import row_kinds
-from byeori.errors import ByeoriError
+from byeori.errors import ByeoriError, ModelError
 from byeori.support.atomic_files import sha256
 from byeori.support.foreign_files import json_file, json_lines
+from byeori.support.text_files import read_text
 from byeori.support.yaml_files import yaml_mapping
 
 MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
@@ -168,7 +169,7 @@ def _template(path: Path) -> str:
     if not path.is_file():
         return ""
     lead = "The `{columns}` are filled in; the model writes the last one."
-    return f"## Prompt template\n\n{lead}\n\n{fenced(path.read_text(encoding='utf-8'))}"
+    return f"## Prompt template\n\n{lead}\n\n{fenced(read_text(path, ModelError))}"
 
 
 def _data(paths: list[str], audit: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout
+from byeori.errors import ModelError
 from byeori.support.foreign_files import json_file
+from byeori.support.text_files import read_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -79,14 +81,12 @@ def copy(source: Path, folder: Path, *, chat_template: Any, class_name: str | No
 def chat_template_of(folder: Path) -> Any:
     """Return the chat template of a folder as transformers reads it: a text, texts by name, or None."""
     if (folder / _MORE_CHAT_TEMPLATES).is_dir():
-        named = {
-            path.stem: path.read_text(encoding="utf-8") for path in (folder / _MORE_CHAT_TEMPLATES).glob("*.jinja")
-        }
+        named = {path.stem: read_text(path, ModelError) for path in (folder / _MORE_CHAT_TEMPLATES).glob("*.jinja")}
         if (folder / CHAT_TEMPLATE).is_file():
-            named["default"] = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+            named["default"] = read_text(folder / CHAT_TEMPLATE, ModelError)
         return named
     if (folder / CHAT_TEMPLATE).is_file():
-        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+        return read_text(folder / CHAT_TEMPLATE, ModelError)
     value = _json(folder / layout.TOKENIZER_CONFIG).get("chat_template")
     if value is None:
         value = _json(folder / _OLD_CHAT_TEMPLATE).get("chat_template")

@@ -10,13 +10,14 @@ from byeori.artifacts import saved_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DpoSettings, TrainSettings
-from byeori.distributed.processes import Processes
+from byeori.data.tokenize import Example
+from byeori.distributed.processes import Processes, all_reduce_min
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import adapter, load, load_streamed, sharding, wrap
+from byeori.model import adapter, first_use, forward, load, load_streamed, sharding, wrap
 from byeori.support.console import Say
 from byeori.train import memory, optim
 from byeori.train.state import Options
@@ -112,6 +113,32 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
     pays = settings.compile == "auto" and not fused and wrap.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
         say(f"Compiling {wrap.compile_layers(base)} layers: the first steps take about half a minute longer")
+
+
+def tried(model: Any, first: list[Example], processes: Processes, say: Say) -> str | None:
+    """Try the model on some rows, and give up the accelerations that fail here; return why rows run one at a time.
+
+    Raises:
+        ModelError: if its plain form computes something else than its own code.
+    """
+    base, failed = model.get_base_model(), False
+    with wrap.uncompiled():
+        try:
+            apart = forward.choose(model, first)
+            failed = apart is not None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # any kernel's; whether it is the model's own fault shows without accelerations
+            failed = True
+        if failed:
+            with patch.without(base, patch.in_use(base)):
+                apart = forward.choose(model, first)
+        plain = apart is not None
+        known = first_use.known_to_work(model, plain=plain) and not (failed and not plain)
+        if all_reduce_min(float(known), processes) < 1:  # sharded weights need every process
+            for line in first_use.give_up_broken(model, first, plain=plain):
+                say(line)
+    return apart
 
 
 def training_options(

@@ -32,7 +32,7 @@ from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
 from byeori.distributed.processes import Processes, barrier, connection_lost, first_to_speak, init_processes, shutdown
 from byeori.kernels import dispatch, state_layers
 from byeori.losses.base import Objective
-from byeori.model import forward, wrap
+from byeori.model import forward
 from byeori.model.fingerprint import config_sha256, weights_sha256
 from byeori.plan import autotune
 from byeori.support import atomic_files, cache_folder, console
@@ -235,8 +235,7 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
     forward.use_forest_attention(model)
     _model.speed_up(model, settings, int(rows.lengths().mean() * schedule.total_steps), processes, run.say)
     first = [rows.unit(int(i))[0] for i in loader.step_rows(schedule, 0, {})[:4]]
-    with wrap.uncompiled():
-        apart = forward.choose(model, first)
+    apart = _model.tried(model, first, processes, run.say)
     if apart:
         run.say(f"Rows are computed one at a time, prefixes are not shared: {apart}")
     elif note := state_layers.note(model):

@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from byeori.errors import ModelError
+from byeori.support.text_files import one_line
+
 Range = tuple[int, int]
 
 # DeepSeek's <｜User｜> opens a turn though its tokenizer does not call it special
@@ -101,7 +104,10 @@ def text_encoder(tokenizer: Any) -> TextEncoder:
     """Return the encoder of a fast tokenizer of transformers."""
     from tokenizers import Tokenizer
 
-    core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    try:
+        core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # the library's only class
+        raise ModelError(f"the tokenizer.json of the model is damaged ({one_line(error)}); copy it again") from None
     core.no_truncation()
     core.no_padding()
     core.post_processor = None

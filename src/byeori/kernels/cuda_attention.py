@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import device_kind
+from byeori.kernels import device_kind, switches
 from byeori.kernels.cuda_calls import Call, Rows
 from byeori.kernels.dispatch import wide
 
@@ -43,7 +43,8 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> boo
     """Return whether the kernel accepts these: 16 bit, one head size (a multiple of 8 up to 256), Ampere or newer."""
     size = query.shape[-1]
     return (
-        device_kind.kind(query) == "cuda"
+        switches.current().flash
+        and device_kind.kind(query) == "cuda"
         and query.dtype in (torch.bfloat16, torch.float16)
         and query.dtype == key.dtype == value.dtype
         and value.shape[-1] == size

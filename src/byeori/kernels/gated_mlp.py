@@ -91,7 +91,8 @@ def _activation(x: torch.Tensor, act: tuple[float, float]) -> tuple[torch.Tensor
     return value, s + value * (1 - s) * (one + 3 * square)
 
 
-def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+def fused_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Forward pass of a fused feed-forward layer."""
     parts = [part for name in _NAMES if (part := projection(getattr(self, name)))]
     if len(parts) < len(_NAMES):
         return type(self).forward(self, x)
@@ -113,7 +114,7 @@ def fuse_mlps(model: torch.nn.Module) -> int:
     for module in model.modules():
         if all(projection(getattr(module, name, module)) for name in _NAMES) and (act := _activation_of(module)):
             module.byeori_act = act
-            module.forward = MethodType(_forward, module)
+            module.forward = MethodType(fused_forward, module)
             count += 1
     return count
 

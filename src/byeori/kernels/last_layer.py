@@ -16,7 +16,8 @@ from byeori.kernels import bf16_matmul, forest_attention, qkv_rope
 _AT_MOST_ONE_IN = 2
 
 
-def _forward(self: Any, hidden_states: torch.Tensor, *args: Any, **rest: Any) -> Any:
+def fused_forward(self: Any, hidden_states: torch.Tensor, *args: Any, **rest: Any) -> Any:
+    """Forward pass of a last layer that computes the rows that predict something."""
     layout = forest_attention.current()
     if layout is not None:
         few = len(layout.row_numbers) * _AT_MOST_ONE_IN <= hidden_states.shape[1]
@@ -40,7 +41,7 @@ def prune(model: Any) -> bool:
         return False
     weight = next(p for p in last.parameters() if p.is_floating_point() and not p.requires_grad)
     if weight.is_meta or _same(last, causal.config.get_text_config().hidden_size, weight):
-        last.forward = MethodType(_forward, last)
+        last.forward = MethodType(fused_forward, last)
         return True
     return False
 
@@ -59,7 +60,7 @@ def _same(last: Any, hidden_size: int, weight: torch.Tensor) -> bool:
         inputs: dict[str, Any] = {"position_embeddings": (cos, sin)}
         with bf16_matmul.prepared(weight.dtype, weight.device), forest_attention.using(layout):
             whole = type(last).forward(last, hidden, **inputs)[:, rows]
-            few = _forward(last, hidden, **inputs)
+            few = fused_forward(last, hidden, **inputs)
         return float((whole - few).norm() / whole.norm()) < (1e-4 if weight.dtype.itemsize > 2 else 2e-2)
     except Exception:  # any model's code, which may need other arguments
         return False

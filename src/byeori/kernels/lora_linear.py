@@ -238,7 +238,8 @@ def output(module: Any, x: torch.Tensor) -> torch.Tensor:
     return _FusedLora.apply(x, part.weight, part.bias, None, None, 1.0, None, None)
 
 
-def _fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Forward pass of a fused LoRA layer."""
     if self.disable_adapters or self.merged:
         return output(self.base_layer, x)
     name, base = self.active_adapters[0], self.base_layer
@@ -266,7 +267,7 @@ def fuse(model: torch.nn.Module) -> int:
     """
     layers = [module for module in model.modules() if _fusable(module)]
     for layer in layers:
-        layer.forward = MethodType(_fused_forward, layer)
+        layer.forward = MethodType(fused_forward, layer)
     return len(layers)
 
 

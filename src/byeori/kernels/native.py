@@ -114,7 +114,7 @@ def _built() -> tuple[ctypes.CDLL | None, str | None]:
     compiler = next((path for path in map(shutil.which, filter(None, names)) if path), None)
     if compiler is None:
         return None, "there is no C compiler; install gcc"
-    key = hashlib.sha256((sources() + _processor() + " ".join([compiler, *_FLAGS])).encode())
+    key = hashlib.sha256((sources() + processor() + " ".join([compiler, *_FLAGS])).encode())
     try:
         return _load(compiler, f"kernels-{key.hexdigest()[:16]}.so"), None
     except (OSError, subprocess.SubprocessError) as error:
@@ -160,8 +160,8 @@ def _compile(compiler: str, target: Path) -> None:
         temporary.chmod(0o700)
 
 
-def _processor() -> str:
-    """What `-march=native` depends on."""
+def processor() -> str:
+    """Return what `-march=native` depends on: the processor's model and what it can do."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     described = [line for line in lines if line.startswith(("model", "cpu family", "flags", "Features", "CPU part"))]
     return "\n".join(dict.fromkeys(described))

@@ -8,8 +8,9 @@ says how far that is from rounding).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from byeori.kernels import (
     dispatch,
     gated_mlp,
     last_layer,
+    lora_linear,
     native,
     qkv_rope,
     rms_norm,
@@ -28,6 +30,14 @@ from byeori.kernels import (
 
 PARTS = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_words")
 _CPU_ONLY = ("attention", "rare_words")
+_FORWARDS = {
+    "norms": rms_norm.fused_forward,
+    "mlp": gated_mlp.fused_forward,
+    "heads": qkv_rope.fused_forward,
+    "last_layer": last_layer.fused_forward,
+    "lora": lora_linear.fused_forward,
+}
+_HEADS = "byeori_attention"  # by which the last layer knows that its heads are fused
 # Without Triton the other functions move three times as much memory on a GPU as the models' own code.
 _WITHOUT_TRITON = ["norms"]
 
@@ -53,15 +63,55 @@ def fuse(model: Any, chosen: list[str]) -> int:
     )
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # modules are compared with their fused forms, so nothing may be dropped
-    if "norms" in chosen:
-        rms_norm.fuse_norms(model)
-    count = gated_mlp.fuse_mlps(model) if "mlp" in chosen else 0
-    count += qkv_rope.fuse_attention(model) if "heads" in chosen else 0
-    if "last_layer" in chosen:
-        last_layer.prune(model)
+    # by PyTorch's own operations: a kernel that fails on this machine must not end a comparison of formulas
+    with switches.using(switches.Switches(attention=False, kernels=False, rare_words=False, flash=False)):
+        if "norms" in chosen:
+            rms_norm.fuse_norms(model)
+        count = gated_mlp.fuse_mlps(model) if "mlp" in chosen else 0
+        count += qkv_rope.fuse_attention(model) if "heads" in chosen else 0
+        if "last_layer" in chosen:
+            last_layer.prune(model)
     for module, training in modes:
         module.training = training
     return count
+
+
+def in_use(model: Any) -> list[str]:
+    """Return the accelerations that a model has now; `lora` is lora_linear.py's, `flash` a GPU's attention."""
+    own = _switches(model)
+    on = [name for name in ("attention", "kernels", "rare_words", "flash") if getattr(own, name)]
+    bound = {getattr(module.__dict__.get("forward"), "__func__", None) for module in model.modules()}
+    return on + [part for part, forward in _FORWARDS.items() if forward in bound]
+
+
+@contextmanager
+def without(model: Any, parts: Collection[str]) -> Iterator[None]:
+    """Run a model without some accelerations inside: modules run their own code again."""
+    before = _switches(model)
+    removed = drop(model, parts)
+    try:
+        yield
+    finally:
+        model.byeori_switches = before
+        for module, taken in removed:
+            module.__dict__.update(taken)
+
+
+def drop(model: Any, parts: Collection[str]) -> list[tuple[Any, dict[str, Any]]]:
+    """Give up some accelerations for good. Returns the modules that run their own code, and what they ran before."""
+    removed, given_up = [], {*parts, *(["last_layer"] if "heads" in parts else [])}  # which needs the heads
+    forwards = {forward for part, forward in _FORWARDS.items() if part in given_up}
+    for module in model.modules():
+        if getattr(module.__dict__.get("forward"), "__func__", None) in forwards:
+            taken = {name: module.__dict__.pop(name) for name in ("forward", _HEADS) if name in module.__dict__}
+            removed.append((module, taken))
+    own = _switches(model)
+    model.byeori_switches = replace(own, **{name: False for name in given_up if hasattr(own, name)})
+    return removed
+
+
+def _switches(model: Any) -> switches.Switches:
+    return getattr(model, "byeori_switches", None) or switches.Switches()
 
 
 @contextmanager
@@ -70,8 +120,7 @@ def active(model: Any, dtype: torch.dtype, device: torch.device) -> Iterator[Non
 
     dtype, device: what it computes in, and where.
     """
-    own = getattr(model, "byeori_switches", None) or switches.Switches()
-    with switches.using(own), bf16_matmul.prepared(dtype, device):
+    with switches.using(_switches(model)), bf16_matmul.prepared(dtype, device):
         yield
 
 

@@ -169,7 +169,7 @@ def ready(module: Any) -> list[Projection] | None:
     return parts if len(parts) == len(NAMES) else None
 
 
-def _forward(
+def fused_forward(
     self: Any,
     hidden_states: torch.Tensor,
     position_embeddings: Any = None,
@@ -177,6 +177,7 @@ def _forward(
     past_key_values: Any = None,
     **rest: Any,
 ) -> Any:
+    """Forward pass of a fused attention module."""
     parts, forest_layout = ready(self), forest_attention.current()
     if parts is None or forest_layout is None or past_key_values is not None:
         return type(self).forward(
@@ -229,7 +230,7 @@ def fuse_attention(model: torch.nn.Module) -> int:
             "softcap": known.softcap(module),
         }
         module.byeori_norms = norms
-        module.forward = MethodType(_forward, module)
+        module.forward = MethodType(fused_forward, module)
         count += 1
     return count
 

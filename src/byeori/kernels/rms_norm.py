@@ -54,7 +54,8 @@ def _memory_order(states: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return states.transpose(1, 2) if x.dim() == 4 and not x.is_contiguous() else states
 
 
-def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+def fused_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    """Forward pass of a fused norm."""
     return _RmsNorm.apply(x, self.byeori_scale, self.byeori_eps)
 
 
@@ -72,7 +73,7 @@ def fuse_norms(model: torch.nn.Module) -> int:
         scale = scale_of(copy.deepcopy(module).to(dispatch.wide(weight)))
         if scale is not None:
             module.byeori_scale, module.byeori_eps = scale, eps_of(module)
-            module.forward = MethodType(_forward, module)
+            module.forward = MethodType(fused_forward, module)
             count += 1
     return count
 

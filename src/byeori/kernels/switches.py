@@ -15,12 +15,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Switches:
     """attention: the CPU's own attention instead of PyTorch's. kernels: C on a CPU, Triton on a GPU.
-    rare_words: gradients in bfloat16 on a CPU leave rare words out.
+    rare_words: gradients in bfloat16 on a CPU leave rare words out. flash: a GPU's flash attention.
     """
 
     attention: bool = True
     kernels: bool = True
     rare_words: bool = True
+    flash: bool = True
 
 
 _current = Switches()

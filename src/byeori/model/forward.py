@@ -122,7 +122,7 @@ def choose(model: Any, examples: list[Example]) -> str | None:
         ModelError: if the model cannot be trained at all, see `self_check`.
     """
     limit = load.positions_limit(load.base_of(model).config)
-    tried = [*examples, *_branches(examples[0], limit)]
+    tried = [*examples, *branches(examples[0], limit)]
     reason = "its attention cannot be replaced"
     for paths in (False, True):
         if not use_forest_attention(model, paths=paths):
@@ -139,8 +139,8 @@ def choose(model: Any, examples: list[Example]) -> str | None:
     return reason
 
 
-def _branches(example: Example, limit: int | None) -> list[Example]:
-    """Two rows made of one: a common prefix and different ends, every token of these a target."""
+def branches(example: Example, limit: int | None) -> list[Example]:
+    """Return two rows made of one: a common prefix and different ends, every token of these a target."""
     length = _TRIED_PREFIX + 2 * _TRIED_BRANCH
     if limit is not None and limit < length:
         return []
