@@ -111,6 +111,7 @@ def compare(
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     seed: int = 42,
+    engine: Literal["auto", "transformers", "vllm", "llamacpp"] = "auto",
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
@@ -141,8 +142,10 @@ def compare(
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
         seed: Random seed of sampling and of the bootstrap.
+        engine: Program that generates.
         generation_batch_size: Maximum number of prompts per batch.
-        generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
+        generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers
+            they may get.
         dtype: Compute type of the weights.
         bootstrap: Resamples for each 95% interval.
         overwrite_output_dir: Replace the comparison in output_dir.
@@ -364,6 +367,7 @@ def generate(
     top_k: int = 0,
     repetition_penalty: float = 1.0,
     seed: int = 42,
+    engine: Literal["auto", "transformers", "vllm", "llamacpp"] = "auto",
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
     input_text: str | None = None,
@@ -389,8 +393,10 @@ def generate(
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
         seed: Random seed of sampling and of the bootstrap.
+        engine: Program that generates.
         generation_batch_size: Maximum number of prompts per batch.
-        generation_batch_tokens: Maximum number of tokens per batch: prompts and the longest answers they may get.
+        generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers
+            they may get.
         input_text: The prompt column that no other flag gives, or the user message of a chat.
         dtype: Compute type of the weights.
         template: Prompt template.

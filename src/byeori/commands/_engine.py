@@ -3,37 +3,122 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from byeori.artifacts import layout, saved_model
+import torch
+
+from byeori.artifacts import layout, saved_model, serving
 from byeori.artifacts.saved_model import SavedModel
 from byeori.config import CompareSettings, GenerateSettings, SamplingSettings
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
-from byeori.evaluate.engines.base import Sampling
+from byeori.errors import ConfigError, ModelError
+from byeori.evaluate import stop_tokens
+from byeori.evaluate.engines import vllm
+from byeori.evaluate.engines.base import Ending, Engine, Sampling
+from byeori.evaluate.engines.llamacpp import LlamaCpp
 from byeori.evaluate.engines.plain import Plain
 from byeori.evaluate.generate import OpenEngine
-from byeori.model.load import local_folder
+from byeori.export import export, llama_cpp
+from byeori.model import load
 from byeori.support.atomic_files import sha256
+from byeori.support.cache_folder import cache_folder
+from byeori.support.console import say
+
+Settings = GenerateSettings | CompareSettings
+
+_PARALLEL = 8  # requests to llama.cpp at once
+_WEIGHTS: dict[str, export.Weights] = {"auto": "auto", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
 
-def opener(settings: GenerateSettings | CompareSettings, saved: SavedModel, encoding: Encoding) -> OpenEngine:
-    """Return the function that loads the model into the engine of the settings, once, when it is first called."""
-    suffix = encoding.template.suffix if encoding.template else ""
+def choose(settings: Settings, saved: SavedModel) -> str:
+    """Return the engine that the settings mean.
+
+    Raises:
+        ConfigError, ModelError: if it is not installed, or cannot run this model.
+    """
+    refused = _vllm_refuses(saved)
+    if settings.engine == "auto":
+        return "vllm" if vllm.installed() and torch.cuda.is_available() and not refused else "transformers"
+    if settings.engine == "vllm" and refused:
+        raise ModelError(
+            f"vLLM does not serve {saved.name} as an adapter: {refused}; merge it with `byeori merge`, or pass "
+            "--engine transformers"
+        )
+    if settings.engine != "transformers" and "generation_batch_tokens" in settings.model_fields_set:
+        raise ConfigError(f"generation_batch_tokens has no effect on --engine {settings.engine}; leave it out")
+    return settings.engine
+
+
+def opener(
+    settings: Settings, saved: SavedModel, encoding: Encoding, lengths: Iterable[Sequence[int]], *, suffix: str
+) -> OpenEngine:
+    """Return the function that loads the model into the engine of the settings, once, when it is first called.
+
+    lengths: everything that it will read. suffix: text that ends an answer.
+    """
+    engine = choose(settings, saved)
+    context = max(map(len, lengths)) + settings.max_new_tokens + 1
+    if saved.max_length is not None:
+        context = min(context, saved.max_length)
 
     @functools.cache
-    def load() -> Plain:
-        model = saved_model.load_weights(saved, settings.dtype, init_processes().device)
+    def transformers() -> Plain:
         return Plain(
-            model,
-            saved.tokenizer,
+            saved_model.load_weights(saved, settings.dtype, init_processes().device),
+            encoding.tokenizer,
             suffix,
             batch_size=settings.generation_batch_size,
             batch_tokens=settings.generation_batch_tokens,
         )
 
-    return load
+    @functools.cache
+    def other() -> Engine:
+        base = load.local_folder(saved.base, saved.revision)
+        ids = stop_tokens.of_folder(encoding.tokenizer, base)
+        ending = Ending(tokenizer=encoding.tokenizer, stop_ids=ids, suffix=suffix)
+        if engine == "llamacpp":
+            return _llama_cpp(settings, saved, ending, context, transformers)
+        dtype = load.resolve_dtype(settings.dtype, init_processes().device)
+        return vllm.VLLM(
+            base,
+            ending,
+            adapter=(saved.folder, serving.vllm_rank(saved.folder)) if saved.is_adapter else None,
+            dtype=str(dtype).removeprefix("torch."),
+            context=context,
+            at_once=settings.generation_batch_size if "generation_batch_size" in settings.model_fields_set else None,
+        )
+
+    return transformers if engine == "transformers" else other
+
+
+def _llama_cpp(settings: Settings, saved: SavedModel, ending: Ending, context: int, losses: OpenEngine) -> LlamaCpp:
+    """Start llama.cpp with the model's GGUF files, which are made once."""
+    weights = _WEIGHTS[settings.dtype]
+    folder = cache_folder() / "gguf" / _hash([_files(saved), weights])
+    if not (folder / layout.EXPORT_REPORT).is_file():
+        base = saved.base if saved.is_adapter else None
+        export.export(
+            model=saved.name, base=base, output_format="gguf", output_dir=folder, weights=weights, check=None, say=say
+        )
+    paths = sorted(folder.glob("*.gguf"), key=lambda path: path.name.endswith("-lora.gguf"))
+    server = llama_cpp.LlamaCpp(
+        *paths,
+        context=context,
+        threads=torch.get_num_threads(),
+        parallel=min(settings.generation_batch_size, _PARALLEL),
+        wide_cache=settings.dtype == "float32",
+    )
+    return LlamaCpp(server, ending, has_adapter=saved.is_adapter, losses=losses)
+
+
+def _vllm_refuses(saved: SavedModel) -> str:
+    path = saved.folder / layout.ADAPTER_CONFIG
+    return serving.vllm_refuses(json.loads(path.read_text(encoding="utf-8"))) if saved.is_adapter else ""
 
 
 def sampling_of(settings: SamplingSettings, saved: SavedModel) -> Sampling:
@@ -42,15 +127,22 @@ def sampling_of(settings: SamplingSettings, saved: SavedModel) -> Sampling:
     return Sampling(max_length=saved.max_length, **{name: getattr(settings, name) for name in names})
 
 
-def depends_on(
-    settings: GenerateSettings | CompareSettings, saved: SavedModel, sampling: Sampling, tokens: Any
-) -> list[Any]:
+def depends_on(settings: Settings, saved: SavedModel, sampling: Sampling, tokens: Any) -> list[Any]:
     """Return what answers depend on, as JSON data: tokens, sampling, engine, and the files of the model.
 
     tokens: of the prompts, and of whatever else the model reads.
     """
-    base = local_folder(saved.base, saved.revision) if saved.is_adapter else saved.folder
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(base.glob("*.safetensors"))]
-    small = [folder / name for folder in {base, saved.folder} for name in (layout.CONFIG, layout.ADAPTER_CONFIG)]
-    hashes = sorted(sha256(path) for path in [*small, saved.folder / layout.ADAPTER] if path.is_file())
-    return [files, hashes, asdict(sampling), settings.dtype, tokens]
+    return [_files(saved), asdict(sampling), settings.dtype, choose(settings, saved), tokens]
+
+
+def _files(saved: SavedModel) -> list[Any]:
+    """Return what tells the files of a model, and of an adapter on it, from others."""
+    base = load.local_folder(saved.base, saved.revision).resolve()
+    sizes = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(base.glob("*.safetensors"))]
+    names = (layout.CONFIG, layout.ADAPTER_CONFIG, layout.ADAPTER)
+    small = [saved.folder / name for name in names] + [base / layout.CONFIG]
+    return [sizes, [sha256(path) for path in small if path.is_file()]]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

@@ -61,6 +61,8 @@ def compare(settings: CompareSettings) -> CompareResult:
     prompts, examples = comparison.examples_of(rows, encoding, row_kind)
     check_prompts(prompts, sampling)
     tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]]
+    read = [*prompts, *(example.token_ids for pair in examples for example in pair)]
+    open_engine = _engine.opener(settings, saved, encoding, read, suffix=template.suffix if template else "")
     say(f"Comparing base and tuned on {len(rows)} rows")
     output_paths.make_result(output)
     again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
@@ -69,7 +71,7 @@ def compare(settings: CompareSettings) -> CompareResult:
         if kept.items:
             say("A part of this was computed before; continuing with the rest")
         items = comparison.compare_rows(
-            _engine.opener(settings, saved, encoding),
+            open_engine,
             rows,
             (prompts, examples),
             encoding,

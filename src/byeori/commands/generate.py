@@ -14,7 +14,6 @@ from byeori.config import CompareSettings, GenerateSettings
 from byeori.data import tokenize
 from byeori.data.sources import Table
 from byeori.data.tokenize import Encoding
-from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError
 from byeori.evaluate import generate as answering
 from byeori.evaluate.engines.base import Answer, Sampling, check_prompts
@@ -51,6 +50,7 @@ def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | 
     if column != "output":
         say(f"The rows already have a column 'output'; the answers are in the column {column!r}")
     check_prompts(prompts, sampling)
+    open_engine = _engine.opener(settings, saved, encoding, prompts, suffix=template.suffix if template else "")
     depends_on = _engine.depends_on(settings, saved, sampling, prompts)
     again = None if settings.overwrite else "--overwrite"
     with journal.unfinished(output, depends_on, overwrite=again) as kept:
@@ -58,7 +58,7 @@ def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | 
             say(f"{len(kept.items):,} of {len(rows):,} rows were answered before; continuing with the others")
         with console.progress("Answering") as on_progress:
             answers, text = answering.answer_rows(
-                _engine.opener(settings, saved, encoding),
+                open_engine,
                 rows,
                 prompts,
                 sampling,
@@ -85,18 +85,17 @@ def _longest_prompt(sampling: Sampling) -> int:
 def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path | None) -> str:
     encoding, prompt = _raw_prompt(settings.raw, saved) if settings.raw is not None else _prompt(settings, saved)
     suffix = encoding.template.suffix if encoding.template and settings.raw is None else ""
-    engine = Plain(saved_model.load_weights(saved, settings.dtype, init_processes().device), encoding.tokenizer, suffix)
+    engine = _engine.opener(settings, saved, encoding, [prompt], suffix=suffix)()
     found: list[Answer] = []
-    engine.answers(
-        {0: prompt},
-        _engine.sampling_of(settings, saved),
-        "tuned",
-        lambda _, answer: found.append(answer),
-        stream=(lambda text: print(text, end="", flush=True)) if output is None else None,
-    )
+    sampling = _engine.sampling_of(settings, saved)
+    shown = output is None and isinstance(engine, Plain)
+    stream = {"stream": lambda text: print(text, end="", flush=True)} if shown else {}
+    engine.answers({0: prompt}, sampling, "tuned", lambda _, answer: found.append(answer), **stream)
     answer = found[0].text
     if output:
         atomic_files.write(output, answer + "\n")
+    elif not shown:
+        print(answer)
     return answer
 
 

@@ -50,7 +50,7 @@ def serve(settings: ServeSettings) -> None:
 def _server(engine: str, saved: SavedModel, settings: ServeSettings, address: Address, scratch: Path) -> Server:
     folder = saved.folder.resolve()
     base = load.local_folder(saved.base, saved.revision).resolve() if saved.is_adapter else folder
-    ends = _ends(saved, base)
+    ends = {"eos_token_id": stop_tokens.of_folder(saved.tokenizer, base)}
     if engine == "transformers":
         served = servers.embedded(base, folder, ends, scratch) if saved.is_adapter else folder
         return servers.transformers(served, address, dtype=settings.dtype)
@@ -72,13 +72,6 @@ def _rank(saved: SavedModel) -> int | None:
             "--engine transformers"
         )
     return serving.vllm_rank(saved.folder)
-
-
-def _ends(saved: SavedModel, base: Path) -> dict[str, list[int]]:
-    """Return the tokens that end an answer, as a generation config has them."""
-    path = base / "generation_config.json"
-    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {"eos_token_id": stop_tokens.stop_ids(saved.tokenizer, given.get("eos_token_id"))}
 
 
 def _request(saved: SavedModel) -> dict[str, Any]:

@@ -116,9 +116,17 @@ class SamplingSettings(Settings):
 class GenerationSettings(SamplingSettings):
     """How many answers are generated."""
 
+    engine: Literal["auto", "transformers", "vllm", "llamacpp"] = setting(
+        "Program that generates. auto is vLLM where it is installed and there is a GPU, else transformers.",
+        "auto",
+        GENERATION,
+    )
     generation_batch_size: int = setting("Maximum number of prompts per batch.", 32, GENERATION, ge=1, le=100_000)
     generation_batch_tokens: int = setting(
-        "Maximum number of tokens per batch: prompts and the longest answers they may get.", 16_384, GENERATION, ge=1
+        "Maximum number of tokens per batch of transformers: prompts and the longest answers they may get.",
+        16_384,
+        GENERATION,
+        ge=1,
     )
 
 

@@ -20,6 +20,7 @@ from byeori.support.console import say
 from byeori.support.journal import Journal
 
 SIDES: tuple[Side, Side] = ("base", "tuned")
+_ROWS = 32  # whose losses are computed, and kept, together
 
 
 def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy: str) -> list[dict[str, Any]]:
@@ -98,12 +99,17 @@ def _losses(
     journal: Journal,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Put the sum and the mean of each reference's log-probs into the journal."""
-    for row, pair in enumerate(examples):
-        if f"{side} {row} logprobs" not in journal.items:
-            values = open_engine().logprobs(pair, side)
-            journal.add(f"{side} {row} logprobs", [[sum(found), sum(found) / len(found)] for found in values])
-        on_progress(row + 1, len(examples))
+    """Put the sum and the mean of each reference's log-probs into the journal, a few rows at a time."""
+    missing = [row for row in range(len(examples)) if f"{side} {row} logprobs" not in journal.items]
+    done = len(examples) - len(missing)
+    for start in range(0, len(missing), _ROWS):
+        rows = missing[start : start + _ROWS]
+        values = iter(open_engine().logprobs([example for row in rows for example in examples[row]], side))
+        for row in rows:
+            found = [next(values) for _ in examples[row]]
+            journal.add(f"{side} {row} logprobs", [[sum(item), sum(item) / len(item)] for item in found])
+        done += len(rows)
+        on_progress(done, len(examples))
 
 
 def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:

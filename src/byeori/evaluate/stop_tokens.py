@@ -25,6 +25,12 @@ def stop_ids(tokenizer: Any, configured: Any) -> list[int]:
     return sorted({token for token in [tokenizer.eos_token_id, turn_end(tokenizer), *known] if token is not None})
 
 
+def of_folder(tokenizer: Any, folder: Path) -> list[int]:
+    """Return every token that ends an answer of the model in a folder."""
+    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
+    return stop_ids(tokenizer, generation.get("eos_token_id", config.get("eos_token_id")))
+
+
 def record(folder: Path) -> None:
     """Add the stop tokens to the generation config of a model's folder, for other programs that generate with it."""
     try:

@@ -19,10 +19,20 @@ _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whateve
 class LlamaCpp:
     """llama.cpp's server with one model, on a port of this machine with a key; it ends with this object.
 
-    model: a GGUF file. adapter: a LoRA in GGUF, or None. context: tokens of prompt and answer.
+    model: a GGUF file. adapter: a LoRA in GGUF, or None. context: tokens of prompt and answer. parallel: requests that
+    it works on at once. wide_cache: keep keys and values in float32, not float16.
     """
 
-    def __init__(self, model: Path, adapter: Path | None = None, *, context: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Path,
+        adapter: Path | None = None,
+        *,
+        context: int,
+        threads: int,
+        parallel: int = 1,
+        wide_cache: bool = False,
+    ) -> None:
         """Start the server.
 
         Raises:
@@ -33,13 +43,17 @@ class LlamaCpp:
             import xllamacpp
         except ImportError:
             raise ConfigError(
-                "checking a GGUF file needs llama.cpp; install it with pip install 'byeori[gguf]', or pass --check off"
+                "llama.cpp is not installed; pip install 'byeori[gguf]' (an export with --check off needs none)"
             ) from None
         given = xllamacpp.CommonParams()
         self._key = secrets.token_hex(16)
         given.api_keys = [self._key]
         given.model.path = str(model)
-        given.n_ctx, given.n_parallel, given.n_batch = context, 1, max(context, 512)
+        given.n_ctx, given.n_parallel, given.n_batch = context * parallel, parallel, max(context, 512)
+        self.parallel = parallel
+        given.cache_ram_mib = 0  # it would give a prompt's keys and values to requests with another scale of the LoRA
+        if wide_cache:
+            given.cache_type_k = given.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         given.cpuparams.n_threads = given.cpuparams_batch.n_threads = threads
         given.verbosity, given.warmup, given.use_jinja, given.fit_params = -1, False, True, False
         given.sampling.temp = 0.0
@@ -52,11 +66,11 @@ class LlamaCpp:
 
     def prompt(self, request: Mapping[str, Any]) -> str:
         """Return the text of a chat request (`messages`, `tools`, `chat_template_kwargs`)."""
-        return str(self._post("/apply-template", dict(request))["prompt"])
+        return str(self.post("/apply-template", dict(request))["prompt"])
 
     def tokens(self, text: str) -> list[int]:
         """Return the ids of a prompt's text, as the server tokenizes it: with the BOS token if the file says so."""
-        return list(self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
+        return list(self.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
 
     def answer(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
         """Return the greedy answer's ids, without the token that ends it."""
@@ -68,10 +82,15 @@ class LlamaCpp:
             "return_tokens": True,
             "cache_prompt": False,
         }
-        found = self._post("/completion", body)
+        found = self.post("/completion", body)
         return list(found["tokens"][:-1] if found["stop_type"] == "eos" else found["tokens"])
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the reply to a request.
+
+        Raises:
+            ModelError: if it is an error.
+        """
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         url = self._server.listening_address + path
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)

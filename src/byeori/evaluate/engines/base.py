@@ -54,11 +54,14 @@ class Ending:
     stop_ids: list[int]
     suffix: str = ""
 
-    def answer(self, ids: Sequence[int]) -> Answer:
-        """Return the answer in the tokens that an engine generated, which may go on after its end."""
+    def answer(self, ids: Sequence[int], *, stopped: bool = False) -> Answer:
+        """Return the answer in the tokens that an engine generated, which may go on after its end.
+
+        stopped: whether the engine says that it ended there.
+        """
         stop = next((index for index, token in enumerate(ids) if token in self.stop_ids), None)
         text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        stopped = stop is not None
+        stopped = stopped or stop is not None
         if (suffix := self.suffix.strip()) and suffix in text:
             text, stopped = text.split(suffix)[0], True
         return Answer(text=text.strip(), stopped=stopped, tokens=len(ids[:stop]))
