@@ -19,6 +19,7 @@ from typing import Literal
 
 from byeori import config as config
 from byeori.commands.compare import CompareResult
+from byeori.commands.doctor import DoctorResult
 from byeori.commands.preview import PreviewResult
 from byeori.commands.train import TrainResult
 from byeori.errors import (

@@ -16,6 +16,7 @@ from byeori.config.results import (
     ChatSettings,
     CompareSettings,
     DemoSettings,
+    DoctorSettings,
     ExportSettings,
     GenerateSettings,
     MergeSettings,
@@ -39,6 +40,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "chat": (ChatSettings, None),
     "serve": (ServeSettings, None),
     "publish": (PublishSettings, None),
+    "doctor": (DoctorSettings, None),
     "demo": (DemoSettings, None),
 }
 _GROUPS = {

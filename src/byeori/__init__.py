@@ -58,6 +58,7 @@ __all__ = [
     "compare",
     "demo",
     "demo_model",
+    "doctor",
     "dpo",
     "export",
     "generate",
@@ -100,5 +101,6 @@ chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")
 serve = _function("serve", config.ServeSettings, "None")
 publish = _function("publish", config.PublishSettings, "PublishResult")
+doctor = _function("doctor", config.DoctorSettings, "DoctorResult")
 demo = _function("demo", config.DemoSettings, "CompareResult")
 demo_model = _function("demo_model", config.DemoModelSettings, "Path")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from byeori import config as config
 from byeori.commands.compare import CompareResult
+from byeori.commands.doctor import DoctorResult
 from byeori.commands.preview import PreviewResult
 from byeori.commands.train import TrainResult
 from byeori.errors import (
@@ -39,6 +40,7 @@ __all__ = [
     "compare",
     "demo",
     "demo_model",
+    "doctor",
     "dpo",
     "export",
     "generate",
@@ -169,6 +171,19 @@ def demo(
 
 def demo_model() -> Path:
     """Print the folder of the embedded model.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def doctor(
+    *,
+    offline: bool = False,
+) -> DoctorResult:
+    """Check this machine: its versions, memory and disks, and every acceleration.
+
+    Args:
+        offline: Do not ask the Hugging Face Hub.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

@@ -55,7 +55,7 @@ def everything(base: Any) -> list[torch.Tensor]:
 def test_what_works_is_kept_and_noted(dtype: torch.dtype, own_cache: Path) -> None:
     model, base = adapted(dtype)
     used, weights = patch.in_use(base), everything(base)
-    assert set(used) == {*patch.PARTS, "lora", "flash"}
+    assert set(used) == {*patch.PARTS, "lora"}
     assert not first_use.known_to_work(model)
     assert first_use.give_up_broken(model, zoo.tree()) == []
     assert patch.in_use(base) == used and first_use.known_to_work(model)

@@ -20,6 +20,7 @@ from byeori.config.results import (
     CompareSettings,
     DemoModelSettings,
     DemoSettings,
+    DoctorSettings,
     ExportSettings,
     GenerateSettings,
     GenerationSettings,

@@ -240,5 +240,11 @@ class DemoSettings(Settings):
     output_dir: Folder = setting("Folder for everything that the demo writes.", "demo-output", ESSENTIAL)
 
 
+class DoctorSettings(Settings):
+    """byeori doctor: check this machine: its versions, memory and disks, and every acceleration."""
+
+    offline: bool = setting("Do not ask the Hugging Face Hub.", False, ESSENTIAL)
+
+
 class DemoModelSettings(Settings):
     """byeori demo-model: print the folder of the embedded model."""

@@ -18,6 +18,7 @@ import torch
 from byeori.kernels import (
     bf16_matmul,
     cuda_attention,
+    device_kind,
     dispatch,
     gated_mlp,
     last_layer,
@@ -78,8 +79,8 @@ def fuse(model: Any, chosen: list[str]) -> int:
 
 def in_use(model: Any) -> list[str]:
     """Return the accelerations that a model has now; `lora` is lora_linear.py's, `flash` a GPU's attention."""
-    own = _switches(model)
-    on = [name for name in ("attention", "kernels", "rare_words", "flash") if getattr(own, name)]
+    own, kind = _switches(model), device_kind.kind(next(model.parameters()))
+    on = [name for name in ("kernels", *_CPU_ONLY, "flash") if getattr(own, name) and _runs_on(name, kind)]
     bound = {getattr(module.__dict__.get("forward"), "__func__", None) for module in model.modules()}
     return on + [part for part, forward in _FORWARDS.items() if forward in bound]
 
@@ -108,6 +109,10 @@ def drop(model: Any, parts: Collection[str]) -> list[tuple[Any, dict[str, Any]]]
     own = _switches(model)
     model.byeori_switches = replace(own, **{name: False for name in given_up if hasattr(own, name)})
     return removed
+
+
+def _runs_on(name: str, kind: str) -> bool:
+    return kind == "cpu" if name in _CPU_ONLY else kind == "cuda" if name == "flash" else True
 
 
 def _switches(model: Any) -> switches.Switches:

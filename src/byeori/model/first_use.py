@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,10 +32,11 @@ from byeori.support.text_files import one_line
 
 # Tokens of a row that is tried, the share of them at its end that are targets (one in), and how many rows.
 _TOKENS, _TARGETS, _ROWS = 192, 6, 2
+_REPEATS = 3
 # How far log-probs (relative to 1 + |log p|) and the gradients of one kind of matrix (relative to their norm) may be
 # apart, in 32 and in 16 bit. Rounding makes 1e-6 and 1e-5, 0.011 and 0.08 of it on Gemma 3 270M.
 _WIDE, _NARROW = (5e-4, 2e-3), (0.1, 0.3)
-_NAMES = {
+NAMES = {
     "attention": "the CPU's own attention",
     "flash": "flash attention",
     "kernels": "the fused kernels",
@@ -78,10 +81,49 @@ def give_up_broken(model: Any, examples: list[Example], *, plain: bool = False) 
             note.parent.mkdir(parents=True, exist_ok=True)
             atomic_files.write(note, json.dumps(used))
     return [
-        f"{_NAMES[part][0].upper()}{_NAMES[part][1:]} ({part}) {why}, so this run does without; its steps take longer. "
+        f"{NAMES[part][0].upper()}{NAMES[part][1:]} ({part}) {why}, so this run does without; its steps take longer. "
         "Please report it with the output of `byeori doctor`"
         for part, why in broken.items()
     ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One acceleration alone. plain, fast: seconds of a pass without and with it, None if it fails."""
+
+    part: str
+    problem: str | None
+    plain: float | None = None
+    fast: float | None = None
+
+
+def trials(model: Any, examples: list[Example]) -> Iterator[Trial]:
+    """Try each of the model's accelerations alone against its plain form, and measure both."""
+    base = load.base_of(model)
+    used = patch.in_use(base)
+    groups = _groups(examples, load.positions_limit(base.config), plain=False)
+    with _moved_adapters(model):
+        with patch.without(base, used):
+            expected = compute(model, groups, plain=False)
+        for part in used:
+            others = [other for other in used if other != part and (part, other) != ("last_layer", "heads")]
+            without = [*others, part]
+            with patch.without(base, others):
+                why = problem(model, groups, expected, plain=False)
+            if why is not None:
+                yield Trial(part=part, problem=why)
+                continue
+            times: dict[bool, list[float]] = {False: [], True: []}
+            for fast in (False, True) * _REPEATS:
+                with patch.without(base, others if fast else without):
+                    times[fast].append(_seconds(model, groups))
+            yield Trial(part=part, problem=None, plain=median(times[False]), fast=median(times[True]))
+
+
+def _seconds(model: Any, groups: list[list[Example]]) -> float:
+    began = time.perf_counter()
+    compute(model, groups, plain=False)  # whose results are copied to the CPU, so that a GPU has finished
+    return time.perf_counter() - began
 
 
 def _broken(

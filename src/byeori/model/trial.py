@@ -1,0 +1,48 @@
+"""A small model of random weights, to try accelerations on a machine without downloading anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from byeori.data.tokenize import Example
+from byeori.errors import ModelError
+from byeori.kernels import forest_attention, lora_linear
+from byeori.model import adapter, forward
+
+_VOCABULARY, _LENGTH = 8192, 512
+
+
+def trial_model(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return a Llama of 22M random weights with an adapter on every layer, switched to forests, and its base.
+
+    Raises:
+        ModelError: if not even this model runs on forests.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=_VOCABULARY,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    forest_attention.register()
+    base = LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
+    model = adapter.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
+    lora_linear.fuse(model)
+    if not forward.use_forest_attention(model):
+        raise ModelError("transformers does not let attention be replaced; install a tested version of it")
+    return model, model.get_base_model()
+
+
+def trial_rows() -> list[Example]:
+    """Return rows of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, _VOCABULARY, (2, _LENGTH), generator=generator).tolist()
+    return [Example(token_ids=row, targets=((_LENGTH // 2, _LENGTH),)) for row in ids]
