@@ -352,7 +352,7 @@ def export(
     vllm_python: str | Path | None = None,
     overwrite_output_dir: bool = False,
 ) -> ExportResult:
-    """Write a model or adapter for llama.cpp, Ollama or vLLM, and check its answers there.
+    """Write a model or adapter for llama.cpp, Ollama or vLLM, and check it there.
 
     Args:
         model: Model or adapter to export: a folder or a Hub id.
@@ -364,7 +364,7 @@ def export(
         check: Compare prompts and greedy answers of the export with those of the original.
         check_rows: Rows to compare.
         max_new_tokens: Maximum length of a compared answer in tokens.
-        vllm_python: Python of an environment with vLLM.
+        vllm_python: Python of an environment with vLLM, to check --format vllm.
         overwrite_output_dir: Replace the export in output_dir.
 
     Raises:

@@ -62,7 +62,7 @@ class MergeSettings(Settings):
 
 
 class ExportSettings(Settings):
-    """byeori export: write a model or adapter for llama.cpp, Ollama or vLLM, and check its answers there."""
+    """byeori export: write a model or adapter for llama.cpp, Ollama or vLLM, and check it there."""
 
     inputs: ClassVar[tuple[str, ...]] = ("model", "output_dir")
 
@@ -86,15 +86,15 @@ class ExportSettings(Settings):
         "Table of the rows to compare. The default is the one that was trained.", None, ESSENTIAL
     )
     max_new_tokens: int = setting("Maximum length of a compared answer in tokens.", 48, ESSENTIAL, ge=1, le=100_000)
-    vllm_python: OptionalPath = setting(
-        "Python of an environment with vLLM. The check then runs vLLM too.", None, ESSENTIAL
-    )
+    vllm_python: OptionalPath = setting("Python of an environment with vLLM, to check --format vllm.", None, ESSENTIAL)
     overwrite_output_dir: bool = setting("Replace the export in output_dir.", False, ESSENTIAL)
 
     @model_validator(mode="after")
-    def _weights_of_gguf(self) -> Self:
+    def _belongs_to_the_format(self) -> Self:
         if self.format == "vllm" and self.quantize != "auto":
             raise ValueError(f"--quantize {self.quantize} is for gguf and ollama; leave it out")
+        if self.format != "vllm" and self.vllm_python is not None:
+            raise ValueError("--vllm_python is for --format vllm; leave it out")
         return self
 
 

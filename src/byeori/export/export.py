@@ -305,7 +305,7 @@ def _check(work: _Export, check: Check, rows: Sequence[Row]) -> tuple[dict[str, 
     served: dict[str, list[Served | None]] = {}
     if work.format != "vllm":
         served |= _llama_cpp(work, check, rows)
-    if check.vllm_python:
+    elif check.vllm_python:
         from byeori.export import vllm_check
 
         work.say(f"vLLM answers {len(rows)} rows")

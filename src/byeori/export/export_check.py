@@ -139,8 +139,8 @@ def compare(
     if wrong:
         return engines, "; ".join(wrong)
     model = saved_model.load_weights(saved, "float32", torch.device("cpu"))
-    stops = stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
-    answers = [_answer(model, row.ids, stops, new_tokens, tokenizer.pad_token_id) for row in rows]
+    stops = stops_of(model, tokenizer)
+    answers = [greedy(model, row.ids, stops, new_tokens, tokenizer.pad_token_id) for row in rows]
     for engine, items in served.items():
         shown = []
         for row, answer, item in zip(rows, answers, items, strict=True):
@@ -159,7 +159,14 @@ def compare(
     return engines, wrong[0] if wrong else ""
 
 
-def _answer(model: Any, prompt: list[int], stops: list[int], new_tokens: int, pad: int | None) -> list[int]:
+def stops_of(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer of a loaded model."""
+    return stop_tokens.stop_ids(tokenizer, getattr(model.generation_config, "eos_token_id", None))
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompt: list[int], stops: list[int], new_tokens: int, pad: int | None) -> list[int]:
+    """Return the greedy answer's ids, without the token that ends it."""
     ids = torch.tensor([prompt])
     settings = {"do_sample": False, "max_new_tokens": new_tokens, "eos_token_id": stops or None, "pad_token_id": pad}
     output = model.generate(ids, attention_mask=torch.ones_like(ids), repetition_penalty=1.0, **settings)

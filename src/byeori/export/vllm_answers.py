@@ -16,6 +16,7 @@ def answers(given: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt's and the answer's ids of each chat request, greedily."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
 
     adapter = given["adapter"]
     more = {"enable_lora": True, "max_lora_rank": given["rank"]} if adapter else {}
@@ -24,6 +25,9 @@ def answers(given: dict[str, Any]) -> list[dict[str, Any]]:
         tokenizer=given["tokenizer"],
         dtype=given["dtype"],
         max_model_len=given["context"],
+        max_num_seqs=1,
+        # of the memory of a machine that does other work as well; CPUs reserve VLLM_CPU_KVCACHE_SPACE
+        gpu_memory_utilization=0.3 if current_platform.is_cpu() else 0.8,
         enforce_eager=True,
         seed=0,
         **more,
@@ -50,5 +54,6 @@ def answers(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     settings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     Path(sys.argv[2]).write_text(json.dumps(answers(settings)), encoding="utf-8")

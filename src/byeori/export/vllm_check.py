@@ -15,6 +15,7 @@ from byeori.errors import ModelError
 from byeori.evaluate import stop_tokens
 from byeori.export import vllm_answers
 from byeori.export.export_check import Row, Served
+from byeori.export.gguf_convert import precision_of
 from byeori.model.load import local_folder
 from byeori.support.text_files import one_line
 
@@ -28,12 +29,13 @@ def answers(
         ModelError: if vLLM cannot be started or fails.
     """
     stops = stop_tokens.stop_ids(saved.tokenizer, None)
+    base = local_folder(saved.base, saved.revision) if saved.is_adapter else folder
     given = {
-        "model": str(local_folder(saved.base, saved.revision) if saved.is_adapter else folder),
+        "model": str(base),
         "tokenizer": str(folder),
         "adapter": str(folder) if saved.is_adapter else None,
         "rank": serving.vllm_rank(folder) if saved.is_adapter else None,
-        "dtype": "auto",
+        "dtype": "float32" if precision_of(base) == "f32" else "auto",  # auto is 16 bit for float32 weights
         "context": max(len(row.ids) for row in rows) + max_new_tokens + 1,
         "max_new_tokens": max_new_tokens,
         "stop_ids": stops,
