@@ -51,6 +51,18 @@ def test_transformers_serves_an_adapter_and_a_model(kind: str, tmp_path: Path, r
     assert reply["choices"][0]["message"]["content"].strip() == answer
 
 
+@pytest.mark.parametrize("kind", ["trained", "merged"])
+def test_llama_cpp_serves_an_adapter_and_a_model(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "cache"))
+    model: Path = request.getfixturevalue(kind)
+    given = {"columns": {"document": "안녕하세요. Hello."}, "dtype": "float32", "max_new_tokens": 128}
+    (answer,) = byeori.generate(model=model, engine="llamacpp", **given)
+    reply = json.loads(served(model, "llamacpp", tmp_path))
+    assert reply["choices"][0]["message"]["content"].strip() == answer
+
+
 def test_a_port_in_use(trained: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

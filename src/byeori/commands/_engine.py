@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,22 +99,30 @@ def opener(
 
 def _llama_cpp(settings: Settings, saved: SavedModel, ending: Ending, context: int, losses: OpenEngine) -> LlamaCpp:
     """Start llama.cpp with the model's GGUF files, which are made once."""
-    weights = _WEIGHTS[settings.dtype]
-    folder = cache_folder() / "gguf" / _hash([_files(saved), weights])
-    if not (folder / layout.EXPORT_REPORT).is_file():
-        base = saved.base if saved.is_adapter else None
-        export.export(
-            model=saved.name, base=base, output_format="gguf", output_dir=folder, weights=weights, check=None, say=say
-        )
-    paths = sorted(folder.glob("*.gguf"), key=lambda path: path.name.endswith("-lora.gguf"))
     server = llama_cpp.LlamaCpp(
-        *paths,
+        *gguf_files(saved, settings.dtype),
         context=context,
         threads=torch.get_num_threads(),
         parallel=min(settings.generation_batch_size, _PARALLEL),
         wide_cache=settings.dtype == "float32",
     )
     return LlamaCpp(server, ending, has_adapter=saved.is_adapter, losses=losses)
+
+
+def gguf_files(saved: SavedModel, dtype: str) -> list[Path]:
+    """Return the GGUF file of a model, and of an adapter on it; they are made once.
+
+    Raises:
+        ModelError, ConfigError: if llama.cpp's converter cannot make them, or is not installed.
+    """
+    weights = _WEIGHTS[dtype]
+    folder = cache_folder() / "gguf" / _hash([_files(saved), weights])
+    if not (folder / layout.EXPORT_REPORT).is_file():
+        base = saved.base if saved.is_adapter else None
+        export.export(
+            model=saved.name, base=base, output_format="gguf", output_dir=folder, weights=weights, check=None, say=say
+        )
+    return sorted(folder.glob("*.gguf"), key=lambda path: path.name.endswith("-lora.gguf"))
 
 
 def _vllm_refuses(saved: SavedModel) -> str:

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model, serving
+from byeori.artifacts import layout, saved_model, serving, tokenizer_files
 from byeori.artifacts.saved_model import SavedModel
+from byeori.commands import _engine
 from byeori.config import ServeSettings
 from byeori.data import served_template
 from byeori.errors import ConfigError, ModelError
@@ -30,6 +31,7 @@ from byeori.support import console
 from byeori.support.console import say
 
 _LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
+_CONTEXT = 8192  # tokens of prompt and answer that llama.cpp makes room for; --engine_args="-c N" changes it
 _END = 15.0  # seconds that a server has to end by itself
 
 
@@ -51,6 +53,16 @@ def _server(engine: str, saved: SavedModel, settings: ServeSettings, address: Ad
     folder = saved.folder.resolve()
     base = load.local_folder(saved.base, saved.revision).resolve() if saved.is_adapter else folder
     ends = {"eos_token_id": stop_tokens.of_folder(saved.tokenizer, base)}
+    if engine == "llamacpp":
+        template = folder / tokenizer_files.CHAT_TEMPLATE
+        model, *adapter = _engine.gguf_files(saved, settings.dtype)
+        return servers.llama_cpp(
+            model,
+            adapter[0] if adapter else None,
+            address,
+            template=template if template.is_file() else None,
+            context=min(saved.max_length or _CONTEXT, _CONTEXT),
+        )
     if engine == "transformers":
         served = servers.embedded(base, folder, ends, scratch) if saved.is_adapter else folder
         return servers.transformers(served, address, dtype=settings.dtype)

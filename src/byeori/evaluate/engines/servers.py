@@ -2,7 +2,7 @@
 
 vllm serve          the base, with the adapter as `tuned` beside it
 transformers serve  a folder of links in which the adapter lies inside its base
-llama-server        GGUF files of both; or the same server in this process (xllamacpp)
+llama-server        GGUF files of both; or the same server from PyPI (llamacpp_server.py)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Address:
 
 
 def program(engine: str) -> list[str] | None:
-    """Return the beginning of an engine's command line; None if it is not installed, [] if it runs in this process."""
+    """Return the beginning of an engine's command line; None if it is not installed."""
     here = Path(sys.executable).parent
     if engine == "transformers":
         there = all(map(find_spec, ("fastapi", "uvicorn", "openai")))
@@ -64,7 +64,8 @@ def program(engine: str) -> list[str] | None:
     found = shutil.which(name) or shutil.which(name, path=str(here))
     if found:
         return [found, "serve"] if engine == "vllm" else [found]
-    return [] if engine == "llamacpp" and find_spec("xllamacpp") else None
+    own = [sys.executable, "-P", "-m", "byeori.evaluate.engines.llamacpp_server"]
+    return own if engine == "llamacpp" and find_spec("xllamacpp") else None
 
 
 def choose(engine: str) -> str:
@@ -135,7 +136,7 @@ def embedded(base: Path, adapter: Path, ends: dict[str, list[int]], into: Path) 
 def llama_cpp(model: Path, adapter: Path | None, address: Address, *, template: Path | None, context: int) -> Server:
     """Return llama.cpp's own server. model, adapter: GGUF files. context: tokens of prompt and answer."""
     command = [*(program("llamacpp") or []), "-m", str(model), "-c", str(context)]
-    command += ["--host", address.host, "--port", str(address.port), "--jinja"]
+    command += ["--host", address.host, "--port", str(address.port), "--jinja", "--cache-ram", "0"]
     command += ["--lora", str(adapter)] if adapter else []
     command += ["--chat-template-file", str(template)] if template else []
     return Server(command=command, model="tuned" if adapter else model.stem)
