@@ -1,5 +1,6 @@
 """Uploads to a local stand-in for the Hub, byte by byte; what is not uploaded; the model card."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import forks
 from byeori.artifacts.model_card import fenced, is_hub_id, is_local_path, last_name, model_card, public_name
 from byeori.errors import HubError, ModelError
 from byeori.export.publish import collect, publish
-from hub_server import TOKEN, Hub, serve
+from hub_server import TOKEN, Fault, Hub, serve
 
 HOME = "/home/minji/secret"
 SETTINGS = {
@@ -434,3 +435,61 @@ def test_names_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not is_hub_id("user/name") and public_name("user/name") == "name"
     assert last_name("/") == "local"
     assert fenced("a\n``````\nb").startswith("```````\n")
+
+
+# ---- large files, links, and what passes by itself --------------------------------------------------------------
+
+
+def test_an_upload_goes_on_after_the_files_that_are_there(hub: Hub, merged: Path) -> None:
+    """The second shard fails for good; the next attempt uploads only that one."""
+    shards = sorted(merged.glob("model-*-of-00002.safetensors"))
+    second = hashlib.sha256(shards[1].read_bytes()).hexdigest()
+    hub.fault = {second: 400}
+    status, output = upload(hub, merged)
+    assert status == 2 and "HTTP 400" in output and not arrived(hub)
+    assert set(hub.blobs) == {hashlib.sha256(shards[0].read_bytes()).hexdigest()}
+    hub.fault, hub.requests = {}, []
+    status, output = upload(hub, merged)
+    assert status == 0, output
+    assert [line for line in hub.requests if line.startswith("PUT")] == [f"PUT /lfs/{second}"]
+    assert arrived(hub)[shards[0].name] == shards[0].read_bytes()
+
+
+@pytest.mark.parametrize("path", ["/repos/create", "/api/models/me/titles$", "/preupload/", "/commit/", "/lfs/"])
+def test_what_is_temporary_is_tried_again(hub: Hub, adapter: Path, path: str) -> None:
+    hub.fault = {path: Fault(503, times=1)}
+    status, output = upload(hub, adapter)
+    assert status == 0 and "trying again in" in output, output
+    assert set(arrived(hub)) == PUBLISHED
+
+
+def test_a_page_of_a_proxy(hub: Hub, adapter: Path) -> None:
+    hub.fault = {"/api/": Fault(200, page="<html>Please log in</html>")}
+    status, output = upload(hub, adapter)
+    assert status == 2 and "something else answered in place of the Hub" in output
+
+
+def test_links_out_of_the_folder_are_not_followed(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("private")
+    for name in ("template.txt", "README.md", "tokenizer.json", "adapter_model.safetensors"):
+        kept = (adapter / name).read_bytes() if (adapter / name).exists() else None
+        (adapter / name).unlink(missing_ok=True)
+        (adapter / name).symlink_to(tmp_path / "secret.txt")
+        with pytest.raises(ModelError, match=r"is a link out of its folder|damaged"):
+            collect(adapter, "me/titles")
+        (adapter / name).unlink()
+        if kept is not None:
+            (adapter / name).write_bytes(kept)
+    (adapter / "vocab.json").symlink_to("tokenizer.json")  # inside
+    assert set(collect(adapter, "me/titles")) == PUBLISHED | {"vocab.json"}
+
+
+def test_a_finished_export(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    write(folder, "model-q8_0.gguf", "GGUF weights")
+    write(folder, "Modelfile", "FROM ./model-q8_0.gguf")
+    for name in ("notes.txt", "rows.jsonl", ".env", "train_log.jsonl", "optimizer.safetensors"):
+        write(folder, name, "secret")
+    status, output = upload(hub, folder)
+    assert status == 0, output
+    assert set(arrived(hub)) == {"model-q8_0.gguf", "Modelfile", "README.md"}

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,10 +45,24 @@ class Repository:
 
 
 @dataclass
+class Fault:
+    """What a Hub, or something between, answers. times: how often, then the real answer; None is for ever.
+
+    headers: of the answer. page: an HTML page instead of JSON. cut: whether the body breaks off in the middle.
+    """
+
+    status: int = 200
+    times: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    page: str | None = None
+    cut: bool = False
+
+
+@dataclass
 class Hub:
     """The server's state. repositories: by id, of a dataset by datasets/ID.
 
-    writers: owners that the token may write to. fault: path's pattern -> status to answer.
+    writers: owners that the token may write to. fault: path's pattern -> what to answer: a status, or a Fault.
     """
 
     url: str = ""
@@ -55,7 +70,7 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     writers: set[str] = field(default_factory=lambda: {"me"})
-    fault: dict[str, int] = field(default_factory=dict)
+    fault: dict[str, int | Fault] = field(default_factory=dict)
 
     def put(self, name: str, files: dict[str, bytes] | Path, *, branch: str = "main", private: bool = False) -> None:
         """Files as a branch of a repository; a folder's own where it is one."""
@@ -68,6 +83,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
+    cut = False
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: Any) -> None:
@@ -77,15 +93,17 @@ class _Handler(BaseHTTPRequestHandler):
         """JSON, or bytes as they are."""
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        headers = {"Content_Type": "application/json"} | headers
         self.send_header("Content-Length", str(len(body)))
-        if status >= 400:
+        if status >= 400 and isinstance(value, dict):
             self.send_header("X-Error-Message", str(value.get("error", "")))
         for name, text in headers.items():
             self.send_header(name.replace("_", "-"), text)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self.cut else body)
+        if self.cut:
+            self.close_connection, self.cut = True, False
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -100,9 +118,18 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         body, path = self.body(), self.path.partition("?")[0]
         self.hub.requests.append(f"{self.command} {path}")
-        for pattern, status in self.hub.fault.items():
-            if re.search(pattern, path):
-                return self.answer(status, {"error": f"fault, and your token was {TOKEN}"})
+        for pattern, given in self.hub.fault.items():
+            fault = given if isinstance(given, Fault) else Fault(status=given)
+            if not re.search(pattern, path) or fault.times == 0:
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+            self.cut = fault.cut
+            if fault.page is not None:
+                return self.answer(fault.status, fault.page.encode(), Content_Type="text/html", **fault.headers)
+            if not fault.cut:
+                words = {"error": f"fault, and your token was {TOKEN}"}
+                return self.answer(fault.status, words, **fault.headers)
         if path.startswith("/lfs/"):  # the real address is signed and takes no token
             return self.put(path.removeprefix("/lfs/"), body)
         if self.command in ("GET", "HEAD") or "/paths-info/" in path:
@@ -189,8 +216,11 @@ class _Handler(BaseHTTPRequestHandler):
         return self.commit(found, revision, name, [json.loads(line) for line in body.splitlines()])
 
     def batch(self, wanted: dict[str, Any]) -> None:
-        objects = [
-            {**item, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}} for item in wanted["objects"]
+        objects = [  # what is there already needs no upload
+            item
+            if item["oid"] in self.hub.blobs
+            else {**item, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}}
+            for item in wanted["objects"]
         ]
         return self.answer(200, {"transfer": "basic", "objects": objects})
 
@@ -232,11 +262,15 @@ def _entries(files: dict[str, bytes], folder: str, wanted: list[str] | None, *, 
 
 
 @contextmanager
-def serve() -> Iterator[Hub]:
-    """A Hub on a free port of this machine, for as long as the block runs."""
+def serve(certificate: Path | None = None) -> Iterator[Hub]:
+    """A Hub on a free port of this machine, for as long as the block runs. certificate: with its key, for https."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    hub.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

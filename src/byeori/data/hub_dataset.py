@@ -19,7 +19,7 @@ from byeori.data.files import Part, load_file
 from byeori.data.readers import READERS, ending
 from byeori.data.readers.text import plain_ending
 from byeori.errors import ByeoriError, DataError, HubError
-from byeori.support import hub
+from byeori.support import hub, hub_errors
 from byeori.support.atomic_files import new_file
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
@@ -53,7 +53,7 @@ def load_dataset(name: str, config: str | None, split: str, revision: str | None
     except ByeoriError:
         raise
     except Exception as error:  # whatever a remote repository or the network can raise
-        raise HubError(f"the dataset {name} {_problem(error, name, config, split, revision)}") from None
+        raise HubError(_sentence(error, name, config, split, revision)) from None
 
 
 @contextmanager
@@ -156,8 +156,23 @@ def _between(parts: list[Part], start: int, stop: int) -> Iterator[Part]:
         start, stop = start - count, stop - count
 
 
-def _problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
-    """Return the end of the sentence "the dataset x ...", from the messages of datasets 4 and 5."""
+def _sentence(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
+    """Return one sentence for whatever is wrong with a dataset on the Hub, or on the way to it."""
+    if problem := _problem(error, name, config, split, revision):
+        return f"the dataset {name} {problem}"
+    unreachable = (
+        f"the dataset {name} is not a local file or folder and the Hugging Face Hub cannot be reached; check the path, "
+        "or the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+    )
+    if found := hub_errors.explanation(error, f"the dataset {name}", unreachable=unreachable):
+        return found
+    if _UNREACHABLE.search(type(error).__name__):
+        return unreachable
+    return f"the dataset {name} cannot be loaded from the Hugging Face Hub: {one_line(error)}"
+
+
+def _problem(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str | None:
+    """Return the end of the sentence "the dataset x ...", from the messages of datasets 4 and 5, if they tell."""
     problem = one_line(error)
     if listed := re.search(r"(BuilderConfig|Config name|Unknown split).*?(\[.*?\])", problem):
         names = re.findall(r"'(.*?)'", listed[2])
@@ -175,9 +190,4 @@ def _problem(error: Exception, name: str, config: str | None, split: str, revisi
             "is not a local file or folder and was not found on the Hugging Face Hub; check the spelling, or log in "
             "with `hf auth login` if it is private."
         )
-    if _UNREACHABLE.search(type(error).__name__):
-        return (
-            "is not a local file or folder and the Hugging Face Hub cannot be reached; check the path, or the "
-            "network, HF_ENDPOINT and HF_HUB_OFFLINE."
-        )
-    return f"cannot be loaded from the Hugging Face Hub: {problem}"
+    return None

@@ -118,9 +118,9 @@ def plan(
         held = {parameter: trained.weights[name] for parameter, name in stored.items() if name in trained.weights}
     changed = {stored[parameter] for parameter in changes}
     quantized = bool(opened) and not changed & set(opened)  # then every code stays as it is
-    if quantized:
-        weights = dict(raw)
-    elif opened and onto == "base":
+    if onto == "opened":
+        weights |= {stored[parameter]: source for parameter, source in held.items()}
+    if opened and not quantized and onto == "base":
         raise ModelError(
             f"{base} is stored quantized ({_method(folder)}): there are no other weights to merge onto; leave --onto "
             "out, or give --base_model_name_or_path the folder of the full-precision model that it was made from"
@@ -129,14 +129,12 @@ def plan(
         raise ModelError(
             f"--onto opened: {adapter} was not trained in 4 or 8 bit, and {base} is not stored so; leave it out"
         )
-    if onto == "opened":
-        weights |= {stored[parameter]: source for parameter, source in held.items()}
     model = MergedModel(
         base=folder,
         adapter=adapter,
         config=config,
         dtype=dtype,
-        tensors=_merged(weights, changes, names, split, stored, base, config, dtype),
+        tensors=_merged(dict(raw) if quantized else weights, changes, names, split, stored, base, config, dtype),
         untied=untied,
         names=names,
         quantized=quantized,

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from byeori.artifacts.tokenizer_files import TOKENIZER_FILES
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.export.formats import format_of
 from byeori.model.fingerprint import INDEX
+from byeori.support import hub_errors
 from byeori.support.foreign_files import json_file
 from byeori.support.hub import human_size
 from byeori.support.yaml_files import yaml_mapping
@@ -102,13 +104,24 @@ def collect(folder: Path, repo_id: str, evidence: dict[str, Path] | None = None)
     if _json(folder / layout.MERGE_REPORT).get("verdict") == "different":
         raise ModelError(f"{folder} failed the check after merging and is not published; merge again")
     paths = [*model_format.files(folder), *(folder / name for name in _SIDE_FILES), evidence[layout.METRICS]]
-    files = {path.name: _without_paths(path) for path in paths if path.is_file()}
+    files = {path.name: _without_paths(path) for path in paths if _is_file(path)}
     readme = folder / layout.CARD
-    if readme.is_file() and not is_generated(readme.read_text(encoding="utf-8", errors="replace")):
+    if _is_file(readme) and not is_generated(readme.read_text(encoding="utf-8", errors="replace")):
         files[layout.CARD] = readme
     else:
         files[layout.CARD] = model_card(folder, name=repo_id, paths=evidence).encode()
     return files
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is such a file.
+
+    Raises:
+        ModelError: if it is a link out of its folder, which could lead to anything.
+    """
+    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+        raise ModelError(f"{path} is a link out of its folder, which is not published; copy the file there instead")
+    return path.is_file()
 
 
 def _without_paths(path: Path) -> Path | bytes:
@@ -196,17 +209,23 @@ def _upload(
     if not token:
         raise HubError("no token for the Hub; log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi(token=token)
+    retried = partial(hub_errors.retried, name=repo_id)
     try:
-        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-        _check_repository(api.model_info(repo_id), set(files), repo_id, private=private)
-        if revision != "main":
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=item) for name, item in files.items()]
-        done = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+        with hub_errors.announced(repo_id):
+            url = retried(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+            _check_repository(retried(lambda: api.model_info(repo_id)), set(files), repo_id, private=private)
+            if revision != "main":
+                retried(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
+            operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=item) for name, item in files.items()]
+            for operation in operations:  # the Hub keeps each, so that another attempt goes on after the last one
+                retried(partial(api.preupload_lfs_files, repo_id, [operation], revision=revision))
+            done = retried(lambda: api.create_commit(repo_id, operations, commit_message=message, revision=revision))
     except ByeoriError:
         raise
     except Exception as error:  # HTTP, network, OS and value errors; a traceback could show headers
-        raise HubError(_sentence(error, repo_id).replace(token, "***")) from None
+        sentence = hub_errors.explanation(error, repo_id, write=True)
+        sentence = sentence or f"{repo_id} could not be published: {hub_errors.one(error)}"
+        raise HubError(sentence.replace(token, "***")) from None
     return str(url), done.oid
 
 
@@ -221,41 +240,3 @@ def _check_repository(info: Any, names: set[str], repo_id: str, *, private: bool
             f"{repo_id} holds {', '.join(older)} of another upload, which would be loaded instead of these weights or "
             "with them; delete them on the Hub, or publish under another name"
         )
-
-
-def _sentence(error: Exception, repo_id: str) -> str:
-    """Return one sentence for an error of the Hub's client, from the first error in its chain that explains it."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for item in chain:
-        if isinstance(item, HfHubHTTPError) and item.response is not None:
-            return _status_sentence(item.response.status_code, repo_id, item.server_message)
-    if any(isinstance(item, OfflineModeIsEnabled) for item in chain):
-        return "HF_HUB_OFFLINE is set; unset it to publish"
-    names = " ".join(type(item).__name__ for item in chain)
-    if any(word in names for word in ("Connect", "Timeout", "Network", "Protocol", "Read", "Write")):
-        return f"cannot reach the Hugging Face Hub ({_first_line(chain[-1])}); check the network and try again"
-    return f"{repo_id} could not be published: {_first_line(error)}"
-
-
-def _status_sentence(status: int, repo_id: str, message: str | None) -> str:
-    detail = f" ({_first_line(message)})" if message else ""
-    if status == 401:
-        return f"the Hub does not accept the token{detail}; log in again with `hf auth login`, or set HF_TOKEN"
-    if status == 403:
-        return f"the token may not write to {repo_id}{detail}; use one with write access to it"
-    if status == 404:
-        return f"the Hub has no {repo_id} that this token may see{detail}; check the name and the token"
-    if status >= 500:
-        return f"the Hub failed (HTTP {status}){detail}; try again later"
-    return f"the Hub rejected {repo_id} (HTTP {status}){detail}; fix the cause and try again"
-
-
-def _first_line(item: object) -> str:
-    lines = str(item).strip().splitlines()
-    return lines[0][:300] if lines else type(item).__name__

@@ -16,7 +16,7 @@ from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
 from byeori.model import names
-from byeori.support import collector, hub
+from byeori.support import collector, hub, hub_errors
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
 
@@ -214,11 +214,7 @@ def local_folder(name: str, revision: str | None = None, files: tuple[str, ...] 
 
 def explain(error: Exception, name: str, what: str) -> ByeoriError:
     """Return one sentence for an error while loading; what: the tokenizer, config.json or weights."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = hub_errors.chain(error)
     text = " ".join(str(link) for link in chain)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     local = Path(name).exists()
@@ -253,12 +249,15 @@ def _explain_remote(text: str, chain: list[BaseException], name: str) -> ByeoriE
     for kind, sentence in answers.items():
         if kind in kinds:
             return HubError(sentence)
+    unreachable = (
+        f"{name} is neither a local folder{nearest_file(Path(name))} nor in the cache, and the Hugging Face Hub "
+        "cannot be reached; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+    )
+    if found := hub_errors.explanation(chain[0], name, unreachable=unreachable):
+        return HubError(found)
     signs = ("connect", "offline", "resolve", "timed out", "network", "couldn't reach", "max retries")
     if any(sign in text.lower() for sign in signs) or not hub.reachable(name):
-        return HubError(
-            f"{name} is neither a local folder{nearest_file(Path(name))} nor in the cache, and the Hugging Face Hub "
-            "cannot be reached; check the name, the network, HF_ENDPOINT and HF_HUB_OFFLINE"
-        )
+        return HubError(unreachable)
     return None
 
 

@@ -15,6 +15,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from byeori.support import hub_errors
+
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 MODEL = (*WEIGHTS, "adapter_config.json", "adapter*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
 
@@ -42,8 +44,8 @@ def _answers(minute: int) -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever the network can raise; any answer at all is an answer
-        return False
+    except Exception as error:  # whatever the network can raise; any answer at all is an answer
+        return hub_errors.is_untrusted(error)
     return True
 
 
@@ -60,7 +62,10 @@ def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, 
 
     if not reachable(name):
         return cached(name, patterns, revision=revision, kind=kind)
-    about: Any = HfApi().repo_info(name, revision=revision, repo_type=kind, files_metadata=True)
+    api = HfApi()
+    about: Any = hub_errors.retried(
+        lambda: api.repo_info(name, revision=revision, repo_type=kind, files_metadata=True), name
+    )
     sizes = {item.rfilename: item.size or 0 for item in about.siblings or []}
     files = [file for file in sizes if any(_matches(file, pattern) for pattern in patterns)]
     if "model.safetensors" in files:  # the parts are the same weights once more
@@ -75,7 +80,11 @@ def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, 
         total = human_size(sum(sizes[file] for file in new))
         print(f"Downloading {name} from the Hugging Face Hub: {count}, {total}", file=sys.stderr, flush=True)
     exact = [glob.escape(file) for file in files]
-    return Path(snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=exact))
+    with hub_errors.announced(name):
+        folder = hub_errors.retried(
+            lambda: snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=exact), name
+        )
+    return Path(folder)
 
 
 def cached(name: str, patterns: tuple[str, ...], *, revision: str | None = None, kind: str = "model") -> Path:
