@@ -297,22 +297,24 @@ import resource, sys
 from pathlib import Path
 from byeori.export.merge import merge
 from byeori.export.safetensors_folder import SafetensorsFolder
-base, adapter, out = sys.argv[1:]
+base, adapter, out, verify = sys.argv[1:]
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 shards = SafetensorsFolder(max_shard_bytes=8 << 20)
-merge(adapter=Path(adapter), base=base, output_dir=Path(out), verify=False, output_format=shards)
+done = merge(adapter=Path(adapter), base=base, output_dir=Path(out), verify=verify == "True", output_format=shards)
+assert done.verdict == ("equal" if verify == "True" else "not checked"), done
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
 """
 
 
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verify", [False, True])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, verify: bool) -> None:
     sizes, peaks = [], []
     for layers in (3, 30):
         changes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers}
         base = saved(llama(**changes), tmp_path / f"base{layers}")
         adapter = adapted(base, tmp_path / f"adapter{layers}")
         sizes.append((base / "model.safetensors").stat().st_size / 2**20)
-        done = forks.run("-c", PEAK, base, adapter, tmp_path / f"out{layers}")
+        done = forks.run("-c", PEAK, base, adapter, tmp_path / f"out{layers}", verify)
         assert done.returncode == 0, done.stderr
         peaks.append(float(done.stdout.split()[-1]))
     assert sizes[0] < 35 and sizes[1] > 260  # MiB

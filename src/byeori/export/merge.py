@@ -166,6 +166,8 @@ def _checked(
 
 def _distance_note(report: dict[str, Any], adapter_folder: Path, adapter: str | Path) -> list[str]:
     distance = report.get("distance")
+    if reason := report.get("distance_not_measured"):
+        return [f"How far the merged model is from the one that was trained was not measured: {reason}"]
     if distance is None:
         return []
     bits = trained_bits(adapter_folder)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from byeori.errors import ModelError
+from byeori.errors import ConfigError, ModelError
 from byeori.export import base_names, streamed_model
 from byeori.export.adapter_changes import FLOATS, adapter_tensors
 from byeori.export.base_names import parameter_names
@@ -64,6 +64,7 @@ def compare(
     Raises:
         ModelError: if one of the models cannot be loaded. MemoryError: if the largest layer does not fit.
     """
+    memory.keep_large_blocks_apart()
     check = _Check(merged, model, on_progress)
     if (needed := check.needs()) > (free := memory.available_bytes(check.device)):
         raise MemoryError(f"the check needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
@@ -95,11 +96,22 @@ def compare(
         plain = check.plain()
         measured["adapter_effect"] = (expected - plain).abs().max().item()
         if model.trained:
-            trained = check.adapted({**model.plain, **model.trained})
-            measured["distance"] = check.distance(actual, trained)
-            measured["plain_base_distance"] = check.distance(plain, trained)
-            measured["distance_limit"] = DISTANCE_LIMIT * measured["plain_base_distance"]
+            measured |= _distances(check, actual, plain)
     return measured, "" if same else reason
+
+
+def _distances(check: _Check, actual: torch.Tensor, plain: torch.Tensor) -> dict[str, Any]:
+    """How far the merged model and the plain base are from the model that was trained."""
+    try:
+        trained = check.adapted({**check.model.plain, **check.model.trained})
+    except ConfigError as error:  # bitsandbytes is not installed here
+        return {"distance_not_measured": str(error)}
+    away = check.distance(plain, trained)
+    return {
+        "distance": check.distance(actual, trained),
+        "plain_base_distance": away,
+        "distance_limit": DISTANCE_LIMIT * away,
+    }
 
 
 def _needs_weight(layer: Any) -> bool:

@@ -18,6 +18,7 @@ import torch
 from byeori.errors import ModelError
 from byeori.export.adapter_changes import FLOATS
 from byeori.model.fingerprint import Stored
+from byeori.model.quantize import check_installed
 from byeori.support.foreign_files import json_file
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -118,6 +119,7 @@ def as_trained(source: Stored, name: str, bits: int, compute: torch.dtype) -> Op
     def load() -> torch.Tensor:
         from byeori.kernels.quantized_linear import QuantizedLinear
 
+        check_installed(f"opening {name} as training in {bits} bit held it")
         with torch.device("meta"):
             linear = torch.nn.Linear(source.shape[1], source.shape[0], bias=False, dtype=compute)
         layer = QuantizedLinear(linear, bits)
@@ -158,13 +160,9 @@ def open_stored(folder: Path, tensors: dict[str, Stored]) -> tuple[dict[str, Ope
 
 
 def _open_bnb4(name: str, stored: dict[str, Stored]) -> torch.Tensor:
-    try:
-        from bitsandbytes import functional
-    except ImportError:
-        raise ModelError(
-            f"{name} is stored in bitsandbytes' 4 bit, which needs bitsandbytes; pip install '.[quant]' in byeori's "
-            "checkout"
-        ) from None
+    check_installed(f"opening {name}, which is stored in 4 bit,")
+    from bitsandbytes import functional
+
     parts = {key.removeprefix(name + "."): read(item) for key, item in stored.items() if key != name}
     state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
     shape, state.dtype = tuple(state.shape), torch.float32
