@@ -120,7 +120,10 @@ def measure(one: Combination) -> dict[str, int]:
         tokens=4096,
     )
     examples = work.micro_batches[0].largest
-    settings: dict[str, Any] = {"recompute": "full" if one.checkpointing else "none", "four_bit": one.four_bit}
+    settings: dict[str, Any] = {
+        "recompute": "full" if one.checkpointing else "none",
+        "bits": 4 if one.four_bit else None,
+    }
     step: dict[str, Any] = {"objective": objective, "accumulates": True}
     rehearsed = rehearsal.rehearse(
         rehearsal.architecture(config),
@@ -189,7 +192,7 @@ def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _quantize(causal: Any) -> None:
+def _quantize(causal: Any, bits: int) -> None:
     """Put real 4-bit layers of bitsandbytes where the plan counts sizes only."""
     import torch
     from bitsandbytes import functional
@@ -199,8 +202,8 @@ def _quantize(causal: Any) -> None:
     class Real(MetaQuantizedLinear):
         """Holds bitsandbytes' own packed weight and scales."""
 
-        def __init__(self, linear: torch.nn.Linear) -> None:
-            super().__init__(linear)
+        def __init__(self, linear: torch.nn.Linear, bits: int) -> None:
+            super().__init__(linear, bits)
             weight, state = functional.quantize_4bit(
                 linear.weight.detach().reshape(-1), blocksize=64, compress_statistics=True, quant_type="nf4"
             )
@@ -216,7 +219,7 @@ def _quantize(causal: Any) -> None:
         def dequantize(self, quantized: torch.Tensor) -> torch.Tensor:
             return functional.dequantize_4bit(quantized, self.state).view(self.out_features, self.in_features)
 
-    quantize_layers(causal, Real)
+    quantize_layers(causal, bits, Real)
 
 
 def row(one: Combination, result: dict[str, int]) -> str:

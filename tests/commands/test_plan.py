@@ -121,7 +121,6 @@ def test_notes_on_what_is_not_counted(capsys: pytest.CaptureFixture[str]) -> Non
     found = _plan(capsys, shape=SHAPE, gpu="L4", cpu_offload=True, nproc=2, num_epochs=1)
     notes = " ".join(found["notes"])
     assert "batch_size 8, 1 epoch, cutoff_len" in found["about"]
-    assert "cpu_offload is not counted" in notes
     assert "nproc 2 is not counted" in notes
 
 

@@ -48,7 +48,7 @@ def _case(
 
     def rehearse(micro: MicroBatch, recompute: str, four_bit: bool, device: str) -> Rehearsal:
         weights = (4 if four_bit else 16) * GIB
-        activations = (micro.size or 1) * {"none": 4, "selective": 3, "full": 1}[recompute] * GIB
+        activations = (micro.size or 1) * {"none": 4, "selective": 3, "full": 1, "offload": 1}[recompute] * GIB
         parts = dict.fromkeys(PARTS, 0) | {"weights": weights, "activations": activations}
         return Rehearsal(
             peak=weights + activations,

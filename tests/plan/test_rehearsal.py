@@ -94,7 +94,7 @@ def test_both_objectives(objective: Objective, accumulates: bool, dropout: float
 
 
 KINDS = ["llama", "gemma3", "gpt2"]
-CHANGES = [{}, {"recompute": "full"}, {"recompute": "selective"}, {"four_bit": True}, {"accumulates": True}]
+CHANGES = [{}, {"recompute": "full"}, {"recompute": "selective"}, {"bits": 4}, {"accumulates": True}]
 DEVICES = ["cpu", "cuda"]
 
 

@@ -24,7 +24,7 @@ def planned_run(settings: TrainSettings, objective: Objective | None = None) -> 
             targets=tuple(settings.lora_target_modules),
         ),
         dtype=settings.dtype,
-        recompute={"auto": None, "offload": "full"}.get(checkpointing, checkpointing),
+        recompute=None if checkpointing == "auto" else checkpointing,
         four_bit=None if settings.load_in_4bit == "auto" else settings.load_in_4bit,
         eight_bit=settings.load_in_8bit,
         parallel=settings.parallel,
@@ -32,4 +32,7 @@ def planned_run(settings: TrainSettings, objective: Objective | None = None) -> 
         micro_batch_tokens=settings.micro_batch_tokens,
         share_prefixes=settings.share_prefixes != "off",
         speed=tuple(settings.speed),
+        optim=settings.optim,
+        cpu_offload=settings.cpu_offload,
+        all_trained=settings.train_on_inputs,
     )

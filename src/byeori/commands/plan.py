@@ -87,7 +87,7 @@ def _planned(settings: PlanSettings, table: Table) -> tuple[PlanResult, Rehearse
         objective=settings.planned,
         weights=rehearser.weight_count,
         about=_about(training),
-        notes=(*notes, *_notes(training), *_old(selected), *left_out),
+        notes=(*notes, *_notes(training), *_stored(rehearser), *_old(selected), *left_out),
         workload=work,
         table=table,
         candidates=tuple(everywhere),
@@ -170,6 +170,8 @@ def _workload(
         schedule=schedule(training, settings.assumed_rows),
         size=run.micro_batch_size,
         tokens=tokens,
+        share=run.share_prefixes,
+        all_trained=run.all_trained,
     )
     return work, []
 
@@ -194,6 +196,14 @@ def _about(training: TrainSettings) -> str:
     return f"LoRA of rank {training.lora_r} on {layers}; {batch}"
 
 
+def _stored(rehearser: Rehearser) -> list[str]:
+    if rehearser.stored is None:
+        return []
+    method, bits = rehearser.stored
+    opened = ", opened layer by layer" if bits < 16 else ", in which they are trained"
+    return [f"the weights are stored quantized ({method}) and counted in {bits} bit{opened}"]
+
+
 def _old(selected: list[Machine]) -> list[str]:
     names = ", ".join(machine.name for machine in selected if machine.capability < machines.OLDEST)
     advice = "PyTorch's wheels since 2.11 have no code for it; install one built for CUDA 12.6"
@@ -204,16 +214,8 @@ def _notes(training: TrainSettings) -> list[str]:
     notes = []
     if training.dtype == "float32":
         notes.append("float32: no speed is predicted")
-    if training.gradient_checkpointing == "offload":
-        notes.append("activations are offloaded to the CPU's memory: the GPU needs less than is shown here")
-    if training.optim != "adamw":
-        notes.append(f"the optimizer is counted as adamw; {training.optim} needs less")
-    if training.load_in_8bit:
-        notes.append("the weights are counted in 16 bit; in 8 bit they need half")
     if training.compile == "on":
         notes.append("compiled layers need less memory than is shown here")
-    if training.cpu_offload:
-        notes.append("cpu_offload is not counted: sharded weights stay in the CPU's memory; a GPU needs less and waits")
     if training.nproc is not None:
         notes.append(f"nproc {training.nproc} is not counted: a plan has one process for each GPU")
     return notes
@@ -234,7 +236,7 @@ def _print(settings: PlanSettings, result: PlanResult, rehearser: Rehearser) -> 
         lines += ["", *report.table(result)]
     if settings.explain:
         shown = result.best or result.candidates[0]
-        config, device = shown.run_config, shown.machine.device
+        config, device = shown.run_config, shown.machine.kind
         assert config is not None
         peak = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, device, explain=True)
         lines += ["", *report.by_part(shown), *report.explanation(peak, config.label)]

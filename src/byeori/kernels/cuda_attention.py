@@ -54,10 +54,9 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> boo
     )
 
 
-@functools.cache
 def ampere(device: torch.device) -> bool:
-    """Return whether a GPU is an Ampere or newer; the GPU of a rehearsal is assumed to be."""
-    return device.type == "meta" or torch.cuda.get_device_capability(device) >= (8, 0)
+    """Return whether a GPU, or the one that a rehearsal stands for, is an Ampere or newer."""
+    return device_kind.capability(device) >= 8
 
 
 def attend(

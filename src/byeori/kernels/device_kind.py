@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 import torch
 
-_REHEARSED: ContextVar[str] = ContextVar("rehearsed", default="cpu")
+_REHEARSED: ContextVar[tuple[str, float]] = ContextVar("rehearsed", default=("cpu", 0.0))
 
 
 def kind(tensor: torch.Tensor) -> str:
@@ -21,13 +21,21 @@ def kind(tensor: torch.Tensor) -> str:
 
 def kind_of(device: torch.device) -> str:
     """Return cpu, cuda, ... for a device."""
-    return _REHEARSED.get() if device.type == "meta" else device.type
+    return _REHEARSED.get()[0] if device.type == "meta" else device.type
+
+
+def capability(device: torch.device) -> float:
+    """Return the compute capability of a GPU, 8.6 for (8, 6); on the meta device that of the planned one."""
+    if device.type == "meta":
+        return _REHEARSED.get()[1]
+    major, minor = torch.cuda.get_device_capability(device)
+    return major + minor / 10
 
 
 @contextmanager
-def stand_for(device: str) -> Iterator[None]:
-    """Let tensors on the meta device stand for this kind of device inside."""
-    token = _REHEARSED.set(device)
+def stand_for(device: str, capability: float = 8.0) -> Iterator[None]:
+    """Let tensors on the meta device stand for this kind of device inside. capability: of a GPU."""
+    token = _REHEARSED.set((device, capability))
     try:
         yield
     finally:

@@ -246,10 +246,7 @@ def _sdpa(
     call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     if query.is_meta and device_kind.kind(query) == "cuda":
-        # in a rehearsal: on a GPU the output and one number per row are saved
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        output: torch.Tensor = flash(query, key, value, call.dropout, mask is None, scale=call.scale)[0]
-        return output
+        return _rehearsed_sdpa(call, query, key, value, mask)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -260,6 +257,28 @@ def _sdpa(
         scale=call.scale,
         enable_gqa=key.shape[1] != query.shape[1],
     )
+
+
+def _rehearsed_sdpa(
+    call: Call, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """In a rehearsal: what PyTorch would choose on the GPU (aten/native/transformers/cuda/sdp_utils.cpp).
+
+    A fused kernel saves the output and a number per row, the written-out form all scores. Flash attention has heads of
+    up to 256 numbers and no masks; the memory-efficient kernel has both, but not fewer heads for keys than for queries.
+    """
+    size, half, new = query.shape[-1], query.dtype.itemsize == 2, device_kind.capability(query.device) >= 8
+    flash = new and half and size <= 256 and value.shape[-1] == size and mask is None
+    efficient = query.shape[1] == key.shape[1] and (new or query.dtype != torch.bfloat16)
+    output: torch.Tensor
+    if flash or efficient:
+        fused = torch.ops.aten._scaled_dot_product_flash_attention
+        output = fused(query, key, value, call.dropout, mask is None, scale=call.scale)[0]
+    else:
+        written_out = torch.ops.aten._scaled_dot_product_attention_math
+        how = {"dropout_p": call.dropout, "is_causal": mask is None, "scale": call.scale, "enable_gqa": True}
+        output = written_out(query, key, value, mask, **how)[0]
+    return output
 
 
 def _eager(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-_LEAST = 2**20  # bytes; smaller tensors stay on the GPU
+LEAST = 2**20  # bytes; smaller tensors stay on the GPU
 _COPYING = 2  # activations on the GPU whose copies may be in progress
 
 
@@ -28,7 +28,7 @@ class Link:
 
     def accepts(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is moved: an activation on a GPU, and not a small one."""
-        return tensor.is_cuda and not isinstance(tensor, torch.nn.Parameter) and tensor.nbytes >= _LEAST
+        return tensor.is_cuda and not isinstance(tensor, torch.nn.Parameter) and tensor.nbytes >= LEAST
 
     def empty_like(self, like: torch.Tensor) -> torch.Tensor:
         """Return an empty tensor in pinned memory."""

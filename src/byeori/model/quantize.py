@@ -28,6 +28,26 @@ def check_installed(flag: str) -> None:
         logger.setLevel(level)
 
 
+def stored(config: Any) -> tuple[str, int] | None:
+    """Return the method and the bits in which a model's files hold its weights, None if they are not quantized.
+
+    16 bits for MXFP4, which transformers trains dequantized (`Mxfp4Config(dequantize=True)`), and for unknown methods.
+    """
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    values: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
+    method = str(values.get("quant_method") or "unknown").split(".")[-1].lower()
+    groups = values.get("config_groups") or {}
+    inner = [(group.get("weights") or {}).get("num_bits") for group in groups.values() if isinstance(group, dict)]
+    bits = values.get("bits") or values.get("w_bit") or next(filter(None, inner), None)
+    if method in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+        bits = 8 if values.get("load_in_8bit") else 4
+    elif method in ("fp8", "fbgemm_fp8"):
+        bits = 8
+    return method, bits if bits in (4, 8) else 16
+
+
 def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
     """Return every plain linear layer but the output embedding: (its parent, its name there, the layer)."""
     head = causal.get_output_embeddings()

@@ -20,11 +20,11 @@ _COMPILE_PAYS_AFTER = 300.0
 _ASSUMED_SPEED = {"cpu": 3e11, "cuda": 2e14}
 
 
-def recompute_layers(causal: Any, kind: str) -> None:
+def recompute_layers(causal: Any, kind: str, link: activation_offload.Link | None = None) -> None:
     """Turn on activation checkpointing (Chen et al., arXiv:1604.06174): layers save only their inputs and run twice.
 
     kind: none; full; selective, every other layer, so half of the work for half of the memory; or offload, full with
-    the saved inputs in the CPU's memory.
+    the saved inputs in the CPU's memory. link: how they are copied there.
     """
     if kind == "none":
         causal.gradient_checkpointing_disable()
@@ -36,7 +36,7 @@ def recompute_layers(causal: Any, kind: str) -> None:
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False
     if kind == "offload":
-        activation_offload.offload(causal.base_model)
+        activation_offload.offload(causal.base_model, link)
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:

@@ -130,7 +130,7 @@ def _best(
     run: PlannedRun, model_config: Any, rows: Rows, schedule: Schedule, processes: Processes
 ) -> tuple[Candidate, str] | None:
     """The best candidate on as many of this machine as there are processes, and the setting `parallel` for it."""
-    if run.eight_bit or getattr(model_config, "quantization_config", None):
+    if getattr(model_config, "quantization_config", None):
         return None  # a rehearsal does not know how these weights are stored
     rehearser, table = Rehearser(model_config, run), machines.read()
     space = rehearser.search_space
@@ -157,8 +157,9 @@ def _best(
     config = best.run_config
     if config is None or not config.sharded:
         return best, "ddp"
-    rehearsed = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, here.device)
-    need = sum(candidates.memory(rehearsed, table, here, processes.local_world).values())
+    rehearsed = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, here.kind)
+    parts = candidates.memory(rehearsed, table, here, processes.local_world, cpu_offload=run.cpu_offload)
+    need = sum(parts.values())
     return best, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp"
 
 

@@ -20,7 +20,12 @@ from byeori.plan.workload import MicroBatch, Workload
 
 COUNTS = (1, 2, 4, 8)
 # gradient_checkpointing: its label, and the fraction of the layers that is computed twice
-RECOMPUTE = {"none": ("", 0.0), "selective": ("half checkpointing", 0.5), "full": ("checkpointing", 1.0)}
+RECOMPUTE = {
+    "none": ("", 0.0),
+    "selective": ("half checkpointing", 0.5),
+    "full": ("checkpointing", 1.0),
+    "offload": ("offloaded checkpoints", 1.0),
+}
 OUTSIDE = "context"  # the part that PyTorch does not count
 # How many copies of the weights outside layers exist while they are gathered, before anything is computed: the one
 # that arrives and the one that stays (FSDP2); between processes on CPUs also the one that gloo assembles.
@@ -116,7 +121,8 @@ class PlanInput:
     rehearse: of the largest micro-batch: (micro-batch, recompute, four_bit, kind of device). typical_cost: of a typical
     one. speed_known: whether the run computes in 16 bit, for which the peaks of machines are known.
     smallest_weights: bytes that the weights take at least, in 4 bit or not; without room for them nothing is rehearsed.
-    spot: whether the prices are those of machines that may be taken away.
+    spot: whether the prices are those of machines that may be taken away. cpu_offload: whether sharded weights stay in
+    the CPU's memory.
     """
 
     workload: Workload
@@ -127,6 +133,7 @@ class PlanInput:
     speed_known: bool = True
     smallest_weights: Callable[[bool], float] = lambda four_bit: 0.0
     spot: bool = False
+    cpu_offload: bool = False
 
 
 def all_machines(
@@ -187,7 +194,7 @@ def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
         refused = f"batch_size {plan.workload.batch_size} is not a multiple of {count} processes"
         return Candidate(machine=machine, count=count, refused=refused)
     configs = _run_configs(plan, machine, count)
-    smallest = {(config.four_bit, config.sharded): config for _, config in configs}  # the last of each kind
+    smallest = {_kind(config): config for _, config in configs}  # the last of each kind
 
     def evaluate(config: RunConfig) -> Candidate:
         return _candidate(plan, machine, count, config)
@@ -198,7 +205,7 @@ def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
             evaluate(config)
             for _, config in group
             # if the smallest of its kind does not fit, no other does; the settings' own is tried without asking
-            if not tier or evaluate(smallest[config.four_bit, config.sharded]).fits
+            if not tier or evaluate(smallest[_kind(config)]).fits
         ]
         fitting = [candidate for candidate in candidates if candidate.fits]
         if fitting:  # of two that are about as fast, the earlier one, which changes less
@@ -207,14 +214,20 @@ def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
     return min([*tried, *map(evaluate, smallest.values())], key=lambda candidate: candidate.need)
 
 
+def _kind(config: RunConfig) -> tuple[bool, bool, bool]:
+    return config.four_bit, config.sharded, config.recompute == "offload"
+
+
 def _run_configs(plan: PlanInput, machine: Machine, count: int) -> list[tuple[int, RunConfig]]:
     """What may be tried with its tier, sorted: a later tier is slower, or rounds the weights.
 
-    Tiers: 0, the settings' own; 1, smaller micro-batches and recomputation; 2, sharded weights; 3, weights in 4 bit.
+    Tiers: 0, the settings' own; 1, smaller micro-batches and recomputation; 2, sharded weights; 3, what is recomputed
+    from is in the CPU's memory; 4, weights in 4 bit.
     Kinds whose weights alone are too much are left out; if all are, the one that needs least stays.
     """
     space, both = plan.search_space, (False, True)
-    recompute = tuple(RECOMPUTE) if space.recompute is None else (space.recompute,)
+    kinds = [kind for kind in RECOMPUTE if kind != "offload" or machine.device == "cuda"]
+    recompute = kinds if space.recompute is None else [space.recompute]
     four_bit = both if space.four_bit is None else (space.four_bit,)
     sharded = (False,) if count == 1 else both if space.sharding is None else (space.sharding,)
     micro_batches = [m for m in plan.workload.micro_batches if not plan.workload.batch_size % ((m.size or 1) * count)]
@@ -230,15 +243,17 @@ def _run_configs(plan: PlanInput, machine: Machine, count: int) -> list[tuple[in
     def tier(config: RunConfig) -> int:
         if config is own:
             return 0
-        return 3 if config.four_bit != own.four_bit else 2 if config.sharded != own.sharded else 1
+        if config.four_bit != own.four_bit:
+            return 4
+        return 3 if _kind(config)[2] != _kind(own)[2] else 2 if config.sharded != own.sharded else 1
 
     possible = [config for config in configs if has_room(config)] or configs[-1:]
     return sorted(((tier(config), config) for config in possible), key=lambda item: item[0])
 
 
 def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
-    rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.device)
-    parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1)
+    rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.kind)
+    parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1, cpu_offload=plan.cpu_offload)
     need, available = sum(parts.values()), machine.memory * (1 - plan.table.headroom)
     offers = prices.offers(plan.table.prices, machine.name, count, spot=plan.spot)
     return Candidate(
@@ -256,11 +271,16 @@ def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig)
     )
 
 
-def memory(rehearsal: Rehearsal, table: Table, machine: Machine, shards: int) -> dict[str, int]:
-    """Return bytes by part on one device. shards: over how many the frozen weights are divided."""
+def memory(
+    rehearsal: Rehearsal, table: Table, machine: Machine, shards: int, *, cpu_offload: bool = False
+) -> dict[str, int]:
+    """Return bytes by part on one device. shards: over how many the frozen weights are divided.
+
+    cpu_offload: whether shards are in the CPU's memory while they are not in use.
+    """
     parts, gathering = dict(rehearsal.parts), 0
     if shards > 1:
-        inside, shard = parts["weights"] - rehearsal.outside, parts["weights"] // shards
+        inside, shard = parts["weights"] - rehearsal.outside, 0 if cpu_offload else parts["weights"] // shards
         parts["weights"] = shard + rehearsal.outside + min(inside, _UNSHARDED * rehearsal.layer)
         waiting = sum(size for part, size in rehearsal.resident.items() if part != "weights") + parts["gradients"]
         gathering = shard + _GATHERED[machine.device] * rehearsal.outside + waiting
@@ -276,6 +296,7 @@ def _speed(plan: PlanInput, machine: Machine, count: int, config: RunConfig, reh
     work, cost, again = plan.workload, plan.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
     machine = speed.with_measured(machine, config.four_bit)
     how: dict[str, Any] = {"again": again, "processes": count, "sharded": config.sharded}
+    how |= {"cpu_offload": plan.cpu_offload}
     seconds = speed.seconds(plan.table, machine, rehearsal, cost, **how)
     if seconds is None:
         return {}

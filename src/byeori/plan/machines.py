@@ -25,6 +25,7 @@ _SIZE = re.compile(r"[\s_-]+(\d+)\s*g(?:i?b)?$", re.IGNORECASE)  # of a memory, 
 _VENDOR = re.compile(r"\b(?:NVIDIA|GeForce|Tesla|AMD|Instinct|Radeon)\b", re.IGNORECASE)
 _ADVICE = "start from a copy of the shipped one"
 MIB, GIB = 2**20, 2**30
+OLD_CUDA = "cuda without flash attention"
 OLDEST = 7.5  # the compute capability that PyTorch's wheels have code for, since 2.11
 
 Range = tuple[float, float]  # the lowest and the highest
@@ -58,8 +59,8 @@ class Machine:
 
     @property
     def kind(self) -> str:
-        """What is rehearsed for it: cpu, cuda, or cuda_old for a GPU without flash attention."""
-        return "cuda_old" if self.device == "cuda" and self.capability < 8 else self.device
+        """What is rehearsed for it: cpu, cuda, or OLD_CUDA for a GPU without flash attention."""
+        return OLD_CUDA if self.device == "cuda" and self.capability < 8 else self.device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,7 @@ class Table:
 
     layer_seconds: of a layer's forward and backward pass, however small. opening: times that opening 4-bit weights
     takes what the bandwidth allows. scaling: fraction of the time lost for every doubling of the processes, at most.
+    host: bytes a second between a GPU and the CPU's memory.
     start: hours that a rented machine is paid for before it trains. cpu_share: as of a Machine, with its source.
     prices: of prices.py. source, date: the file's.
     """
@@ -94,6 +96,7 @@ class Table:
     layer_seconds: Range
     opening: Range
     scaling: float
+    host: Range
     start: Range
     cpu_share: tuple[Range, str]
     source: str
@@ -122,6 +125,7 @@ def read(machines: str | None = None, prices: str | None = None, provider: str |
             layer_seconds=(low / 1000, high / 1000),
             opening=_range(assumed["opening"]),
             scaling=float(assumed["scaling"]),
+            host=(1e9 * _range(assumed["host_gbs"])[0], 1e9 * _range(assumed["host_gbs"])[1]),
             start=_range(assumed["start_hours"]),
             cpu_share=(_range(assumed["cpu_share"]), str(known["assumptions"]["cpu_share"]["source"])),
             source=str(known.get("source", "")),

@@ -36,15 +36,43 @@ class Step:
     resident: dict[str, int]
 
 
-def make_optimizer(model: Any) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the adapters, with the state that it has from the second step on."""
+def make_optimizer(model: Any, name: str = "adamw") -> torch.optim.Optimizer:
+    """Return the run's optimizer over the adapters, with the state that it has from the second step on.
+
+    name: that of the settings. Pages of paged optimizers count where they are used, on the GPU.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = optim.make("adamw", parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
+    if name != "adamw" and parameters[0].is_meta:
+        return MetaBitsAndBytes(parameters, bits=8 if name.endswith("8bit") else 32)
+    optimizer = optim.make(name, parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return optimizer
+
+
+class MetaBitsAndBytes(torch.optim.Optimizer):
+    """The states of bitsandbytes' AdamW by their sizes: 8 bit with a scale for 256 numbers, or 32 bit.
+
+    Tensors of fewer than 4,096 numbers stay in 32 bit; each in 8 bit has its own two tables of 256 values.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], bits: int) -> None:
+        super().__init__(parameters, {})
+        for parameter in parameters:
+            like = {"device": parameter.device}
+            small = bits == 32 or parameter.numel() < 4096
+            kind, scales = (torch.float32, 0) if small else (torch.uint8, -(-parameter.numel() // 256))
+            for moment in ("1", "2"):
+                state = self.state[parameter]
+                state[f"state{moment}"] = torch.empty(parameter.shape, dtype=kind, **like)
+                if scales:
+                    state[f"absmax{moment}"] = torch.empty(scales, dtype=torch.float32, **like)
+                    state[f"qmap{moment}"] = torch.empty(256, dtype=torch.float32, **like)
+
+    def step(self, closure: Any = None) -> None:
+        """Allocate nothing: one kernel updates a tensor in place."""
 
 
 def run(
@@ -57,17 +85,18 @@ def run(
     block: int = 1,
     accumulates: bool = False,
     one_sequence: bool = False,
+    share: bool = True,
     explain: bool = False,
 ) -> Step:
     """Run one whole step over a micro-batch, with the optimizer's state of a second step.
 
     model: with its adapters, training. optimizer: of `make_optimizer`. ends: how many of the first and of the last
     layers have a segment of their own. accumulates: the step has micro-batches before this one, whose gradients exist.
-    one_sequence: without forest attention. block, explain: see Tracker.
+    one_sequence: without forest attention. share: whether examples share their prefixes. block, explain: see Tracker.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracker = Tracker(block=block, explain=explain)
-    batch = forests.build(list(examples))
+    batch = forests.build(list(examples), share=share)
     with tracker, _segments(model, parameters, tracker, ends):
         _assign_existing(tracker, model, parameters)
         tracker.assign("optimizer", _states(optimizer))

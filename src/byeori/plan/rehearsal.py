@@ -21,10 +21,10 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind, lora_linear, patch
+from byeori.kernels import device_kind, last_layer, lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import forward, quantize, skeleton, wrap
+from byeori.model import activation_offload, forward, quantize, skeleton, wrap
 from byeori.model.adapter import attach
 from byeori.plan import measured_step, meta_ops, meta_quantized
 from byeori.plan.measured_step import Step
@@ -51,9 +51,9 @@ class Rehearsal:
 
     peak: the most alive at once; parts: the same by part. segment: where in the step that is.
     flops: operations of one micro-batch, with recomputation; forward_flops: of its forward pass alone.
-    tokens: its unique tokens.
+    tokens: its unique tokens. offloaded: bytes of activations that are copied to the CPU's memory.
     resident: what stays between steps, by part. layer: weights of the largest layer; outside: weights of no layer.
-    layers: how many there are. quantized: how many weights are in 4 bit.
+    layers: how many there are. quantized: how many weights are in 4 or 8 bit.
     sources: bytes and count of every (part, module, operation, shape) alive at the peak; only where asked for.
     """
 
@@ -68,6 +68,7 @@ class Rehearsal:
     outside: int
     layers: int
     quantized: int
+    offloaded: int = 0
     sources: dict[Source, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -75,7 +76,8 @@ class Rehearsal:
 class Architecture:
     """A model's config and its layers. Their kinds repeat after `period` layers, from layer `first` on.
 
-    weight_count: how many weights in all. quantizable: whether it has layers that 4 bit can hold.
+    weight_count: how many weights in all. quantizable: whether it has layers that 4 bit can hold. prunes: whether a run
+    computes the last layer at predicting rows only, as far as a small copy of it shows.
     """
 
     config: Any
@@ -84,6 +86,7 @@ class Architecture:
     layers: int
     period: int
     first: int
+    prunes: bool
 
 
 def architecture(config: Any, bits: int | None = None) -> Architecture:
@@ -104,7 +107,19 @@ def architecture(config: Any, bits: int | None = None) -> Architecture:
         layers=len(kinds),
         period=period,
         first=first,
+        prunes=_prunes(config, min(len(kinds), first + period)),
     )
+
+
+def _prunes(config: Any, layers: int) -> bool:
+    """Whether the last layer's own check passes in a small copy with numbers; True where no such copy can be made."""
+    one = Adapter(r=1, alpha=1.0, dropout=0.0, targets=("all-linear",))
+    try:
+        fast_paths = ("norms", "mlp", "heads", "last_layer")
+        copied = build(skeleton.small(config, layers), one, torch.float32, fast_paths=fast_paths, device="cpu")
+        return last_layer.is_pruned(skeleton.layers_of(copied)[-1])
+    except Exception:  # a config may tie its sizes to each other in its own ways
+        return True
 
 
 def rehearse(
@@ -114,23 +129,28 @@ def rehearse(
     *,
     dtype: torch.dtype,
     recompute: str = "none",
-    four_bit: bool = False,
+    bits: int | None = None,
+    optim: str = "adamw",
     objective: Objective = SFT,
     device: str = "cuda",
+    capability: float = 8.0,
     accumulates: bool = False,
+    share: bool = True,
     speed: Sequence[str] = ("auto",),
     explain: bool = False,
     every_layer: bool = False,
 ) -> Rehearsal:
     """Run one micro-batch of `examples` through the whole model, without numbers.
 
-    device: the kind that is planned for, cpu or cuda. accumulates: whether a step has several micro-batches.
-    speed: the setting. every_layer: build all layers, however many there are.
+    bits: 4 or 8 for quantized weights. device: the kind that is planned for, cpu or cuda. capability: of a GPU.
+    accumulates: whether a step has several micro-batches. share: whether examples share their prefixes. optim, speed:
+    the settings. every_layer: build all layers, however many there are.
 
     Raises:
         ModelError: if no model can be made of this config, or its code needs numbers.
     """
     fast_paths = tuple(patch.parts(list(speed), torch.device(device)))
+    fast_paths = tuple(path for path in fast_paths if path != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, architecture.period
     if recompute == "selective":
         period = math.lcm(period, 2)
@@ -141,10 +161,13 @@ def rehearse(
     periods = (layers - low) // period if len(heights) == 2 else 0
 
     def run(height: int) -> tuple[Step, dict[str, int]]:
-        with device_kind.stand_for(device), _autocast_on_meta():
+        link = _MetaLink()
+        with device_kind.stand_for(device, capability), _autocast_on_meta():
+            offload = recompute == "offload"  # its hooks stay with a model, so it is not one to keep
+            make = _on_meta.__wrapped__ if offload else _on_meta
             with meta_ops.Remembering():
-                model, optimizer = _on_meta(architecture, adapter, dtype, height, four_bit, fast_paths)
-                wrap.recompute_layers(model.get_base_model(), recompute)
+                model, optimizer = make(architecture, adapter, dtype, height, bits, optim, fast_paths)
+                wrap.recompute_layers(model.get_base_model(), recompute, link)
             with _without_numbers(architecture.config):
                 step = measured_step.run(
                     model,
@@ -155,9 +178,10 @@ def rehearse(
                     block=_CUDA_BLOCK if device == "cuda" else 1,
                     accumulates=accumulates,
                     one_sequence=not forward.use_forest_attention(model),
+                    share=share,
                     explain=explain,
                 )
-            return step, _sizes(model)
+            return step, _sizes(model) | {"offloaded": link.copied}
 
     return _extend([run(height) for height in heights], periods, layers)
 
@@ -196,22 +220,22 @@ def build(
     *,
     layers: int | None = None,
     recompute: str = "none",
-    four_bit: bool = False,
+    bits: int | None = None,
     fast_paths: Sequence[str] = (),
     device: str = "meta",
-    quantize_layers: Callable[[Any], object] = meta_quantized.quantize_layers,
+    quantize_layers: Callable[[Any, int], object] = meta_quantized.quantize_layers,
 ) -> Any:
     """Return the adapted model as a run makes it, with the given number of layers; empty on the meta device.
 
     recompute: none, selective or full. fast_paths: those of the setting `speed` that the run has.
-    quantize_layers: puts the frozen layers into 4 bit.
+    quantize_layers: puts the frozen layers into so many bits.
 
     Raises:
         ModelError: if transformers cannot make this model.
     """
     base = skeleton.frozen_model(config if layers is None else skeleton.with_layers(config, layers), dtype, device)
-    if four_bit:
-        quantize_layers(base)
+    if bits:
+        quantize_layers(base, bits)
     model = attach(
         base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
     )
@@ -227,11 +251,32 @@ def _on_meta(
     adapter: Adapter,
     dtype: torch.dtype,
     layers: int,
-    four_bit: bool,
+    bits: int | None,
+    optim: str,
     fast_paths: tuple[str, ...],
 ) -> tuple[Any, Any]:
-    model = build(architecture.config, adapter, dtype, layers=layers, four_bit=four_bit, fast_paths=fast_paths)
-    return model, measured_step.make_optimizer(model)
+    model = build(architecture.config, adapter, dtype, layers=layers, bits=bits, fast_paths=fast_paths)
+    return model, measured_step.make_optimizer(model, optim)
+
+
+class _MetaLink(activation_offload.Link):
+    """Copies nothing, and counts the bytes that a run would copy to the CPU's memory."""
+
+    def __init__(self) -> None:
+        self.copied = 0
+
+    def accepts(self, tensor: torch.Tensor) -> bool:
+        return not isinstance(tensor, torch.nn.Parameter) and tensor.nbytes >= activation_offload.LEAST
+
+    def empty_like(self, like: torch.Tensor) -> torch.Tensor:
+        self.copied += like.nbytes
+        return torch.empty((), dtype=like.dtype, device="cpu").expand(like.shape)
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> Any:
+        return None
+
+    def wait(self, copied: Any) -> None:
+        pass
 
 
 def _fuse(model: Any, fast_paths: list[str]) -> None:

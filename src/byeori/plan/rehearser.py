@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from byeori.losses.base import Objective
-from byeori.model import load
+from byeori.model import load, quantize
 from byeori.plan import machines, rehearsal
 from byeori.plan.candidates import PlanInput, SearchSpace
 from byeori.plan.rehearsal import Adapter, Rehearsal
@@ -22,8 +22,9 @@ _CPU = torch.device("cpu")
 class PlannedRun:
     """The settings of a run that decide its memory and speed, by plain values. None: the plan chooses.
 
-    dtype, parallel, micro_batch_size, micro_batch_tokens, speed: as the settings of the same name. recompute: none,
-    selective or full. four_bit, eight_bit: whether the frozen weights are quantized.
+    dtype, parallel, micro_batch_size, micro_batch_tokens, speed, optim, cpu_offload: as the settings of the same name.
+    recompute: none, selective, full or offload. four_bit, eight_bit: whether the frozen weights are quantized.
+    all_trained: prompts as well as answers.
     """
 
     objective: Objective
@@ -37,6 +38,9 @@ class PlannedRun:
     micro_batch_tokens: int | None
     share_prefixes: bool
     speed: tuple[str, ...]
+    optim: str = "adamw"
+    cpu_offload: bool = False
+    all_trained: bool = False
 
     @property
     def bits(self) -> int | None:
@@ -52,11 +56,17 @@ class PlannedRun:
 class Rehearser:
     """Rehearses steps of one run, each once.
 
+    stored: of quantize.stored; weights that are quantized already are rehearsed in 4 or 8 bit as byeori's own would be.
+
     Raises:
         ModelError: if no model can be made of the config. ConfigError: if it has no layers to quantize as asked.
     """
 
     def __init__(self, config: Any, run: PlannedRun) -> None:
+        self.stored = quantize.stored(config)
+        if self.stored is not None:  # nothing is quantized once more
+            bits = self.stored[1]
+            run = replace(run, four_bit=bits == 4, eight_bit=bits == 8)
         self.config, self.run = config, run
         self._architecture = rehearsal.architecture(config, run.bits)
         self.weight_count = self._architecture.weight_count
@@ -73,8 +83,8 @@ class Rehearser:
 
     def dtype(self, device: str) -> torch.dtype:
         """Return what the run computes in on this kind of device."""
-        if self.run.dtype == "auto" and device == "cuda":
-            return torch.bfloat16
+        if self.run.dtype == "auto" and device != "cpu":
+            return torch.float16 if device == machines.OLD_CUDA else torch.bfloat16
         return load.resolve_dtype(self.run.dtype, _CPU)
 
     def rehearse(
@@ -87,7 +97,7 @@ class Rehearser:
         typical: bool = False,
         explain: bool = False,
     ) -> Rehearsal:
-        """Return what a step over the largest micro-batch needs, or over a typical one."""
+        """Return what a step over the largest micro-batch needs, or over a typical one. device: as Machine.kind."""
         examples = micro_batch.typical if typical else micro_batch.largest
         key = (*map(id, examples), micro_batch.accumulates, recompute, four_bit, device, explain)
         if key not in self._known:
@@ -97,10 +107,13 @@ class Rehearser:
                 examples,
                 dtype=self.dtype(device),
                 recompute=recompute,
-                four_bit=four_bit,
+                bits=4 if four_bit else 8 if self.run.eight_bit else None,
+                optim=self.run.optim,
                 objective=self.run.objective,
-                device=device,
+                device="cpu" if device == "cpu" else "cuda",
+                capability=7.5 if device == machines.OLD_CUDA else 8.0,
                 accumulates=micro_batch.accumulates,
+                share=micro_batch.share,
                 speed=self.run.speed,
                 explain=explain,
             )
@@ -125,11 +138,12 @@ class Rehearser:
             typical_cost=typical_cost,
             speed_known=self.run.dtype != "float32",
             smallest_weights=self.smallest_weights,
+            cpu_offload=self.run.cpu_offload,
         )
 
     def smallest_weights(self, four_bit: bool) -> float:
         """Return bytes that the weights take at least."""
-        return self.weight_count * (0.5 if four_bit else self.dtype("cuda").itemsize)
+        return self.weight_count * (0.5 if four_bit else 1 if self.run.eight_bit else self.dtype("cuda").itemsize)
 
     def micro_batch_tokens(self, device: str) -> int:
         """Return those of the settings, or the default for a kind of device, cpu or cuda."""

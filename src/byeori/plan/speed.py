@@ -3,6 +3,8 @@
     fastest = max(layers, operations / (peak highest share), weights read / bandwidth, gathered / fastest link)
     slowest = max(layers, operations / (peak lowest share)) + 4-bit weights opened + gathered / slowest link
 
+What is kept in the CPU's memory is copied over its link: the fastest hides that, the slowest does not.
+
 `layers`: what a layer costs the host forward and backward, however few tokens there are. Between them lies whether
 copies overlap with the computation. Constants: machines.yaml; how far off that is: benchmarks/public_runs.py.
 """
@@ -34,12 +36,21 @@ class Cost(NamedTuple):
 
 
 def seconds(
-    table: Table, machine: Machine, rehearsal: Rehearsal, cost: Cost, *, again: float, processes: int, sharded: bool
+    table: Table,
+    machine: Machine,
+    rehearsal: Rehearsal,
+    cost: Cost,
+    *,
+    again: float,
+    processes: int,
+    sharded: bool,
+    cpu_offload: bool = False,
 ) -> Range | None:
     """Return the fastest and the slowest time of a micro-batch, None if nothing is known about the machine's speed.
 
     rehearsal: with the weights as they are stored. cost: of the micro-batch. again: the fraction of the layers that is
-    computed twice. processes: over how many weights are sharded, and rows divided.
+    computed twice. processes: over how many weights are sharded, and rows divided. cpu_offload: sharded weights are in
+    the CPU's memory.
     """
     if not machine.flops:
         return None
@@ -57,9 +68,11 @@ def seconds(
     gathers = [0.0, 0.0]
     if sharded and machine.gather:
         gathers = [reads * (processes - 1) / processes / each for each in machine.gather]
+    copied = 2 * rehearsal.offloaded * cost.tokens / rehearsal.tokens  # there and back
+    copied += reads / processes if sharded and cpu_offload else 0
     waiting = 1 + table.scaling * math.log2(processes)
-    slow = max(layers[1], slowest, read) + opening + gathers[0]
-    return max(layers[0], fastest, read, gathers[1]), slow * waiting
+    slow = max(layers[1], slowest, read) + opening + gathers[0] + copied / table.host[0]
+    return max(layers[0], fastest, read, gathers[1], copied / table.host[1]), slow * waiting
 
 
 # ---- what runs on this machine have measured ------------------------------------------------------------------------

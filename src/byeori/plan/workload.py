@@ -32,7 +32,7 @@ class MicroBatch:
     """One way to split a step. size, tokens: micro_batch_size and micro_batch_tokens, as in the settings.
 
     largest: the examples of the largest micro-batch. typical: those of one of the mean size.
-    accumulates: whether a process has more than one micro-batch in a step.
+    accumulates: whether a process has more than one micro-batch in a step. share: whether examples share prefixes.
     """
 
     size: int | None
@@ -40,6 +40,7 @@ class MicroBatch:
     largest: Examples
     typical: Examples
     accumulates: bool
+    share: bool = True
 
     @property
     def label(self) -> str:
@@ -81,11 +82,20 @@ def budgets(size: int | None, tokens: int, longest: int) -> list[tuple[int | Non
 
 
 def assumed(
-    *, cutoff_len: int, mean: int, rows: int, per_row: int, schedule: Schedule, size: int | None, tokens: int
+    *,
+    cutoff_len: int,
+    mean: int,
+    rows: int,
+    per_row: int,
+    schedule: Schedule,
+    size: int | None,
+    tokens: int,
+    share: bool = True,
+    all_trained: bool = False,
 ) -> Workload:
     """Rows of `mean` tokens on average, the longest of cutoff_len; an eighth of a row is the answer, which is trained.
 
-    per_row: examples of a row: 1, or 2 for pairs that share their prompt.
+    per_row: examples of a row: 1, or 2 for pairs that share their prompt if `share`. all_trained: the prompt as well.
     """
 
     @functools.cache
@@ -94,12 +104,12 @@ def assumed(
         start = [at % 16, at // 16 % 16, at // 256 % 16]  # no two units begin alike, and every vocabulary has these
         prompt = [*start, *[16] * length][: length - answer]
         ids = [[*prompt, *[17 + side] * answer] for side in range(per_row)]
-        return [Example(token_ids=each, targets=((length - answer, length),)) for each in ids]
+        return [Example(token_ids=each, targets=((1 if all_trained else length - answer, length),)) for each in ids]
 
     def units(count: int, length: int) -> Examples:
         return tuple(example for at in range(min(count, schedule.batch_size)) for example in unit(at, length))
 
-    typical, longest = (forests.build(unit(0, length)).unique_tokens for length in (mean, cutoff_len))
+    typical, longest = (forests.build(unit(0, length), share=share).unique_tokens for length in (mean, cutoff_len))
     micro_batches = []
     for each, budget in budgets(size, tokens, longest):
         few, many = (each or max(1, budget // length) for length in (longest, typical))
@@ -110,6 +120,7 @@ def assumed(
                 largest=units(few, cutoff_len),
                 typical=units(many, mean),
                 accumulates=min(few, many) < schedule.batch_size,
+                share=share,
             )
         )
     kind = "pairs" if per_row == 2 else "rows"
@@ -121,8 +132,8 @@ def assumed(
         steps=schedule.total_steps,
         batch_size=schedule.batch_size,
         rows=rows,
-        source=f"assumed: {rows:,} {kind} of {mean:,} tokens on average, the longest {cutoff_len:,}, an eighth of each "
-        "an answer; give --data_path for your own",
+        source=f"assumed: {rows:,} {kind} of {mean:,} tokens on average, the longest {cutoff_len:,}, "
+        f"{'all of it trained' if all_trained else 'an eighth of each an answer'}; give --data_path for your own",
     )
 
 
@@ -158,6 +169,7 @@ def of_rows(
                 largest=batches[int(counts.argmax())],
                 typical=sampled[int(np.abs(sampled_counts - sampled_counts.mean()).argmin())],
                 accumulates=any(len(part) > 1 for step in units for part in parts[step]),
+                share=share,
             )
         )
     return Workload(
