@@ -202,7 +202,7 @@ def test_offloaded_checkpoints() -> None:
     )  # all but the two on their way, and what the peak's segment held anyway
     assert offload.parts["weights"] == full.parts["weights"]
     whole = _rehearsed(model, rows, recompute="offload", every_layer=True)
-    assert (whole.peak, whole.offloaded) == (pytest.approx(offload.peak, abs=8192), offload.offloaded)
+    assert (whole.peak, whole.offloaded) == (pytest.approx(offload.peak, rel=0.01), offload.offloaded)
 
 
 def test_a_rehearsed_offload_keeps_as_much_as_a_real_one() -> None:

@@ -142,15 +142,14 @@ def rehearse(
 ) -> Rehearsal:
     """Run one micro-batch of `examples` through the whole model, without numbers.
 
-    bits: 4 or 8 for quantized weights. device: the kind that is planned for, cpu or cuda. capability: of a GPU.
-    accumulates: whether a step has several micro-batches. share: whether examples share their prefixes. optim, speed:
-    the settings. every_layer: build all layers, however many there are.
+    bits: 4 or 8 for quantized weights. device: planned for, cpu or cuda. capability: of a GPU. accumulates: whether a
+    step has several micro-batches. share: whether examples share prefixes. every_layer: build all, however many.
 
     Raises:
         ModelError: if no model can be made of this config, or its code needs numbers.
     """
-    fast_paths = tuple(patch.parts(list(speed), torch.device(device)))
-    fast_paths = tuple(path for path in fast_paths if path != "last_layer" or architecture.prunes)
+    parts = patch.parts(list(speed), torch.device(device))
+    fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, architecture.period
     if recompute == "selective":
         period = math.lcm(period, 2)
@@ -161,10 +160,9 @@ def rehearse(
     periods = (layers - low) // period if len(heights) == 2 else 0
 
     def run(height: int) -> tuple[Step, dict[str, int]]:
-        link = _MetaLink()
+        link, offload = _MetaLink(), recompute == "offload"
+        make = _on_meta.__wrapped__ if offload else _on_meta  # the hooks of offloading stay with a model
         with device_kind.stand_for(device, capability), _autocast_on_meta():
-            offload = recompute == "offload"  # its hooks stay with a model, so it is not one to keep
-            make = _on_meta.__wrapped__ if offload else _on_meta
             with meta_ops.Remembering():
                 model, optimizer = make(architecture, adapter, dtype, height, bits, optim, fast_paths)
                 wrap.recompute_layers(model.get_base_model(), recompute, link)
