@@ -48,7 +48,7 @@ def prune(model: Any) -> bool:
 
 def is_pruned(layer: Any) -> bool:
     """Return whether a layer has the forward pass above."""
-    return getattr(vars(layer).get("forward"), "__func__", None) is _forward
+    return getattr(vars(layer).get("forward"), "__func__", None) is fused_forward
 
 
 def _same(last: Any, hidden_size: int, weight: torch.Tensor) -> bool:
