@@ -99,6 +99,7 @@ def compare(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -125,11 +126,12 @@ def compare(
     Args:
         adapter: Adapter to compare with its base model: a folder or a Hub id.
         base_model: Base model of the adapter.
-        data_path: Rows: files, folders or a Hub dataset.
+        data_path: Rows: files, folders, Hub datasets or URLs.
         output_dir: Folder for report.html, rows.jsonl and metrics.json.
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
@@ -245,6 +247,7 @@ def dpo(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -265,7 +268,7 @@ def dpo(
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
-        data_path: Rows: files, folders or a Hub dataset.
+        data_path: Rows: files, folders, Hub datasets or URLs.
         output_dir: Folder for the adapter, its checkpoints and its logs.
         lora_r: Rank of the adapter.
         lora_alpha: Scale of the adapter.
@@ -318,6 +321,7 @@ def dpo(
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
@@ -508,6 +512,7 @@ def plan(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -599,6 +604,7 @@ def plan(
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
@@ -652,6 +658,7 @@ def preview(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -674,7 +681,7 @@ def preview(
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
-        data_path: Rows: files, folders or a Hub dataset.
+        data_path: Rows: files, folders, Hub datasets or URLs.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
@@ -684,6 +691,7 @@ def preview(
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
@@ -785,6 +793,7 @@ def rent(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -877,6 +886,7 @@ def rent(
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.
@@ -999,6 +1009,7 @@ def sft(
     dataset_config: str | None = None,
     dataset_split: str = "train",
     dataset_revision: str | None = None,
+    query: str | None = None,
     columns: dict[str, str] = {},
     max_rows: int | None = None,
     template: str | None = None,
@@ -1015,7 +1026,7 @@ def sft(
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
-        data_path: Rows: files, folders or a Hub dataset.
+        data_path: Rows: files, folders, Hub datasets or URLs.
         output_dir: Folder for the adapter, its checkpoints and its logs.
         lora_r: Rank of the adapter.
         lora_alpha: Scale of the adapter.
@@ -1068,6 +1079,7 @@ def sft(
         dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
         dataset_split: Split of a Hub dataset or a datasets folder.
         dataset_revision: Branch, tag or commit of a Hub dataset.
+        query: SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.
         columns: Names for columns, such as `prompt=질문 chosen=좋은답`.
         max_rows: Use only the first N rows of each data_path.
         template: Prompt template: a name, a file or the text itself.

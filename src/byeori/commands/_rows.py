@@ -82,6 +82,7 @@ def load_table(
         max_rows=settings.max_rows,
         columns=own or columns,
         inherited=not own,
+        query=settings.query if isinstance(settings, DataSettings) else None,
     )
 
 

@@ -35,7 +35,9 @@ from byeori.config.base import (
     on_off,
     setting,
 )
+from byeori.support.data_urls import is_database
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import redacted
 
 SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_words")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
@@ -67,9 +69,10 @@ class DataSettings(Settings):
     """Which rows, and how they become examples."""
 
     data_path: Paths = setting(
-        "Rows: files, folders or a Hub dataset. Several may have weights: `a.jsonl:0.7 b.jsonl:0.3`. "
+        "Rows: files, folders, Hub datasets or URLs. "
         "A file or glob is jsonl, json, csv, tsv, xlsx, parquet or arrow, text also compressed; a folder may also be "
-        "one saved by datasets.",
+        "one saved by datasets; URLs are s3://, gs://, postgresql:// and the like. Several may have weights: "
+        "`a.jsonl:0.7 b.jsonl:0.3`.",
         ...,
         ESSENTIAL,
         min_length=1,
@@ -77,6 +80,9 @@ class DataSettings(Settings):
     dataset_config: OptionalName = setting("Configuration of a Hub dataset, or sheet of a workbook.", None, DATA)
     dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
     dataset_revision: OptionalName = setting("Branch, tag or commit of a Hub dataset.", None, DATA)
+    query: OptionalText = setting(
+        "SQL query of the rows to read from a database in data_path, such as `postgresql://host/db`.", None, DATA
+    )
     columns: Columns = setting(
         "Names for columns, such as `prompt=질문 chosen=좋은답`. "
         "A column inside another is written with a dot: `prompt=translation.ko`.",
@@ -111,6 +117,15 @@ class DataSettings(Settings):
     )
     train_on_inputs: bool = setting("Train on the prompt as well as the answer.", False, DATA)
     add_eos_token: bool = setting("End every answer with the end-of-text token, and train it.", True, DATA)
+
+    @model_validator(mode="after")
+    def _query_fits(self) -> Self:
+        databases = [path for path in self.data_path or [] if is_database(path)]
+        if databases and not self.query:
+            raise ValueError(f"{redacted(databases[0])} is a database; select its rows with --query 'SELECT ...'")
+        if self.query and not databases:
+            raise ValueError("query needs a database in data_path, such as sqlite:///rows.db or postgresql://host/db")
+        return self
 
 
 class SourceSettings(Settings):

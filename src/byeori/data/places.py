@@ -9,6 +9,7 @@ from pathlib import Path
 from byeori.data.files import KNOWN_ENDINGS, check_file
 from byeori.data.readers import READERS, ending
 from byeori.errors import DataError
+from byeori.support.data_urls import is_url
 from byeori.support.suggestions import nearest_file
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -70,17 +71,21 @@ def matching(path: str) -> list[Path]:
 
 
 def local_files(path: str, split: str, notes: list[str] | None = None) -> dict[str, Path] | None:
-    """Return name -> file of a path; no file for a folder of `save_to_disk`, None for what may be a Hub dataset."""
+    """Return name -> file of a path; no file for a folder of `save_to_disk`, None for what is not on this machine."""
+    if is_url(path):
+        return None
     local = Path(path).expanduser()
     if local.is_dir():
         if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
             return {}
-        return {str(file): file for file in _files_in(local, split, [] if notes is None else notes)}
+        inside = [file for file in sorted(local.iterdir()) if file.is_file()]
+        return {str(file): file for file in files_of_split(inside, local, split, [] if notes is None else notes)}
     if local.exists():
         return {path: local}
     if glob.has_magic(path):
         if not (files := matching(path)):
             raise DataError(f"no file matches {path}; check the folder and the pattern.")
+        inside = [file for file in sorted(local.iterdir()) if file.is_file()]
         return {str(file): file for file in files}
     if ending(local) in READERS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
         if not local.parent.is_dir():
@@ -89,10 +94,13 @@ def local_files(path: str, split: str, notes: list[str] | None = None) -> dict[s
     return None
 
 
-def _files_in(folder: Path, split: str, notes: list[str]) -> list[Path]:
-    """Return the data files of a folder by name; without "news-test.jsonl", say, if the split is train."""
-    visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith((".", "_"))]
-    files = [file for file in visible if file.is_file() and ending(file) in READERS]
+def files_of_split(inside: list[Path], folder: object, split: str, notes: list[str]) -> list[Path]:
+    """Return the data files among those of a folder; without "news-test.jsonl", say, if the split is train.
+
+    Raises:
+        DataError: if there is none.
+    """
+    files = [file for file in inside if not file.name.startswith((".", "_")) and ending(file) in READERS]
     if not files:
         raise DataError(f"the folder {folder} has no data file; known endings are {KNOWN_ENDINGS}.")
 

@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from byeori.data import database, remote_files
 from byeori.data.columns import ROW, concatenate, has, plain, plain_name, with_nested
 from byeori.data.files import Part, load_file, reading
 from byeori.data.hub_dataset import load_dataset
 from byeori.data.places import local_files, split_weight
 from byeori.data.readers.text import open_text, plain_ending
 from byeori.errors import DataError
+from byeori.support.data_urls import is_database, is_url
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import redacted
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset
@@ -88,13 +91,15 @@ def load_rows(
     max_rows: int | None = None,
     columns: Mapping[str, str] | None = None,
     inherited: bool = False,
+    query: str | None = None,
 ) -> Table:
     """Return all rows of `paths`, one after the other, memory-mapped, with the column ROW (0, 1, 2, ...) added.
 
     A path is a file, a glob, a folder of files (without those named for another split), a folder saved by
-    `save_to_disk`, or a Hub dataset id. `config` (also the sheet of a workbook) and `revision` are for the Hub, `split`
-    also for folders. Of each path, only the first `max_rows` rows are read. columns: new name -> column,
-    inherited: from a run, so that the table may have the new names instead.
+    `save_to_disk`, a Hub dataset id, a URL of fsspec, or a database, whose rows `query` selects. `config` (also the
+    sheet of a workbook) and `revision` are for the Hub, `split` also for folders. Of each path, only the first
+    `max_rows` rows are read. columns: new name -> column; inherited: from a run, so that the table may have the new
+    names instead.
     Values of json keep their types, a column missing from a row is None, a csv value is text as written.
 
     Raises:
@@ -107,7 +112,7 @@ def load_rows(
     known: set[str] = set()
     given: list[tuple[str, int, float | None]] = []
     for path, weight in map(split_weight, paths):
-        loaded = list(_load_path(path, config, split, revision, notes))
+        loaded = list(_load_path(path, config, split, revision, query, notes))
         known |= {plain_name(name) for part in loaded for name in part.rows.column_names}
         loaded = [plain(part, columns or {}) for part in loaded]
         for part in loaded:
@@ -117,8 +122,8 @@ def load_rows(
         if Path(loaded[0].name).expanduser().exists():
             origins += [(part.name, len(part.rows)) for part in loaded]
         else:  # on the Hub, where a slice of a split may begin within a file
-            origins.append((path, sum(len(part.rows) for part in loaded)))
-        given.append((path, sum(len(part.rows) for part in loaded), weight))
+            origins.append((redacted(path), sum(len(part.rows) for part in loaded)))
+        given.append((redacted(path), sum(len(part.rows) for part in loaded), weight))
         parts += loaded
     if missing := [name for name in (columns or {}).values() if not (inherited or has([*known], plain_name(name)))]:
         near = nearest(missing[0], [*known])
@@ -249,10 +254,17 @@ def hashes(rows: Dataset, key_columns: list[str], seed: int = 0) -> np.ndarray:
 # --- loading ---------------------------------------------------------------------------------------
 
 
-def _load_path(path: str, config: str | None, split: str, revision: str | None, notes: list[str]) -> Iterator[Part]:
+def _load_path(
+    path: str, config: str | None, split: str, revision: str | None, query: str | None, notes: list[str]
+) -> Iterator[Part]:
     """Yield everything that one path stands for; `notes` gets what was skipped."""
     files = local_files(path, split, notes)
-    if files is None:
+    if is_database(path):
+        yield load_file(database.fetch(path, query), name=redacted(path))
+    elif is_url(path):
+        copies = remote_files.fetch(path, split, notes)
+        yield from (load_file(file, name=name, sheet=config) for name, file in copies.items())
+    elif files is None:
         yield from load_dataset(path, config, split, revision)
     elif not files:
         yield Part(name=path, rows=_load_saved(Path(path).expanduser(), split))
