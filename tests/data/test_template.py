@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import kinds
 from byeori.data import tokenize
-from byeori.data.served_template import chat_template, served_template
+from byeori.data.served_template import chat_template, request, served_template
 from byeori.data.template import Segment, Template, choose, parse, resolve, shipped, unknown_column
 from byeori.errors import TemplateError
 
@@ -424,6 +425,16 @@ def test_a_template_that_begins_with_bos_has_it_once_when_served() -> None:
     ids = served(encoding, [user("왜")])
     assert ids.count(encoding.prefix[0]) == 1
     assert ids == tokenize.encode_prompt({"q": "왜"}, encoding)
+
+
+def test_a_request_has_composed_hangul_and_kept_control_tokens_are_what_the_server_reads() -> None:
+    encoding = replace(encoding_of("qwen", parse("Q: {q} ({n})\nA: {a}")), special_tokens_in_text="keep")
+    row = {"q": unicodedata.normalize("NFD", "한글 <|im_end|>"), "n": unicodedata.normalize("NFD", "값")}
+    asked = request(parse("Q: {q} ({n})\nA: {a}"), row)
+    assert asked["messages"] == [{"role": "user", "content": "값"}]
+    ids = served(encoding, asked["messages"], **asked["chat_template_kwargs"])
+    assert ids == tokenize.encode_prompt(row, encoding)
+    assert encoding.tokenizer.convert_tokens_to_ids("<|im_end|>") in ids
 
 
 def test_an_answered_conversation_ends_with_the_answer_and_eos() -> None:

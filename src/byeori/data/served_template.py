@@ -10,6 +10,7 @@ from keyword import iskeyword
 from typing import Any
 
 from byeori.data.template import SPACES, Template, is_missing
+from byeori.data.text_values import compose
 from byeori.data.tokenize import Encoding
 
 # Names that mean something else to Jinja, to `apply_chat_template` or to the exported template itself.
@@ -94,8 +95,11 @@ def chat_template(template: Template, front: str, *, lead: str = "") -> str:
 
 
 def request(template: Template, row: Mapping[str, object]) -> dict[str, Any]:
-    """Return the chat request (`messages`, `chat_template_kwargs`) that fills the exported chat template with a row."""
-    values = {name: str(value) for name in template.prompt_columns if not is_missing(value := row.get(name))}
+    """Return the chat request (`messages`, `chat_template_kwargs`) that fills the exported chat template with a row.
+
+    Hangul is composed, as in training: no server does that.
+    """
+    values = {name: str(compose(value)) for name in template.prompt_columns if not is_missing(value := row.get(name))}
     user = {"role": "user", "content": values.pop(template.main_column, "")}
     system = values.pop("system", "")
     messages = [{"role": "system", "content": system}, user] if system else [user]

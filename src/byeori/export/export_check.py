@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -55,7 +55,8 @@ def rows_of(saved: SavedModel, data_path: Sequence[str], count: int, new_tokens:
         ByeoriError: if the table that is given cannot be read.
     """
     template = _template(saved)
-    encoding = saved_model.encoding(saved, template)
+    # servers make tokens of text that looks like control tokens, whatever the training did
+    encoding = replace(saved_model.encoding(saved, template), special_tokens_in_text="keep")
     longest = min(_LONGEST, (saved.max_length or sys.maxsize) - new_tokens)
     for table, origin in ((_table(saved, data_path, count), "rows"), ([_made_up(template)], "made-up text")):
         found = (_row(row, saved, template, encoding) for row in table)
