@@ -63,6 +63,8 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
         code = launch.start_group(settings.nproc, [name, *arguments])
         if code is not None:
             return code
+    if name in ("plan", "rent") and sys.stderr.isatty():
+        print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)  # the first seconds have no bar
     function = name.replace("-", "_")
     with collector.paused():
         module = importlib.import_module(f"byeori.commands.{'train' if name in ('sft', 'dpo') else function}")

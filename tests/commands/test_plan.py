@@ -194,10 +194,14 @@ def test_given_settings_are_written_unchanged(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.rstrip().endswith("; add --base_model and --data_path")
 
 
-def test_calibration(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "cache"))
     found = _plan(capsys, base_model=tiny_model, cutoff_len=128, gpu="CPU", calibrate=True, dtype="float32")
     assert abs(found["calibration"]["error"]) < 0.03
     assert found["calibration"]["seconds"] > 0
+    assert (tmp_path / "cache" / "measured_speed.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,7 @@ def train(
     Raises:
         ByeoriError: if anything is wrong that a person can put right, in one sentence.
     """
+    memory.expand_segments()
     processes = init_processes()
     gpus = [processes.device] if processes.device.type == "cuda" else []
     try:
@@ -312,6 +313,8 @@ def _train_alone(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
     peak = memory.peak_memory_bytes(job.processes.device)
     if forecast is not None:
         run.say(forecast.compared(peak))
+        if job.processes.main:
+            forecast.record_speed(log.read(job.output_dir), job.processes.world)
     if job.processes.main:
         _write_adapter(run, job, data.audit, forecast, peak)
     barrier(job.processes)

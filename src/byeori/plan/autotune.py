@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,52 @@ from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes, all_reduce_min, choose_sharding
 from byeori.errors import ByeoriError, ConfigError
 from byeori.model import fingerprint, load
-from byeori.plan import candidates, machines, workload
-from byeori.plan.candidates import Candidate, Cost
+from byeori.plan import candidates, machines, speed, workload
+from byeori.plan.candidates import Candidate
 from byeori.plan.machines import GIB, MIB, Machine
 from byeori.plan.rehearser import PlannedRun, Rehearser
+from byeori.plan.speed import Cost
 from byeori.support import hub
 from byeori.train import memory
 
 # Bytes of weights below which a model fits everywhere, and a plan would take longer than it is worth.
 _SMALL = 64 * MIB
+_LEAST_SECONDS = 5.0  # of steps, for their speed to be kept
 # What cuBLAS takes for its two streams of work (PyTorch: 32 MiB each since Hopper, else 8 MiB).
 _WORKSPACE = {True: 2 * 32 * MIB, False: 2 * 8 * MIB}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """What a run is expected to need on one device. peak: bytes, measured as the run's own peak is at the end."""
+    """What a run is expected to need on one device. peak: bytes, measured as the run's own peak is at the end.
+
+    flops: operations for a unique token, with recomputation. tokens: unique ones of its largest micro-batch.
+    dtype: what it computes in.
+    """
 
     candidate: Candidate
     peak: int
+    flops: float
+    tokens: int
+    dtype: torch.dtype
+
+    def record_speed(self, log: Sequence[Mapping[str, Any]], processes: int) -> None:
+        """Keep the share of the device's peak that a finished run reached, for later plans.
+
+        log: lines of train_log.jsonl; the first step, which compiles and allocates, does not count.
+        """
+        steps = [line for line in log if line.get("seconds") and line.get("unique_tokens")][1:]
+        tokens, seconds = (sum(line[name] for line in steps) for name in ("unique_tokens", "seconds"))
+        on_gpu = self.candidate.machine.device == "cuda"
+        if seconds < _LEAST_SECONDS or (on_gpu and self.tokens < speed.LEAST_TOKENS):
+            return
+        gpu = machines.this_gpu(machines.read()) if on_gpu else None
+        peak = gpu.flops if gpu else 0.0 if on_gpu else machines.measured_peak(self.dtype)
+        config = self.candidate.run_config
+        if peak and config is not None:
+            name, work = gpu.name if gpu else "CPU", self.flops * tokens / processes
+            how: dict[str, Any] = {"flops": work, "seconds": seconds, "peak": peak, "four_bit": config.four_bit}
+            speed.record(speed.Measured(device=name, **how))
 
     def write(self, folder: Path, measured: int) -> None:
         """Write plan.json. measured: bytes at the peak of the run."""
@@ -105,7 +132,7 @@ def choose(
     candidate = best[0]
     say(_sentence(candidate))
     peak = candidate.allocated if candidate.machine.device == "cuda" else candidate.need
-    forecast = Forecast(candidate=candidate, peak=peak)
+    forecast = Forecast(candidate=candidate, peak=peak, **best[2])
     return Chosen(settings=_left_open(run, candidate.settings), processes=processes, forecast=forecast)
 
 
@@ -128,11 +155,15 @@ def _left_open(run: PlannedRun, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _best(
     run: PlannedRun, model_config: Any, rows: Rows, schedule: Schedule, processes: Processes
-) -> tuple[Candidate, str] | None:
-    """The best candidate on as many of this machine as there are processes, and the setting `parallel` for it."""
+) -> tuple[Candidate, str, dict[str, Any]] | None:
+    """The best candidate on as many of this machine as there are processes, the setting `parallel` for it, and what a
+    forecast says of its speed.
+    """
     if getattr(model_config, "quantization_config", None):
         return None  # a rehearsal does not know how these weights are stored
     rehearser, table = Rehearser(model_config, run), machines.read()
+    if not memory.expandable_segments():
+        table = replace(table, fragmentation=table.default_fragmentation)
     space = rehearser.search_space
     if space.four_bit is None and importlib.util.find_spec("bitsandbytes") is None:
         space = replace(space, four_bit=False)
@@ -155,21 +186,26 @@ def _best(
     here = _this_machine(processes)
     best = candidates.best(plan_input, here, processes.world)
     config = best.run_config
-    if config is None or not config.sharded:
-        return best, "ddp"
+    if config is None:
+        return best, "ddp", {"flops": 0.0, "tokens": 0, "dtype": torch.float32}
     rehearsed = rehearser.rehearse(config.micro_batch, config.recompute, config.four_bit, here.kind)
+    flops = rehearsed.flops / max(1, rehearsed.tokens)
+    about = {"flops": flops, "tokens": rehearsed.tokens, "dtype": rehearser.dtype(here.kind)}
+    if not config.sharded:
+        return best, "ddp", about
     parts = candidates.memory(rehearsed, table, here, processes.local_world, cpu_offload=run.cpu_offload)
     need = sum(parts.values())
-    return best, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp"
+    return best, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp", about
 
 
 def _this_machine(processes: Processes) -> Machine:
     """This machine's share for one process: the least of all processes, so that each makes the same choice."""
     device = processes.device
+    capability = 8.0
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name, memory_bytes = properties.name, float(properties.total_memory)
-        workspace = _WORKSPACE[properties.major >= 9]
+        workspace, capability = _WORKSPACE[properties.major >= 9], properties.major + properties.minor / 10
     else:
         name, memory_bytes, workspace = "CPU", memory.total_bytes() / processes.local_world, memory.resident_bytes()
     return Machine(
@@ -177,6 +213,8 @@ def _this_machine(processes: Processes) -> Machine:
         device=device.type,
         memory=int(all_reduce_min(memory_bytes, processes)),
         workspace=-int(all_reduce_min(-float(workspace), processes)),
+        flops=1.0,  # only the order of candidates counts
+        capability=capability,
     )
 
 

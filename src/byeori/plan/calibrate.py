@@ -14,7 +14,7 @@ import torch
 from byeori.errors import ConfigError
 from byeori.kernels import patch
 from byeori.model import forward
-from byeori.plan import measured_step, rehearsal
+from byeori.plan import machines, measured_step, rehearsal, speed
 from byeori.plan.machines import GIB
 from byeori.plan.measured_step import Step
 from byeori.plan.rehearser import Rehearser
@@ -52,7 +52,7 @@ def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
     )
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = measured_step.make_optimizer(model)
+    optimizer = measured_step.make_optimizer(model, planned.optim)
     one_sequence = not forward.use_forest_attention(model)
 
     def step() -> Step:
@@ -70,6 +70,7 @@ def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
     began = time.perf_counter()
     step()
     seconds = time.perf_counter() - began
+    _record(first, seconds, rehearser.dtype("cpu"), on_gpu=on_gpu)
     return {
         "device": str(device),
         "tokens": first.tokens,
@@ -80,6 +81,15 @@ def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "flops_per_second": round(first.flops / seconds),
     }
+
+
+def _record(step: Step, seconds: float, dtype: torch.dtype, *, on_gpu: bool) -> None:
+    """Keep the step's share of the device's peak for later plans. dtype: what a CPU computes in."""
+    gpu = machines.this_gpu(machines.read()) if on_gpu else None
+    peak = gpu.flops if gpu else 0.0 if on_gpu else machines.measured_peak(dtype)
+    if peak and (not on_gpu or step.tokens >= speed.LEAST_TOKENS):
+        work: dict[str, Any] = {"flops": step.flops, "seconds": seconds, "peak": peak}
+        speed.record(speed.Measured(device=gpu.name if gpu else "CPU", four_bit=False, **work))
 
 
 def sentence(calibration: dict[str, Any]) -> str:

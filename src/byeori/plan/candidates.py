@@ -252,6 +252,7 @@ def _run_configs(plan: PlanInput, machine: Machine, count: int) -> list[tuple[in
 
 
 def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
+    machine = speed.with_measured(machine, config.four_bit)
     rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.kind)
     parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1, cpu_offload=plan.cpu_offload)
     need, available = sum(parts.values()), machine.memory * (1 - plan.table.headroom)
@@ -294,7 +295,6 @@ def memory(
 def _speed(plan: PlanInput, machine: Machine, count: int, config: RunConfig, rehearsal: Rehearsal) -> dict[str, Any]:
     """Tokens a second of all processes, seconds of a step, and hours of the run with DPO's reference pass."""
     work, cost, again = plan.workload, plan.typical_cost(config.micro_batch), RECOMPUTE[config.recompute][1]
-    machine = speed.with_measured(machine, config.four_bit)
     how: dict[str, Any] = {"again": again, "processes": count, "sharded": config.sharded}
     how |= {"cpu_offload": plan.cpu_offload}
     seconds = speed.seconds(plan.table, machine, rehearsal, cost, **how)

@@ -77,7 +77,8 @@ class Service:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
     """machines: the GPUs. context: bytes outside the allocator. fragmentation, cpu_holes: fractions of all memory but
-    the weights that is lost in a GPU's allocator and in a CPU process's heap. headroom: fraction that is left free.
+    the weights that is lost in a GPU's allocator and in a CPU process's heap. default_fragmentation: in an allocator
+    without expandable segments, which runs turn on. headroom: fraction that is left free.
 
     layer_seconds: of a layer's forward and backward pass, however small. opening: times that opening 4-bit weights
     takes what the bandwidth allows. scaling: fraction of the time lost for every doubling of the processes, at most.
@@ -91,6 +92,7 @@ class Table:
     prices: tuple[Price, ...]
     context: int
     fragmentation: float
+    default_fragmentation: float
     cpu_holes: float
     headroom: float
     layer_seconds: Range
@@ -120,6 +122,7 @@ def read(machines: str | None = None, prices: str | None = None, provider: str |
             prices=price_list.read(prices, names, provider),
             context=int(float(assumed["context_mib"]) * MIB),
             fragmentation=float(assumed["fragmentation"]),
+            default_fragmentation=float(assumed["default_fragmentation"]),
             cpu_holes=float(assumed["cpu_holes"]),
             headroom=float(assumed["headroom"]),
             layer_seconds=(low / 1000, high / 1000),
