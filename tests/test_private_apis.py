@@ -47,6 +47,13 @@ def llama() -> Any:
     return tiny_llama(20)
 
 
+def auto_names(task: str) -> dict[str, str]:
+    from transformers.models.auto import modeling_auto
+
+    names: dict[str, str] = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
+    return names
+
+
 def operator_arguments(name: str) -> set[str]:
     return {argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments}
 
@@ -193,6 +200,7 @@ _CONFIG = "model/load.py: load_config clears what config.json says about kernels
 _MODULE = "torch.nn.Module's tables of tensors: use get_parameter/register_parameter and named_buffers instead"
 _ATTENTION = "model/forward.py: find the new flag; the self-check refuses models that compute something else"
 _META = "plan/memory_tracker.py and meta_ops.py: let the rehearsal treat the operator like any other"
+_CLASSES = "model/text_model.py: find out in another way which class a checkpoint is of"
 _CONVERSION = "export/merge_plan.py: map the names of files to those of the model by the new functions"
 
 TABLE: dict[str, Private] = {
@@ -264,6 +272,16 @@ TABLE: dict[str, Private] = {
     ),
     "torch.utils._python_dispatch.TorchDispatchMode": Private(
         dispatch_mode, "plan/meta_ops.py: the rehearsal sees operators through it; use its new place"
+    ),
+    "transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": Private(
+        lambda: auto_names("CAUSAL_LM")["llama"] == "LlamaForCausalLM", _CLASSES
+    ),
+    "transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": Private(
+        lambda: auto_names("IMAGE_TEXT_TO_TEXT")["gemma3"] == "Gemma3ForConditionalGeneration", _CLASSES
+    ),
+    "transformers.cache_utils.DynamicLayer": Private(
+        lambda: __import__("transformers.cache_utils", fromlist=["x"]).DynamicLayer,
+        "model/decode.py: recognise a cache layer that keeps keys and values of every token in another way",
     ),
     "transformers.conversion_mapping.get_model_conversion_mapping": Private(conversion, _CONVERSION),
     "transformers.core_model_loading.WeightConverter": Private(conversion, _CONVERSION),

@@ -134,7 +134,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     ),
 }
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1}
-_DELTA: dict[str, Any] = {
+DELTA: dict[str, Any] = {
     "head_dim": 8,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -153,7 +153,7 @@ HYBRIDS: dict[str, Callable[[], Any]] = {
     "qwen3_5": lambda: transformers.Qwen3_5ForCausalLM(
         transformers.Qwen3_5TextConfig(
             **_SIZES,
-            **_DELTA,
+            **DELTA,
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 1e4,
@@ -163,7 +163,7 @@ HYBRIDS: dict[str, Callable[[], Any]] = {
         )
     ),
     "qwen3_next": lambda: transformers.Qwen3NextForCausalLM(
-        transformers.Qwen3NextConfig(**_SIZES, **_DELTA, **_EXPERTS)
+        transformers.Qwen3NextConfig(**_SIZES, **DELTA, **_EXPERTS)
     ),
     "falcon_h1": lambda: transformers.FalconH1ForCausalLM(
         transformers.FalconH1Config(**_SIZES, **_MAMBA, mamba_d_ssm=32, mamba_chunk_size=8)

@@ -109,7 +109,7 @@ def test_what_cannot_run_on_forests_runs_row_by_row(monkeypatch: pytest.MonkeyPa
         assert {m.byeori_state for m in model.modules() if hasattr(m, "byeori_state")} == {None}
         monkeypatch.setattr(forest_attention, "backend", lambda call: forest_attention.BACKENDS[9])
         reason = forward.choose(model, zoo.tree()[:4])
-        assert reason == "tuple index out of range"
+        assert reason == "its code does not run on forests"
         monkeypatch.setattr(forward, "plain_logprobs", lambda model, ids, at: torch.zeros(len(at)))
         with pytest.raises(ModelError, match="so it cannot train this model"):
             forward.choose(model, zoo.tree()[:4])

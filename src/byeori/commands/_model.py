@@ -18,6 +18,7 @@ from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import adapter, first_use, forward, load, load_streamed, sharding, wrap
+from byeori.model.text_model import text_config
 from byeori.support.console import Say
 from byeori.train import memory, optim
 from byeori.train.state import Options
@@ -89,7 +90,7 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
             revision=start.revision,
         )
     if tied := adapter.tied_targets(model):
-        kind = base.config.get_text_config().model_type
+        kind = text_config(base.config).model_type
         say(f"Adapting {', '.join(tied)}: {adapter.untied_note(kind)}")
     lora_linear.fuse(model)
     return model

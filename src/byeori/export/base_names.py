@@ -13,6 +13,7 @@ from byeori.errors import ModelError
 from byeori.export.adapter_changes import Change
 from byeori.model.load import explain, load_config
 from byeori.model.quantize import plain_layers
+from byeori.model.text_model import auto_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,6 @@ def empty_model(folder: Path, *, buffers: bool = False, **changes: Any) -> Any:
         ModelError: if transformers does not know the model.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     config = load_config(str(folder))
     if hasattr(config, "quantization_config"):
@@ -53,7 +53,7 @@ def empty_model(folder: Path, *, buffers: bool = False, **changes: Any) -> Any:
         setattr(config.get_text_config(), name, value)
     try:
         with init_empty_weights(include_buffers=False) if buffers else torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            return auto_class(config).from_config(config, dtype=torch.float32)
     except Exception as error:  # transformers raises a different kind for each way in which a config can be wrong
         raise explain(error, str(folder), "architecture") from None
 

@@ -65,6 +65,9 @@ def streamed_model(
             if type(module) in (torch.nn.Linear, StreamedLinear) and short == "weight" and source:
                 module.__class__ = StreamedLinear
                 module.source = source
+            elif isinstance(module, torch.nn.Conv1d):  # layers that carry a state read its weight themselves
+                whole = _load(model, name, names, sources)().to(device)
+                module._parameters[short] = torch.nn.Parameter(whole, requires_grad=False)
             else:
                 loads[short] = _load(model, name, names, sources)
         for short, buffer in module._buffers.items():

@@ -33,7 +33,7 @@ class Layout:
     """What attention needs to know of a forest; made once per micro-batch and shared by all layers.
 
     nodes: (start, end) of the queries and the (start, end) runs of the keys, root first, the node itself last.
-    masks: (node, window) -> [n, m], added to the scores; made when a layer first needs it.
+    masks: (node, window, or minus the chunk) -> [n, m], added to the scores; made when a layer first needs it.
     tree: the forest's own nodes. plans: window -> the GPU kernel's calls; made when a layer first needs them.
     schedules: what layers that carry a state run, node by node and by whole paths; made when one first needs it.
     calls: how often layers asked for the layout; 0 after a forward pass means that the model does not use it.
@@ -111,7 +111,10 @@ def of_rows(whole: Layout, kv_input: torch.Tensor) -> Layout:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One layer's attention: query [1, H, T, D], key and value [1, G, T, D]; the rest as in `forest_attention`."""
+    """One layer's attention: query [1, H, T, D], key and value [1, G, T, D]; the rest as in `forest_attention`.
+
+    chunk: a token sees those of its own chunk of positions, [0, chunk), [chunk, 2 chunk), ... (Llama 4).
+    """
 
     query: torch.Tensor
     key: torch.Tensor
@@ -119,6 +122,7 @@ class Call:
     layout: Layout
     scale: float
     window: int | None = None
+    chunk: int | None = None
     dropout: float = 0.0
     softcap: float | None = None
     sinks: torch.Tensor | None = None
@@ -175,18 +179,34 @@ def forest_attention(
     if attention_mask is not None:
         raise ModelError("its attention masks tokens by rules of its own")
     forest_layout.calls[0] += 1
+    window, chunk = _limits(module, sliding_window, forest_layout)
     call = Call(
         query=query,
         key=key,
         value=value,
         layout=forest_layout,
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=sliding_window or None,
+        window=window,
+        chunk=chunk,
         dropout=dropout,
         softcap=softcap,
         sinks=s_aux,
     )
-    return backend(call).run(call), None
+    return backend(call).run(call).contiguous(), None  # some models view it as [1, T, H D]
+
+
+def _limits(module: Any, window: int | None, layout: Layout) -> tuple[int | None, int | None]:
+    """The window and the chunk of a layer: some models put them into their masks alone (Llama 4's chunks)."""
+    config, index = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None) or ()
+    kind = kinds[index] if isinstance(index, int) and index < len(kinds) else None
+    if config is not None and kind == "chunked_attention":
+        chunk = int(config.attention_chunk_size)
+        longest = max(sum(stop - begin for begin, stop in path) for _, _, path in layout.nodes)
+        return None, chunk if longest > chunk else None
+    if kind == "sliding_attention" and not window:
+        window = getattr(config, "sliding_window", None)
+    return window or None, None
 
 
 def backend(call: Call) -> Backend:
@@ -230,14 +250,18 @@ def _node_by_node(attend: Callable[..., torch.Tensor]) -> Callable[[Call], torch
 def _mask(call: Call, index: int) -> torch.Tensor | None:
     """0 where a query sees a key, else -inf: [n, m] in the queries' type; None where plain causal is the same."""
     (start, end, path), window, like = call.layout.nodes[index], call.window, call.query
+    if call.chunk is not None:
+        window = -call.chunk
     n, m = end - start, sum(stop - begin for begin, stop in path)
-    if window is not None and m <= window:
+    if window is not None and m <= abs(window):
         window = None
     if window is None and n == m:
         return None
     if (index, window) not in call.layout.masks:
-        back = torch.arange(m - n, m, device=like.device)[:, None] - torch.arange(m, device=like.device)[None, :]
-        seen = (back >= 0) if window is None else (back >= 0) & (back < window)
+        row, column = torch.arange(m - n, m, device=like.device)[:, None], torch.arange(m, device=like.device)[None, :]
+        seen = row >= column
+        if window is not None:
+            seen &= (row - column < window) if window > 0 else (row // -window == column // -window)
         call.layout.masks[index, window] = like.new_zeros(n, m).masked_fill_(~seen, float("-inf"))
     return call.layout.masks[index, window]
 
@@ -301,7 +325,7 @@ def _eager(
 
 
 def _plain(call: Call) -> bool:
-    return call.standard and not call.dropout
+    return call.standard and not call.dropout and call.chunk is None
 
 
 BACKENDS = (

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from byeori.errors import ConfigError, ModelError
+from byeori.model import text_model
 from byeori.support.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
         ConfigError: if a name ends no layer's name; the message lists the names there are.
     """
     if wanted == ["all-linear"]:
-        return "all-linear"
+        return text_model.linear_targets(model) or "all-linear"
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
@@ -115,6 +116,7 @@ def attach(
             lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
             lora_dropout=dropout,
             target_modules=target_names(model, targets),
+            exclude_modules=text_model.excluded(model),
             task_type="CAUSAL_LM",
             revision=revision,
         )

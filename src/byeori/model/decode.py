@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
+from byeori.kernels import state_layers
 from byeori.model import load
 from byeori.model.forward import compute_device
+from byeori.model.text_model import text_config
 
 # The share of a batch that has to finish before it is made smaller, which copies the cache of the others.
 _LEAVE = 4
@@ -46,8 +48,30 @@ class Header:
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
-@torch.no_grad()
 def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    choice: Choice,
+    *,
+    rows: Sequence[int],
+    limits: Sequence[int],
+    on_row: Callable[[int, list[int]], None],
+    **options: Any,
+) -> None:
+    """Generate the answers of prompts; see `_decode`. Of a model whose states take in padding, one at a time."""
+    if len(set(map(len, prompts))) > 1 and state_layers.ignores_padding(load.base_of(model)):
+        for index, prompt in enumerate(prompts):
+
+            def on_one(_: int, tokens: list[int], index: int = index) -> None:
+                on_row(index, tokens)
+
+            _decode(model, [prompt], choice, rows=[rows[index]], limits=[limits[index]], on_row=on_one, **options)
+        return
+    _decode(model, prompts, choice, rows=rows, limits=limits, on_row=on_row, **options)
+
+
+@torch.no_grad()
+def _decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
     choice: Choice,
@@ -125,7 +149,7 @@ def prefill(model: Any, ids: Sequence[int]) -> Header | None:
 def _keeps_tokens_alone(model: Any) -> bool:
     """Return whether every layer is plain attention, whose cache can be cut to some rows and begin with a header."""
     causal = load.base_of(model)
-    kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ())
+    kinds = set(getattr(text_config(causal.config), "layer_types", None) or ())
     return not getattr(causal, "_is_stateful", False) and not kinds - _ATTENTION
 
 

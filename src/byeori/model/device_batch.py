@@ -15,6 +15,7 @@ import torch
 from byeori.batch.forest import Forest
 from byeori.kernels import cuda_calls, device_kind, forest_attention
 from byeori.losses.base import Targets
+from byeori.model.text_model import text_config
 
 # On a CPU, idle tokens fill a forest up to a multiple of these, and idle rows those of the last layer, if at most one
 # token in _AT_MOST is idle. bfloat16 products take up to a tenth longer over 2,047 rows than over 2,048, and each new
@@ -108,7 +109,7 @@ def _move(columns: list[np.ndarray], dtype: Any, device: torch.device) -> list[t
 
 def windows(config: Any) -> set[int | None]:
     """Return the attention windows of a model's layers by its configuration, None for full attention."""
-    text = config.get_text_config()
+    text = text_config(config)
     window = getattr(text, "sliding_window", None)
     types = set(getattr(text, "layer_types", None) or ())
     return {window if each == "sliding_attention" else None for each in types} if types else {window}

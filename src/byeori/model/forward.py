@@ -6,6 +6,9 @@ Attention runs on the forest (kernels/forest_attention.py), layers that carry a 
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +23,16 @@ from byeori.kernels import device_kind, dispatch, forest_attention, patch, state
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
 from byeori.model.device_batch import DeviceBatch, place
-from byeori.support.text_files import one_line
+from byeori.model.text_model import text_config
 
 # Kinds of layers with states.
 _STATES = {"linear_attention", "conv", "mamba", "recurrent"}
 # Tokens of the rows that `choose` tries: a shared prefix, and two branches after it.
 _TRIED_PREFIX, _TRIED_BRANCH = 40, 8
+
+
+class _DiffersError(ModelError):
+    """The log-probs differ from those of the model's own code."""
 
 
 def use_forest_attention(model: Any, *, paths: bool = False) -> bool:
@@ -38,7 +45,7 @@ def use_forest_attention(model: Any, *, paths: bool = False) -> bool:
         _set_attention(model, forest_attention.NAME)
     except (ValueError, ImportError):
         return False
-    text = causal.config.get_text_config()
+    text = text_config(causal.config)
     if state_layers.attach(causal, paths=paths):
         return True
     own = getattr(causal, "_is_stateful", False) or _STATES & set(getattr(text, "layer_types", None) or ())
@@ -83,23 +90,34 @@ def forest_logprobs(model: Any, forest: Forest | DeviceBatch, *, plain: bool = F
 
 
 def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> torch.Tensor:
-    backbone, head = load.parts(model)
+    causal, (backbone, head) = load.base_of(model), load.parts(model)
+    own = getattr(causal, "byeori_own_logits", False)  # between hidden states and logits is more than the head
+    backbone = causal if own else backbone
     batch = forest if isinstance(forest, DeviceBatch) else place(forest, compute_device(model))
     index = batch.index
     if plain:
         nodes = batch.forest.nodes
         parts = [backbone(input_ids=batch.ids[:, start:end], use_cache=False) for start, end, _ in nodes]
-        hidden = torch.cat([part.last_hidden_state[0] for part in parts])
+        hidden = torch.cat([_rows(part, own) for part in parts])
     else:
         with forest_attention.using(batch.layout):
             output = backbone(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
         if not batch.layout.calls[0]:
             raise ModelError("its layers do not use transformers' attention interface")
-        hidden = output.last_hidden_state.squeeze(0)
+        hidden = _rows(output, own)
         if len(hidden) < batch.forest.unique_tokens:  # the last layer computed only rows that predict something
             index = batch.index_of_rows
+    if own:
+        logits = hidden[index].to(dispatch.wide(hidden))
+        return logits.gather(1, batch.target_ids[:, None])[:, 0] - logits.logsumexp(dim=1)
     sizes = SIZES.get(device_kind.kind(hidden), SIZES["cuda"])
     return target_logprobs(head, hidden[index], batch.target_ids, **sizes)
+
+
+def _rows(output: Any, own: bool) -> torch.Tensor:
+    """The logits of all tokens [T, V], or their hidden states [T, d]."""
+    rows: torch.Tensor = (output.logits if own else output.last_hidden_state).squeeze(0)
+    return rows
 
 
 @torch.no_grad()
@@ -108,8 +126,12 @@ def plain_logprobs(model: Any, tokens: list[int], at: list[int]) -> torch.Tensor
     device = compute_device(model)
     ids = torch.tensor([tokens], device=device)
     index = torch.tensor(at, device=device)
+    takes = inspect.signature(type(load.base_of(model)).forward).parameters
     with accelerated(model):
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]
+        if "logits_to_keep" in takes:
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=index - 1).logits[0]
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits[0, index - 1]
     return logits.to(dispatch.wide(logits)).log_softmax(dim=-1).gather(1, ids[0, index][:, None])[:, 0]
 
 
@@ -121,22 +143,51 @@ def choose(model: Any, examples: list[Example]) -> str | None:
     Raises:
         ModelError: if the model cannot be trained at all, see `self_check`.
     """
-    limit = load.positions_limit(load.base_of(model).config)
-    tried = [*examples, *branches(examples[0], limit)]
+    causal = load.base_of(model)
+    tried = [*examples, *branches(examples[0], load.positions_limit(causal.config))]
     reason = "its attention cannot be replaced"
-    for paths in (False, True):
+    for own, paths in itertools.product((False, True), repeat=2):
         if not use_forest_attention(model, paths=paths):
             break
+        if paths and not state_layers.note(causal):
+            continue
+        causal.byeori_own_logits = own
         try:
             self_check(model, tried)
             return None
+        except _DiffersError:
+            reason = "its layers give other results on prefixes that are shared"
+        except ModelError as error:
+            reason = str(error)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # any model's code; what matters is whether rows one at a time work
-            reason = one_line(error, 200)
+            logging.getLogger(__name__).debug("not on forests", exc_info=error)
+            reason = "its code does not run on forests"
     use_plain_attention(model)
-    self_check(model, examples, plain=True)
+    _check_causal(model, examples[0])
+    try:
+        causal.byeori_own_logits = False
+        self_check(model, examples, plain=True)
+    except ModelError:
+        causal.byeori_own_logits = True
+        self_check(model, examples, plain=True)
     return reason
+
+
+def _check_causal(model: Any, example: Example) -> None:
+    """Raise unless a model's log-probs do not depend on later tokens; an encoder's do, and training would leak."""
+    ids = list(example.token_ids)
+    at = list(range(1, len(ids) - 1))
+    other = [*ids[:-1], ids[0] if ids[-1] != ids[0] else ids[-1] - 1]
+    training = model.training
+    model.eval()
+    before, after = (plain_logprobs(model, tokens, at) for tokens in (ids, other))
+    model.train(training)
+    if at and float((before - after).abs().max()) > 1e-3 * (1 + float(before.abs().max())):
+        raise ModelError(
+            "this model's attention sees later tokens, so it cannot learn to write; give a decoder like Qwen or Llama"
+        )
 
 
 def branches(example: Example, limit: int | None) -> list[Example]:
@@ -176,7 +227,7 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
     difference = float(((together - expected).abs() / (1 + expected.abs())).mean())
     limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
     if not difference <= limit:
-        raise ModelError(
+        raise _DiffersError(
             f"byeori's log-probs differ from those of this model's own forward pass (mean relative difference "
             f"{difference:.2g}), so it cannot train this model; please report which one it is"
         )

@@ -15,7 +15,7 @@ from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
-from byeori.model import names
+from byeori.model import names, text_model
 from byeori.support import collector, hub, hub_errors
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
@@ -149,14 +149,12 @@ def load_model(
     Raises:
         ModelError, HubError: if there is no model, or its files are damaged.
     """
-    from transformers import AutoModelForCausalLM
-
     config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         if not Path(name).exists():
             hub.fetch(name, hub.WEIGHTS, revision=revision)
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = text_model.auto_class(config).from_pretrained(
                 name,
                 config=config,
                 revision=revision,
@@ -272,16 +270,9 @@ def parts(model: Any) -> tuple[Any, Head]:
     model: a causal model of transformers, or a PeftModel around one.
     """
     causal = base_of(model)
-    config = causal.config.get_text_config()
-    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
-    if config.model_type == "hyperclovax":  # multiplies by what Granite divides by
-        divisor = 1 / divisor
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / divisor
-    softcap = getattr(config, "final_logit_softcapping", None)
-    head = Head(module=causal.get_output_embeddings(), scale=scale, softcap=softcap)
-    return causal.base_model, head
+    return text_model.decoder(causal), text_model.head(causal)
 
 
 def positions_limit(config: Any) -> int | None:
     """Return the model's maximum length in tokens, or None if it has none."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return getattr(text_model.text_config(config), "max_position_embeddings", None)

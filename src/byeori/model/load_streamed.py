@@ -17,6 +17,7 @@ from byeori.errors import ConfigError
 from byeori.kernels import forest_attention
 from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import fingerprint, load, quantize, sharding
+from byeori.model.text_model import auto_class
 
 # read(name, start, end): rows [start, end) of a tensor; end None is the whole tensor
 Read = Callable[[str, int, int | None], torch.Tensor]
@@ -68,7 +69,6 @@ def load_streamed(
 def _empty(name: str, dtype: torch.dtype, revision: str | None, trust_remote_code: bool) -> Any:
     """The model with its parameters on the meta device; buffers are real, since files may lack them."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     config = load.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
@@ -77,7 +77,7 @@ def _empty(name: str, dtype: torch.dtype, revision: str | None, trust_remote_cod
         )
     try:
         with init_empty_weights(include_buffers=False):
-            causal = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            causal = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # any model's code
         raise load.explain(error, name, "weights") from None
     causal.tie_weights()  # every parameter was made anew on the meta device

@@ -12,6 +12,7 @@ import torch
 from byeori.errors import ConfigError, ModelError
 from byeori.kernels import forest_attention
 from byeori.model import load
+from byeori.model.text_model import auto_class, text_config
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
@@ -55,7 +56,7 @@ def check_sizes(config: Any) -> None:
     Raises:
         ModelError: if the hidden size or the number of heads does not divide.
     """
-    text = config.get_text_config()
+    text = text_config(config)
     hidden, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
     groups = getattr(text, "num_key_value_heads", None)
     if hidden and heads and hidden % heads and getattr(text, "head_dim", None) in (None, hidden // heads):
@@ -70,12 +71,12 @@ def frozen_model(config: Any, dtype: torch.dtype, device: str) -> Any:
     Raises:
         ModelError: if transformers cannot make it.
     """
-    from transformers import AutoModelForCausalLM
-
     forest_attention.register()
     try:
         with torch.device(device):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
+            return auto_class(config).from_config(copy.deepcopy(config), dtype=dtype).requires_grad_(False)
+    except ModelError:
+        raise
     except Exception as error:  # a config can be wrong in as many ways as there are models
         raise ModelError(f"no model can be made of this {config.model_type} config: {one_line(error, 200)}") from None
 
@@ -83,7 +84,7 @@ def frozen_model(config: Any, dtype: torch.dtype, device: str) -> Any:
 def with_layers(config: Any, count: int) -> Any:
     """Return the config with its first `count` layers only."""
     config = copy.deepcopy(config)
-    text = config.get_text_config()
+    text = text_config(config)
     before = text.num_hidden_layers
     for name, value in list(vars(text).items()):
         if isinstance(value, (list, tuple)) and len(value) == before:

@@ -26,6 +26,7 @@ from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
 from byeori.model import activation_offload, forward, quantize, skeleton, wrap
 from byeori.model.adapter import attach
+from byeori.model.text_model import text_config
 from byeori.plan import measured_step, meta_ops, meta_quantized
 from byeori.plan.measured_step import Step
 from byeori.plan.memory_tracker import Peak, Source
@@ -295,7 +296,7 @@ def _fuse(model: Any, fast_paths: list[str]) -> None:
 
 def _kinds(config: Any, model: Any) -> list[Any]:
     """What tells the kind of every layer: its parameters' names and shapes, and its kind of attention."""
-    text, layers = config.get_text_config(), skeleton.layers_of(model)
+    text, layers = text_config(config), skeleton.layers_of(model)
     if len(layers) != text.num_hidden_layers:
         return list(range(text.num_hidden_layers))  # every layer of its own kind: rehearsed whole
     types = getattr(text, "layer_types", None) or []
