@@ -261,4 +261,5 @@ class _Check:
 
     def _count(self, layers: int) -> None:
         self._done += 1
+        memory.give_back(self.device)  # weights that were read leave holes in the heap
         self._on_progress(self._done, self._passes * layers * len(self.rows))
