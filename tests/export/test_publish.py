@@ -97,6 +97,7 @@ def merged(tmp_path: Path) -> Path:
     folder = tmp_path / "merged"
     write(folder, "config.json", {"model_type": "gemma3_text", "_name_or_path": f"{HOME}/gemma"})
     write(folder, "generation_config.json", {"eos_token_id": 1})
+    write(folder, "LICENSE", "terms of the base")
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     for number, name in enumerate(names):
         save_file({f"t{number}": torch.full((300,), float(number))}, folder / name)
@@ -177,7 +178,7 @@ def test_merged_model_on_a_branch_and_once_more(hub: Hub, merged: Path) -> None:
         assert status == 0, output
     files = arrived(hub, branch="v2")
     assert set(files) == {
-        *("config.json", "generation_config.json", "model.safetensors.index.json", "merge_report.json"),
+        *("config.json", "generation_config.json", "model.safetensors.index.json", "merge_report.json", "LICENSE"),
         *("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.json", "README.md"),
     }
     assert files["model-00002-of-00002.safetensors"] == (merged / "model-00002-of-00002.safetensors").read_bytes()

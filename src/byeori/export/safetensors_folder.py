@@ -45,7 +45,7 @@ class SafetensorsFolder:
             if path.parent != folder:
                 raise ModelError(f"{folder / INDEX} names {path}, which is in another folder; merge again")
             read_header(path)
-        yield from (folder / "config.json", folder / "generation_config.json", *weights, folder / INDEX)
+        yield from (folder / layout.CONFIG, *(folder / name for name in _MODEL_FILES), *weights, folder / INDEX)
 
     def write(self, folder: Path, model: MergedModel, on_progress: Progress) -> None:
         import torch  # which publish does without
