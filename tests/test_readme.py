@@ -19,6 +19,7 @@ LONGEST = 16_000
 # What makes a command small enough for a random model of two layers.
 SMALL = {
     "sft": ["--max_steps=2"],
+    "export": ["--max_new_tokens=4", "--check_rows=2"],
     "dpo": ["--max_steps=1", "--max_rows=16", "--val_set_size=4"],
     "generate": ["--max_new_tokens=4"],
     "compare": ["--max_new_tokens=4", "--max_rows=4"],
@@ -113,8 +114,8 @@ SAMPLES = "src/byeori/data/samples"
 def test_the_steps_run_as_printed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "src").symlink_to(ROOT / "src")
     monkeypatch.chdir(tmp_path)
-    steps = _commands("Try it") + _commands("Preferences (DPO)")
-    order = "preview sft preview merge generate generate compare publish dpo compare"
+    steps = _commands("Try it") + _commands("Serve it") + _commands("Preferences (DPO)")
+    order = "preview sft preview merge generate generate compare publish export export dpo compare"
     assert [step[0] for step in steps] == order.split()
     for step in steps:
         _run(step, model)

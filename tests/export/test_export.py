@@ -188,3 +188,57 @@ def test_converter_errors_are_sentences(merged: Path, tmp_path: Path) -> None:
     (odd / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(ModelError, match=r"does not know how the tokenizer of .* splits text"):
         gguf_convert.write_model(odd, tmp_path / "x.gguf", "auto")
+
+
+def _peft_adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """A random adapter of PEFT's own on the tiny model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(init_lora_weights=False, **settings))
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_lora_in_gguf_has_pefts_scale_for_every_module(tiny_model: Path, tmp_path: Path) -> None:
+    """B A alpha / rank, as llama.cpp computes it, is the change that PEFT merges."""
+    import gguf
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    patterns = {"rank_pattern": {"down_proj": 2}, "alpha_pattern": {"down_proj": 5, "0.mlp.up_proj": 3}}
+    more: dict[str, Any] = {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": ["up_proj", "down_proj"]}
+    adapter = _peft_adapter(tiny_model, tmp_path / "adapter", **patterns, **more)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    gguf_convert.write_adapter(tiny_model, adapter, config, tmp_path / "adapter.gguf")
+    reader = gguf.GGUFReader(tmp_path / "adapter.gguf")
+    found = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}
+    alpha = float(reader.fields["adapter.lora.alpha"].contents())
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    after = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    assert len(found) == 2 * 2 * 2
+    for layer in range(2):
+        for own, theirs in (("ffn_up", "up_proj"), ("ffn_down", "down_proj")):
+            a, b = (found[f"blk.{layer}.{own}.weight.lora_{side}"] for side in "ab")
+            name = f"model.layers.{layer}.mlp.{theirs}.weight"
+            torch.testing.assert_close(alpha / len(a) * b @ a, after[name] - before[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True, "target_modules": ["up_proj"]},
+        {"target_modules": ["up_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+    ],
+    ids=["dora", "whole layer", "embedding"],
+)
+def test_adapters_that_no_lora_in_gguf_holds(tiny_model: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    adapter = _peft_adapter(tiny_model, tmp_path / "adapter", r=4, **settings)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    with pytest.raises(ModelError, match=r"a LoRA of llama.cpp cannot hold; merge it with `byeori merge`"):
+        gguf_convert.write_adapter(tiny_model, adapter, config, tmp_path / "x.gguf")

@@ -33,7 +33,7 @@ _KEPT = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Model:
+class Layout:
     """What decides a mix. values, downs: names of matrices in the order of layers. has_head: if not, it is tied."""
 
     values: list[str]
@@ -54,8 +54,8 @@ def quantize(source: Path, out: Path, mix: str, on_progress: Callable[[int, int]
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(None, _text(reader, "general.architecture"))
     _copy_fields(reader, writer, int(getattr(gguf.LlamaFileType, _FILE_TYPES[mix])))
-    model = _model(reader)
-    kinds = {tensor.name: _type(tensor, mix, model) for tensor in reader.tensors}
+    model = layout_of(reader)
+    kinds = {tensor.name: type_of(tensor, mix, model) for tensor in reader.tensors}
     for tensor in reader.tensors:
         kind = tensor.tensor_type if kinds[tensor.name] is None else kinds[tensor.name]
         shape = [int(length) for length in tensor.shape[::-1]]
@@ -103,7 +103,7 @@ def _function(source: Path, out: Path, mix: str) -> Any:
     return function
 
 
-def _type(tensor: Any, mix: str, model: _Model) -> Any:
+def type_of(tensor: Any, mix: str, model: Layout) -> Any:
     """Return the type of a tensor in a mix; None for one that stays as it is."""
     import gguf
 
@@ -133,7 +133,8 @@ def _more_bits(index: int, count: int) -> bool:
     return index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2
 
 
-def _model(reader: Any) -> _Model:
+def layout_of(reader: Any) -> Layout:
+    """Return what decides a mix for a file."""
     names = [tensor.name for tensor in reader.tensors]
 
     def of_layers(part: str) -> list[str]:
@@ -141,7 +142,7 @@ def _model(reader: Any) -> _Model:
         return [name for _, name in sorted((int(match.group(1)), name) for match, name in found if match)]
 
     field = reader.fields.get(f"{_text(reader, 'general.architecture')}.expert_count")
-    return _Model(
+    return Layout(
         values=of_layers("attn_v"),
         downs=of_layers("ffn_down") + of_layers("ffn_down_exps"),
         has_head="output.weight" in names,
