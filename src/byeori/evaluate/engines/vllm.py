@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError, ModelError
 from byeori.evaluate.engines.base import Answer, Ending, Sampling, Side
@@ -54,6 +56,9 @@ class VLLM:
 
         more = {"enable_lora": True, "max_lora_rank": adapter[1]} if adapter else {}
         more |= {"max_num_seqs": at_once} if at_once else {}
+        more |= (
+            {} if torch.cuda.is_available() else {"enforce_eager": True}
+        )  # compiling takes longer there than it saves
         try:
             self._engine: Any = vllm.LLM(
                 model=str(base), dtype=dtype, max_model_len=context, generation_config="vllm", **more
