@@ -98,7 +98,7 @@ def _decode(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     cache = _header_cache(header, [width - len(prompt) for prompt in prompts]) if header else None
     left = list(range(len(prompts)))
-    shrinks = _keeps_tokens_alone(model)
+    shrinks = only_attention(model)
     while left:
         leaving = -(-len(left) // _LEAVE) if shrinks else len(left)
         output = model.generate(
@@ -132,22 +132,24 @@ def _decode(
 def prefill(model: Any, ids: Sequence[int]) -> Header | None:
     """Return a header's keys and values; None if the model keeps more than these of a token, or in another form."""
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
 
-    if not _keeps_tokens_alone(model):
+    if not only_attention(model):
         return None
     device = compute_device(model)
     cache = DynamicCache()
     model(input_ids=torch.tensor([list(ids)], device=device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    whole = [type(layer) is DynamicLayer and layer.get_seq_length() == len(ids) for layer in cache.layers]
+    whole = [type(layer).__name__ == "DynamicLayer" and layer.get_seq_length() == len(ids) for layer in cache.layers]
     if not whole or not all(whole):
         return None
     layers: Any = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
     return Header(ids=tuple(ids), layers=tuple(layers))
 
 
-def _keeps_tokens_alone(model: Any) -> bool:
-    """Return whether every layer is plain attention, whose cache can be cut to some rows and begin with a header."""
+def only_attention(model: Any) -> bool:
+    """Return whether every layer is plain attention, whose cache can be cut to some rows and begin with a header.
+
+    Other layers, which carry a state, may take padding for text: their batches need prompts of one length.
+    """
     causal = load.base_of(model)
     kinds = set(getattr(text_config(causal.config), "layer_types", None) or ())
     return not getattr(causal, "_is_stateful", False) and not kinds - _ATTENTION

@@ -172,3 +172,8 @@ def test_a_batch_is_filled_by_tokens() -> None:
     """12 new tokens each: 2 x (9 + 12) = 42 fit, 3 x 21 do not; a row over the limit is a batch of its own."""
     prompts = {row: [0] * length for row, length in enumerate((3, 9, 1, 7, 5, 60))}
     assert plain.batches(prompts, GREEDY, 8, 45) == [[5], [1, 3], [4, 0], [2]]
+
+
+def test_batches_of_one_length_for_layers_that_carry_a_state() -> None:
+    prompts = {row: [0] * length for row, length in enumerate((3, 9, 3, 9, 3, 1))}
+    assert plain.batches(prompts, GREEDY, 2, 1000, padded=False) == [[1, 3], [0, 2], [4], [5]]

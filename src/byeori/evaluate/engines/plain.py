@@ -32,7 +32,8 @@ class Plain:
         configured = getattr(model.generation_config, "eos_token_id", None)
         self.model = model
         self.ending = Ending(tokenizer=tokenizer, stop_ids=stop_tokens.stop_ids(tokenizer, configured), suffix=suffix)
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        mixes_rows = model.config.model_type == "rwkv"  # transformers' code mixes the states of a batch's rows
+        self.batch_size, self.batch_tokens = 1 if mixes_rows else batch_size, batch_tokens
         forward.use_plain_attention(model)
 
     def answers(
@@ -56,7 +57,8 @@ class Plain:
         choice = decode.Choice(**{name: getattr(sampling, name) for name in names})
         with self._side(side), forward.accelerated(self.model):
             header = self._header(list(prompts.values()))
-            for rows in batches(prompts, sampling, self.batch_size, self.batch_tokens):
+            padded = decode.only_attention(self.model)
+            for rows in batches(prompts, sampling, self.batch_size, self.batch_tokens, padded=padded):
 
                 def finished(index: int, ids: list[int], rows: list[int] = rows) -> None:
                     on_answer(rows[index], self.ending.answer(ids))
@@ -102,19 +104,25 @@ class Plain:
 
 
 def batches(
-    prompts: Mapping[int, Sequence[int]], sampling: Sampling, batch_size: int, batch_tokens: int
+    prompts: Mapping[int, Sequence[int]],
+    sampling: Sampling,
+    batch_size: int,
+    batch_tokens: int,
+    *,
+    padded: bool = True,
 ) -> list[list[int]]:
     """Group rows of similar length, longest first, to keep the padding short.
 
     A batch has at most batch_size rows, and at most batch_tokens tokens with the longest answers that it may get; one
-    row is a batch in any case.
+    row is a batch in any case. padded: whether prompts of a batch may differ in length.
     """
     order = sorted(prompts, key=lambda row: -len(prompts[row]))
     found: list[list[int]] = []
     for row in order:
         if found and len(found[-1]) < batch_size:
-            width = len(prompts[found[-1][0]]) + sampling.max_new_tokens
-            if (len(found[-1]) + 1) * width <= batch_tokens:
+            longest = len(prompts[found[-1][0]])
+            fits = (len(found[-1]) + 1) * (longest + sampling.max_new_tokens) <= batch_tokens
+            if fits and (padded or len(prompts[row]) == longest):
                 found[-1].append(row)
                 continue
         found.append([row])

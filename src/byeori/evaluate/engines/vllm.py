@@ -56,9 +56,7 @@ class VLLM:
 
         more = {"enable_lora": True, "max_lora_rank": adapter[1]} if adapter else {}
         more |= {"max_num_seqs": at_once} if at_once else {}
-        more |= (
-            {} if torch.cuda.is_available() else {"enforce_eager": True}
-        )  # compiling takes longer there than it saves
+        more |= {"enforce_eager": not torch.cuda.is_available()}  # on a CPU, compiling takes longer than it saves
         try:
             self._engine: Any = vllm.LLM(
                 model=str(base), dtype=dtype, max_model_len=context, generation_config="vllm", **more
