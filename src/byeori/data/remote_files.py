@@ -31,6 +31,7 @@ def fetch(url: str, split: str, notes: list[str]) -> dict[str, Path]:
         raise DataError(f"{url}: passwords are not saved with a run; give the whole address.")
     with _reading(url):
         system, root = fsspec.core.url_to_fs(url)
+        system.invalidate_cache()  # it may have listed the place before the files changed
         if glob.has_magic(root):
             found = [path for path in sorted(map(str, system.glob(root))) if system.isfile(path)]
         elif system.isdir(root):
