@@ -29,6 +29,7 @@ from byeori.model.adapter import untied_note
 from byeori.model.load import local_folder
 from byeori.support import atomic_files, output_paths
 from byeori.support.text_files import one_line
+from byeori.train import memory
 
 _BASE = "--base_model_name_or_path"
 _SAFETENSORS = SafetensorsFolder()
@@ -120,6 +121,7 @@ def merge(
         "base_distance": trained.distance if trained else None,
         "verdict": "not checked",
     }
+    memory.keep_large_blocks_apart()  # blocks of weights would leave holes in the heap
     _write(output_format, output_dir, model, phase, report)
     if verify:
         report |= _checked(output_format, output_dir, model, phase, notes)

@@ -64,7 +64,6 @@ def compare(
     Raises:
         ModelError: if one of the models cannot be loaded. MemoryError: if the largest layer does not fit.
     """
-    memory.keep_large_blocks_apart()
     check = _Check(merged, model, on_progress)
     if (needed := check.needs()) > (free := memory.available_bytes(check.device)):
         raise MemoryError(f"the check needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free")
