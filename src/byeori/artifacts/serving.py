@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, tokenizer_files
+from byeori.artifacts import layout, records, tokenizer_files
 from byeori.data import served_template, template
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -55,8 +55,7 @@ def vllm_refuses(adapter: dict[str, Any]) -> str:
 
 def vllm_rank(folder: Path) -> int:
     """Return the --max-lora-rank that the adapter in a folder needs."""
-    adapter = json.loads((folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return _fitting(adapter)
+    return _fitting(records.adapter_config(folder))
 
 
 def _rank(adapter: dict[str, Any]) -> int:

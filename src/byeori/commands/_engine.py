@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout, saved_model, serving
+from byeori.artifacts import layout, records, saved_model, serving
 from byeori.artifacts.saved_model import SavedModel
 from byeori.config import CompareSettings, GenerateSettings, SamplingSettings
 from byeori.data.tokenize import Encoding
@@ -126,8 +126,7 @@ def gguf_files(saved: SavedModel, dtype: str) -> list[Path]:
 
 
 def _vllm_refuses(saved: SavedModel) -> str:
-    path = saved.folder / layout.ADAPTER_CONFIG
-    return serving.vllm_refuses(json.loads(path.read_text(encoding="utf-8"))) if saved.is_adapter else ""
+    return serving.vllm_refuses(records.adapter_config(saved.folder)) if saved.is_adapter else ""
 
 
 def sampling_of(settings: SamplingSettings, saved: SavedModel) -> Sampling:

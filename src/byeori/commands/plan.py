@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import layout, starting_model
+from byeori.artifacts import records, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.commands._planned import planned_run
 from byeori.config import PlanSettings, TrainSettings
 from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
-from byeori.errors import ConfigError
+from byeori.errors import ConfigError, ModelError
 from byeori.model import load, skeleton
 from byeori.plan import calibrate, candidates, machines, page, prices, report, workload
 from byeori.plan.machines import Machine, Table
@@ -130,7 +130,9 @@ def _config(settings: PlanSettings, start: StartingModel | None) -> Any:
     if start is not None:
         name, revision = start.base, start.revision
     elif starting_model.is_adapter(name):
-        recorded = json.loads((load.local_folder(name) / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        recorded = records.adapter_config(load.local_folder(name))
+        if not recorded.get("base_model_name_or_path"):
+            raise ModelError(f"the adapter {name} does not name its base model; give that with --base_model")
         name, revision = recorded["base_model_name_or_path"], recorded.get("revision")
     return load.load_config(name, revision=revision, trust_remote_code=settings.trust_remote_code is not None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model, serving, tokenizer_files
+from byeori.artifacts import records, saved_model, serving, tokenizer_files
 from byeori.artifacts.saved_model import SavedModel
 from byeori.commands import _engine
 from byeori.config import ServeSettings
@@ -77,7 +76,7 @@ def _rank(saved: SavedModel) -> int | None:
     """
     if not saved.is_adapter:
         return None
-    config = json.loads((saved.folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = records.adapter_config(saved.folder)
     if reason := serving.vllm_refuses(config):
         raise ModelError(
             f"vLLM does not serve {saved.name} as an adapter: {reason}; merge it with `byeori merge`, or pass "

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from byeori.artifacts import layout, model_card, saved_model, serving, tokenizer_files
+from byeori.artifacts import layout, model_card, records, saved_model, serving, tokenizer_files
 from byeori.artifacts.saved_model import SavedModel
 from byeori.data.ollama_template import OllamaTemplate
 from byeori.data.template import Template
@@ -30,6 +30,7 @@ from byeori.model.fingerprint import INDEX
 from byeori.model.load import local_folder
 from byeori.support import atomic_files, output_paths
 from byeori.support.console import Say
+from byeori.support.foreign_files import json_file
 
 Format = Literal["gguf", "ollama", "vllm"]
 Weights = Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
@@ -177,8 +178,7 @@ def _verdict(checks: Mapping[str, Any], wrong: str) -> str:
 def _adapter_config(saved: SavedModel) -> dict[str, Any]:
     if not saved.is_adapter:
         return {}
-    config: dict[str, Any] = json.loads((saved.folder / layout.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return config
+    return records.adapter_config(saved.folder)
 
 
 def _set_aside(temporary: Path, output_dir: Path, reason: str) -> str:
@@ -291,7 +291,7 @@ def _stop_texts(work: _Export) -> list[str]:
 
 def _generation_config(saved: SavedModel) -> dict[str, Any]:
     path = local_folder(saved.base, saved.revision) / _GENERATION
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    value: dict[str, Any] = json_file(path) if path.is_file() else {}
     return value
 
 

@@ -82,6 +82,8 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise ModelError(f"{path} is damaged or cut short ({error}); copy or download it again") from None
     except OSError as error:
         raise ModelError(f"cannot read {path} ({error.strerror or error}); copy or download it again") from None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path} is damaged; copy or download it again")
     header.pop("__metadata__", None)
     return {
         name: Stored(

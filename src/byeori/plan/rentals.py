@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from byeori.artifacts import layout
+from byeori.artifacts import layout, records
 from byeori.data import places, template
 from byeori.errors import ConfigError
 from byeori.plan.candidates import Candidate
@@ -77,8 +77,8 @@ def _check_base(folder: Path) -> None:
     Raises:
         ConfigError: if it is an adapter whose own base is a local folder.
     """
-    record = folder / layout.ADAPTER_CONFIG
-    base = json.loads(record.read_text(encoding="utf-8"))["base_model_name_or_path"] if record.is_file() else None
+    is_adapter = (folder / layout.ADAPTER_CONFIG).is_file()
+    base = records.adapter_config(folder).get("base_model_name_or_path") if is_adapter else None
     if base and Path(base).exists():
         raise ConfigError(
             f"the adapter {folder} needs its base model in the local folder {base}, which a rented machine does not "

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from byeori.errors import ByeoriError
 from byeori.plan.machines import Machine, Range, Table
 from byeori.plan.rehearsal import Rehearsal
 from byeori.support import atomic_files, cache_folder
+from byeori.support.foreign_files import json_record
 
 # Tokens of a micro-batch from which on its time says something about the share of a GPU's peak.
 LEAST_TOKENS = 2048
@@ -100,8 +102,8 @@ def _file() -> Path:
 
 def _recorded() -> dict[str, list[float]]:
     try:
-        return dict(json.loads(_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # none yet, or not ours
+        return json_record(_file(), dict[str, list[float]])
+    except ByeoriError:  # none yet, or not ours
         return {}
 
 

@@ -105,7 +105,7 @@ def _read(file: BinaryIO, key: str) -> dict[str, Any] | None:
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:  # zeros after a power cut
+    except (ValueError, RecursionError):  # zeros after a power cut
         return {}
     return value if isinstance(value, dict) else {}
 
