@@ -125,12 +125,8 @@ def load_rows(
             origins.append((redacted(path), sum(len(part.rows) for part in loaded)))
         given.append((redacted(path), sum(len(part.rows) for part in loaded), weight))
         parts += loaded
-    if missing := [name for name in (columns or {}).values() if not (inherited or has([*known], plain_name(name)))]:
-        near = nearest(missing[0], [*known])
-        raise DataError(
-            f"columns names the column {missing[0]!r}, which {paths[0]} does not have{near}; its columns are "
-            f"{', '.join(sorted(known))}."
-        )
+    if not inherited:
+        _check_names((columns or {}).values(), sorted(known), paths[0])
     left_out = {name: why for part in parts for name, why in part.left_out.items()}
     parts = [replace(part, rows=part.rows.remove_columns(_common(part.rows.column_names, left_out))) for part in parts]
     rows = concatenate(parts)
@@ -143,6 +139,16 @@ def load_rows(
         lacking=lacking,
         sources=tuple(given),
     )
+
+
+def _check_names(wanted: Iterable[str], known: list[str], path: str) -> None:
+    """Raise DataError if a column that the user names is in none of the tables."""
+    for name in wanted:
+        if not has(known, plain_name(name)):
+            near, names = nearest(name, known), ", ".join(known)
+            raise DataError(
+                f"columns names the column {name!r}, which {path} does not have{near}; its columns are {names}."
+            )
 
 
 def load_recorded(settings: Mapping[str, Any], max_rows: int | None = None) -> Table:
