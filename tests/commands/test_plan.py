@@ -113,8 +113,10 @@ def test_what_pcie_does_to_several_cards(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_here_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    found = _plan(capsys, shape=SHAPE, here=True)
-    assert [offer["machine"] for offer in found["offers"]] == ["CPU"]
+    lines = _printed(capsys, shape=SHAPE, here=True)
+    assert [line.split()[:4] for line in lines if line.startswith("Best")] == [["Best", "CPU", "x", "1"]]
+    assert lines[-1].startswith("Next: byeori sft with the same settings")
+    assert not [line for line in lines if line.startswith("Prices") or "32,768 tokens" in line]
 
 
 def test_notes_on_what_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,8 @@ def _planned(settings: PlanSettings, table: Table) -> tuple[PlanResult, Rehearse
     training, notes = _with_cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config, planned_run(training))
     selected = _machines(settings, table, rehearser)
-    work, left_out = _workload(settings, training, start, rehearser)
+    device = "cuda" if any(machine.device == "cuda" for machine in selected) else "cpu"
+    work, left_out = _workload(settings, training, start, rehearser, rehearser.micro_batch_tokens(device))
     with _rare_collections(), console.progress("Rehearsing", shown=console.moving()) as on_progress:
         plan_input = replace(rehearser.plan_input(work, table), spot=settings.spot)
         everywhere = candidates.all_machines(plan_input, selected, on_progress)
@@ -149,12 +150,12 @@ def _with_cutoff(training: TrainSettings, config: Any, name: str) -> tuple[Train
 
 
 def _workload(
-    settings: PlanSettings, training: TrainSettings, start: StartingModel | None, rehearser: Rehearser
+    settings: PlanSettings, training: TrainSettings, start: StartingModel | None, rehearser: Rehearser, tokens: int
 ) -> tuple[Workload, list[str]]:
-    """The steps that are planned, and sentences on the rows that are in none of them."""
+    """The steps that are planned, and sentences on the rows that are in none of them. tokens: of a micro-batch."""
     from byeori.commands._rows import schedule
 
-    run, tokens = rehearser.run, rehearser.micro_batch_tokens("cuda")
+    run = rehearser.run
     row_kind = for_text(ROW_KINDS[run.objective.row_kind], training.text_column)
     if start is not None:
         rows, left_out = _rows(training, start, row_kind)
@@ -251,6 +252,8 @@ def _next(settings: PlanSettings) -> str:
     """What to do with a plan."""
     more = [name for name in ("--table", "--explain", "--html FILE") if not getattr(settings, name[2:].split()[0])]
     see = f"; more with {', '.join(more)}" if more else ""
+    if settings.here:
+        return f"byeori {settings.planned} with the same settings{see}"
     return f"byeori rent or byeori plan --write run.yaml, with the same settings{see}"
 
 

@@ -137,6 +137,8 @@ def _chosen(plan: PlanResult) -> list[str]:
     first: dict[tuple[str, int], tuple[list[str], Candidate]] = {}
     for order, candidate in plan.firsts().items():
         first.setdefault((candidate.machine.name, candidate.count), ([], candidate))[0].append(order)
+    if len(first) == 1:
+        return _columns([("Best", *_cells(plan.best))])
     rows = [(", ".join(orders).capitalize(), *_cells(candidate)) for orders, candidate in first.values()]
     return _columns(rows)
 
@@ -280,7 +282,7 @@ def save_steps(candidate: Candidate, steps: int) -> int:
 def _dates(plan: PlanResult) -> str:
     """From when the prices are, if there are any."""
     known = [price for price in plan.table.prices if price.date]
-    if not known:
+    if not known or not any(candidate.price for candidate in plan.candidates):
         return ""
     first, last = (choose(price.date for price in known) for choose in (min, max))
     old = sum(map(prices.stale, known))
