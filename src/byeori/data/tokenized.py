@@ -63,6 +63,8 @@ def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progre
     cache = f"the cache of tokenized rows in {config.HF_DATASETS_CACHE}"
     advice = "free space there, or set HF_DATASETS_CACHE to another folder"
     with _progress_bars(progress), _environment(), disk_errors(cache, advice=advice, error=DataError):
+        if processes > 1:  # a copy of this process has none of its threads
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         return rows.map(
             _encode_batch,
             batched=True,
@@ -128,7 +130,7 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
         encoding.special_tokens_in_text,
         encoding.encoder.splits,
     ]
-    state = [rows._fingerprint, encoding.encoder.core.to_str(), json.dumps(settings, default=str)]
+    state = [rows._fingerprint, encoding.encoder.digest, json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]
 
 
