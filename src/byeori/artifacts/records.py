@@ -37,7 +37,10 @@ class AdapterConfig(TypedDict, total=False):
 
 
 class BaseRecord(TypedDict, total=False):
-    """byeori_base.json: what a run started from. sha256: of samples of the tensors, by byeori 0.1."""
+    """byeori_base.json: what a run started from. sha256: of samples of the tensors, by byeori 0.1.
+
+    day: what the chat template wrote as today into the rows.
+    """
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -45,6 +48,7 @@ class BaseRecord(TypedDict, total=False):
     weights_sha256: str | None
     sha256: str | None
     rows_sha256: str | None
+    day: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
 
 
 class Manifest(TypedDict):

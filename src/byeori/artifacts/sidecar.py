@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any], to
     (folder / layout.VERSIONS).write_text(json.dumps(versions, indent=1), encoding="utf-8")
 
 
-def write_start(folder: Path, base: str, revision: str | None, content: str) -> None:
-    """Record what a run began from: the base, and a hash of its rows' tokens."""
+def write_start(folder: Path, base: str, revision: str | None, content: str, day: datetime | None) -> None:
+    """Record what a run began from: the base, a hash of its rows' tokens, and the date in them if there is one."""
     record = {"base_model": base, "weights_sha256": weights_sha256(base_folder(base, revision)), "rows_sha256": content}
+    record |= {"day": f"{day:%Y-%m-%d}"} if day else {}
     (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 

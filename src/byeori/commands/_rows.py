@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,9 +88,17 @@ def load_table(
 
 
 def prepare(
-    settings: TrainSettings | PreviewSettings, start: StartingModel, *, row_kind: RowKind, processes: Processes
+    settings: TrainSettings | PreviewSettings,
+    start: StartingModel,
+    *,
+    row_kind: RowKind,
+    processes: Processes,
+    day: datetime | None = None,
 ) -> tuple[Prepared, Encoding]:
-    """Tokenize the rows; returns them with their audit, and the encoding that made them. No weights are loaded."""
+    """Tokenize the rows; returns them with their audit, and the encoding that made them. No weights are loaded.
+
+    day: what a chat template writes as today; today by default.
+    """
     if not processes.first_here:
         barrier(processes)  # the first process of a machine fills the cache, the others read it
     table, chosen, note = _template(settings, start, load_table(settings), row_kind)
@@ -102,6 +111,7 @@ def prepare(
         train_on_inputs=settings.train_on_inputs,
         train_turns=settings.train_turns,
         special_tokens_in_text=settings.special_tokens_in_text,
+        day=day,
     )
     read = row_kind.columns_read(rows.column_names, chosen)
     unread = {name: "" for name in rows.column_names if name not in (*read, ROW)} | dict(table.left_out)
@@ -129,8 +139,7 @@ def prepare(
         sample = [tokenized.example(train, line) for line in range(starts[first])]
         report |= {"shared_prefix": round(previews.shared_prefix(sample), 4), "shared_prefix_rows": first}
         unfit = check_embedding(settings, start, [part for part in (train, held_out) if part is not None], sample)
-    report |= {"unread_columns": unread} if unread else {}
-    report |= {"mix": shares} if shares else {}
+    report |= ({"unread_columns": unread} if unread else {}) | ({"mix": shares} if shares else {})
     fewer += [mix.sentence(settings.mix_by, shares)] if shares else []
     report["template"] = chosen.name if chosen else template.CHAT
     report["special_tokens_in_text"] = settings.special_tokens_in_text

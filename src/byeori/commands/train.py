@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -167,17 +168,22 @@ def _begin(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Data:
-    """content: a hash of what the training rows were tokenized to. audit: as audit.json holds it."""
+    """content: a hash of what the training rows were tokenized to. day: the date in them, if the template writes one.
+
+    audit: as audit.json holds it.
+    """
 
     rows: tokenized.Rows
     held_out: tokenized.Rows | None
     content: str
+    day: datetime | None
     audit: dict[str, Any]
 
 
 def _read_rows(run: _Run) -> _Data:
     settings = run.settings
-    prepared, encoding = _rows.prepare(settings, run.start, row_kind=run.row_kind, processes=run.processes)
+    day = run_dir.day_of(run.resume, run.processes)
+    prepared, encoding = _rows.prepare(settings, run.start, row_kind=run.row_kind, processes=run.processes, day=day)
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     for line in [*prepared.notes, *findings]:
         run.say(line)
@@ -191,7 +197,7 @@ def _read_rows(run: _Run) -> _Data:
         run_dir.check_same_rows(run.resume, content)
     held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out)
     rows = tokenized.Rows(table=prepared.train)
-    return _Data(rows=rows, held_out=held_out, content=content, audit=prepared.audit)
+    return _Data(rows=rows, held_out=held_out, content=content, day=encoding.day, audit=prepared.audit)
 
 
 # ---- 3. the steps, and what the settings leave open -----------------------------------------------------------------
@@ -307,7 +313,7 @@ def _train(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
 
 def _train_alone(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
     if job.processes.main:
-        _make_output(run, job, data.content)
+        _make_output(run, job, data)
     progress = trainer.train(job)
     kept, forecast = _keep_best(run, job, progress), plan.forecast
     peak = memory.peak_memory_bytes(job.processes.device)
@@ -343,14 +349,14 @@ def _keep_best(run: _Run, job: Job, progress: Progress) -> int:
     return best
 
 
-def _make_output(run: _Run, job: Job, content: str) -> None:
+def _make_output(run: _Run, job: Job, data: _Data) -> None:
     """Make the folder of the run, and write what is known before its first step."""
     wanted = run.settings.resume_from_checkpoint
     clear = run.settings.overwrite_output_dir and run.resume is None
     run_dir.make(run.output, clear=clear, resume=run.resume, anew=wanted is None, say=run.say)
     if run.mirror:
         run.mirror.set_others_aside(run.resume, run.say)
-    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, content)
+    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, data.content, data.day)
     schedule, rows = job.schedule, job.train_rows
     if schedule.total_steps * schedule.batch_size > _ORDER_ROWS:
         return

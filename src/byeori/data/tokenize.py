@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ class Encoding:
     cutoff_len: the maximum number of tokens of an example.
     train_turns: which assistant turns of a conversation are trained.
     special_tokens_in_text: what a control token in a row's text becomes: its text (escape) or the token (keep).
+    day: what the chat template writes as today in what is trained; None if it writes no date.
     """
 
     tokenizer: Any
@@ -87,6 +89,7 @@ class Encoding:
     train_on_inputs: bool = False
     train_turns: Turns = "all"
     special_tokens_in_text: SpecialTokensInText = "escape"
+    day: datetime | None = None
 
 
 def make_encoding(
@@ -98,8 +101,12 @@ def make_encoding(
     train_on_inputs: bool,
     train_turns: Turns = "all",
     special_tokens_in_text: SpecialTokensInText = "escape",
+    day: datetime | None = None,
 ) -> Encoding:
     """Return the encoding of a tokenizer and a template (None: the tokenizer's chat template).
+
+    day: what a chat template writes as today, so that a run that is resumed tomorrow trains the same rows; today by
+        default.
 
     Raises:
         TemplateError: if the tokenizer gives no character offsets, or has no chat template and needs one.
@@ -115,6 +122,7 @@ def make_encoding(
             f"with --chat_template: a Jinja file, or {', '.join(chat.shipped())}"
         )
     eos = tokenizer.eos_token_id if add_eos_token and (template or chat.leaves_turns_open(tokenizer)) else None
+    dated = template is None and "strftime_now" in str(tokenizer.chat_template)
     return Encoding(
         tokenizer=tokenizer,
         encoder=text_encoder(tokenizer),
@@ -125,6 +133,7 @@ def make_encoding(
         train_on_inputs=train_on_inputs,
         train_turns=train_turns,
         special_tokens_in_text=special_tokens_in_text,
+        day=(day or datetime.fromordinal(date.today().toordinal())) if dated else None,
     )
 
 
@@ -294,7 +303,8 @@ def encode_turns(row: Mapping[str, object], encoding: Encoding) -> list[Example]
         raise TemplateError(f"no turn in `messages` is an assistant's that is trained (its roles: {roles})")
     number = int(str(row.get("__row__", 0)))
     read, marks = _marked(read, encoding)
-    found = [_encode_turn(turn, marks, encoding, number) for turn in turns.turns(read, encoding.tokenizer)]
+    trained = turns.turns(read, encoding.tokenizer, encoding.day)
+    found = [_encode_turn(turn, marks, encoding, number) for turn in trained]
     fitting = [example for example in found if len(example.token_ids) <= encoding.cutoff_len]
     if not fitting:
         raise TooLongError(

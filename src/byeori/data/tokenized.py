@@ -129,6 +129,7 @@ def fingerprint(rows: Dataset, encoding: Encoding, row_kind: RowKind) -> str:
         encoding.train_turns,
         encoding.special_tokens_in_text,
         encoding.encoder.splits,
+        *([encoding.day] if encoding.day else []),
     ]
     state = [rows._fingerprint, encoding.encoder.digest, json.dumps(settings, default=str)]
     return hashlib.sha256("\0".join(state).encode()).hexdigest()[:16]

@@ -11,14 +11,17 @@ the forest computes what the turns of a conversation share once (batch/forest.py
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from byeori.data.conversation import Conversation, Message
 from byeori.errors import TemplateError
 from byeori.support.text_files import one_line
 
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _OPEN, _CLOSE = "<think>", "</think>"
 T = TypeVar("T")
 
@@ -35,14 +38,14 @@ class Turn:
     answer: str
 
 
-def turns(conversation: Conversation, tokenizer: Any) -> list[Turn]:
-    """Return the trained turns of a conversation.
+def turns(conversation: Conversation, tokenizer: Any, day: datetime | None = None) -> list[Turn]:
+    """Return the trained turns of a conversation. day: what a template writes as today; today by default.
 
     Raises:
         TemplateError: if the chat template refuses the messages, or leaves out a text, a call, a tool or reasoning.
     """
     return _in_a_form_that_works(
-        conversation, tokenizer, lambda renderer: [renderer.turn(index) for index in conversation.trained]
+        conversation, tokenizer, day, lambda renderer: [renderer.turn(index) for index in conversation.trained]
     )
 
 
@@ -52,15 +55,17 @@ def prompt(conversation: Conversation, tokenizer: Any) -> str:
     Raises:
         TemplateError: as `turns`.
     """
-    return _in_a_form_that_works(conversation, tokenizer, lambda renderer: renderer.prompt())
+    return _in_a_form_that_works(conversation, tokenizer, None, lambda renderer: renderer.prompt())
 
 
-def _in_a_form_that_works(conversation: Conversation, tokenizer: Any, render: Callable[[_Renderer], T]) -> T:
+def _in_a_form_that_works(
+    conversation: Conversation, tokenizer: Any, day: datetime | None, render: Callable[[_Renderer], T]
+) -> T:
     """Return what the first form gives that the template accepts; raises the error of the usual form."""
     refused: TemplateError | None = None
     for form in _forms(conversation):
         try:
-            return render(_Renderer(form, tokenizer))
+            return render(_Renderer(form, tokenizer, day))
         except TemplateError as error:
             refused = refused or error
     assert refused is not None
@@ -103,9 +108,12 @@ def _with_text_arguments(message: Message) -> Message:
 class _Renderer:
     """One conversation in one form, rendered turn by turn."""
 
-    def __init__(self, conversation: Conversation, tokenizer: Any) -> None:
+    def __init__(self, conversation: Conversation, tokenizer: Any, day: datetime | None) -> None:
         self.messages, self.tools = list(conversation.messages), list(conversation.tools) or None
         self._tokenizer = tokenizer
+        self._template = (
+            _dated(tokenizer.chat_template, day) if day and isinstance(tokenizer.chat_template, str) else None
+        )
 
     def render(self, count: int, *, generation: bool) -> str:
         """The first `count` messages as text."""
@@ -117,6 +125,7 @@ class _Renderer:
                 tools=self.tools,
                 tokenize=False,
                 add_generation_prompt=generation,
+                chat_template=self._template,
             )
         except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise TemplateError(f"the tokenizer's chat template refuses these messages: {one_line(error)}") from None
@@ -238,6 +247,11 @@ class _Renderer:
                     f"the tokenizer's chat template leaves out the call of {function['name']!r} in message {number}; "
                     "give a --chat_template that writes tool calls, or leave such rows out"
                 )
+
+
+def _dated(template: str, day: datetime) -> str:
+    """A chat template with a date instead of today's."""
+    return _TODAY.sub(lambda call: repr(day.strftime(call[2])), template)
 
 
 def _reasoning(message: Message) -> tuple[str, str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout, records, saved_model
 from byeori.artifacts.layout import SETTINGS
 from byeori.data import row_kinds
-from byeori.distributed.processes import Processes, all_reduce_sum, barrier
+from byeori.distributed.processes import Processes, all_reduce_min, all_reduce_sum, barrier
 from byeori.errors import CheckpointError
 from byeori.support.atomic_files import copy_folder, disk_errors, remove_folder
 from byeori.support.console import Say
@@ -116,6 +117,16 @@ def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
                 f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
                 "same settings, or give the finished adapter as --base_model to train its weights further"
             )
+
+
+def day_of(resume: Path | None, processes: Processes) -> datetime:
+    """Return the date that chat templates write into the rows: that of the run which is resumed, else today's.
+
+    All processes get the earliest of theirs.
+    """
+    record = records.base_record(resume) if resume is not None else None
+    day = date.fromisoformat(record["day"]) if record and "day" in record else date.today()
+    return datetime.fromordinal(int(all_reduce_min(day.toordinal(), processes)))
 
 
 def check_same_rows(resume: Path, content: str) -> None:
