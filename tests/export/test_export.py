@@ -12,7 +12,7 @@ import pytest
 
 import byeori
 from byeori.artifacts import saved_model
-from byeori.errors import CheckpointError, ConfigError, ModelError, TemplateError
+from byeori.errors import CheckpointError, ConfigError, DataError, ModelError, TemplateError
 from byeori.export import gguf_convert
 from byeori.export.publish import collect
 from tiny_models import byte_level_tokenizer, short_sft, tiny_llama
@@ -148,6 +148,8 @@ def test_what_cannot_be_exported(trained: Path, merged: Path, tmp_path: Path) ->
         export(dora, tmp_path / "out", format="vllm")
     with pytest.raises(ConfigError, match="--quantize q8_0 is for gguf and ollama"):
         export(merged, tmp_path / "out", format="vllm", quantize="q8_0")
+    with pytest.raises(DataError, match=r"nowhere\.jsonl"):
+        export(merged, tmp_path / "out", data_path="nowhere.jsonl")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     for overwrite in (False, True):

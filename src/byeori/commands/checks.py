@@ -66,6 +66,7 @@ def _check_output(settings: Settings) -> None:
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
     elif isinstance(settings, ExportSettings):
+        places.check_paths(list(settings.data_path or []), "train")
         overwrite = settings.overwrite_output_dir
         output_paths.check_model_output(Path(settings.output_dir), overwrite, marker=layout.EXPORT_REPORT)
     elif isinstance(settings, MergeSettings):
