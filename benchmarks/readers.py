@@ -83,8 +83,7 @@ def models(folder: Path, tokenizers: list[Path]) -> list[Path]:
         adapter, merged = folder / f"{name}-adapter", folder / f"{name}-merged"
         byeori.sft(base_model=base, data_path=rows, output_dir=adapter, max_steps=2, cutoff_len=256)
         byeori.merge(peft_model_path=adapter, output_dir=merged)
-        for file in ("tokenizer.json", "generation_config.json"):
-            assert (base / file).read_bytes() == (merged / file).read_bytes(), (name, file)
+        assert (base / "tokenizer.json").read_bytes() == (merged / "tokenizer.json").read_bytes(), name
         made += [adapter, merged]
     return made
 
