@@ -48,7 +48,9 @@ def help_text(kind: type[Settings], *, prog: str, full: bool = False) -> str:
         lines += ["", style.bold("more settings") + f" ({prog} --help-all describes them):"]
         for group, members in everything.items():
             if group != ESSENTIAL:
-                lines += _wrap(", ".join(members), 24, first=f"  {group}", style=style)
+                width = min(100, shutil.get_terminal_size().columns)
+                names = f"{group}: {', '.join(members)}"
+                lines += textwrap.wrap(names, width, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
