@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all check bench torture faults exactness docs dist clean
+.PHONY: setup demo test test-all check bench torture faults exactness models docs dist clean
 
 setup: $(READY)
 
@@ -45,6 +45,10 @@ faults: setup
 # SEEDS=1000 random cases for each test that compares with a plain computation
 exactness: setup
 	BYEORI_TEST_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -n 2 --dist worksteal -m exactness tests
+
+# docs/models.md: every architecture of transformers as a tiny random model
+models: setup
+	$(BIN)/python scripts/models_docs.py
 
 # the documentation in English and Korean, in docs-output/
 docs: setup

@@ -1,0 +1,126 @@
+"""Hybrids: a step over forests against a step over one row at a time, on random weights of a public model's shape.
+
+    python benchmarks/hybrids.py --shape lfm2-350m --header 640 --rows 8 --answer 32
+
+Rows share a header (as the workload W5 does) and have an answer each. The two ways alternate; the gradients of both are
+compared. Seconds are of one forward and backward pass over all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from byeori.batch import forest as forests
+from byeori.data.tokenize import Example
+from byeori.kernels import forest_attention, lora_linear, patch, state_layers
+from byeori.model import adapter, forward, load
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    # LiquidAI/LFM2-350M
+    "lfm2-350m": (
+        "lfm2",
+        {
+            "vocab_size": 65536,
+            "hidden_size": 1024,
+            "intermediate_size": 6656,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
+        },
+    ),
+    # ibm-granite/granite-4.0-h-350m
+    "granite-4.0-h-350m": (
+        "granitemoehybrid",
+        {
+            "vocab_size": 100352,
+            "hidden_size": 768,
+            "intermediate_size": 2048,
+            "shared_intermediate_size": 2048,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 4,
+            "num_local_experts": 0,
+            "mamba_n_heads": 48,
+            "mamba_d_head": 32,
+            "mamba_d_state": 128,
+            "mamba_n_groups": 1,
+            "layer_types": ["attention" if layer in (10, 13, 17, 27) else "mamba" for layer in range(32)],
+        },
+    ),
+}
+
+
+def build(shape: str, dtype: torch.dtype) -> Any:
+    """Return the model with a LoRA adapter on every linear layer, as a run has it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, sizes = SHAPES[shape]
+    torch.manual_seed(0)
+    forest_attention.register()
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=dtype).eval()
+    model = adapter.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    lora_linear.fuse(model)
+    patch.fuse(base, patch.parts(["auto"], torch.device("cpu")))
+    return model
+
+
+def step(model: Any, rows: list[Example], *, plain: bool) -> tuple[float, torch.Tensor]:
+    """Return the seconds of a forward and backward pass over the rows, and all gradients as one vector."""
+    model.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    for forest in [forests.build([row]) for row in rows] if plain else [forests.build(rows)]:
+        with forward.accelerated(model):
+            (-forward.forest_logprobs(model, forest, plain=plain).sum()).backward()
+    seconds = time.perf_counter() - start
+    return seconds, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="lfm2-350m")
+    parser.add_argument("--header", type=int, default=640)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--answer", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    given = parser.parse_args()
+    dtype = load.resolve_dtype(given.dtype, torch.device("cpu"))
+    model = build(given.shape, dtype)
+    ids = torch.randint(5, 60_000, (given.header + given.rows * given.answer,)).tolist()
+    header, rest = ids[: given.header], ids[given.header :]
+    length = given.header + given.answer
+    rows = [
+        Example(token_ids=header + rest[at : at + given.answer], targets=((given.header, length),))
+        for at in range(0, len(rest), given.answer)
+    ]
+    weights = sum(parameter.numel() for parameter in model.get_base_model().parameters())
+    print(f"{given.shape}: {weights / 1e6:.0f}M weights, {str(dtype).removeprefix('torch.')}, {len(rows)} rows")
+    forward.use_forest_attention(model)
+    print(state_layers.note(model.get_base_model()))
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(given.rounds):
+        gradients = []
+        for plain in (True, False):
+            if plain:
+                forward.use_plain_attention(model)
+            else:
+                forward.use_forest_attention(model)
+            seconds, gradient = step(model, rows, plain=plain)
+            times[plain].append(seconds)
+            gradients.append(gradient)
+        apart, shared = gradients
+        off = float((apart - shared).norm() / apart.norm())
+        slow, fast = times[True][-1], times[False][-1]
+        print(f"row by row {slow:.1f} s, shared {fast:.1f} s: {slow / fast:.1f} x; gradients differ by {off:.1e}")
+
+
+if __name__ == "__main__":
+    main()
