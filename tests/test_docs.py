@@ -67,7 +67,7 @@ def test_the_repository_has_one_address() -> None:
     files = [*PAGES, ROOT / "pyproject.toml", ROOT / "mkdocs.yml", ROOT / "examples" / "colab.ipynb"]
     files += (ROOT / ".github").rglob("*.yml")
     for path in files:
-        found = re.findall(r"(?:github\.com|colab\.research\.google\.com/github)/([\w-]+/\w+)", path.read_text())
+        found = re.findall(r"(?:github\.com|colab\.research\.google\.com/github)/([\w-]+/byeori\b)", path.read_text())
         assert set(found) <= {home}, path.name
 
 

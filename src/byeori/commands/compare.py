@@ -64,10 +64,10 @@ def compare(settings: CompareSettings) -> CompareResult:
     read = [*prompts, *(example.token_ids for pair in examples for example in pair)]
     open_engine = _engine.opener(settings, saved, encoding, read, suffix=template.suffix if template else "")
     say(f"Comparing base and tuned on {len(rows)} rows")
-    output_paths.make_result(output)
     again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
     depends_on = _engine.depends_on(settings, saved, sampling, tokens)
-    with journal.unfinished(output / layout.ROWS, depends_on, overwrite=again) as kept:
+    unfinished = journal.unfinished(output / layout.ROWS, depends_on, overwrite=again)
+    with output_paths.result(output), unfinished as kept:
         if kept.items:
             say("A part of this was computed before; continuing with the rest")
         items = comparison.compare_rows(

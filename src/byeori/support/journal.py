@@ -47,7 +47,9 @@ def part_of(output: Path) -> Path:
 def unfinished(output: Path | None, depends_on: Any, *, overwrite: str | None) -> Iterator[Journal]:
     """Yield the finished items of a file, with those of an earlier, killed run; the body writes the file at the end.
 
-    If the body fails, the items stay for the next run. depends_on: JSON data, everything that the items depend on.
+    If the body fails, the items stay for the next run; without any, nothing stays.
+
+    depends_on: JSON data, everything that the items depend on.
     overwrite: None to delete items that depend on something else, or the flag to name in the error about them.
 
     Raises:
@@ -75,7 +77,13 @@ def unfinished(output: Path | None, depends_on: Any, *, overwrite: str | None) -
                 file.truncate(0)
                 file.write(_line({"key": key}))
                 file.flush()
-        yield Journal(file, items)
+        journal = Journal(file, items)
+        try:
+            yield journal
+        except BaseException:
+            if not journal.items:
+                path.unlink(missing_ok=True)
+            raise
         path.unlink(missing_ok=True)
 
 

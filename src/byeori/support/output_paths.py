@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from byeori.errors import CheckpointError
@@ -38,14 +39,25 @@ def check_result(output: Path, marker: str, overwrite: bool) -> None:
     check_writable(output)
 
 
-def make_result(output: Path) -> None:
-    """Make a folder for results; those of an earlier run stay until there are new ones.
+@contextmanager
+def result(output: Path) -> Iterator[None]:
+    """Make a folder for the results of the body; those of an earlier run stay until there are new ones.
+
+    If the body fails and leaves nothing in a new folder, that goes again.
 
     Raises:
         CheckpointError: if it cannot be written.
     """
+    existed = output.exists()
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):
+                output.rmdir()
+        raise
 
 
 def check_model_output(
