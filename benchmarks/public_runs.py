@@ -1,9 +1,9 @@
 """Hold the plan against public runs: `python benchmarks/public_runs.py` prints Markdown tables.
 
 measured_runs.csv has runs of other trainers with their settings and sources. The shares of the peak, the floor of a
-layer and the speed of gathering in src/byeori/plan/machines.yaml are those of the first, third, fifth ... run of every
-source, rounded outwards, and wider where a GPU has fewer than four there; what is printed is the others. `--fit` prints
-what the first half says. Other trainers keep full logits, so their memory lies above byeori's; torchtune (compiled,
+layer and the speed of gathering in src/byeori/plan/machines.yaml were set from summaries of all of them, and checked on
+the first, third, fifth ... run of every source (`--fit` prints what these say); what is printed is the others, which
+are therefore not blind. Other trainers keep full logits, so their memory lies above byeori's; torchtune (compiled,
 packed, chunked output layer) is the nearest method.
 """
 
