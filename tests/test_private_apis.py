@@ -279,9 +279,9 @@ TABLE: dict[str, Private] = {
     "transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES": Private(
         lambda: auto_names("IMAGE_TEXT_TO_TEXT")["gemma3"] == "Gemma3ForConditionalGeneration", _CLASSES
     ),
-    "transformers.cache_utils.DynamicLayer": Private(
-        lambda: __import__("transformers.cache_utils", fromlist=["x"]).DynamicLayer,
-        "model/decode.py: recognise a cache layer that keeps keys and values of every token in another way",
+    "_scaled_dot_product_attention_math": Private(
+        lambda: torch.ops.aten._scaled_dot_product_attention_math(*torch.zeros(3, 1, 1, 2, 4)),
+        "kernels/forest_attention.py: find the operator that PyTorch's attention runs where no fused kernel fits",
     ),
     "transformers.conversion_mapping.get_model_conversion_mapping": Private(conversion, _CONVERSION),
     "transformers.core_model_loading.WeightConverter": Private(conversion, _CONVERSION),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "byeori"
 # Endings of files that are no Python, with one that must be there.
 OTHER_FILES = {
+    ".csv": "plan/prices.csv",
     ".c": "kernels/csrc/kernels.c",
     ".j2": "evaluate/report.html.j2",
     ".jinja": "data/chat_templates/chatml.jinja",

@@ -829,7 +829,7 @@ def rent(
     write: str | Path | None = None,
     rent_dir: str | Path = "rent",
 ) -> PlanResult:
-    """Plan, and write what rents the best machine and trains there (SkyPilot, dstack, RunPod).
+    """Plan, and write the files that rent the best machine (SkyPilot, dstack, RunPod).
 
     Args:
         base_model: Base model: a folder or a Hub id.

@@ -11,7 +11,13 @@ import pytest
 
 from byeori.artifacts import serving
 
-PLAIN = {"r": 16, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": True, "bias": "none"}
+PLAIN = {
+    "peft_type": "LORA",
+    "r": 16,
+    "target_modules": ["q_proj", "down_proj"],
+    "init_lora_weights": True,
+    "bias": "none",
+}
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_misspelt_value_has_a_near_one() -> None:
 def test_missing_settings_are_one_sentence() -> None:
     with pytest.raises(
         ConfigError,
-        match="and its logs; --data_path is missing: Rows: files, folders or a Hub dataset; --base_model is",
+        match="and its logs; --data_path is missing: Rows: files, folders, Hub datasets or URLs; --base_model is",
     ):
         check(SftSettings, {})
 

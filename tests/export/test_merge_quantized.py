@@ -173,7 +173,7 @@ def moved(adapter: Path, folder: Path, base: Path) -> Path:
     shutil.copytree(adapter, folder)
     config = json.loads((folder / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(base)}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    sidecar.write_start(folder, str(base), None, "")
+    sidecar.write_start(folder, str(base), None, "", None)
     return folder
 
 

@@ -15,7 +15,7 @@ from byeori.config import SPEED
 from byeori.data.tokenize import Example
 from byeori.kernels import dropout, last_layer, lora_linear, patch, switches
 from byeori.kernels.dropout import SeededDropout
-from byeori.model import forward
+from byeori.model import forward, wrap
 
 ONES = torch.ones(200, 300)
 
@@ -120,7 +120,7 @@ def test_few_rows_and_recomputed_layers(recompute: bool, monkeypatch: pytest.Mon
     patch.fuse(model, list(SPEED))
     model.train()
     if recompute:
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        wrap.recompute_layers(model.get_base_model(), "full")
     forest = forests.build(zoo.tree(), min_shared=1)
     parameters = [p for p in model.parameters() if p.requires_grad]
     before = [copy.deepcopy(p.detach()) for p in parameters]

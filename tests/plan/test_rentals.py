@@ -86,7 +86,9 @@ def test_local_folders_that_cannot_be_mounted(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="copy it to a URL"):
         rentals.mounted(settings | {"resume_from_checkpoint": str(tmp_path)})
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path)})
+    )
     with pytest.raises(ConfigError, match=r"the adapter .* needs its base model in the local folder .* byeori merge"):
         rentals.mounted(settings)
 

@@ -21,11 +21,13 @@ from byeori.config import (
     PreviewSettings,
     Settings,
     TrainSettings,
+    metavar,
 )
 from byeori.data import columns as table_columns
 from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
+from byeori.errors import ConfigError
 from byeori.model import names
 from byeori.support import output_paths
 from byeori.train import output_dir
@@ -39,6 +41,7 @@ def check(settings: Settings) -> None:
     Raises:
         ByeoriError: if a model, a table or a template is missing, or the output cannot be written.
     """
+    _check_paths(settings)
     for name in ("base_model", "model", "adapter", "peft_model_path", "base_model_name_or_path"):
         if (model := getattr(settings, name, None)) is not None:
             names.check_name(model)
@@ -51,6 +54,24 @@ def check(settings: Settings) -> None:
         if isinstance(settings, TrainSettings | PreviewSettings) and settings.data_path:
             _check_columns(settings, chosen)
     _check_output(settings)
+
+
+def _check_paths(settings: Settings) -> None:
+    """Raise for a path that the system cannot even look up: too long, a loop of links, a folder without permission."""
+    for name, field in type(settings).model_fields.items():
+        if metavar(field) not in ("PATH", "MODEL"):
+            continue
+        value = getattr(settings, name)
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, str) or "://" in path:
+                continue
+            try:
+                Path(path).expanduser().stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                raise ConfigError(f"--{name} {path[:80]!r} is no usable path: {reason}; give another one") from None
 
 
 def _check_output(settings: Settings) -> None:

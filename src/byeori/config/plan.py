@@ -123,7 +123,7 @@ class PlanSettings(DpoSettings):
 
 
 class RentSettings(PlanSettings):
-    """byeori rent: plan, and write what rents the best machine and trains there (SkyPilot, dstack, RunPod)."""
+    """byeori rent: plan, and write the files that rent the best machine (SkyPilot, dstack, RunPod)."""
 
     base_model: Model = setting("Base model: a folder or a Hub id.", ..., ESSENTIAL)
     data_path: Paths = setting("Rows: files, folders, Hub datasets or URLs.", ..., ESSENTIAL)

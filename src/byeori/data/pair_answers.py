@@ -36,8 +36,8 @@ _REPEATED = 16
 
 
 def column_of(columns: Sequence[str], side: str) -> str:
-    """Return the column that holds the answer of a side."""
-    return next((name for name in _NAMES[side] if name in columns), side)
+    """Return the column that holds the answer of a side; another kind of row has sides of its own names."""
+    return next((name for name in _NAMES.get(side, ()) if name in columns), side)
 
 
 def is_implicit(columns: Sequence[str]) -> bool:

@@ -85,7 +85,6 @@ def local_files(path: str, split: str, notes: list[str] | None = None) -> dict[s
     if glob.has_magic(path):
         if not (files := matching(path)):
             raise DataError(f"no file matches {path}; check the folder and the pattern.")
-        inside = [file for file in sorted(local.iterdir()) if file.is_file()]
         return {str(file): file for file in files}
     if ending(local) in READERS or path.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(path):
         if not local.parent.is_dir():

@@ -108,19 +108,9 @@ def merge(
     model = plan(
         folder=base_folder, base=name, adapter=adapter_folder, config=config, dtype=dtype, onto=onto, trained=trained
     )
+    report = _summary(model) | _origin(adapter, name, revision, recorded, trained)
     notes = [untied_note(model.names.model_type).capitalize()] if model.untied else []
     notes += [trained.note] if trained else []
-    report = _summary(model) | {
-        "base": name,
-        "revision": revision,
-        "recorded_base": recorded,
-        "trained_over": trained_over(adapter_folder, recorded),
-        # absolute, and with the hash of its weights, so that the model card finds the adapter's numbers from anywhere
-        "adapter": str(adapter_folder.resolve()) if Path(adapter).is_dir() else str(adapter),
-        "adapter_sha256": atomic_files.sha256(adapter_folder / layout.ADAPTER),
-        "base_distance": trained.distance if trained else None,
-        "verdict": "not checked",
-    }
     memory.keep_large_blocks_apart()  # blocks of weights would leave holes in the heap
     _write(output_format, output_dir, model, phase, report)
     if verify:
@@ -131,6 +121,24 @@ def merge(
         notes += _distance_note(report, adapter_folder, adapter)
     report = {field.name: report.get(field.name) for field in fields(MergeResult)}
     return MergeResult(**report | {"output_dir": output_dir, "adapter": str(adapter), "notes": notes})
+
+
+def _origin(
+    adapter: str | Path, base: str, revision: str | None, recorded: str | None, trained: quantized_base.TrainedOn | None
+) -> dict[str, Any]:
+    """What the report says of adapter and base, before the check."""
+    folder = local_folder(str(adapter))
+    return {
+        "base": base,
+        "revision": revision,
+        "recorded_base": recorded,
+        "trained_over": trained_over(folder, recorded),
+        # absolute, and with the hash of its weights, so that the model card finds the adapter's numbers from anywhere
+        "adapter": str(folder.resolve()) if Path(adapter).is_dir() else str(adapter),
+        "adapter_sha256": atomic_files.sha256(folder / layout.ADAPTER),
+        "base_distance": trained.distance if trained else None,
+        "verdict": "not checked",
+    }
 
 
 def _write(
