@@ -168,7 +168,7 @@ def test_a_model_whose_code_needs_numbers(monkeypatch: pytest.MonkeyPatch) -> No
         return torch.empty(1, device="meta").item()
 
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", needs)
-    with pytest.raises(ModelError, match="a llama model cannot be rehearsed without numbers"):
+    with pytest.raises(ModelError, match="the model type llama cannot be rehearsed without numbers"):
         rehearsal.rehearse(rehearsal.architecture(_config("llama")), _adapter("llama"), _rows(16), dtype=torch.float32)
 
 

@@ -194,7 +194,7 @@ def _without_numbers(config: Any) -> Iterator[None]:
         raise
     except Exception as error:
         text = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"a {config.model_type} model cannot be rehearsed without numbers: {text}") from None
+        raise ModelError(f"the model type {config.model_type} cannot be rehearsed without numbers: {text}") from None
 
 
 @contextmanager
