@@ -9,6 +9,7 @@ import pytest
 import kinds
 from byeori.data.text_encoder import text_encoder
 from byeori.data.text_values import compose, is_decomposed, marked
+from byeori.errors import TemplateError
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,11 @@ def test_without_a_control_token_nothing_is_marked() -> None:
     value = {"content": "a < b |> c"}
     same, marks = marked(value, text_encoder(kinds.byte_level()))
     assert same is value and marks.first == "" and marks.unmarked("text") == ("text", [])
+
+
+def test_a_value_that_is_nested_too_deeply_is_a_sentence() -> None:
+    value: object = "x"
+    for _ in range(3000):
+        value = [value]
+    with pytest.raises(TemplateError, match="nested hundreds of times"):
+        compose({"messages": value})

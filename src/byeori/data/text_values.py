@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from byeori.data.text_encoder import TextEncoder, cut_of
+from byeori.errors import TemplateError
 
 _JAMO = re.compile("[\u1100-\u1112][\u1161-\u1175][\u11a8-\u11c2]?|[\uac00-\ud7a3][\u11a8-\u11c2]")
 _MARKS = range(0xF0000, 0xFFFFE)  # private use, plane 15
@@ -37,13 +38,24 @@ def _composed(text: str) -> str:
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a value of lists and mappings with each text changed, keys as well."""
+    """Return a value of lists and mappings with each text changed, keys as well.
+
+    Raises:
+        TemplateError: if it is nested too deeply.
+    """
+    try:
+        return _changed(value, change)
+    except RecursionError:
+        raise TemplateError("a value is nested hundreds of times; remove it") from None
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, (list, tuple)):
-        return [_each_text(item, change) for item in value]
+        return [_changed(item, change) for item in value]
     if isinstance(value, Mapping):
-        return {_each_text(key, change): _each_text(item, change) for key, item in value.items()}
+        return {_changed(key, change): _changed(item, change) for key, item in value.items()}
     return value
 
 
