@@ -204,3 +204,17 @@ def test_no_weights_are_needed(
     shutil.copytree(tiny_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     assert main(flags(bare, title_rows, "--json")) == 0
     assert capfd.readouterr().out == expected
+
+
+def test_a_row_whose_values_are_nested_too_deeply_is_named(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools: object = "x"
+    for _ in range(900):
+        tools = [tools]
+    turns = [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "네"}]
+    rows = [{"messages": turns}, {"messages": turns, "tools": tools}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    words = ["--base_model", str(tiny_model), "--data_path", str(tmp_path / "rows.jsonl"), "--chat_template", "chatml"]
+    assert main(["preview", *words]) == 0
+    assert "rows.jsonl line 2: a value is nested hundreds of times; remove it" in capsys.readouterr().out

@@ -147,7 +147,7 @@ def _encode_batch(batch: dict[str, list[Any]], encoding: Encoding, row_kind: Row
             examples = [Example(token_ids=(), targets=(), row=int(row.get("__row__", 0)))]
             problem, too_long = str(error), isinstance(error, TooLongError)
         no_prompt = encoding.template is not None and encoding.template.has_empty_prompt(row)
-        composed = any(is_decomposed(row[name]) for name in read)
+        composed = not problem and any(is_decomposed(row[name]) for name in read)
         facts = (too_long, no_prompt, composed)
         for unit in [[example] for example in examples] if examples[0].piece else [examples]:
             content = "".join(f"{example.token_ids}{example.targets}" for example in unit)
