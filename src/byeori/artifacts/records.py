@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from byeori.artifacts import layout
@@ -18,10 +18,9 @@ _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _OPEN = ConfigDict(extra="allow")
 
 
+@with_config(_OPEN)
 class AdapterConfig(TypedDict, total=False):
     """adapter_config.json, as PEFT writes it."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     peft_type: Required[str]
     base_model_name_or_path: str | None
@@ -36,13 +35,12 @@ class AdapterConfig(TypedDict, total=False):
     modules_to_save: list[str] | None
 
 
+@with_config(_OPEN)
 class BaseRecord(TypedDict, total=False):
     """byeori_base.json: what a run started from. sha256: of samples of the tensors, by byeori 0.1.
 
     day: what the chat template wrote as today into the rows.
     """
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     base_model: Required[str]
     weights_sha256: str | None
@@ -57,10 +55,9 @@ class Manifest(TypedDict):
     sha256: dict[str, str]
 
 
+@with_config(_OPEN)
 class RunState(TypedDict, total=False):
     """The counters of a run in a checkpoint; see train.state.Progress."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     step: Required[_Count]
     best_loss: float | None

@@ -144,7 +144,7 @@ def _for_llama_cpp(
     try:
         parts = list(model.modify_tensors(b, kept[0], number))
         whole = list(model.modify_tensors(b @ a, kept[0], number))
-    except Exception:
+    except Exception:  # the converter's code for one kind of model
         raise _no_lora(adapter, name) from None
     same = len(parts) == len(whole) > 0 and all(
         new == other and rows.dim() == 2 and rows.shape[1] == a.shape[0] and torch.allclose(rows @ a, full)
