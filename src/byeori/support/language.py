@@ -1,0 +1,175 @@
+"""The language of pages, notes, errors and help: English, or Korean where the user asks for it.
+
+English stands in the code; korean.yaml has what byeori says in Korean, by the English text:
+
+    "{name} is not a folder": "{name}은(는) 폴더가 아닙니다"
+
+A josa in two forms (을(를), 이(가), 은(는), 과(와), (으)로, (이)) after a value becomes the one that fits the value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from importlib.resources import files
+from string import Formatter
+from typing import Any
+
+import yaml
+
+LANGUAGES = ("en", "ko")
+_asked: str | None = None
+
+
+def use(name: str | None) -> None:
+    """Speak this language from now on: en or ko; None goes back to that of the environment."""
+    global _asked
+    _asked = name
+
+
+def chosen() -> str:
+    """Return the language: the one asked for, else Korean if LC_ALL, LC_MESSAGES or LANG says so, else English."""
+    if _asked:
+        return _asked
+    locale = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
+    return "ko" if re.match(r"ko(?![a-z])", locale, re.IGNORECASE) else "en"
+
+
+def tr(message: str, **values: Any) -> str:
+    """Return a message in the language of the user, with its values in place of `{name}` as `str.format` does.
+
+    A message without Korean stays English; a test keeps the catalogue complete.
+    """
+    if chosen() == "ko":
+        return _formatted(_messages().get(message, message), values)
+    return message.format(**values)
+
+
+def counted(count: int, one: str, many: str, **values: Any) -> str:
+    """Return the message for one thing or for several; `{count}` in it is the number."""
+    return tr(one if count == 1 else many, count=count, **values)
+
+
+def translated(sentence: str) -> str:
+    """Return a finished sentence, such as the text of an error, in the language of the user if the catalogue has it."""
+    return _found(sentence) if chosen() == "ko" else sentence
+
+
+def _found(sentence: str) -> str:
+    known = _messages()
+    if sentence in known and "{" not in sentence:
+        return known[sentence]
+    for pieces, pattern, korean in _patterns():
+        if all(piece in sentence for piece in pieces) and (match := re.fullmatch(pattern, sentence, re.DOTALL)):
+            return _formatted(
+                korean, {name: _found(text or "") for name, text in match.groupdict().items()}, plain=True
+            )
+    return sentence
+
+
+def _formatted(message: str, values: dict[str, Any], *, plain: bool = False) -> str:
+    """Return a message with its values, and of every josa in two forms the right one. plain: values are texts."""
+    out = ""
+    for literal, name, spec, conversion in Formatter().parse(message):
+        out += _with_josa(out, literal) if out else literal
+        if name:
+            value = values[name]
+            if not plain and conversion == "r":
+                value = repr(value)
+            out += str(value) if plain else format(value, spec or "")
+    return out
+
+
+# ---- josa ------------------------------------------------------------------------------------------------------------
+
+_JOSA = {
+    "을(를)": ("을", "를"),
+    "이(가)": ("이", "가"),
+    "은(는)": ("은", "는"),
+    "과(와)": ("과", "와"),
+    "(으)로": ("으로", "로"),
+    "(이)": ("이", ""),
+}
+_AFTER_VALUE = re.compile(rf"([\"'`\)\]’”」]*)({'|'.join(map(re.escape, _JOSA))})")
+_NONE, _RIEUL, _OTHER = "none", "ㄹ", "other"  # final consonants
+_DIGITS = {**dict.fromkeys("2459", _NONE), **dict.fromkeys("178", _RIEUL), **dict.fromkeys("036", _OTHER)}
+_LETTERS = {"L": _RIEUL, "R": _RIEUL, "M": _OTHER, "N": _OTHER}  # 엘, 알, 엠, 엔; other names end in a vowel
+
+
+def _with_josa(before: str, literal: str) -> str:
+    match = _AFTER_VALUE.match(literal)
+    return match[1] + josa(before, match[2]) + literal[match.end() :] if match else literal
+
+
+def josa(word: str, pair: str) -> str:
+    """Return the form of a josa that follows a word; both forms if the sound of its end is not known.
+
+        josa("구청", "을(를)") == "을"    josa("8", "(으)로") == "로"    josa("GPU", "이(가)") == "가"
+
+    pair: 을(를), 이(가), 은(는), 과(와), (으)로 or (이). Digits are read in Korean, capitals and words without a vowel
+    letter by letter, other Latin words by their ending. Quotes and what stands in brackets at the end do not count.
+    """
+    final = _final(word)
+    if final is None:
+        return pair
+    with_final, without = _JOSA[pair]
+    return without if final == _NONE or (final == _RIEUL and pair == "(으)로") else with_final
+
+
+def _final(word: str) -> str | None:
+    """Return the final consonant that is heard at the end of a word, None if nothing can be heard."""
+    text = re.sub(r"(?<=\w)\s*\([^()]*\)\W*$", "", word)
+    text = re.sub(r"[^\w%]+$", "", text).rstrip("_")
+    last = text[-1:]
+    if "가" <= last <= "힣":
+        place = (ord(last) - ord("가")) % 28
+        return _NONE if place == 0 else _RIEUL if place == 8 else _OTHER
+    if last == "%":  # 퍼센트
+        return _NONE
+    if last in _DIGITS:
+        return _DIGITS[last]
+    if re.match("[A-Z]", last):
+        return _LETTERS.get(last, _NONE)
+    return _latin(re.search(r"[a-z]*$", text)[0]) if re.match("[a-z]", last) else None  # type: ignore[index]
+
+
+def _latin(word: str) -> str:
+    """The final of a lower-case word as Korean spells it: model 모델, format 포맷, test 테스트, csv 시에스브이."""
+    if not re.search("[aeiouy]", word):
+        return _LETTERS.get(word[-1].upper(), _NONE)
+    if word.endswith(("l", "le")):
+        return _RIEUL
+    if re.search(r"(m|me|n|ne|ng)$", word) or re.search(r"(?<![aeiou])[aeiou](p|t|ck)$", word):
+        return _OTHER
+    return _NONE
+
+
+# ---- the catalogue ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _messages() -> dict[str, str]:
+    text = files("byeori.support").joinpath("korean.yaml").read_text(encoding="utf-8")
+    sections: dict[str, dict[str, str]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return {english: korean for section in sections.values() for english, korean in section.items()}
+
+
+@cache
+def _patterns() -> list[tuple[list[str], str, str]]:
+    """The messages with values: what stands between the values, a pattern, the Korean; the longest first."""
+    out = []
+    for english, korean in sorted(_messages().items(), key=lambda item: -len(item[0])):
+        parts = list(Formatter().parse(english))
+        if all(name is None for _, name, _, _ in parts):
+            continue
+        pieces, pattern, seen = [], "", set[str]()
+        for literal, name, _, _ in parts:
+            pieces += [literal] if literal else []
+            pattern += re.escape(literal)
+            if name:
+                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>.*?)"
+                seen.add(name)
+        if max(map(len, pieces), default=0) >= 4:  # shorter ones would match anything
+            out.append((pieces, pattern, korean))
+    return out
