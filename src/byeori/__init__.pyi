@@ -201,9 +201,6 @@ def dpo(
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
     neftune_noise_alpha: float = 0.0,
-    batch_size: int = 8,
-    micro_batch_size: int | None = None,
-    micro_batch_tokens: int | None = None,
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -216,6 +213,9 @@ def dpo(
     adam_beta2: float = 0.999,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float = 1.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
@@ -275,9 +275,6 @@ def dpo(
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        batch_size: Examples per optimizer step, over all processes.
-        micro_batch_size: Examples per forward pass and process.
-        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -290,6 +287,9 @@ def dpo(
         adam_beta2: AdamW beta2.
         adam_epsilon: AdamW epsilon.
         max_grad_norm: Maximum gradient norm.
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
@@ -466,9 +466,6 @@ def plan(
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
     neftune_noise_alpha: float = 0.0,
-    batch_size: int = 8,
-    micro_batch_size: int | None = None,
-    micro_batch_tokens: int | None = None,
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -481,6 +478,9 @@ def plan(
     adam_beta2: float = 0.999,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float = 1.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
@@ -558,9 +558,6 @@ def plan(
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        batch_size: Examples per optimizer step, over all processes.
-        micro_batch_size: Examples per forward pass and process.
-        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -573,6 +570,9 @@ def plan(
         adam_beta2: AdamW beta2.
         adam_epsilon: AdamW epsilon.
         max_grad_norm: Maximum gradient norm.
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
@@ -747,9 +747,6 @@ def rent(
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
     neftune_noise_alpha: float = 0.0,
-    batch_size: int = 8,
-    micro_batch_size: int | None = None,
-    micro_batch_tokens: int | None = None,
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -762,6 +759,9 @@ def rent(
     adam_beta2: float = 0.999,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float = 1.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
@@ -840,9 +840,6 @@ def rent(
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        batch_size: Examples per optimizer step, over all processes.
-        micro_batch_size: Examples per forward pass and process.
-        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -855,6 +852,9 @@ def rent(
         adam_beta2: AdamW beta2.
         adam_epsilon: AdamW epsilon.
         max_grad_norm: Maximum gradient norm.
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
@@ -963,9 +963,6 @@ def sft(
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
     neftune_noise_alpha: float = 0.0,
-    batch_size: int = 8,
-    micro_batch_size: int | None = None,
-    micro_batch_tokens: int | None = None,
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 0.0002,
@@ -978,6 +975,9 @@ def sft(
     adam_beta2: float = 0.999,
     adam_epsilon: float = 1e-08,
     max_grad_norm: float = 1.0,
+    batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    micro_batch_tokens: int | None = None,
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
@@ -1033,9 +1033,6 @@ def sft(
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        batch_size: Examples per optimizer step, over all processes.
-        micro_batch_size: Examples per forward pass and process.
-        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -1048,6 +1045,9 @@ def sft(
         adam_beta2: AdamW beta2.
         adam_epsilon: AdamW epsilon.
         max_grad_norm: Maximum gradient norm.
+        batch_size: Examples per optimizer step, over all processes.
+        micro_batch_size: Examples per forward pass and process.
+        micro_batch_tokens: Maximum tokens per forward pass if micro_batch_size is none.
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
