@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,18 @@ def _function(function: Any) -> str:
     lines = []
     for parameter in signature.parameters.values():
         default = "" if parameter.default is inspect.Parameter.empty else f" = {_source(parameter.default)}"
-        lines.append(f"    {parameter.name}: {parameter.annotation}{default},")
+        lines.append(_wrapped(f"    {parameter.name}: {parameter.annotation}{default},"))
     keywords = "\n".join(["", "    *,", *lines, ""]) if lines else ""
     doc = textwrap.indent(f'"""{inspect.cleandoc(function.__doc__)}\n"""', "    ")
     return f"def {function.__name__}({keywords}) -> {signature.return_annotation}:\n{doc}\n"
+
+
+def _wrapped(line: str) -> str:
+    """A setting with many choices has a line for each, as the formatter wants it."""
+    if len(line) <= 120:
+        return line
+    choices = re.sub(r", (?=[^\]]*\])", ",\n        ", line)
+    return choices.replace("Literal[", "Literal[\n        ").replace("]", ",\n    ]")
 
 
 def _source(value: object) -> str:

@@ -228,7 +228,7 @@ def test_missing_settings_are_all_named(fails: Fails) -> None:
         ("max_rows", "0", "greater than or equal to 1"),
         ("seed", "-1", "greater than or equal to 0"),
         ("train_on_inputs", "maybe", "give True or False"),
-        ("lr_scheduler", "polynomial", "'linear', 'cosine' or 'constant'"),
+        ("lr_scheduler", "greedy", "'polynomial', 'constant', 'inverse_sqrt'"),
         ("lora_target_modules", "[]", "at least 1 item"),
         ("report_to", "weights", "tensorboard"),
     ],

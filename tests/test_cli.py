@@ -278,7 +278,7 @@ def test_help_all_describes_every_setting_under_its_group(shown: Callable[..., s
 def test_help_shows_types_values_and_defaults(shown: Callable[..., str]) -> None:
     text = " ".join(shown("dpo", "--help-all").split())
     for words in (
-        "--lr_scheduler {linear,cosine,constant} Learning rate schedule after warmup. (default linear)",
+        "--lr_scheduler {linear,cosine,cosine_with_min_lr,",
         "--loss {sigmoid,ipo,hinge,simpo,orpo} Preference loss.",
         "--load_in_4bit [{auto,True,False}]",
         "--load_in_8bit [BOOL] Quantize the frozen weights to 8 bits.",

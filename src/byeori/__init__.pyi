@@ -204,7 +204,19 @@ def dpo(
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+        "polynomial",
+        "constant",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_warmup_with_min_lr",
+    ] = "linear",
+    min_lr_ratio: float | None = None,
+    lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
@@ -278,7 +290,11 @@ def dpo(
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
-        lr_scheduler: Learning rate schedule after warmup.
+        lr_scheduler: Learning rate schedule after warmup, by the names of transformers; also wsd for
+            warmup_stable_decay.
+        min_lr_ratio: Lowest learning rate of a schedule with a floor, as a fraction of the peak.
+        lr_scheduler_kwargs: Further arguments of transformers' schedule as JSON, such as '{"num_decay_steps":
+            100}'.
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
@@ -469,7 +485,19 @@ def plan(
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+        "polynomial",
+        "constant",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_warmup_with_min_lr",
+    ] = "linear",
+    min_lr_ratio: float | None = None,
+    lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
@@ -561,7 +589,11 @@ def plan(
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
-        lr_scheduler: Learning rate schedule after warmup.
+        lr_scheduler: Learning rate schedule after warmup, by the names of transformers; also wsd for
+            warmup_stable_decay.
+        min_lr_ratio: Lowest learning rate of a schedule with a floor, as a fraction of the peak.
+        lr_scheduler_kwargs: Further arguments of transformers' schedule as JSON, such as '{"num_decay_steps":
+            100}'.
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
@@ -750,7 +782,19 @@ def rent(
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+        "polynomial",
+        "constant",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_warmup_with_min_lr",
+    ] = "linear",
+    min_lr_ratio: float | None = None,
+    lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
@@ -843,7 +887,11 @@ def rent(
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
-        lr_scheduler: Learning rate schedule after warmup.
+        lr_scheduler: Learning rate schedule after warmup, by the names of transformers; also wsd for
+            warmup_stable_decay.
+        min_lr_ratio: Lowest learning rate of a schedule with a floor, as a fraction of the peak.
+        lr_scheduler_kwargs: Further arguments of transformers' schedule as JSON, such as '{"num_decay_steps":
+            100}'.
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
@@ -966,7 +1014,19 @@ def sft(
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 0.0002,
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear",
+    lr_scheduler: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+        "polynomial",
+        "constant",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_warmup_with_min_lr",
+    ] = "linear",
+    min_lr_ratio: float | None = None,
+    lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
@@ -1036,7 +1096,11 @@ def sft(
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
-        lr_scheduler: Learning rate schedule after warmup.
+        lr_scheduler: Learning rate schedule after warmup, by the names of transformers; also wsd for
+            warmup_stable_decay.
+        min_lr_ratio: Lowest learning rate of a schedule with a floor, as a fraction of the peak.
+        lr_scheduler_kwargs: Further arguments of transformers' schedule as JSON, such as '{"num_decay_steps":
+            100}'.
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.

@@ -20,7 +20,7 @@ from byeori.losses.sft import SFT
 from byeori.model import adapter, first_use, forward, load, load_streamed, sharding, wrap
 from byeori.model.text_model import text_config
 from byeori.support.console import Say
-from byeori.train import memory, optim
+from byeori.train import memory, optim, schedule
 from byeori.train.state import Options
 
 
@@ -143,13 +143,24 @@ def tried(model: Any, first: list[Example], processes: Processes, say: Say) -> s
 
 
 def training_options(
-    settings: TrainSettings, schedule: loader.Schedule, device: torch.device, *, one_at_a_time: bool
+    settings: TrainSettings, steps: loader.Schedule, device: torch.device, *, one_at_a_time: bool
 ) -> Options:
     """Resolve the settings that the training loop needs."""
     same = set(Options.__dataclass_fields__) & set(type(settings).model_fields)
     tokens = settings.micro_batch_tokens or load.micro_batch_tokens(settings.dtype, device)
+    total = steps.total_steps
+    warmup = schedule.warmup_count(total, settings.warmup_steps, settings.warmup_ratio)
+    rate = schedule.arguments(
+        settings.lr_scheduler,
+        total=total,
+        warmup=warmup,
+        peak=settings.learning_rate,
+        floor=settings.min_lr_ratio,
+        more=settings.lr_scheduler_kwargs,
+    )
     values = {name: getattr(settings, name) for name in same} | {
-        "warmup": optim.warmup_count(schedule.total_steps, settings.warmup_steps, settings.warmup_ratio),
+        "warmup": warmup,
+        "lr_scheduler_kwargs": rate,
         "betas": (settings.adam_beta1, settings.adam_beta2),
         "epsilon": settings.adam_epsilon,
         "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,

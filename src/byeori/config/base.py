@@ -123,6 +123,7 @@ Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "P
 Columns = Annotated[dict[str, str], BeforeValidator(column_names), "NAME=COLUMN"]
 HeldOut = Annotated[float, AfterValidator(_count_or_share)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
+OptionalFloat = Annotated[float | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 # a text in Annotated is what help shows for the value
 Model = Annotated[str, Field(min_length=1), "MODEL"]

@@ -1,8 +1,6 @@
-"""AdamW (Loshchilov & Hutter, arXiv:1711.05101) and the learning rate of each step."""
+"""AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -86,24 +84,3 @@ def restore(
             value.copy_(saved[key])
         else:
             fresh[key] = int(saved[key])
-
-
-def warmup_count(total: int, steps: int | None, ratio: float) -> int:
-    """Return the warmup steps: `steps` if given, else `ratio` of all steps (rounded up), at most all of them."""
-    return min(total, math.ceil(total * ratio) if steps is None else steps)
-
-
-def learning_rate(step: int, *, total: int, warmup: int, kind: str, peak: float) -> float:
-    """Return the rate of a step, counted from 0; the same as transformers' get_scheduler.
-
-    It rises linearly from 0 over `warmup` steps, then stays (constant) or falls to 0 at step `total`, linearly or along
-    half a cosine.
-    """
-    if step < warmup:
-        return peak * step / max(1, warmup)
-    if kind == "constant":
-        return peak
-    done = (step - warmup) / max(1, total - warmup)
-    if kind == "linear":
-        return peak * max(0.0, 1.0 - done)
-    return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))

@@ -36,6 +36,7 @@ class Options:
     optim: str
     learning_rate: float
     lr_scheduler: str
+    lr_scheduler_kwargs: dict[str, Any]
     warmup: int
     betas: tuple[float, float]
     epsilon: float

@@ -25,7 +25,7 @@ from byeori.losses.base import Sums
 from byeori.model import device_batch, forward, wrap
 from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
-from byeori.train import checkpoint, hooks, log, memory, oom, optim
+from byeori.train import checkpoint, hooks, log, memory, oom, optim, schedule
 from byeori.train.async_save import Checkpoints
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
@@ -143,8 +143,14 @@ def train_step(session: Session, step: Step) -> dict[str, Any]:
     all_reduce_gradients(session.parameters, job.processes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in session.parameters if p.grad is not None]).item()
     options = job.options
-    kind, total = options.lr_scheduler, job.schedule.total_steps
-    rate = optim.learning_rate(progress.step, total=total, warmup=options.warmup, kind=kind, peak=options.learning_rate)
+    rate = schedule.learning_rate(
+        progress.step,
+        total=job.schedule.total_steps,
+        warmup=options.warmup,
+        kind=options.lr_scheduler,
+        peak=options.learning_rate,
+        more=options.lr_scheduler_kwargs,
+    )
     more: dict[str, Any] = {}
     if math.isfinite(loss) and math.isfinite(norm):
         _update(session.optimizer, session.parameters, rate, norm, job.options.max_grad_norm)
