@@ -26,6 +26,7 @@ NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
 
 def run(adapter: Path, rows: Path, output: Path, **settings: Any) -> Any:
     common = {"dtype": "float32", "max_new_tokens": 10, "max_rows": 6, "bootstrap": 200, "generation_batch_size": 4}
+    common |= {"few_shots": 0}
     return byeori.compare(**{"adapter": adapter, "data_path": rows, "output_dir": output, **common, **settings})
 
 
@@ -266,6 +267,16 @@ def test_rows_of_the_training_data_are_counted(
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert "1 of the 4 rows was trained on" in run(trained, mixed, tmp_path / "mixed").verdict
+
+
+def test_the_base_is_shown_training_rows_that_are_not_compared(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    result = run(trained, title_rows, tmp_path / "report", few_shots=2, max_new_tokens=4)
+    shots = {line["name"]: line for line in result.metrics["baselines"]}["few_shots"]
+    assert shots["about"] == "The base model with training rows in its prompt"
+    assert 0 <= shots["scores"]["chrf"] <= 100
+    assert shots["about"] in result.report.read_text(encoding="utf-8")
+    whole = run(trained, title_rows, tmp_path / "whole", few_shots=2, max_rows=24, max_new_tokens=4)
+    assert "few_shots" not in {line["name"] for line in whole.metrics["baselines"]}  # every training row is compared
 
 
 def test_a_missing_training_table_is_not_read(trained: Path, title_rows: Path, tmp_path: Path) -> None:

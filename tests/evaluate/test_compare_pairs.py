@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import byeori
 from byeori.evaluate import metrics
+from byeori.evaluate.verdict import verdict
 from tiny_models import sample_rows
 
 
@@ -82,7 +83,7 @@ def test_the_verdict_claims_no_more_than_the_interval() -> None:
         margins = [(-1.0) ** index * 5 + shift * (-1) ** (index // 2) for index in range(24)]
         sides[side] = {name: [1.0] * 24 for name in metrics.ROW_METRICS}
         sides[side] |= {"preference_margin": [*margins], "preference_accuracy": [100.0 * (m > 0) for m in margins]}
-    words = metrics.verdict(metrics.summarise(sides["base"], sides["tuned"], resamples=200, seed=0))
+    words = verdict(metrics.summarise(sides["base"], sides["tuned"], resamples=200, seed=0))
     preference = "prefers the chosen answer in 50% of the pairs (the base in 50%)"
     assert f"{preference}; the margin between chosen and rejected did not" in words
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
-from byeori.evaluate.metrics import ROW_METRICS, score_row, summarise, verdict
+from byeori.evaluate.metrics import ROW_METRICS, score_row, summarise
 from byeori.evaluate.report import render_report
+from byeori.evaluate.verdict import verdict
 
 PROMPT = "제목을 만드세요.\n\n### 본문:\n{document}\n\n### 제목:\n{title}\n"
 

@@ -8,22 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from byeori.artifacts import layout, saved_model
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands import _engine
+from byeori.commands import _engine, _trained
 from byeori.commands._rows import with_template_columns
 from byeori.commands.generate import load_and_note
 from byeori.config import CompareSettings
-from byeori.data import places, row_kinds, sources
-from byeori.data.sources import ROW, Table
+from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
-from byeori.errors import ByeoriError, CheckpointError, ModelError
+from byeori.errors import CheckpointError, ModelError
 from byeori.evaluate import compare as comparison
-from byeori.evaluate import metrics as evaluation
 from byeori.evaluate import report
+from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import check_prompts
 from byeori.support import atomic_files, console, journal, output_paths
 from byeori.support.console import say
@@ -60,8 +57,12 @@ def compare(settings: CompareSettings) -> CompareResult:
     sampling = _engine.sampling_of(settings, saved)
     prompts, examples = comparison.examples_of(rows, encoding, row_kind)
     check_prompts(prompts, sampling)
+    trained = _trained.rows_of(saved)
+    shots = trained.shots(table, settings.few_shots, settings.seed) if trained else []
+    shot_prompts = comparison.shot_prompts(rows, shots, encoding, row_kind, sampling)
     tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]]
-    read = [*prompts, *(example.token_ids for pair in examples for example in pair)]
+    tokens += [shot_prompts] if shot_prompts else []
+    read = [*prompts, *shot_prompts, *(example.token_ids for pair in examples for example in pair)]
     open_engine = _engine.opener(settings, saved, encoding, read, suffix=template.suffix if template else "")
     say(f"Comparing base and tuned on {len(rows)} rows")
     again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
@@ -73,37 +74,21 @@ def compare(settings: CompareSettings) -> CompareResult:
         items = comparison.compare_rows(
             open_engine,
             rows,
-            (prompts, examples),
+            (prompts, examples, shot_prompts),
             encoding,
             row_kind,
             sampling,
             journal=kept,
             progress=console.progress,
         )
-        trained = trained_on(saved, table)
-        known = 0 if trained is None else int(trained[[row[ROW] for row in rows]].sum())
-        return _write_results(settings, saved, encoding, items, known)
-
-
-def trained_on(saved: SavedModel, table: Table) -> np.ndarray | None:
-    """Return which rows of a table [rows] the adapter was trained on, comparing the columns that its run read.
-
-    None if the tables of the run are not here any more, or cannot be split as they were.
-    """
-    run = saved.settings
-    paths = run.get("data_path") or []
-    if not places.are_local(paths):
-        return None
-    try:
-        template = saved_model.template_of(saved, None)
-        row_kind = row_kinds.recorded(run)
-        run_table = with_template_columns(sources.load_recorded(run), row_kind, template)
-        columns = row_kind.columns_read(run_table.rows.column_names, template)
-        trained, _ = sources.split_rows(run_table.rows, run["val_set_size"], run["seed"], columns)
-    except (ByeoriError, KeyError):
-        return None
-    common = [name for name in columns if name in table.rows.column_names]
-    return np.isin(sources.hashes(table.rows, common), sources.hashes(trained, common)) if common else None
+        metrics = comparison.summarise(
+            items,
+            trained_answers=trained.answers() if trained else (),
+            trained_rows=_trained.indices(trained, table, rows),
+            resamples=settings.bootstrap,
+            seed=settings.seed,
+        )
+        return _write_results(settings, saved, encoding, items, metrics)
 
 
 def _cutoff_len(settings: CompareSettings, saved: SavedModel) -> int:
@@ -115,12 +100,14 @@ def _cutoff_len(settings: CompareSettings, saved: SavedModel) -> int:
 
 
 def _write_results(
-    settings: CompareSettings, saved: SavedModel, encoding: Encoding, items: list[dict[str, Any]], known: int
+    settings: CompareSettings,
+    saved: SavedModel,
+    encoding: Encoding,
+    items: list[dict[str, Any]],
+    metrics: dict[str, Any],
 ) -> CompareResult:
-    """Write metrics and report. known: number of rows that the adapter was trained on."""
     output = Path(settings.output_dir)
-    metrics = comparison.summarise(items, resamples=settings.bootstrap, seed=settings.seed)
-    verdict = evaluation.verdict(metrics) + evaluation.caution(known, len(items))
+    verdict = evaluation.verdict(metrics)
     page = report.render_report(
         title=f"{Path(settings.adapter).name}: base and tuned side by side",
         rows=items,
@@ -130,6 +117,7 @@ def _write_results(
         prompt=encoding.template.text if encoding.template else str(encoding.tokenizer.chat_template),
         given=items[0]["given"],
         log=log.read(saved.folder),
+        extra={"Baselines (chrF)": {item["about"]: f"{item['scores']['chrf']:.1f}" for item in metrics["baselines"]}},
         models={"Base": saved.base, "Tuned": settings.adapter, "Rows": redacted(", ".join(settings.data_path))},
     )
     text = json.dumps(metrics, ensure_ascii=False, indent=1)

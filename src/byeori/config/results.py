@@ -182,6 +182,13 @@ class CompareSettings(GenerationSettings, DataSettings):
     base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, ESSENTIAL, ge=1, le=1_000_000)
+    few_shots: int = setting(
+        "Training rows in the prompt of a baseline: the base model that is shown examples. 0 leaves it out.",
+        3,
+        SAVING,
+        ge=0,
+        le=100,
+    )
     bootstrap: int = setting("Resamples for each 95% interval.", 2000, SAVING, ge=100, le=1_000_000)
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
 

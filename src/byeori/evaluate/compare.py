@@ -9,12 +9,13 @@ from typing import Any
 
 from byeori.data import audit
 from byeori.data import template as template_text
+from byeori.data.few_shots import encode_with_shots
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, TemplateError
-from byeori.evaluate import generate, metrics, preview
+from byeori.evaluate import baselines, findings, generate, metrics, preview
 from byeori.evaluate.engines.base import Answer, Sampling, Side
 from byeori.support.console import say
 from byeori.support.journal import Journal
@@ -50,7 +51,7 @@ def comparable_rows(table: Table, encoding: Encoding, row_kind: RowKind, policy:
 def compare_rows(
     open_engine: generate.OpenEngine,
     rows: Sequence[Mapping[str, Any]],
-    tokens: tuple[list[list[int]], list[list[Example]]],
+    tokens: tuple[list[list[int]], list[list[Example]], list[list[int]]],
     encoding: Encoding,
     row_kind: RowKind,
     sampling: Sampling,
@@ -62,21 +63,29 @@ def compare_rows(
 
     The first item also has `given`: its prompt as the models read it, with special tokens marked.
 
-    tokens: what `examples_of` returns. journal: keeps what is computed. progress: shows (rows done, total).
+    tokens: what `examples_of` returns, and `shot_prompts`. journal: keeps what is computed. progress: shows (rows
+    done, total).
     """
     asked = [row_kind.asked(row, encoding.template) for row in rows]
-    prompts, examples = tokens
+    prompts, examples, shot_prompts = tokens
     for side in SIDES:
         with progress(f"Losses of the {side} model") as on_progress:
             _losses(open_engine, examples, side, journal, on_progress)
         with progress(f"Answers of the {side} model") as on_progress:
             generate.answer_side(open_engine, prompts, sampling, side, journal, on_progress)
+    if shot_prompts:
+        with progress("Answers of the base model with examples in its prompt") as on_progress:
+            generate.answer_side(
+                open_engine, shot_prompts, sampling, "base", journal, on_progress, name=baselines.FEW_SHOTS
+            )
     items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
     for side in SIDES:
         for row, item in enumerate(items):
             answer = Answer(**journal.items[f"{side} {row}"])
             item[f"{side}_output"] = answer.text
             item[side] = _score(answer, journal.items[f"{side} {row} logprobs"], item["reference"])
+            if shot_prompts:
+                item[baselines.FEW_SHOTS] = journal.items[f"{baselines.FEW_SHOTS} {row}"]["text"]
     items[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
     return items
 
@@ -90,6 +99,28 @@ def examples_of(
     whole = asked if row_kind.examples == 1 else rows  # a last turn of weight 0 is compared all the same
     examples = [row_kind.encode(row, encoding)[-row_kind.examples :] for row in whole]
     return [encode_prompt(row, encoding) for row in asked], examples
+
+
+def shot_prompts(
+    rows: Sequence[Mapping[str, Any]],
+    shots: Sequence[Mapping[str, Any]],
+    encoding: Encoding,
+    row_kind: RowKind,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Return the prompt of each row behind as many `shots` as leave room for an answer to every row; [] if none do."""
+    asked = [row_kind.asked(row, encoding.template) for row in rows]
+    for count in range(len(shots), 0, -1):
+        try:
+            prompts = [encode_with_shots(row, shots[:count], encoding) for row in asked]
+        except TemplateError as error:  # a chat template that allows no further turns
+            say(f"The base model is not measured with examples in its prompt: {error}")
+            return []
+        if all(sampling.new_tokens(prompt) == sampling.max_new_tokens for prompt in prompts):
+            return prompts
+    if shots:
+        say("The base model is not measured with examples in its prompt: they do not fit into its maximum length")
+    return []
 
 
 def _losses(
@@ -113,14 +144,26 @@ def _losses(
 
 
 def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
-    """Return the columns of a row, its prompt and its reference. asked: the row with the reference as its answer."""
+    """Return the columns of a row, its prompt, the texts in it that are the row's own, and its reference.
+
+    asked: the row with the reference as its answer.
+    """
     if template is None:
-        *before, reference = [_text_of(message) for message in asked["messages"]]
+        before = [_text_of(message) for message in asked["messages"][:-1]]
         prompt = "\n\n".join(before)
+        inputs = [_text_of(message) for message in asked["messages"][:-1] if message["role"] == "user"][-1:]
     else:
-        prompt, reference = template.prompt(asked), str(template_text.as_text(asked[template.answer_column])).strip()
+        prompt = template.prompt(asked)
+        inputs = [str(value) for name in template.prompt_columns if (value := template_text.as_text(asked.get(name)))]
     columns = {name: value for name, value in row.items() if not name.startswith("__")}
-    return {"row": columns, "prompt": prompt, "reference": reference}
+    return {"row": columns, "prompt": prompt, "inputs": inputs, "reference": reference_of(asked, template)}
+
+
+def reference_of(asked: Mapping[str, Any], template: Template | None) -> str:
+    """Return the answer that a row holds. asked: what its kind's `asked` returns."""
+    if template is None:
+        return _text_of(asked["messages"][-1])
+    return str(template_text.as_text(asked[template.answer_column])).strip()
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
@@ -143,8 +186,31 @@ def row_line(item: dict[str, Any]) -> str:
     return generate.json_line({**item["row"], **results})
 
 
-def summarise(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
-    """Return the content of metrics.json: means of both models and their differences with 95% intervals."""
+def summarise(
+    items: Sequence[Mapping[str, Any]],
+    *,
+    trained_answers: Sequence[str] = (),
+    trained_rows: Sequence[int] = (),
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the content of metrics.json: means of both models and their differences with 95% intervals, what the
+    baselines score, and findings.
+
+    trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
+    indices of the items among them.
+    """
+    result = _paired(items, resamples=resamples, seed=seed)
+    simple = baselines.of_items(items, trained_answers)
+    result["baselines"] = baselines.measure(items, simple, resamples=resamples, seed=seed)
+    unseen = [item for row, item in enumerate(items) if row not in set(trained_rows)]
+    enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
+    others = _paired(unseen, resamples=resamples, seed=seed) if enough else None
+    result["findings"] = findings.find(items, result, trained_rows, others)
+    return result
+
+
+def _paired(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
     names = list(items[0]["base"])
     base, tuned = ({name: [item[side][name] for item in items] for name in names} for side in ("base", "tuned"))
     return metrics.summarise(base, tuned, resamples=resamples, seed=seed)

@@ -61,15 +61,21 @@ def answer_side(
     side: Side,
     journal: Journal,
     on_progress: Callable[[int, int], None],
+    *,
+    name: str | None = None,
 ) -> None:
-    """Put one side's answers to all prompts into the journal, as `SIDE ROW`; those that it has already stay."""
-    missing = {row: ids for row, ids in enumerate(prompts) if f"{side} {row}" not in journal.items}
+    """Put one side's answers to all prompts into the journal, as `NAME ROW`; those that it has already stay.
+
+    name: the side by default.
+    """
+    name = name or side
+    missing = {row: ids for row, ids in enumerate(prompts) if f"{name} {row}" not in journal.items}
     done = len(prompts) - len(missing)
 
     def on_answer(row: int, answer: Answer) -> None:
         nonlocal done
         done += 1
-        journal.add(f"{side} {row}", {"text": answer.text, "stopped": answer.stopped, "tokens": answer.tokens})
+        journal.add(f"{name} {row}", {"text": answer.text, "stopped": answer.stopped, "tokens": answer.tokens})
         on_progress(done, len(prompts))
 
     if missing:

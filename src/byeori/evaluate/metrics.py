@@ -1,7 +1,7 @@
 """Metrics of answers against references, and confidence intervals for the difference between two models.
 
     prediction, reference ── chrf, rouge_l, exact ──> one value per row and metric
-    base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals ── verdict ──> sentences
+    base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals (verdict.py: in sentences)
 
 Every text is normalised to Unicode NFC first: decomposed Hangul (as in macOS file names) looks the same to a reader
 and must score the same. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004; paired bootstrap, Koehn 2004.
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics.chrf import CHRF
 
+TEXT_METRICS = ("chrf", "rouge_l", "exact")
+"""Those of ROW_METRICS that need an answer and its reference alone."""
+
 ROW_METRICS = ("chrf", "rouge_l", "exact", "length", "stopped", "loss")
 
 PAIR_METRICS = ("preference_accuracy", "preference_margin")
 """Additional metrics of rows with a chosen and a rejected answer."""
-
-SMALL_SAMPLE = 20
-"""With fewer rows the verdict says that the interval is rough."""
 
 FEWEST_ROWS = 6
 """With fewer rows nothing is claimed: even if all five of five rows improve, a sign test gives p = 2 / 2**5 = 0.06,
@@ -69,6 +69,15 @@ def exact(prediction: str, reference: str) -> float:
     return 100.0 if _normal(prediction) == _normal(reference) else 0.0
 
 
+def score_text(prediction: str, reference: str) -> dict[str, float]:
+    """Return TEXT_METRICS of one answer."""
+    return {
+        "chrf": chrf(prediction, reference),
+        "rouge_l": rouge_l(prediction, reference),
+        "exact": exact(prediction, reference),
+    }
+
+
 def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) -> dict[str, float]:
     """Return ROW_METRICS of one answer.
 
@@ -76,9 +85,7 @@ def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) ->
     the reference's tokens in nats, measured by the caller; NaN if unknown. length: characters of the stripped answer.
     """
     return {
-        "chrf": chrf(prediction, reference),
-        "rouge_l": rouge_l(prediction, reference),
-        "exact": exact(prediction, reference),
+        **score_text(prediction, reference),
         "length": float(len(_normal(prediction))),
         "stopped": 100.0 if stopped else 0.0,
         "loss": float(loss),
@@ -124,10 +131,13 @@ def summarise(
     base: Mapping[str, Sequence[float | None]],
     tuned: Mapping[str, Sequence[float | None]],
     *,
+    names: Sequence[str] | None = None,
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the means of both models, and tuned - base with its interval, for ROW_METRICS and measured PAIR_METRICS.
+    """Return the means of both models, and tuned - base with its interval, of each metric.
+
+    names: of the metrics; by default ROW_METRICS and measured PAIR_METRICS.
 
     A row counts for a metric if both models have a finite value, so tuned - base is the difference's mean. A metric
     without such a row is None throughout: the result is written as JSON, which has no NaN.
@@ -135,7 +145,7 @@ def summarise(
         {"base": {"chrf": 20.1, ...}, "tuned": {"chrf": 31.4, ...},
          "difference": {"chrf": {"mean": 11.3, "low": 8.0, "high": 14.9}, ...}, "rows": 40}
     """
-    names = [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
+    names = names or [*ROW_METRICS, *(name for name in PAIR_METRICS if name in base or name in tuned)]
     if missing := [name for name in names if name not in base or name not in tuned]:
         raise ValueError(f"summarise needs every metric from both models; missing: {', '.join(missing)}")
     rows, *others = sorted({len(side[name]) for side in (base, tuned) for name in names})
@@ -152,60 +162,6 @@ def summarise(
             key: value if math.isfinite(value) else None for key, value in interval._asdict().items()
         }
     return result
-
-
-def verdict(metrics: Mapping[str, Any]) -> str:
-    """Return the conclusion that the numbers of `summarise` support, in one or two sentences.
-
-    "Closer" and "further" need a 95% interval of chrF that excludes zero; the loss is mentioned if its own interval
-    does. With fewer than SMALL_SAMPLE rows a caveat follows, with fewer than FEWEST_ROWS nothing is claimed.
-    """
-    rows = int(metrics.get("rows") or 0)
-    over = "over 1 row" if rows == 1 else f"over {rows:,} rows"
-    closeness = difference_of(metrics, "chrf")
-    if rows == 0 or closeness is None:
-        return "There is nothing to compare: no row has a chrF score from both models."
-    if rows < FEWEST_ROWS:
-        moved = f"chrF went from {metrics['base']['chrf']:.1f} to {metrics['tuned']['chrf']:.1f}"
-        return f"Too few rows to tell: {moved} {over}, which may be chance. Compare at least {SMALL_SAMPLE} rows."
-    direction = interval_sign(closeness)
-    if direction == 0:
-        words = (
-            f"No clear difference in chrF: {_signed(closeness.mean)} {over}, "
-            f"and the 95% interval ({_signed(closeness.low)} to {_signed(closeness.high)}) includes zero"
-        )
-    else:
-        start = "closer to" if direction > 0 else "further from"
-        words = f"The tuned model is {start} the references: chrF {_moved(closeness, 1)} {over}"
-    likelihood = difference_of(metrics, "loss")
-    if likelihood is not None and (sign := interval_sign(likelihood)):
-        # a falling loss agrees with a rising chrF; anything else is a contrast
-        link = ", and" if sign == -direction else ", but"
-        words += f"{link} the loss on the references {_moved(likelihood, 3)}"
-    words += _preference(metrics)
-    if rows < SMALL_SAMPLE:
-        words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough; treat this as a hint"
-    return words + "."
-
-
-def caution(known: int, rows: int) -> str:
-    """Return a further sentence if the adapter was trained on `known` of the compared rows, else ""."""
-    if not known:
-        return ""
-    was = "was" if known == 1 else "were"
-    return f" {known:,} of the {rows:,} rows {was} trained on, so the model may have memorised them."
-
-
-def _preference(metrics: Mapping[str, Any]) -> str:
-    """Return a sentence on pairs, if measured: the shares, and a change of the margin if its interval supports it."""
-    margin = difference_of(metrics, "preference_margin")
-    if margin is None:
-        return ""
-    before, after = (metrics[side]["preference_accuracy"] for side in ("base", "tuned"))
-    words = f". It prefers the chosen answer in {after:.0f}% of the pairs (the base in {before:.0f}%)"
-    if interval_sign(margin):
-        return f"{words}; the margin between chosen and rejected {_moved(margin, 1)} nats"
-    return f"{words}; the margin between chosen and rejected did not clearly change"
 
 
 def difference_of(metrics: Mapping[str, Any], name: str) -> Interval | None:
@@ -250,18 +206,3 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
         step = row & places.get(word, 0)
         row = ((row + step) | (row - step)) & full
     return len(first) - row.bit_count()
-
-
-def _moved(interval: Interval, digits: int) -> str:
-    """Return "rose by 12.3 (95% interval 9.1 to 15.4)"; a fall is given in positive numbers, smaller bound first."""
-    if interval.mean >= 0:
-        verb, low, high = "rose", interval.low, interval.high
-    else:
-        verb, low, high = "fell", -interval.high, -interval.low
-    while digits < 6 and round(low, digits) == 0:  # an interval that excludes zero must not read 0.0
-        digits += 1
-    return f"{verb} by {abs(interval.mean):.{digits}f} (95% interval {low:.{digits}f} to {high:.{digits}f})"
-
-
-def _signed(value: float) -> str:
-    return f"{value + 0.0:+.1f}" if round(value, 1) else "0.0"

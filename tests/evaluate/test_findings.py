@@ -1,0 +1,166 @@
+"""Written answers of models that learned nothing: the score rises, and the verdict says why that is no proof."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from byeori.evaluate import baselines, compare, findings
+from byeori.evaluate.metrics import score_row
+from byeori.evaluate.verdict import verdict
+from tiny_models import sample_rows
+
+ROWS = sample_rows("titles-ko-train.jsonl")[:40]
+BABBLE = "그리고 또 다른 이야기를 이어서 하자면 다음과 같은 것들이 있습니다. "
+
+
+def item(document: str, reference: str, base: str, tuned: str, *, base_stopped: bool = True) -> dict[str, Any]:
+    return {
+        "row": {"document": document, "title": reference},
+        "inputs": [document],
+        "reference": reference,
+        "base_output": base,
+        "tuned_output": tuned,
+        "base": score_row(base, reference, stopped=base_stopped, loss=3.0),
+        "tuned": score_row(tuned, reference, stopped=True, loss=2.0),
+    }
+
+
+def judged(items: list[dict[str, Any]], **known: Any) -> tuple[dict[str, Any], str]:
+    metrics = compare.summarise(items, resamples=500, seed=0, **known)
+    return metrics, verdict(metrics)
+
+
+def names(metrics: dict[str, Any]) -> list[str]:
+    return [finding["name"] for finding in metrics["findings"]]
+
+
+def half(text: str) -> str:
+    """An honest answer that is not the reference: every second word of it."""
+    return " ".join(text.split()[::2]) + " 발표"
+
+
+def test_a_model_that_learned_is_praised() -> None:
+    metrics, words = judged([item(row["document"], row["title"], BABBLE, row["title"]) for row in ROWS])
+    assert words.startswith("The tuned model is closer to the references: chrF rose by ")
+    assert not [finding for finding in metrics["findings"] if finding["undermines"]]
+
+
+def test_a_model_that_copies_its_input_is_not() -> None:
+    items = [item(row["document"], row["title"], "없음", row["document"][:200]) for row in ROWS]
+    metrics, words = judged(items)
+    assert metrics["difference"]["chrf"]["low"] > 5  # which was praised before
+    assert words.startswith("A higher score, but no proof that the task was learned: chrF rose by ")
+    assert "40 of the tuned model's 40 answers repeat their input, and 0 of the references do." in words
+    assert {"copies_input", "baseline_as_good"} <= set(names(metrics))
+    assert "Copying the first sentence of the input does as well: chrF " in words
+
+
+def test_copies_are_expected_where_the_references_are_copies() -> None:
+    rows = [baselines.first_sentence(row["document"]) for row in ROWS]
+    items = [item(row["document"], text, "없음", text) for row, text in zip(ROWS, rows, strict=True)]
+    metrics, _ = judged(items)
+    assert "copies_input" not in names(metrics)
+    assert "baseline_as_good" in names(metrics)  # copying the sentence is the task
+
+
+def test_a_model_with_one_answer_for_everything() -> None:
+    answer = "서울시, 내년도 예산안 발표 및 시민 참여 확대"
+    metrics, words = judged([item(row["document"], row["title"], "zzz", answer) for row in ROWS])
+    assert "same_answer" in names(metrics)
+    assert f"40 of the tuned model's 40 answers are the same: '{answer}'." in words
+    assert words.startswith("A higher score, but no proof")
+
+
+def test_one_answer_is_expected_of_labels() -> None:
+    items = [item(row["document"], "긍정", "부정", "긍정") for row in ROWS]
+    assert "same_answer" not in names(judged(items)[0])
+
+
+def test_a_model_that_repeats_itself() -> None:
+    items = [item(row["document"], row["title"], "zzz", (row["title"].split()[0] + " 예산 ") * 20) for row in ROWS]
+    metrics, words = judged(items)
+    assert "repeats_itself" in names(metrics)
+    assert "40 of the tuned model's 40 answers repeat themselves, and 0 of the references do." in words
+
+
+def test_a_model_that_only_learned_to_stop() -> None:
+    items = [
+        item(
+            row["document"], row["title"], half(row["title"]) + " " + BABBLE * 6, half(row["title"]), base_stopped=False
+        )
+        for row in ROWS
+    ]
+    metrics, words = judged(items)
+    assert metrics["difference"]["chrf"]["low"] > 0
+    assert "The gain may be only that answers end. Cutting the base model's answers" in words
+    assert words.startswith("A higher score, but no proof")
+
+
+def test_a_model_that_memorised_the_test_rows() -> None:
+    items = [item(row["document"], row["title"], BABBLE, row["title"]) for row in ROWS]
+    for kept in items[30:]:
+        kept |= {"tuned_output": BABBLE, "tuned": dict(kept["base"])}
+    metrics, words = judged(items, trained_rows=list(range(30)))
+    assert words.startswith("A higher score, but no proof that the task was learned: chrF rose by ")
+    assert "30 of the 40 rows were trained on, so the model may have memorised them." in words
+    assert "On the other 10 the change of chrF is +0.0 (95% interval +0.0 to +0.0)." in words
+    assert metrics["findings"][0]["rows"] == list(range(30))
+
+
+def test_the_most_frequent_answer_of_the_training_rows() -> None:
+    found = baselines.of_items([item("글", "긍정", "", "긍정")] * 6, ["부정", "부정", "긍정"])
+    assert [(kind.name, kind.answers[0]) for kind in found][-1] == ("most_frequent", "부정")
+    assert baselines.most_frequent(["a", "b"]) == ""
+
+
+def test_a_base_that_is_as_good_with_examples_needs_no_training() -> None:
+    items = [item(row["document"], row["title"], BABBLE, row["title"][:-4]) for row in ROWS]
+    items = [kind | {"few_shots": kind["reference"]} for kind in items]
+    _, words = judged(items)
+    assert "The base model with training rows in its prompt does as well: chrF 100.0" in words
+    assert words.startswith("The tuned model is closer to the references")  # the task was learned all the same
+
+
+def test_scores_of_baselines_by_hand() -> None:
+    items = [item("봄이 왔다. 꽃이 핀다.", "봄이 왔다.", "x", "봄") for _ in range(8)]
+    measured = {line["name"]: line for line in judged(items)[0]["baselines"]}
+    assert measured["copy_sentence"]["scores"]["exact"] == 100.0
+    assert measured["copy_sentence"]["lead"]["exact"] == {"mean": -100.0, "low": -100.0, "high": -100.0}
+    assert "copy_start" not in measured  # six characters are the same sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("3.5% 올랐다. 그러나", "3.5% 올랐다."),
+        ("제목\n본문이다.", "제목"),
+        ("  끝나지 않는 글", "끝나지 않는 글"),
+        ("", ""),
+        ("좋다! 정말?", "좋다!"),
+    ],
+)
+def test_first_sentence(text: str, sentence: str) -> None:
+    assert baselines.first_sentence(text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("answer", "copied"),
+    [
+        ("서울시가 내년 예산안을 12조원으로 확정했다", True),
+        ("서울시가  내년 예산안을\n12조원으로 확정", True),
+        ("확정된 서울시 예산안은 12조원 규모로 역대 최대", False),
+        ("서울시", False),  # too short to say
+        ("", False),
+    ],
+)
+def test_copies_input(answer: str, copied: bool) -> None:
+    assert findings.copies_input(answer, ["서울시가 내년 예산안을 12조원으로 확정했다. 시의회는 반대했다."]) is copied
+
+
+def test_a_wide_interval_is_said() -> None:
+    answers = [row["title"] if at % 2 else "없음" for at, row in enumerate(ROWS)]
+    items = [item(row["document"], row["title"], "zzz", text) for row, text in zip(ROWS, answers, strict=True)]
+    metrics, words = judged(items[:12])
+    assert "wide_interval" in names(metrics) and "The interval is wide, " in words
