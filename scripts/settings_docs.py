@@ -22,6 +22,7 @@ from byeori.config.results import (
     MergeSettings,
     PublishSettings,
     ServeSettings,
+    StudioSettings,
 )
 from byeori.config.training import DpoSettings, PreviewSettings, SftSettings
 
@@ -40,6 +41,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "chat": (ChatSettings, None),
     "serve": (ServeSettings, None),
     "publish": (PublishSettings, None),
+    "studio": (StudioSettings, None),
     "doctor": (DoctorSettings, None),
     "demo": (DemoSettings, None),
 }

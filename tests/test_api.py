@@ -29,6 +29,7 @@ FUNCTIONS = [
     "rent",
     "serve",
     "sft",
+    "studio",
 ]
 
 
@@ -58,6 +59,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "rent",
         "serve",
         "sft",
+        "studio",
     ]
     assert all(hasattr(byeori, name) and getattr(byeori, name).__doc__ for name in byeori.__all__)
 
@@ -71,7 +73,7 @@ def test_every_command_has_its_function() -> None:
 def test_no_module_takes_the_name_of_a_function() -> None:
     """Importing byeori.x sets that name in byeori: a function of the same name would be gone after its first call."""
     modules = {module.name for module in pkgutil.iter_modules(byeori.__path__)}
-    assert modules & set(byeori.__all__) == {"export", "plan"}  # which have the next test
+    assert modules & set(byeori.__all__) == {"export", "plan", "studio"}  # which have the next test
 
 
 def test_export_and_plan_stay_functions_when_their_folders_are_imported() -> None:

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "byeori"
 # Endings of files that are no Python, with one that must be there.
 OTHER_FILES = {
+    ".css": "studio/static/studio.css",
     ".csv": "plan/prices.csv",
+    ".html": "studio/templates/base.html",
+    ".js": "studio/static/htmx.min.js",
+    ".svg": "studio/static/icon.svg",
     ".c": "kernels/csrc/kernels.c",
     ".j2": "evaluate/report.html.j2",
     ".jinja": "data/chat_templates/chatml.jinja",

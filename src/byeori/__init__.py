@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-# The folders export/ and plan/ and the functions export() and plan() share names. Python sets a folder's name in its
+# The folders export/, plan/ and studio/ and the functions of these names share them. Python sets a folder's name in its
 # parent when it first imports the folder: here, before the functions are defined, and never again.
 import byeori.export
 import byeori.plan  # noqa: F401
@@ -41,6 +41,8 @@ from byeori.errors import (
     TooLongError,
     TrainingError,
 )
+
+importlib.import_module("byeori.studio")  # as above; it stands above commands/, which read the version here
 
 __version__ = "0.1.0"
 
@@ -69,6 +71,7 @@ __all__ = [
     "rent",
     "serve",
     "sft",
+    "studio",
 ]
 
 
@@ -101,6 +104,7 @@ chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")
 serve = _function("serve", config.ServeSettings, "None")
 publish = _function("publish", config.PublishSettings, "PublishResult")
+studio = _function("studio", config.StudioSettings, "None")
 doctor = _function("doctor", config.DoctorSettings, "DoctorResult")
 demo = _function("demo", config.DemoSettings, "CompareResult")
 demo_model = _function("demo_model", config.DemoModelSettings, "Path")

@@ -51,6 +51,7 @@ __all__ = [
     "rent",
     "serve",
     "sft",
+    "studio",
 ]
 
 def chat(
@@ -1157,6 +1158,30 @@ def sft(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
+
+def studio(
+    *,
+    folder: str | Path = ".",
+    port: int = 8080,
+    models: str | Path | Sequence[str | Path] | None = None,
+    open_browser: Literal["auto", "on", "off"] = "auto",
+    root_path: str = "",
+    origin: str | Sequence[str] = [],
+) -> None:
+    """The whole road on a local web page, from rows to an exported model.
+
+    Args:
+        folder: Folder to work in.
+        port: Port to listen on.
+        models: Further folders whose models may be chosen.
+        open_browser: Open the page in a browser.
+        root_path: Path under which a proxy passes the page on without removing it, such as /proxy/8080.
+        origin: Further addresses of the page behind a proxy, such as https://hub.example.org or
+            https://*.colab.dev.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

@@ -34,6 +34,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "serve": config.ServeSettings,
     "compare": config.CompareSettings,
     "publish": config.PublishSettings,
+    "studio": config.StudioSettings,
     "doctor": config.DoctorSettings,
     "demo": config.DemoSettings,
     "demo-model": config.DemoModelSettings,

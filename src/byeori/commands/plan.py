@@ -26,6 +26,7 @@ from byeori.plan.report import PlanResult
 from byeori.plan.workload import Workload
 from byeori.support import atomic_files, console
 from byeori.support.console import say
+from byeori.support.yaml_files import yaml_text
 
 
 @console.quiet_libraries()
@@ -275,17 +276,3 @@ def chosen_settings(settings: PlanSettings, result: PlanResult) -> dict[str, Any
     if price is not None and price.kind == "spot" and "save_steps" not in given:
         chosen["save_steps"] = report.save_steps(result.best, result.workload.steps)
     return given | chosen | {"output_dir": settings.output_dir}
-
-
-def yaml_text(values: dict[str, Any]) -> str:
-    """Return YAML, with text of several lines as it is."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def text(dumper: Any, value: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
-
-    Dumper.add_representer(str, text)
-    return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False)

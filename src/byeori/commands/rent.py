@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from byeori.commands.plan import chosen_settings, plan, yaml_text
+from byeori.commands.plan import chosen_settings, plan
 from byeori.config import RentSettings
 from byeori.errors import ConfigError
 from byeori.plan import rentals
 from byeori.plan.report import PlanResult
 from byeori.support import atomic_files
 from byeori.support.console import say
+from byeori.support.yaml_files import yaml_text
 
 
 def rent(settings: RentSettings) -> PlanResult:

@@ -28,5 +28,6 @@ from byeori.config.results import (
     PublishSettings,
     SamplingSettings,
     ServeSettings,
+    StudioSettings,
 )
 from byeori.config.training import SPEED, DataSettings, DpoSettings, PreviewSettings, SftSettings, TrainSettings

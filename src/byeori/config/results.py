@@ -40,6 +40,15 @@ def _repository(name: str) -> str:
     return name
 
 
+def _addresses(value: object) -> object:
+    """`https://a.org,https://b.org` or several words -> a list of addresses, without a slash at the end."""
+    words = value if isinstance(value, (list, tuple)) else [value]
+    found = [item.rstrip("/") for word in words for item in re.split(r"[\s,]+", str(word)) if item]
+    if wrong := [item for item in found if not re.fullmatch(r"https?://[\w.*:-]+", item)]:
+        raise ValueError(f"{wrong[0]} is no address; give one such as https://hub.example.org")
+    return found
+
+
 class MergeSettings(Settings):
     """byeori merge: write an adapter into its base model."""
 
@@ -239,6 +248,30 @@ class PublishSettings(Settings):
     dry_run: bool = setting("List the files and print the model card without uploading anything.", False, ESSENTIAL)
     revision: Name = setting("Branch to upload to.", "main", ESSENTIAL)
     commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", ESSENTIAL)
+
+
+class StudioSettings(Settings):
+    """byeori studio: the whole road on a local web page, from rows to an exported model."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: Folder = setting("Folder to work in. The page opens no file outside it.", ".", ESSENTIAL)
+    port: int = setting("Port to listen on. 0 is any free one.", 8080, ESSENTIAL, ge=0, le=65535)
+    models: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Further folders whose models may be chosen.", None, ESSENTIAL
+    )
+    open_browser: Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off)] = setting(
+        "Open the page in a browser. auto does so where there is a display.", "auto", ESSENTIAL, alone="on"
+    )
+    root_path: str = setting(
+        "Path under which a proxy passes the page on without removing it, such as /proxy/8080.", "", ESSENTIAL
+    )
+    origin: Annotated[list[str], BeforeValidator(_addresses)] = setting(
+        "Further addresses of the page behind a proxy, such as https://hub.example.org or https://*.colab.dev.",
+        [],
+        ESSENTIAL,
+        metavar="URL",
+    )
 
 
 class DemoSettings(Settings):

@@ -41,6 +41,20 @@ def yaml_mapping(path: str | Path, *, what: str, advice: str) -> dict[Any, Any]:
     return loaded
 
 
+def yaml_text(values: dict[str, Any]) -> str:
+    """Return YAML, with text of several lines as it is."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(values, Dumper=Dumper, allow_unicode=True, sort_keys=False)
+
+
 def _size(value: Any, known: dict[int, float]) -> float:
     """Return how many values there would be if aliases were copies; one that contains itself has no end."""
     if not isinstance(value, (dict, list, set, tuple)):

@@ -1,0 +1,45 @@
+"""The page as an ASGI application: its screens behind the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from byeori.studio import data, home, pages
+from byeori.studio.security import Guard
+from byeori.studio.workspace import Workspace
+
+_YEAR = 365 * 24 * 3600
+
+
+def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), root_path: str = "") -> Starlette:
+    """Return the application. origins, root_path: see Guard."""
+    static = StaticFiles(directory=Path(__file__).parent / "static")
+    app = Starlette(
+        routes=[*home.routes, *data.routes, Route("/language", _language), Mount("/static", static)],
+        middleware=[Middleware(Guard, token=token, origins=origins, root_path=root_path)],
+        exception_handlers={404: _missing},
+    )
+    app.state.workspace = workspace
+    return app
+
+
+def _missing(request: Request, error: Exception) -> Response:
+    return pages.render(request, "problem.html", 404, here="", error=pages.text("missing", pages.language(request)))
+
+
+def _language(request: Request) -> Response:
+    code, back = request.query_params.get("code", ""), urlsplit(request.query_params.get("back", ""))
+    known = not back.scheme and not back.netloc and back.path in pages.SCREENS
+    answer = pages.go(back.geturl() if known and back.path != "home" else ".")
+    if code in pages.LANGUAGES:
+        answer.set_cookie(pages.LANGUAGE, code, max_age=_YEAR, path=None, httponly=True, samesite="strict")
+    return answer

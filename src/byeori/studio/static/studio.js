@@ -1,0 +1,50 @@
+// Copying, dropping files and keys. Everything else is HTML and htmx; without this file the forms still work.
+"use strict";
+const said = () => document.getElementById("said");
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) copy(document.getElementById(button.dataset.copy).textContent);
+  const chip = event.target.closest("[data-insert]");
+  if (chip) insert(document.getElementById(chip.dataset.into), chip.dataset.insert);
+});
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // no clipboard without https, as on a phone that looks at another machine
+    const area = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  said().classList.remove("hidden");
+  setTimeout(() => said().classList.add("hidden"), 1500);
+}
+
+function insert(field, text) {
+  field.focus();
+  field.setRangeText(text, field.selectionStart, field.selectionEnd, "end");
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+for (const form of document.querySelectorAll("[data-drop]")) {
+  form.addEventListener("dragover", (event) => { event.preventDefault(); form.classList.add("over"); });
+  form.addEventListener("dragleave", () => form.classList.remove("over"));
+  form.addEventListener("drop", (event) => {
+    event.preventDefault();
+    form.classList.remove("over");
+    if (!event.dataTransfer.files.length) return;
+    form.querySelector("[type=file]").files = event.dataTransfer.files;
+    form.requestSubmit();
+  });
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.altKey && !event.ctrlKey && !event.metaKey && /^Digit[1-9]$/.test(event.code)) {
+    const link = document.querySelector(`[data-key="${event.code.slice(-1)}"]`);
+    if (link) { event.preventDefault(); link.click(); }
+  }
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && event.target.form) event.target.form.requestSubmit();
+});
