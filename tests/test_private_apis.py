@@ -225,6 +225,10 @@ TABLE: dict[str, Private] = {
     "datasets.features.features.register_feature": Private(
         own_feature, "data/json_values.py: datasets' own Json, which changes the last digit of fractions"
     ),
+    "_disable_dynamo": Private(
+        lambda: torch._disable_dynamo(lambda value: value)(1) == 1,
+        "kernels/forest_attention.py, state_layers.py: torch.compiler.disable, which imports the compiler at once",
+    ),
     "_fingerprint": Private(
         fingerprints, "data/tokenized.py: hash the rows themselves to find out whether a cached table is of them"
     ),

@@ -148,7 +148,7 @@ class Backend:
     run: Callable[[Call], torch.Tensor]
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # as torch.compiler.disable, which would import the compiler with this file (1 to 2 s)
 def forest_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -157,7 +157,7 @@ class _Cache:
         return True
 
 
-@torch.compiler.disable
+@torch._disable_dynamo
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     layout = forest_attention.current()
     if layout is None:
