@@ -243,6 +243,10 @@ TABLE: dict[str, Private] = {
         "kernels/forest_attention.py: rehearse attention with the operator that sdpa calls on a GPU now",
     ),
     "_foreach_mul_": Private(scaled_gradients, "train/trainer.py: multiply the gradients one by one"),
+    "_version": Private(
+        lambda: (value := torch.ones(1)).add_(1)._version > torch.ones(1)._version and value is not None,
+        "kernels/lora_linear.py: compute DoRA's lengths for every token",
+    ),
     "_get_default_store": Private(
         default_store, "distributed/processes.py: keep the store that init_process_group is given"
     ),

@@ -203,6 +203,13 @@ def dpo(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_init: str = "default",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    rank_pattern: dict[str, int] = {},
+    alpha_pattern: dict[str, float] = {},
+    layers_to_transform: str | Sequence[int] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -289,6 +296,14 @@ def dpo(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
+            mica.
+        use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
+        use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
+        lora_bias: Give B a bias.
+        rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
+        alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
+        layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -484,6 +499,13 @@ def plan(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_init: str = "default",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    rank_pattern: dict[str, int] = {},
+    alpha_pattern: dict[str, float] = {},
+    layers_to_transform: str | Sequence[int] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -588,6 +610,14 @@ def plan(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
+            mica.
+        use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
+        use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
+        lora_bias: Give B a bias.
+        rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
+        alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
+        layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -781,6 +811,13 @@ def rent(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_init: str = "default",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    rank_pattern: dict[str, int] = {},
+    alpha_pattern: dict[str, float] = {},
+    layers_to_transform: str | Sequence[int] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -886,6 +923,14 @@ def rent(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
+            mica.
+        use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
+        use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
+        lora_bias: Give B a bias.
+        rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
+        alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
+        layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -1013,6 +1058,13 @@ def sft(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_init: str = "default",
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    lora_bias: bool = False,
+    rank_pattern: dict[str, int] = {},
+    alpha_pattern: dict[str, float] = {},
+    layers_to_transform: str | Sequence[int] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -1095,6 +1147,14 @@ def sft(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
+            mica.
+        use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
+        use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
+        lora_bias: Give B a bias.
+        rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
+        alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
+        layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.

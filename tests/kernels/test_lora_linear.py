@@ -20,6 +20,7 @@ from byeori.errors import ConfigError
 from byeori.kernels import forest_attention, lora_linear
 from byeori.kernels.dropout import DropoutMask, SeededDropout
 from byeori.model import adapter, forward
+from byeori.model.adapter import Variant
 from byeori.train import checkpoint
 from tiny_models import byte_level_tokenizer, tiny_llama
 from zoo import Wide
@@ -27,10 +28,17 @@ from zoo import Wide
 WORDS = 50
 
 
-def adapted(targets: list[str], *, dropout: float = 0.0, dtype: torch.dtype = torch.float64, **model: Any) -> Any:
+def adapted(
+    targets: list[str],
+    *,
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    variant: Variant = adapter.PLAIN,
+    **model: Any,
+) -> Any:
     base = tiny_llama(WORDS, **model).to(dtype)
     forest_attention.register()
-    found = adapter.attach(base, r=3, alpha=7, dropout=dropout, targets=targets, seed=2)
+    found = adapter.attach(base, r=3, alpha=7, dropout=dropout, targets=targets, seed=2, variant=variant)
     torch.manual_seed(3)
     for name, parameter in found.named_parameters():
         if "lora_" in name:
@@ -69,6 +77,59 @@ def test_fused_equals_peft(targets: list[str], bias: bool) -> None:
         torch.testing.assert_close(
             gradients[name], right[name], rtol=1e-12, atol=1e-12 * float(right[name].abs().max())
         )
+
+
+VARIANTS = [
+    Variant(use_dora=True),
+    Variant(use_dora=True, use_rslora=True, rank_pattern=(("q_proj", 5),)),
+    Variant(lora_bias=True),
+]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "dora" if variant.use_dora else "bias")
+def test_fused_variants_equal_peft(variant: Variant, bias: bool) -> None:
+    plain = adapted(["all-linear"], variant=variant, attention_bias=bias, mlp_bias=bias)
+    with Wide():
+        logits, gradients = run(fused(plain), IDS)
+        expected, right = run(plain, IDS)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+    assert gradients.keys() == right.keys()
+    assert any("magnitude" in name or name.endswith("bias") for name in right)
+    for name in right:
+        scale = float(right[name].abs().max())
+        torch.testing.assert_close(gradients[name], right[name], rtol=1e-10, atol=1e-10 * scale)
+    note = lora_linear.note(fused(plain))
+    kind = "DoRA" if variant.use_dora else "lora_bias"
+    assert (
+        note == f"{kind}: every layer is fused for itself, attention heads and feed-forward layers as a whole are not"
+    )
+
+
+def test_dora_with_dropout_equals_peft() -> None:
+    """The mask is drawn by PEFT's own layer, so the same seed gives the same mask."""
+    plain = adapted(["q_proj"], variant=Variant(use_dora=True), dropout=0.4).train()
+    model = fused(plain)
+    results = []
+    for one in (plain, model):
+        torch.manual_seed(7)
+        results.append(run(one, IDS))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-10, atol=1e-10)
+    for name, grad in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], grad, rtol=1e-9, atol=1e-10)
+
+
+def test_dora_lengths_follow_the_adapter() -> None:
+    """They are kept between the tokens of an answer, and computed again when the adapter changes."""
+    plain = adapted(["q_proj"], variant=Variant(use_dora=True)).eval()
+    model = fused(plain)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=1e-10, atol=1e-10)
+        for one in (model, plain):
+            for name, parameter in one.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(2.0)
+        torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=1e-10, atol=1e-10)
 
 
 def one_layer(dropout: float) -> tuple[Any, Any]:

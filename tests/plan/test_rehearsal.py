@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import forward
+from byeori.model.adapter import Variant
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
 
@@ -69,6 +71,28 @@ def test_a_rehearsal_matches_the_real_step(kind: str, recompute: str) -> None:
     peak = max(each.total for each in real.peaks.values())
     assert found.peak == pytest.approx(peak, rel=0.01)  # a few tables of indices, in a model of 10 kB
     assert found.flops == real.flops
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [Variant(use_dora=True), Variant(init="pissa", rank_pattern=(("q_proj", 5),)), Variant(layers_to_transform=(1,))],
+    ids=["dora", "pissa", "layers"],
+)
+def test_variants_of_the_adapter(variant: Variant) -> None:
+    """What a start adds to the weights, and DoRA's lengths, are in the plan."""
+    config = _config("llama")
+    adapter = replace(_adapter("llama"), variant=variant)
+    found = rehearsal.rehearse(rehearsal.architecture(config), adapter, zoo.tree(), dtype=torch.float32, device="cpu")
+    real = _measured(config, adapter, zoo.tree(), SFT)
+    assert found.peak == pytest.approx(max(each.total for each in real.peaks.values()), rel=0.01)
+    assert found.resident == real.resident
+    assert found.flops == real.flops
+    plain = rehearsal.rehearse(
+        rehearsal.architecture(config), _adapter("llama"), zoo.tree(), dtype=torch.float32, device="cpu"
+    )
+    more = found.resident["weights"] - plain.resident["weights"]
+    assert (more > 0) == (variant.init == "pissa")
+    assert (found.resident["adapters"] < plain.resident["adapters"]) == bool(variant.layers_to_transform)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -20,6 +20,15 @@ _LORA = {
     "lora_dropout": "lora_dropout",
     "lora_target_modules": "target_modules",
 }
+# ... and what older files and other trainers may leave out: setting -> (its name, its default in PEFT)
+_VARIANT: dict[str, tuple[str, Any]] = {
+    "use_rslora": ("use_rslora", False),
+    "use_dora": ("use_dora", False),
+    "lora_bias": ("lora_bias", False),
+    "rank_pattern": ("rank_pattern", {}),
+    "alpha_pattern": ("alpha_pattern", {}),
+    "layers_to_transform": ("layers_to_transform", []),
+}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -130,7 +139,7 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
 
 
 def _adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: Path) -> dict[str, Any]:
-    """The adapter's own rank, scale, dropout and layers.
+    """The adapter's own rank, scale, dropout, layers and variant.
 
     Raises:
         ConfigError: if the user gave others.
@@ -141,6 +150,10 @@ def _adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: 
     shape = {setting: recorded[name] for setting, name in _LORA.items()}
     layers = shape["lora_target_modules"]
     shape["lora_target_modules"] = sorted(layers) if isinstance(layers, list) else [layers]
+    shape |= {setting: recorded.get(name) or default for setting, (name, default) in _VARIANT.items()}
+    if isinstance(shape["layers_to_transform"], int):
+        shape["layers_to_transform"] = [shape["layers_to_transform"]]
+    shape["lora_init"] = "default"  # it was started when it was made
     for setting, value in shape.items():
         asked = settings[setting]
         if setting == "lora_target_modules":

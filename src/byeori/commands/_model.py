@@ -11,14 +11,15 @@ from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DpoSettings, TrainSettings
 from byeori.data.tokenize import Example
-from byeori.distributed.processes import Processes, all_reduce_min
+from byeori.distributed.processes import Processes, all_reduce_min, broadcast
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import adapter, first_use, forward, load, load_streamed, sharding, wrap
+from byeori.model import adapter, first_use, forward, load, load_streamed, lora_start, sharding, wrap
 from byeori.model.text_model import text_config
+from byeori.support import console
 from byeori.support.console import Say
 from byeori.train import memory, optim, schedule
 from byeori.train.state import Options
@@ -40,6 +41,19 @@ def objective_of(settings: TrainSettings) -> Objective:
 def bits(settings: TrainSettings) -> int | None:
     """Return 4 or 8 if the frozen weights are quantized."""
     return 4 if settings.load_in_4bit is True else 8 if settings.load_in_8bit else None
+
+
+def variant_of(settings: TrainSettings) -> adapter.Variant:
+    """Return what makes the run's adapter other than plain LoRA."""
+    return adapter.Variant(
+        init=settings.lora_init,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        lora_bias=settings.lora_bias,
+        rank_pattern=tuple(settings.rank_pattern.items()),
+        alpha_pattern=tuple(settings.alpha_pattern.items()),
+        layers_to_transform=tuple(settings.layers_to_transform),
+    )
 
 
 def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
@@ -88,11 +102,17 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
             targets=settings.lora_target_modules,
             seed=settings.seed,
             revision=start.revision,
+            variant=variant_of(settings),
         )
+    with console.progress(f"Starting the adapter ({settings.lora_init})", shown=processes.main) as on_progress:
+        lora_start.begin(model, settings.lora_init, settings.use_dora, on_progress)
+    broadcast(lora_start.tensors(model), processes)  # singular vectors have no sign of their own
     if tied := adapter.tied_targets(model):
         kind = text_config(base.config).model_type
         say(f"Adapting {', '.join(tied)}: {adapter.untied_note(kind)}")
     lora_linear.fuse(model)
+    if note := lora_linear.note(model):
+        say(note)
     return model
 
 

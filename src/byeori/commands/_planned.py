@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from byeori.commands._model import objective_of
+from byeori.commands._model import objective_of, variant_of
 from byeori.config import TrainSettings
 from byeori.losses.base import Objective
 from byeori.plan.rehearsal import Adapter
@@ -22,6 +22,7 @@ def planned_run(settings: TrainSettings, objective: Objective | None = None) -> 
             alpha=settings.lora_alpha,
             dropout=settings.lora_dropout,
             targets=tuple(settings.lora_target_modules),
+            variant=variant_of(settings),
         ),
         dtype=settings.dtype,
         recompute=None if checkpointing == "auto" else checkpointing,

@@ -197,7 +197,9 @@ def _about(training: TrainSettings) -> str:
     layers = ", ".join(training.lora_target_modules)
     epochs = f"{training.num_epochs:g} epoch{'' if training.num_epochs == 1 else 's'}"
     batch = f"batch_size {training.batch_size}, {epochs}, cutoff_len {training.cutoff_len:,}"
-    return f"LoRA of rank {training.lora_r} on {layers}; {batch}"
+    kind = "DoRA" if training.use_dora else "rsLoRA" if training.use_rslora else "LoRA"
+    start = "" if training.lora_init == "default" else f" ({training.lora_init})"
+    return f"{kind}{start} of rank {training.lora_r} on {layers}; {batch}"
 
 
 def _stored(rehearser: Rehearser) -> list[str]:

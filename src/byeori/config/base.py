@@ -274,7 +274,7 @@ def choices(annotation: Any) -> list[str]:
 def is_list(annotation: Any) -> bool:
     """Return whether a command line gives a setting as several words: a list (or None), or names with their texts."""
     if typing.get_origin(annotation) is dict:
-        return typing.get_args(annotation) == (str, str)
+        return typing.get_args(annotation)[1:] != (Any,)
     return typing.get_origin(annotation) is list or any(is_list(part) for part in typing.get_args(annotation))
 
 

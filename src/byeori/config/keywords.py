@@ -30,11 +30,12 @@ def signature(kind: type[Settings], result: str) -> inspect.Signature:
 def annotation(field: FieldInfo) -> str:
     """Return the type of a keyword as source code. Paths and names of models may be Path objects."""
     plain = _parts(field.annotation)
-    one = "str | Path" if metavar(field) in ("PATH", "MODEL") else "str"
+    numbers = [kind.__name__ for kind in (int, float) if kind in _inside(field.annotation)]
+    one = "str | Path" if metavar(field) in ("PATH", "MODEL") else (numbers or ["str"])[0]
     if dict in plain:
-        names = ["dict[str, str]"]
+        names = [f"dict[str, {one}]"]
     elif is_list(field.annotation):
-        names = [one, f"Sequence[{one}]"]
+        names = ["str" if numbers else one, f"Sequence[{one}]"]
     else:
         words = [word for word in choices(field.annotation) if word not in ("True", "False")]
         names = ["Literal[" + ", ".join(f'"{word}"' for word in words) + "]"] if words else []
@@ -61,3 +62,11 @@ def _parts(kind: Any) -> set[Any]:
     if origin in (None, list, dict):
         return {origin or kind}
     return set().union(*map(_parts, typing.get_args(kind)))
+
+
+def _inside(kind: Any) -> set[Any]:
+    """Return the classes in the lists and dictionaries of a type."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) in (list, dict):
+        return _parts(arguments[-1])
+    return set().union(*map(_inside, arguments))

@@ -7,7 +7,7 @@ a step, after the last micro-batch. Started without it there is one process, and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -153,6 +153,13 @@ def all_reduce_array(values: np.ndarray, processes: Processes) -> np.ndarray:
     tensor = torch.from_numpy(values).to(processes.device)
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()
+
+
+def broadcast(tensors: Iterable[torch.Tensor], processes: Processes) -> None:
+    """Give every process the tensors of the first one, in place."""
+    if processes.world > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def all_reduce_gradients(parameters: list[torch.nn.Parameter], processes: Processes) -> None:

@@ -51,7 +51,7 @@ def projection(module: torch.nn.Module) -> Projection | None:
     """Return what a layer computes now; None if it is more than a frozen linear layer with one fused adapter."""
     if type(module) in (torch.nn.Linear, QuantizedLinear):
         return None if module.weight.requires_grad else _frozen(module)
-    if not _fusable(module) or module.merged:
+    if not _fusable(module) or module.merged or (_is_more(module) and not module.disable_adapters):
         return None
     base, name = module.base_layer, module.active_adapters[0]
     if module.disable_adapters:
@@ -243,10 +243,43 @@ def fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torc
     if self.disable_adapters or self.merged:
         return output(self.base_layer, x)
     name, base = self.active_adapters[0], self.base_layer
-    drop = draw_mask(_rate(self), x) if torch.compiler.is_compiling() else draw(_rate(self))
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     unpack = base.dequantize if isinstance(base, QuantizedLinear) else None
-    return _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, unpack)
+    if name in self.lora_magnitude_vector:
+        return _dora(self, x, Projection(weight=base.weight, bias=base.bias, a=a, b=b, unpack=unpack))
+    drop = draw_mask(_rate(self), x) if torch.compiler.is_compiling() else draw(_rate(self))
+    y = _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, unpack)
+    bias = self.lora_B[name].bias
+    return y if bias is None else y + (self.scaling[name] * bias).to(y.dtype)
+
+
+def _dora(layer: Any, x: torch.Tensor, part: Projection) -> torch.Tensor:
+    """DoRA (arXiv:2402.09353, with section 4.3): c = m / |W + s B A| for every row, no gradient through the length.
+
+    y = c (drop(x) W^T + s (drop(x) A^T) B^T) + (x - drop(x)) W^T + b          as PEFT computes it
+    """
+    name = layer.active_adapters[0]
+    scale, dropped = layer.scaling[name], layer.lora_dropout[name](x) if _rate(layer) else x
+    c = layer.lora_magnitude_vector[name].weight / _lengths(layer, part, scale)
+    y = _FusedLora.apply(dropped, part.weight, None, part.a, part.b, scale, None, part.unpack) * c.to(x.dtype)
+    if dropped is not x:
+        y = y + _FusedLora.apply(x - dropped, part.weight, None, None, None, 1.0, None, part.unpack)
+    return y if part.bias is None else y + part.bias
+
+
+@torch.no_grad()
+def _lengths(layer: Any, part: Projection, scale: float) -> torch.Tensor:
+    """|W + s B A| [out] of every row; kept while the adapter does not change, which is for all tokens of an answer."""
+    name, a, b = layer.active_adapters[0], part.a, part.b
+    assert a is not None and b is not None
+    masters = [*layer.lora_A[name].parameters(), *layer.lora_B[name].parameters()]
+    state = [(master.data_ptr(), master._version) for master in masters]
+    known = getattr(layer, "byeori_lengths", None)
+    if known is None or known[0] != state or layer.training:
+        dtype = wide(part.dense)
+        whole = torch.addmm(part.dense.to(dtype), b.to(dtype), a.to(dtype), alpha=scale)
+        known = layer.byeori_lengths = (state, torch.linalg.vector_norm(whole, dim=1))
+    return known[1]
 
 
 def _rate(module: Any) -> float:
@@ -261,9 +294,9 @@ def dropout_of(parts: Sequence[Projection]) -> SeededDropout | None:
 
 
 def fuse(model: torch.nn.Module) -> int:
-    """Give plain LoRA layers over frozen linear layers the fused forward pass; return how many.
+    """Give LoRA layers over frozen linear layers the fused forward pass; return how many.
 
-    Other layers (DoRA, Conv1D, embeddings) keep PEFT's own.
+    Other layers (Conv1D, embeddings, PEFT's other variants) keep PEFT's own.
     """
     layers = [module for module in model.modules() if _fusable(module)]
     for layer in layers:
@@ -277,5 +310,25 @@ def _fusable(module: torch.nn.Module) -> bool:
         return False
     name = module.active_adapters[0]
     plain = type(module.base_layer) in (torch.nn.Linear, QuantizedLinear) and not module.base_layer.weight.requires_grad
-    variants = module.lora_variant.get(name) or module.lora_bias.get(name)
-    return plain and name in module.lora_A and not variants
+    variant = module.lora_variant.get(name)
+    known = variant is None or type(variant).__name__ in ("DoraLinearVariant", "MiCALinearVariant")
+    return plain and known and name in module.lora_A
+
+
+def _is_more(module: Any) -> bool:
+    """Whether a fused layer computes more than W and s B A, so that only its own forward pass does."""
+    name = module.active_adapters[0]
+    return name in module.lora_magnitude_vector or module.lora_B[name].bias is not None
+
+
+def note(model: torch.nn.Module) -> str | None:
+    """Return a sentence about layers whose adapter has no fused form, or not with what surrounds them."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    own = sorted({type(layer).__name__ for layer in layers if not _fusable(layer)})
+    more = [layer for layer in layers if _fusable(layer) and _is_more(layer)]
+    if own:
+        return f"Adapters on some layers ({', '.join(own)}) have no fused form and run PEFT's own code, which is slower"
+    if more:
+        kind = "DoRA" if more[0].lora_magnitude_vector else "lora_bias"
+        return f"{kind}: every layer is fused for itself, attention heads and feed-forward layers as a whole are not"
+    return None

@@ -7,10 +7,12 @@ bitsandbytes and has its layers.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from byeori.errors import ConfigError, ModelError
-from byeori.model import text_model
+from byeori.model import lora_start, text_model
 from byeori.support.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -65,20 +67,23 @@ def _forget_whether_it_is_there() -> None:
         known.is_bnb_4bit_available.cache_clear()
 
 
-def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
-    """Return the target modules for PEFT, checked against the model's layers.
+def target_names(model: torch.nn.Module, wanted: list[str], *, by_layer: bool = False) -> list[str] | str:
+    """Return the target modules for PEFT, checked against the model's layers. by_layer: as endings of names.
 
     Raises:
         ConfigError: if a name ends no layer's name; the message lists the names there are.
     """
-    if wanted == ["all-linear"]:
-        return text_model.linear_targets(model) or "all-linear"
     from transformers.pytorch_utils import Conv1D
 
+    if wanted == ["all-linear"]:
+        named = text_model.linear_targets(model)
+        return _linear_endings(model) if by_layer and named is None else named or "all-linear"
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     names = [
         name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")
     ]
+    if len(wanted) == 1 and re.search(r"[^\w.-]", wanted[0]) and _matches_any(wanted[0], names):
+        return wanted[0]  # PEFT takes a string for a regular expression of whole names
     known = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
     for name in wanted:
         if not any(full == name or full.endswith("." + name) for full in names):
@@ -87,6 +92,48 @@ def target_names(model: torch.nn.Module, wanted: list[str]) -> list[str] | str:
                 f"the layers are {', '.join(known)}"
             )
     return wanted
+
+
+def _linear_endings(model: Any) -> list[str]:
+    """What all-linear is to PEFT, as endings of names: it wants these with layers_to_transform."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
+    return sorted({name.rsplit(".", 1)[-1] for name in linear if model.get_submodule(name) is not head})
+
+
+def _matches_any(pattern: str, names: list[str]) -> bool:
+    try:
+        return any(re.fullmatch(pattern, name) for name in names)
+    except re.error:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """What makes an adapter other than plain LoRA, under the names of PEFT's LoraConfig.
+
+    init: its init_lora_weights, `default` for True. rank_pattern, alpha_pattern: (ending of names, value).
+    layers_to_transform: () is all.
+    """
+
+    init: str = "default"
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
+    layers_to_transform: tuple[int, ...] = ()
+
+    @property
+    def differs_by_layer(self) -> bool:
+        """Whether layers of the same kind may have other adapters: a pattern can name a layer by its number."""
+        patterns = [name for name, _ in (*self.rank_pattern, *self.alpha_pattern)]
+        return bool(self.layers_to_transform) or any(re.search(r"[^\w.]|\d", name) for name in patterns)
+
+
+PLAIN = Variant()
 
 
 def attach(
@@ -98,10 +145,12 @@ def attach(
     targets: list[str],
     seed: int,
     revision: str | None = None,
+    variant: Variant = PLAIN,
 ) -> PeftModel:
     """Put a new LoRA adapter on the model; its parameters are float32, everything else is frozen.
 
-    revision: of the base on the Hub; the adapter's configuration records it.
+    revision: of the base on the Hub; the adapter's configuration records it. An adapter whose start depends on the
+    base's weights gets it from `lora_start.begin`.
 
     Raises:
         ConfigError: if a target does not exist. ModelError: if PEFT refuses one.
@@ -113,19 +162,50 @@ def attach(
 
         config = LoraConfig(
             r=r,
-            lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+            lora_alpha=lora_start.whole_number(alpha),
             lora_dropout=dropout,
-            target_modules=target_names(model, targets),
+            target_modules=target_names(model, targets, by_layer=bool(variant.layers_to_transform)),
             exclude_modules=text_model.excluded(model),
             task_type="CAUSAL_LM",
             revision=revision,
+            init_lora_weights=variant.init if variant.init in ("gaussian", "orthogonal") else True,
+            use_rslora=variant.use_rslora,
+            use_dora=variant.use_dora,
+            lora_bias=variant.lora_bias,
+            rank_pattern=dict(variant.rank_pattern),
+            alpha_pattern={name: lora_start.whole_number(value) for name, value in variant.alpha_pattern},
+            layers_to_transform=list(variant.layers_to_transform) or None,
         )
         on_meta = next(model.parameters()).is_meta  # then there are no first values to draw
         try:
-            with no_init_weights() if on_meta else nullcontext():
-                return get_peft_model(model, config, autocast_adapter_dtype=True)
+            with no_init_weights() if on_meta else nullcontext(), lora_start.readable(model, variant.use_dora):
+                tuned = get_peft_model(model, config, autocast_adapter_dtype=True)
         except (ValueError, TypeError) as error:
             raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None
+    _check_patterns(tuned, variant)
+    return tuned
+
+
+def _check_patterns(model: PeftModel, variant: Variant) -> None:
+    """Raise unless every pattern and layer number concerns an adapted layer.
+
+    Raises:
+        ConfigError: if one has no effect.
+    """
+    from peft.utils.other import get_pattern_key
+
+    names = list(lora_start.adapted_layers(model))
+    for flag, patterns in (("rank_pattern", variant.rank_pattern), ("alpha_pattern", variant.alpha_pattern)):
+        for key, _ in patterns:
+            if all(get_pattern_key([key], name) == name != key for name in names):
+                endings = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+                raise ConfigError(
+                    f"--{flag}: no adapted layer is called {key!r}{nearest(key, endings)}; they end in "
+                    f"{', '.join(endings)}"
+                )
+    for number in variant.layers_to_transform:
+        if not any(f".{number}." in name for name in names):
+            raise ConfigError(f"--layers_to_transform: layer {number} has none of the layers to adapt")
 
 
 def tied_targets(model: PeftModel) -> list[str]:
@@ -160,9 +240,11 @@ def load_adapter(
     Raises whatever PEFT raises, a different kind for each way in which an adapter can be wrong.
     """
     with without_bitsandbytes(model):
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
-        tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        with lora_start.readable(model, getattr(config, "use_dora", False)):
+            tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     # from_pretrained only warns of names that do not fit; loading once more returns them
     keys = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     return tuned, [key for key in keys.missing_keys if "lora_" in key], keys.unexpected_keys
@@ -172,7 +254,8 @@ def state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return an adapter's tensors under the names that they have in its file."""
     from peft import get_peft_model_state_dict
 
-    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    whole = lora_start.joined(model.state_dict())
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
     return tensors
 
 
@@ -184,5 +267,5 @@ def load_state(model: PeftModel, tensors: dict[str, torch.Tensor]) -> tuple[list
     """
     from peft import set_peft_model_state_dict
 
-    keys = set_peft_model_state_dict(model, tensors)
+    keys = set_peft_model_state_dict(model, lora_start.split(model, tensors))
     return keys.missing_keys, keys.unexpected_keys

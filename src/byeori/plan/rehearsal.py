@@ -24,8 +24,8 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, last_layer, lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import activation_offload, forward, quantize, skeleton, wrap
-from byeori.model.adapter import attach
+from byeori.model import activation_offload, forward, lora_start, quantize, skeleton, wrap
+from byeori.model.adapter import PLAIN, Variant, attach
 from byeori.model.text_model import text_config
 from byeori.plan import measured_step, meta_ops, meta_quantized
 from byeori.plan.measured_step import Step
@@ -44,6 +44,7 @@ class Adapter:
     alpha: float
     dropout: float
     targets: tuple[str, ...]
+    variant: Variant = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +156,10 @@ def rehearse(
     if recompute == "selective":
         period = math.lcm(period, 2)
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
-    lowest = architecture.first + period + tail
-    low = lowest + (layers - lowest) % period  # differs from the whole by full periods
-    heights = [layers] if every_layer or 2 * low + period >= layers else [low, low + period]
+    low = architecture.first + period + tail
+    low += (layers - low) % period  # differs from the whole by full periods
+    one_by_one = every_layer or adapter.variant.differs_by_layer or 2 * low + period >= layers
+    heights = [layers] if one_by_one else [low, low + period]
     periods = (layers - low) // period if len(heights) == 2 else 0
 
     def run(height: int) -> tuple[Step, dict[str, int]]:
@@ -236,8 +238,15 @@ def build(
     if bits:
         quantize_layers(base, bits)
     model = attach(
-        base, r=adapter.r, alpha=adapter.alpha, dropout=adapter.dropout, targets=list(adapter.targets), seed=0
+        base,
+        r=adapter.r,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        targets=list(adapter.targets),
+        seed=0,
+        variant=adapter.variant,
     )
+    lora_start.begin(model, adapter.variant.init, adapter.variant.use_dora)
     lora_linear.fuse(model)
     wrap.recompute_layers(model.get_base_model(), recompute)
     _fuse(model, list(fast_paths))

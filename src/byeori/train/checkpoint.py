@@ -254,8 +254,10 @@ def _check_scale(folder: Path, model: Any) -> None:
     """
     recorded = records.adapter_config(folder, CheckpointError)
     own = next(iter(model.peft_config.values()))
-    for flag, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
-        if name in recorded and recorded[name] != getattr(own, name):
+    names = {"lora_r": "r"} | {name: name for name in ("lora_alpha", "use_rslora", "use_dora", "lora_bias")}
+    names |= {"rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern"}
+    for flag, name in names.items():
+        if name in recorded and (recorded[name] or None) != (getattr(own, name) or None):
             raise CheckpointError(
                 f"the adapter in {folder} was trained with --{flag} {recorded[name]}, not {getattr(own, name)}; "
                 "its weights would have another effect"

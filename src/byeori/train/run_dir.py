@@ -22,8 +22,9 @@ from byeori.train.output_dir import LOCK, RUN_FILES, being_written, check_checkp
 
 LAUNCH = ".torchrun"
 
-# settings that decide which rows a step has, and what they become
-_SAME_ROWS = (
+# settings that decide which rows a step has, what they become, and which of the adapter's weights are trained
+_SAME = (
+    "lora_init",
     "batch_size",
     "seed",
     "max_rows",
@@ -111,7 +112,7 @@ def check_same_run(resume: Path, now: Mapping[str, Any], row_kind: str) -> None:
         raise CheckpointError(
             f"the checkpoint {resume} was written {by}; to train its weights further, give it as --base_model"
         )
-    for name in _SAME_ROWS:
+    for name in _SAME:
         if name in saved and saved[name] != now[name]:
             raise CheckpointError(
                 f"the checkpoint {resume} was written with --{name} {saved[name]}, not {now[name]}; go on with the "
