@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from byeori.batch import forest
 from byeori.data.tokenize import Example
 from byeori.support.text_files import redacted, visible
 
 Piece = tuple[str, bool]
+T = TypeVar("T")
 
 LISTED = 20  # dropped rows that are listed; further ones are counted
 
@@ -33,14 +34,23 @@ def with_special(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
     return _runs(list(ids), [token in special for token in ids], tokenizer)
 
 
-def _runs(ids: list[int], flags: list[bool], tokenizer: Any) -> list[Piece]:
+def tokens(example: Example, tokenizer: Any) -> list[Piece]:
+    """Return the text of an example as the model reads it, in tokens of (text, trained). The text of a token whose
+    bytes end within a character is "", and the one that completes it has the character."""
+    trained = {index for start, end in example.targets for index in range(start, end)}
+    each = _runs(list(example.token_ids), list(range(len(example.token_ids))), tokenizer)
+    return [(text, index in trained) for text, index in each]
+
+
+def _runs(ids: list[int], flags: list[T], tokenizer: Any) -> list[tuple[str, T]]:
     """Return the text of the tokens, split where the flag changes."""
     ends = [index for index in range(1, len(ids) + 1) if index == len(ids) or flags[index] != flags[index - 1]]
 
     def text(end: int) -> str:
         return str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    whole, done, runs = text(len(ids)), 0, []
+    runs: list[tuple[str, T]] = []
+    whole, done = text(len(ids)), 0
     for end in ends:  # decodes prefixes: a run decoded alone would lose its leading space and split characters
         same = takewhile(lambda pair: pair[0] == pair[1], zip(whole, text(end), strict=False))
         stop = max(done, sum(1 for _ in same))

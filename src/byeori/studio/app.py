@@ -13,9 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from byeori.studio import data, home, pages
+from byeori.errors import ConfigError
+from byeori.studio import data, home, pages, template
 from byeori.studio.security import Guard
 from byeori.studio.workspace import Workspace
+from byeori.support import pages as pages_of_files
 
 _YEAR = 365 * 24 * 3600
 
@@ -24,7 +26,14 @@ def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), r
     """Return the application. origins, root_path: see Guard."""
     static = StaticFiles(directory=Path(__file__).parent / "static")
     app = Starlette(
-        routes=[*home.routes, *data.routes, Route("/language", _language), Mount("/static", static)],
+        routes=[
+            *home.routes,
+            *data.routes,
+            *template.routes,
+            Route("/language", _language),
+            Route("/page.css", _page_css),
+            Mount("/static", static),
+        ],
         middleware=[Middleware(Guard, token=token, origins=origins, root_path=root_path)],
         exception_handlers={404: _missing},
     )
@@ -32,8 +41,15 @@ def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), r
     return app
 
 
+def _page_css(request: Request) -> Response:
+    """The style sheet that the studio shares with the report and the preview."""
+    return Response(pages_of_files.asset("support/pages/page.css"), media_type="text/css")
+
+
 def _missing(request: Request, error: Exception) -> Response:
-    return pages.render(request, "problem.html", 404, here="", error=pages.text("missing", pages.language(request)))
+    return pages.render(
+        request, "problem.html", 404, here="", error=pages.said(request, ConfigError("There is no such page."))
+    )
 
 
 def _language(request: Request) -> Response:

@@ -26,7 +26,17 @@ SHOWN = 20  # rows of the table
 _CELL = 300  # characters of a value in the table
 _GLANCE = 1000  # rows that are read for the screen
 _BINARY = (".xlsx", ".xls", ".xlsb", ".ods", ".parquet", ".arrow", ".feather")
-_PREVIEW = ("base_model", *config.DataSettings.model_fields, "validation_path", "val_set_size", "seed", "text_column")
+PREVIEW = (
+    "base_model",
+    *config.DataSettings.model_fields,
+    "validation_path",
+    "val_set_size",
+    "seed",
+    "text_column",
+    "train_turns",
+    "chat_template",
+    "chat_template_kwargs",
+)
 
 
 def screen(request: Request, error: str = "") -> Response:
@@ -48,7 +58,7 @@ def screen(request: Request, error: str = "") -> Response:
         names=_names(),
         checked=_checked(space, draft),
         copies=pages.copies(
-            "preview", config.PreviewSettings, {name: draft[name] for name in _PREVIEW if name in draft}
+            "preview", config.PreviewSettings, {name: draft[name] for name in PREVIEW if name in draft}
         ),
         **found,
     )
@@ -123,8 +133,8 @@ def _names() -> list[str]:
 def _checked(space: Workspace, draft: dict[str, Any]) -> dict[str, Any] | None:
     """What the last check of all rows found, if it was of these settings."""
     job = jobs.latest(space, "preview")
-    if job is None or {name: draft.get(name) for name in _PREVIEW} != {
-        name: job.settings().get(name) for name in _PREVIEW
+    if job is None or {name: draft.get(name) for name in PREVIEW} != {
+        name: job.settings().get(name) for name in PREVIEW
     }:
         return None
     return {
@@ -203,7 +213,7 @@ def check(request: Request, form: FormData) -> Response:
     """Tokenize all rows, in a process of its own."""
     space = pages.workspace(request)
     draft = space.draft("train")
-    values = {name: draft[name] for name in _PREVIEW if name in draft}
+    values = {name: draft[name] for name in PREVIEW if name in draft}
     jobs.start(space, "preview", values | {"json": True})
     return pages.go("data#checked")
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -20,12 +18,22 @@ from byeori.config.flags import flags
 from byeori.errors import ByeoriError
 from byeori.studio import settings_text
 from byeori.studio.workspace import Workspace
+from byeori.support import language
 from byeori.support.text_files import sentence
 
 LANGUAGES = {"en": "English", "ko": "한국어"}
 LANGUAGE = "byeori-language"
 _LONGEST_TEXT = 4_000_000  # bytes of a field
-SCREENS = ("home", "data", "template", "plan", "train", "try", "compare", "ship")
+SCREENS = {
+    "home": "Home",
+    "data": "Data",
+    "template": "Template",
+    "plan": "Plan",
+    "train": "Train",
+    "try": "Try",
+    "compare": "Compare",
+    "ship": "Ship",
+}
 
 
 def workspace(request: Request) -> Workspace:
@@ -34,66 +42,53 @@ def workspace(request: Request) -> Workspace:
     return found
 
 
-def language(request: Request) -> str:
+def spoken(request: Request) -> str:
     """Return the language of a request: chosen on the page, or the first one that the browser asks for."""
-    chosen = request.cookies.get(LANGUAGE)
-    if chosen in LANGUAGES:
-        return chosen
+    picked = request.cookies.get(LANGUAGE)
+    if picked in LANGUAGES:
+        return picked
     wanted = (
         item.split(";")[0].split("-")[0].strip() for item in request.headers.get("accept-language", "").split(",")
     )
-    return next((item for item in wanted if item in LANGUAGES), "en")
-
-
-@functools.cache
-def texts() -> dict[str, list[str]]:
-    """Return key -> the text in each of the languages."""
-    loaded: dict[str, list[str]] = yaml.safe_load(
-        resources.files("byeori.studio").joinpath("texts.yaml").read_text("utf-8")
-    )
-    return loaded
-
-
-def text(key: str, spoken: str, **values: Any) -> str:
-    """Return a text of the page. values: for its {names}; they are escaped where the text is shown."""
-    return texts()[key][list(LANGUAGES).index(spoken)].format(**values)
+    return next((item for item in wanted if item in LANGUAGES), language.chosen())
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"t": language.tr, "about": settings_text.about}
+    return environment
 
 
 def render(request: Request, name: str, status: int = 200, **values: Any) -> Response:
-    """Answer with a template. Its `t` is `text` in the language of the request."""
-    spoken = language(request)
-    html = (
-        _environment()
-        .get_template(name)
-        .render(
-            t=functools.partial(text, spoken=spoken),
-            spoken=spoken,
-            languages=LANGUAGES,
-            screens=SCREENS,
-            folder=workspace(request).folder,
-            up="../" * (request.url.path.count("/") - 1),
-            back=request.url.path.rpartition("/")[2] + (f"?{request.url.query}" if request.url.query else ""),
-            about=functools.partial(settings_text.about, spoken=spoken),
-            **values,
-        )
-    )
-    return HTMLResponse(html, status)
+    """Answer with a template. Its `t` gives a message in the language of the request."""
+    shared = {
+        "spoken": spoken(request),
+        "languages": LANGUAGES,
+        "screens": SCREENS,
+        "folder": workspace(request).folder,
+        "up": "../" * (request.url.path.count("/") - 1),
+        "back": request.url.path.rpartition("/")[2] + (f"?{request.url.query}" if request.url.query else ""),
+    }
+    with language.speaking(spoken(request)):
+        return HTMLResponse(_environment().get_template(name).render(shared | values), status)
 
 
 def go(place: str) -> Response:
     """Answer a form with another screen. Addresses are relative, so that they hold behind any proxy."""
     return RedirectResponse(place, 303)
+
+
+def said(request: Request, error: BaseException) -> str:
+    """Return the sentence of an error, in the language of a request if there is one."""
+    with language.speaking(spoken(request)):
+        return language.translated(sentence(error))
 
 
 Screen = Callable[..., Response]
@@ -110,7 +105,7 @@ def action(screen: Screen) -> Callable[[Act], Callable[[Request], Awaitable[Resp
                 try:
                     return await run_in_threadpool(act, request, form)
                 except ByeoriError as error:
-                    return await run_in_threadpool(screen, request, error=sentence(error))
+                    return await run_in_threadpool(screen, request, error=said(request, error))
 
         return endpoint
 
@@ -125,7 +120,7 @@ def view(screen: Screen) -> Screen:
         try:
             return screen(request)
         except ByeoriError as error:
-            return render(request, "problem.html", 400, here="", error=sentence(error))
+            return render(request, "problem.html", 400, here="", error=said(request, error))
 
     return endpoint
 

@@ -15,6 +15,7 @@ from byeori.config import Settings, choices
 from byeori.config.base import ESSENTIAL, is_list
 from byeori.config.flags import flags, value_type
 from byeori.config.help import groups
+from byeori.support import language
 from byeori.support.yaml_files import yaml_text
 
 _BOOLEAN = "[BOOL]"
@@ -115,9 +116,9 @@ def _korean() -> dict[str, Any]:
     return loaded
 
 
-def about(command: str, kind: type[Settings], name: str, spoken: str) -> str:
+def about(command: str, kind: type[Settings], name: str) -> str:
     """Return what a setting does."""
-    if spoken == "en":
+    if language.chosen() == "en":
         return str(flags(kind)[name].description)
     inner = {"json": "json_output", "for": "order"}.get(name, name)
     texts = _korean()

@@ -20,6 +20,7 @@ from byeori.config import Settings, metavar
 from byeori.data import places, template
 from byeori.data.readers import READERS, ending
 from byeori.errors import ConfigError
+from byeori.model import demo_model
 from byeori.support import atomic_files, hub
 from byeori.support.data_urls import is_database, is_url
 
@@ -33,7 +34,7 @@ class Workspace:
 
     def __init__(self, folder: Path, models: Sequence[Path] = ()) -> None:
         self.folder = folder.resolve()
-        self.models = [path.resolve() for path in models]
+        self.models = [path.resolve() for path in (*models, demo_model.folder())]
         self.state = self.folder / _STATE
         self._lock = threading.Lock()
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
 from string import Formatter
@@ -20,6 +23,7 @@ import yaml
 
 LANGUAGES = ("en", "ko")
 _asked: str | None = None
+_here: ContextVar[str | None] = ContextVar("language", default=None)
 
 
 def use(name: str | None) -> None:
@@ -28,10 +32,20 @@ def use(name: str | None) -> None:
     _asked = name
 
 
+@contextmanager
+def speaking(name: str) -> Iterator[None]:
+    """Speak this language in the body, in its thread alone: that of one reader of a page that many read."""
+    token = _here.set(name)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
 def chosen() -> str:
     """Return the language: the one asked for, else Korean if LC_ALL, LC_MESSAGES or LANG says so, else English."""
-    if _asked:
-        return _asked
+    if asked := _here.get() or _asked:
+        return asked
     locale = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
     return "ko" if re.match(r"ko(?![a-z])", locale, re.IGNORECASE) else "en"
 
