@@ -153,8 +153,7 @@ def rehearse(
     parts = patch.parts(list(speed), torch.device(device))
     fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, architecture.period
-    if recompute == "selective":
-        period = math.lcm(period, 2)
+    period = math.lcm(period, 2) if recompute == "selective" else period
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
     low = architecture.first + period + tail
     low += (layers - low) % period  # differs from the whole by full periods
