@@ -30,9 +30,10 @@ import forks
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import check_base_name
 from byeori.errors import ByeoriError, CheckpointError, ModelError
-from byeori.export import merge_check, merged_tensors, opened
+from byeori.export import merge_check, merged_tensors
 from byeori.export.merge import MergeResult, merge
 from byeori.export.safetensors_folder import SafetensorsFolder
+from byeori.model import opened
 from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])

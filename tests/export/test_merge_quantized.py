@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from byeori.artifacts import sidecar
 from byeori.errors import ModelError
-from byeori.export import merge_check, opened
+from byeori.export import merge_check
 from byeori.export.merge import merge
 from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.model import opened, packed
 from byeori.model.fingerprint import stored_tensors
 from tiny_models import short_sft, tiny_llama
 
@@ -192,7 +193,7 @@ def test_a_base_that_is_stored_quantized(kind: str, plainly_trained: Path, tiny_
     assert (result.verdict, result.onto) == ("equal", "opened"), result.notes
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert "quantization_config" not in config
-    weights = opened.open_stored(base, stored_tensors(base))[0]
+    weights = packed.open_stored(base, stored_tensors(base))[0]
     full, factors = load_file(tiny_model / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
     merged = {name: tensor.float() for name, tensor in load_file(tmp_path / "merged" / "model.safetensors").items()}
     scale = json.loads((adapter / "adapter_config.json").read_text())
@@ -216,7 +217,7 @@ def test_bitsandbytes_itself_opens_the_same_weights(tmp_path: Path) -> None:
     tiny_llama(96, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "full")
     base = stored(tmp_path / "full", tmp_path / "base", "nf4")
     model = AutoModelForCausalLM.from_pretrained(base)
-    weights = opened.open_stored(base, stored_tensors(base))[0]
+    weights = packed.open_stored(base, stored_tensors(base))[0]
     layers = dict(model.named_modules())
     for name, weight in weights.items():
         layer = layers[name.removesuffix(".weight")]

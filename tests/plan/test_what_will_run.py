@@ -131,13 +131,13 @@ def test_trained_prompts_without_rows() -> None:
 @pytest.mark.parametrize(
     ("stored", "found"),
     [
-        ({"quant_method": "awq", "bits": 4, "group_size": 128}, ("awq", 4)),
-        ({"quant_method": "gptq", "bits": 8}, ("gptq", 8)),
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, ("awq", 16)),
+        ({"quant_method": "gptq", "bits": 8}, ("gptq", 16)),
         ({"quant_method": "mxfp4"}, ("mxfp4", 16)),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8", 8)),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8", 16)),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ("bitsandbytes", 4)),
         ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
-         ("compressed-tensors", 4)),
+         ("compressed-tensors", 16)),
         (None, None),
     ],
 )  # fmt: skip
@@ -151,9 +151,13 @@ def test_a_plan_for_stored_quantized_weights_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(model.to_json_string(), encoding="utf-8")
     result = plan.plan(config.check(config.PlanSettings, {"base_model": str(tmp_path), "gpu": "L4"}))
     assert result is not None and result.best is not None
-    assert "the weights are stored quantized (awq) and counted in 4 bit, opened layer by layer" in result.notes
+    assert "the weights are stored quantized (awq); a run opens them to 16 bit when it loads them" in result.notes
+    assert result.best.parts["weights"] >= 2 * result.weights and not result.best.settings["load_in_4bit"]
+    four_bit = {"base_model": str(tmp_path), "gpu": "L4", "load_in_4bit": True}
+    result = plan.plan(config.check(config.PlanSettings, four_bit))
+    assert result is not None and result.best is not None
+    assert any(note.endswith("when it loads them, then held in 4 bit") for note in result.notes)
     assert result.best.parts["weights"] < 0.7 * 2 * result.weights
-    assert result.best.settings["load_in_4bit"] is True
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -17,7 +17,18 @@ from byeori.kernels import lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import adapter, first_use, forward, load, load_streamed, lora_start, sharding, wrap
+from byeori.model import (
+    adapter,
+    first_use,
+    forward,
+    load,
+    load_opened,
+    load_streamed,
+    lora_start,
+    quantize,
+    sharding,
+    wrap,
+)
 from byeori.model.text_model import text_config
 from byeori.support import console
 from byeori.support.console import Say
@@ -77,13 +88,18 @@ def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
 def adapted_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
     """Load the base model with a new adapter on it, or with the one that is trained further."""
     dtype, quantized = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
+    config = load.load_config(start.base, revision=start.revision, trust_remote_code=bool(settings.trust_remote_code))
     held = f"{quantized} bit, computing in " if quantized else ""
     say(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
+    if note := load_opened.note(config, dtype, quantized):
+        say(note)
     source: dict[str, Any] = {
         "dtype": dtype,
         "revision": start.revision,
         "trust_remote_code": settings.trust_remote_code is not None,
     }
+    if (quantize.stored(config) or ("", 16))[1] == quantized and not processes.sharded:
+        quantized = None  # they are stored so
     if quantized and processes.device.type == "cpu":
         memory.keep_large_blocks_apart()
     if quantized or processes.sharded:

@@ -206,8 +206,10 @@ def _stored(rehearser: Rehearser) -> list[str]:
     if rehearser.stored is None:
         return []
     method, bits = rehearser.stored
-    opened = ", opened layer by layer" if bits < 16 else ", in which they are trained"
-    return [f"the weights are stored quantized ({method}) and counted in {bits} bit{opened}"]
+    if bits < 16:
+        return [f"the weights are stored quantized ({method}) and counted in {bits} bit, opened layer by layer"]
+    held = f", then held in {rehearser.run.bits} bit" if rehearser.run.bits else ""
+    return [f"the weights are stored quantized ({method}); a run opens them to 16 bit when it loads them{held}"]
 
 
 def _old(selected: list[Machine]) -> list[str]:

@@ -16,10 +16,8 @@ from typing import Any
 from byeori.artifacts import layout, records
 from byeori.errors import ModelError
 from byeori.model.fingerprint import Stored, read_header
+from byeori.model.opened import FLOATS
 from byeori.support.pickles import missing_weights
-
-FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""torch's name of a dtype -> safetensors' name."""
 
 # Settings of adapters that are more than a change of weights, or of other weights than those named, and their names.
 _OTHER_KINDS = {

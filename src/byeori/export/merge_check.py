@@ -22,14 +22,14 @@ import torch
 
 from byeori.errors import ConfigError, ModelError
 from byeori.export import base_names, streamed_model
-from byeori.export.adapter_changes import FLOATS, adapter_tensors
+from byeori.export.adapter_changes import adapter_tensors
 from byeori.export.base_names import parameter_names
 from byeori.export.check_prompts import prompts
 from byeori.export.merge_plan import MergedModel, Progress
-from byeori.export.opened import DTYPES, Source, open_stored, read
 from byeori.model import adapter as peft_adapter
-from byeori.model.fingerprint import stored_tensors
+from byeori.model import packed
 from byeori.model.load import base_of
+from byeori.model.opened import DTYPES, FLOATS, Source, read
 from byeori.model.skeleton import layers_of
 from byeori.support.text_files import one_line
 from byeori.train import memory
@@ -187,9 +187,7 @@ class _Check:
 
     def merged(self) -> torch.Tensor:
         """Return the logits of the merged model's files."""
-        raw = stored_tensors(self.folder)
-        opened, parts = open_stored(self.folder, raw)
-        weights: dict[str, Source] = {name: opened.get(name, item) for name, item in raw.items() if name not in parts}
+        weights = packed.sources(self.folder)
         names = parameter_names(self.folder, sorted(weights))
         sources = weights | {parameter: weights[name] for parameter, name in names.stored.items()}
         return self._logits(streamed_model.streamed_model(self.folder, names, sources, device=self.device))

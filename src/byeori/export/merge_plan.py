@@ -18,13 +18,15 @@ import torch
 from byeori.artifacts import layout
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
-from byeori.export import opened as opening
-from byeori.export.adapter_changes import FLOATS, Change, adapter_changes
+from byeori.export.adapter_changes import Change, adapter_changes
 from byeori.export.base_names import Names, parameter_names, untie
-from byeori.export.opened import BYTES, Source
 from byeori.export.quantized_base import TrainedOn
-from byeori.model.fingerprint import Stored, stored_tensors
+from byeori.model import opened as opening
+from byeori.model import packed
+from byeori.model.fingerprint import stored_tensors
 from byeori.model.load import resolve_dtype
+from byeori.model.opened import BYTES, FLOATS, Source
+from byeori.model.quantize import BITSANDBYTES
 from byeori.support.foreign_files import json_file
 
 Progress = Callable[[int, int], None]
@@ -104,8 +106,8 @@ def plan(
         ModelError: if adapter and base do not belong together, or one is damaged or of a kind that cannot be merged.
     """
     raw = stored_tensors(folder)
-    opened, parts = opening.open_stored(folder, raw)
-    weights: dict[str, Source] = {name: opened.get(name, item) for name, item in raw.items() if name not in parts}
+    weights = packed.sources(folder, raw)
+    opened = {name for name, source in weights.items() if isinstance(source, opening.Opened)}
     changes = adapter_changes(adapter, config)
     names = parameter_names(folder, sorted(weights))
     split, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
@@ -113,11 +115,12 @@ def plan(
     _check_modules(changes, stored, names, base, adapter, config, _method(folder))
     held: Mapping[str, Source]
     if trained is None:
-        held = _as_trained(adapter, names, {parameter: weights[name] for parameter, name in stored.items()})
+        own = {parameter: weights[name] for parameter, name in stored.items()}
+        held = _as_trained(adapter, names, own) if (_method(folder) or "") not in BITSANDBYTES else {}
     else:
         held = {parameter: trained.weights[name] for parameter, name in stored.items() if name in trained.weights}
     changed = {stored[parameter] for parameter in changes}
-    quantized = bool(opened) and not changed & set(opened)  # then every code stays as it is
+    quantized = bool(opened) and not changed & opened  # then every code stays as it is
     if onto == "opened":
         weights |= {stored[parameter]: source for parameter, source in held.items()}
     if opened and not quantized and onto == "base":
@@ -269,7 +272,7 @@ def _as_trained(adapter: Path, names: Names, sources: dict[str, Source]) -> Mapp
     return {
         parameter: opening.as_trained(source, parameter, bits, compute)
         for parameter, source in sources.items()
-        if parameter in names.quantizable and isinstance(source, Stored)
+        if parameter in names.quantizable
     }
 
 

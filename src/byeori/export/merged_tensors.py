@@ -15,8 +15,8 @@ import torch
 from byeori.errors import ModelError
 from byeori.export.adapter_changes import Change
 from byeori.export.merge_plan import MergedTensor
-from byeori.export.opened import DTYPES, Opened, read, row_blocks
 from byeori.model.fingerprint import Stored
+from byeori.model.opened import DTYPES, Opened, read, row_blocks
 
 
 def blocks(item: MergedTensor) -> Iterator[torch.Tensor]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from byeori.artifacts import saved_model
 from byeori.errors import HubError, ModelError
-from byeori.export import opened as opening
-from byeori.export.opened import Opened
+from byeori.model import opened as opening
+from byeori.model import packed
 from byeori.model.fingerprint import stored_tensors
+from byeori.model.opened import Opened
 from byeori.support import hub
 
 ROUNDING = 0.25
@@ -64,7 +65,7 @@ def _opened(name: str) -> dict[str, Opened]:
     try:
         if not folder.is_dir():
             folder = hub.cached(name, hub.WEIGHTS)
-        return opening.open_stored(folder, stored_tensors(folder))[0]
+        return packed.open_stored(folder, stored_tensors(folder))[0]
     except (ModelError, HubError, OSError):
         return {}
 

@@ -18,7 +18,7 @@ import torch
 
 from byeori.export import base_names
 from byeori.export.base_names import Names
-from byeori.export.opened import Opened, Source, read, row_blocks, some_rows
+from byeori.model.opened import Opened, Source, read, row_blocks, some_rows
 
 Load = Callable[[], torch.Tensor]
 

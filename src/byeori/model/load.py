@@ -15,7 +15,7 @@ from byeori.batch.packing import MICRO_BATCH_TOKENS
 from byeori.errors import ByeoriError, HubError, ModelError
 from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
-from byeori.model import names, text_model
+from byeori.model import load_opened, names, text_model
 from byeori.support import collector, hub, hub_errors
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
@@ -154,16 +154,22 @@ def load_model(
         if not Path(name).exists():
             hub.fetch(name, hub.WEIGHTS, revision=revision)
         with quiet():
-            model, info = text_model.auto_class(config).from_pretrained(
-                name,
-                config=config,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=not hub.reachable(name),
-                output_loading_info=True,
-            )
+            if load_opened.opens(config):
+                folder = local_folder(name, revision)
+                model, info = load_opened.load_opened(folder, config, dtype, trust_remote_code=trust_remote_code)
+            else:
+                model, info = text_model.auto_class(config).from_pretrained(
+                    name,
+                    config=config,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                    dtype=dtype,
+                    use_safetensors=True,
+                    local_files_only=not hub.reachable(name),
+                    output_loading_info=True,
+                )
+    except ByeoriError:
+        raise
     except Exception as error:
         raise explain(error, name, "weights") from None
     if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers

@@ -6,7 +6,7 @@ it, is read from the safetensors files. No process ever holds the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from byeori.distributed.processes import Processes, one_at_a_time
 from byeori.errors import ConfigError
 from byeori.kernels import forest_attention
 from byeori.kernels.quantized_linear import QuantizedLinear
-from byeori.model import fingerprint, load, quantize, sharding
+from byeori.model import load, load_opened, quantize, sharding
+from byeori.model.fingerprint import Stored
+from byeori.model.opened import Source
 from byeori.model.text_model import auto_class
 
 # read(name, start, end): rows [start, end) of a tensor; end None is the whole tensor
@@ -41,13 +43,14 @@ def load_streamed(
         ModelError, HubError: if there is no model, its files are damaged, or no layer can be quantized.
         ConfigError: if bitsandbytes is not installed, or the weights are quantized already.
     """
-    causal = _empty(name, dtype, revision, trust_remote_code)
+    config = load.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    stored = load_opened.tensors(load.local_folder(name, revision), config)
+    causal = _empty(name, config, dtype, trust_remote_code)
     if bits:
         quantize.quantize_layers(causal, bits)
     if processes.sharded:
         sharding.shard(causal, processes, offload=offload)
     fill = partial(_fill, causal, device=processes.device, offload=offload)
-    stored = fingerprint.stored_tensors(load.local_folder(name, revision))
     places = _places(causal, {key: item.shape for key, item in stored.items()})
     if None not in places.values():
         fill(places, _reader(stored))
@@ -66,11 +69,12 @@ def load_streamed(
     return causal.eval()
 
 
-def _empty(name: str, dtype: torch.dtype, revision: str | None, trust_remote_code: bool) -> Any:
+def _empty(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """The model with its parameters on the meta device; buffers are real, since files may lack them."""
     from accelerate import init_empty_weights
 
-    config = load.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    if load_opened.opens(config):
+        del config.quantization_config
     if getattr(config, "quantization_config", None):
         raise ConfigError(
             f"the weights of {name} are quantized already; omit --load_in_4bit, --load_in_8bit and --parallel fsdp"
@@ -111,13 +115,19 @@ def _places(causal: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | 
     return {key: name or tied.get(id(tensors[key])) for key, name in places.items()}
 
 
-def _reader(stored: dict[str, fingerprint.Stored]) -> Read:
+def _reader(stored: Mapping[str, Source]) -> Read:
     from safetensors import safe_open
 
-    files = {path: safe_open(str(path), framework="pt") for path in {item.path for item in stored.values()}}
+    files = {
+        path: safe_open(str(path), framework="pt")
+        for path in {item.path for item in stored.values() if isinstance(item, Stored)}
+    }
 
     def read(key: str, start: int, end: int | None) -> torch.Tensor:
-        file = files[stored[key].path]
+        source = stored[key]
+        if not isinstance(source, Stored):
+            return source.load()[start:end]
+        file = files[source.path]
         tensor: torch.Tensor = file.get_tensor(key) if end is None else file.get_slice(key)[start:end]
         return tensor
 

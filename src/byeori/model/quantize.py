@@ -10,6 +10,9 @@ import torch
 from byeori.errors import ConfigError
 from byeori.kernels.quantized_linear import QuantizedLinear
 
+BITSANDBYTES = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+"""Methods of checkpoints whose layers are bitsandbytes' own, which train as they are."""
+
 
 def check_installed(flag: str) -> None:
     """Import bitsandbytes, without the warnings of kernels that nothing here uses.
@@ -29,23 +32,18 @@ def check_installed(flag: str) -> None:
 
 
 def stored(config: Any) -> tuple[str, int] | None:
-    """Return the method and the bits in which a model's files hold its weights, None if they are not quantized.
+    """Return how a model's files hold its weights, and in how many bits training does; None if not quantized.
 
-    16 bits for MXFP4, which transformers trains dequantized (`Mxfp4Config(dequantize=True)`), and for unknown methods.
+    16 bits for all but bitsandbytes' own checkpoints: other weights are opened when they are loaded (load_opened.py).
     """
     found = getattr(config, "quantization_config", None)
     if not found:
         return None
     values: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
     method = str(values.get("quant_method") or "unknown").split(".")[-1].lower()
-    groups = values.get("config_groups") or {}
-    inner = [(group.get("weights") or {}).get("num_bits") for group in groups.values() if isinstance(group, dict)]
-    bits = values.get("bits") or values.get("w_bit") or next(filter(None, inner), None)
-    if method in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
-        bits = 8 if values.get("load_in_8bit") else 4
-    elif method in ("fp8", "fbgemm_fp8"):
-        bits = 8
-    return method, bits if bits in (4, 8) else 16
+    if method in BITSANDBYTES:
+        return method, 8 if values.get("load_in_8bit") else 4
+    return method, 16
 
 
 def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:

@@ -17,7 +17,7 @@ from byeori.batch.loader import Schedule
 from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes, all_reduce_min, choose_sharding
 from byeori.errors import ByeoriError, ConfigError
-from byeori.model import fingerprint, load
+from byeori.model import load, packed, quantize
 from byeori.plan import candidates, machines, speed, workload
 from byeori.plan.candidates import Candidate
 from byeori.plan.machines import GIB, MIB, Machine
@@ -139,8 +139,8 @@ def choose(
 def _weight_bytes(run: PlannedRun, start: StartingModel, processes: Processes) -> int:
     """Bytes of all weights in memory; only the headers of the files are read."""
     bits = run.bits or 8 * load.resolve_dtype(run.dtype, processes.device).itemsize
-    stored = fingerprint.stored_tensors(load.local_folder(start.base, start.revision, hub.WEIGHTS))
-    return sum(item.count for item in stored.values()) * bits // 8
+    tensors = packed.sources(load.local_folder(start.base, start.revision, hub.WEIGHTS))
+    return sum(item.count for item in tensors.values()) * bits // 8
 
 
 def _left_open(run: PlannedRun, settings: dict[str, Any]) -> dict[str, Any]:
@@ -159,8 +159,8 @@ def _best(
     """The best candidate on as many of this machine as there are processes, the setting `parallel` for it, and what a
     forecast says of its speed.
     """
-    if getattr(model_config, "quantization_config", None):
-        return None  # a rehearsal does not know how these weights are stored
+    if (quantize.stored(model_config) or ("", 16))[1] < 16:
+        return None  # a rehearsal does not know bitsandbytes' own layers
     rehearser, table = Rehearser(model_config, run), machines.read()
     if not memory.expandable_segments():
         table = replace(table, fragmentation=table.default_fragmentation)

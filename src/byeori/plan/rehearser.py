@@ -56,7 +56,7 @@ class PlannedRun:
 class Rehearser:
     """Rehearses steps of one run, each once.
 
-    stored: of quantize.stored; weights that are quantized already are rehearsed in 4 or 8 bit as byeori's own would be.
+    stored: of quantize.stored; bitsandbytes' checkpoints are rehearsed in 4 or 8 bit as byeori's own would be.
 
     Raises:
         ModelError: if no model can be made of the config. ConfigError: if it has no layers to quantize as asked.
@@ -64,8 +64,7 @@ class Rehearser:
 
     def __init__(self, config: Any, run: PlannedRun) -> None:
         self.stored = quantize.stored(config)
-        if self.stored is not None:  # nothing is quantized once more
-            bits = self.stored[1]
+        if self.stored is not None and (bits := self.stored[1]) < 16:  # nothing is quantized once more
             run = replace(run, four_bit=bits == 4, eight_bit=bits == 8)
         self.config, self.run = config, run
         self._architecture = rehearsal.architecture(config, run.bits)

@@ -6,21 +6,17 @@ full-precision weights ── quantized again ────┴──> Opened: flo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from byeori.errors import ModelError
-from byeori.export.adapter_changes import FLOATS
 from byeori.model.fingerprint import Stored
 from byeori.model.quantize import check_installed
-from byeori.support.foreign_files import json_file
 
+FLOATS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 DTYPES = {code: getattr(torch, name) for name, code in FLOATS.items()}
 _BLOCK_BYTES = 8 << 20
@@ -113,8 +109,8 @@ def _read(file: Any, stored: Stored, size: int) -> torch.Tensor:
 # ---- as training in 4 or 8 bit holds them -----------------------------------------------------------------------
 
 
-def as_trained(source: Stored, name: str, bits: int, compute: torch.dtype) -> Opened:
-    """Return a full-precision weight as training holds it: quantized to 4 or 8 bit, and opened in `compute`."""
+def as_trained(source: Source, name: str, bits: int, compute: torch.dtype) -> Opened:
+    """Return a weight as training holds it: quantized to 4 or 8 bit, and opened in `compute`."""
 
     def load() -> torch.Tensor:
         from byeori.kernels.quantized_linear import QuantizedLinear
@@ -126,63 +122,3 @@ def as_trained(source: Stored, name: str, bits: int, compute: torch.dtype) -> Op
         return layer.dequantize(layer.quantize(read(source).to(compute))).float()
 
     return Opened(name=name, dtype=source.dtype, shape=source.shape, load=load)
-
-
-# ---- as they are stored -----------------------------------------------------------------------------------------
-
-
-def open_stored(folder: Path, tensors: dict[str, Stored]) -> tuple[dict[str, Opened], set[str]]:
-    """Return the quantized weights that can be opened, by name, and the names of what only belongs to them."""
-    config = json_file(folder / "config.json")
-    text = config | next((config[key] for key in ("text_config",) if isinstance(config.get(key), dict)), {})
-    dtype = FLOATS.get(str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype")), "BF16")
-    blocks = (config.get("quantization_config") or {}).get("weight_block_size") or _FP8_BLOCKS
-    opened: dict[str, Opened] = {}
-    parts: set[str] = set()
-    for name, stored in tensors.items():
-        module = name.removesuffix("weight")
-        if state := next((key for key in tensors if key.startswith(name + _BNB_STATE)), None):
-            own = [state, *(name + part for part in _BNB_PARTS if name + part in tensors)]
-            facts = json.loads(bytes(read(tensors[state]).numpy()))
-            shape, load = tuple(facts["shape"]), partial(_open_bnb4, name, {key: tensors[key] for key in [name, *own]})
-        elif name.endswith(".weight") and stored.dtype == "I8" and module + "SCB" in tensors:
-            own = [module + "SCB", *(key for key in (module + "weight_format",) if key in tensors)]
-            shape, load = stored.shape, partial(_open_bnb8, stored, tensors[module + "SCB"])
-        elif name.endswith(".weight") and stored.dtype in _FP8:
-            scale = next((module + key for key in _FP8_SCALES if module + key in tensors), None)
-            own = [key for key in (scale, *(module + other for other in _FP8_OTHERS)) if key in tensors]
-            shape, load = stored.shape, partial(_open_fp8, stored, tensors[scale] if scale else None, blocks)
-        else:
-            continue
-        parts.update(own)
-        opened[name] = Opened(name=name, dtype=dtype, shape=shape, load=load)
-    return opened, parts
-
-
-def _open_bnb4(name: str, stored: dict[str, Stored]) -> torch.Tensor:
-    check_installed(f"opening {name}, which is stored in 4 bit,")
-    from bitsandbytes import functional
-
-    parts = {key.removeprefix(name + "."): read(item) for key, item in stored.items() if key != name}
-    state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-    shape, state.dtype = tuple(state.shape), torch.float32
-    state.shape = torch.Size([torch.Size(shape).numel()])  # as one row: bitsandbytes 0.50 is wrong for some widths
-    return functional.dequantize_4bit(read(stored[name]).view(-1, 1), state).view(shape).float()
-
-
-def _open_bnb8(codes: Stored, scales: Stored) -> torch.Tensor:
-    return read(codes).float() * (read(scales).float().view(-1, 1) / 127)
-
-
-def _open_fp8(codes: Stored, scales: Stored | None, blocks: Sequence[int]) -> torch.Tensor:
-    """Scales are one, one a row, or one a block of rows and columns, the last of which may be cut."""
-    weight = read(codes).float()
-    if scales is None:
-        return weight
-    scale = read(scales).float()
-    if scale.dim() < weight.dim():
-        scale = scale.reshape(*scale.shape, *[1] * (weight.dim() - scale.dim()))
-    for axis, length in enumerate(weight.shape):
-        if scale.shape[axis] not in (1, length):
-            scale = scale.repeat_interleave(int(blocks[axis]), axis).narrow(axis, 0, length)
-    return weight * scale
