@@ -119,6 +119,7 @@ def compare(
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    metric: str | Sequence[str] = [],
     few_shots: int = 3,
     bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
@@ -153,6 +154,7 @@ def compare(
         generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers
             they may get.
         dtype: Compute type of the weights.
+        metric: Measures of your own beside the built-in ones.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
         bootstrap: Resamples for each 95% interval.
         overwrite_output_dir: Replace the comparison in output_dir.

@@ -17,6 +17,7 @@ from byeori.config import (
     PublishSettings,
     SftSettings,
     check,
+    flags,
 )
 from byeori.errors import ConfigError
 from byeori.support.suggestions import nearest
@@ -210,3 +211,11 @@ def test_the_users_home_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) 
     assert (found.base_model, found.output_dir) == ("/home/me/base", "/home/me/out")
     assert found.data_path == ["/home/me/a.jsonl", "b~/c.jsonl"]
     assert config.check(config.GenerateSettings, {"model": "m", "raw": "~/x"}).raw == "~/x"
+
+
+def test_a_flag_of_texts_may_be_given_several_times() -> None:
+    line = ["adapter", "rows.jsonl", "--output_dir", "o", "--metric", "regex:a, b", "--metric", "label", "json_valid"]
+    settings = flags.settings_from(config.CompareSettings, line, see="")
+    assert settings.metric == ["regex:a, b", "label", "json_valid"]
+    one = {"adapter": "a", "data_path": "r", "output_dir": "o", "metric": "label"}
+    assert config.check(config.CompareSettings, one).metric == ["label"]

@@ -21,7 +21,7 @@ from byeori.evaluate import metrics
 from byeori.support import atomic_files, journal
 from tiny_models import short_sft
 
-NAMES = {"chrf", "rouge_l", "exact", "length", "stopped", "loss"}
+NAMES = set(metrics.ROW_METRICS)
 
 
 def run(adapter: Path, rows: Path, output: Path, **settings: Any) -> Any:

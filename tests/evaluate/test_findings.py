@@ -65,6 +65,19 @@ def test_copies_are_expected_where_the_references_are_copies() -> None:
     assert "baseline_as_good" in names(metrics)  # copying the sentence is the task
 
 
+def test_a_copy_that_only_chrf_likes_is_mentioned_and_no_more() -> None:
+    """chrF weighs recall four times as much: a long copy scores as high as a short title that is right."""
+    tuned = {at: " ".join(row["title"].split()[:2]) for at, row in enumerate(ROWS)}
+    items = [item(f"{row['title']} 소식을 전했다.", row["title"], "zzz", tuned[at]) for at, row in enumerate(ROWS)]
+    for kind in items:
+        kind["inputs"] = [f"이날 {kind['reference'].replace(' ', '')} 관계자는 이렇게 전했다고 한다."]
+    metrics, words = judged(items)
+    assert words.startswith("The tuned model is closer to the references")
+    assert [
+        finding["undermines"] for finding in metrics["findings"] if "by ROUGE-L it is: " in finding["sentence"]
+    ] == [False]
+
+
 def test_a_model_with_one_answer_for_everything() -> None:
     answer = "서울시, 내년도 예산안 발표 및 시민 참여 확대"
     metrics, words = judged([item(row["document"], row["title"], "zzz", answer) for row in ROWS])

@@ -28,6 +28,7 @@ from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
 from byeori.errors import ConfigError
+from byeori.evaluate import measures
 from byeori.model import names
 from byeori.support import output_paths
 from byeori.train import output_dir
@@ -86,6 +87,7 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+        measures.parse(settings.metric)
     elif isinstance(settings, ExportSettings):
         places.check_paths(list(settings.data_path or []), "train")
         overwrite = settings.overwrite_output_dir

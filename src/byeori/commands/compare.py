@@ -19,7 +19,7 @@ from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ModelError
 from byeori.evaluate import compare as comparison
-from byeori.evaluate import report
+from byeori.evaluate import measures, report
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import check_prompts
 from byeori.support import atomic_files, console, journal, output_paths
@@ -43,6 +43,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     """Answer the same rows with base and tuned model; writes report.html, rows.jsonl and metrics.json."""
     output = Path(settings.output_dir)
     output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
+    own = measures.parse(settings.metric)
     saved = saved_model.find(settings.adapter, settings.base_model)
     if not saved.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare needs the folder that `byeori sft` wrote")
@@ -78,11 +79,14 @@ def compare(settings: CompareSettings) -> CompareResult:
             encoding,
             row_kind,
             sampling,
+            measures=own,
+            named=table.name,
             journal=kept,
             progress=console.progress,
         )
         metrics = comparison.summarise(
             items,
+            measures=own,
             trained_answers=trained.answers() if trained else (),
             trained_rows=_trained.indices(trained, table, rows),
             resamples=settings.bootstrap,

@@ -72,6 +72,10 @@ def _paths(value: object) -> object:
     return [str(value)] if isinstance(value, (str, Path)) else value
 
 
+def _texts(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 def _named(paths: list[str]) -> list[str]:
     if not all(path.strip() for path in paths):
         raise ValueError("an empty name is not a path; give a file, a folder or a dataset")
@@ -120,6 +124,7 @@ def column_names(value: object) -> object:
 
 Names = Annotated[list[str], BeforeValidator(parse_names)]
 Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "PATH"]
+Texts = Annotated[list[str], BeforeValidator(_texts), "TEXT"]
 Columns = Annotated[dict[str, str], BeforeValidator(column_names), "NAME=COLUMN"]
 HeldOut = Annotated[float, AfterValidator(_count_or_share)]
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]

@@ -109,7 +109,8 @@ def _read(kind: type[Settings], arguments: Sequence[str], see: str) -> _Line:
         elif not flag.startswith("--") or not name:
             line.unknown.append(item)
         elif name in fields or name == "config":
-            line.values[name] = text if equals else _value(name, fields.get(name), rest, see)
+            value = text if equals else _value(name, fields.get(name), rest, see)
+            line.values[name] = _repeated(line.values.get(name), value, fields.get(name))
         elif kind.own_flags:
             if not equals and (not rest or rest[0].startswith("--")):
                 raise ConfigError(f"{flag} needs a value: {flag} TEXT or {flag} @file")
@@ -120,6 +121,16 @@ def _read(kind: type[Settings], arguments: Sequence[str], see: str) -> _Line:
                 rest.pop(0)  # most likely its value
         before = flag
     return line
+
+
+def _repeated(before: Any, value: Any, field: FieldInfo | None) -> Any:
+    """Return the value of a flag that may have been given before: lists of texts grow, of other flags the last counts.
+
+    A text may hold what parts the words of other lists, so one flag for each is the natural way to give several.
+    """
+    if before is None or field is None or not (is_list(field.annotation) and metavar(field) == "TEXT"):
+        return value
+    return [item for part in (before, value) for item in (part if isinstance(part, list) else [part])]
 
 
 def _value(name: str, field: FieldInfo | None, rest: list[str], see: str) -> str | list[str]:

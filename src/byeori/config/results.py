@@ -24,6 +24,7 @@ from byeori.config.base import (
     OptionalText,
     Paths,
     Settings,
+    Texts,
     none_from_text,
     on_off,
     setting,
@@ -191,6 +192,13 @@ class CompareSettings(GenerationSettings, DataSettings):
     base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
     max_new_tokens: int = setting("Maximum length of an answer in tokens.", 128, ESSENTIAL, ge=1, le=1_000_000)
+    metric: Texts = setting(
+        "Measures of your own beside the built-in ones. The first decides: contains, number, label, json_valid, "
+        "json_fields, tool_call, rouge_l_morphemes, contains:TEXT, regex:PATTERN, or my_module:function with the "
+        "arguments row, reference, answer.",
+        [],
+        ESSENTIAL,
+    )
     few_shots: int = setting(
         "Training rows in the prompt of a baseline: the base model that is shown examples. 0 leaves it out.",
         3,

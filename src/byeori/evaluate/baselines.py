@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from byeori.evaluate import metrics
+from byeori.evaluate.measures import Measure
 
 _SENTENCE = re.compile(r".+?(?:[.!?。！？…](?=\s|$)|\n|$)", re.DOTALL)
 
@@ -88,21 +89,41 @@ def _distinct(found: list[Baseline]) -> list[Baseline]:
 
 
 def measure(
-    items: Sequence[Mapping[str, Any]], found: Sequence[Baseline], *, resamples: int, seed: int
+    items: Sequence[Mapping[str, Any]],
+    found: Sequence[Baseline],
+    measures: Sequence[Measure] = (),
+    *,
+    resamples: int,
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Return the scores of each baseline, and the lead of the tuned model over it, as JSON data.
 
     [{"name": "copy_sentence", "about": "Copying the first sentence of the input", "scores": {"chrf": 19.4, ...},
       "lead": {"chrf": {"mean": -1.1, "low": -3.0, "high": 0.9}, ...}}]
     """
-    names = metrics.TEXT_METRICS
-    tuned = {name: [item["tuned"][name] for item in items] for name in names}
+    tuned = _scores(items, [item["tuned_output"] for item in items], measures)
     results = []
     for baseline in found:
-        pairs = zip(baseline.answers, items, strict=True)
-        rows = [metrics.score_text(answer, item["reference"]) for answer, item in pairs]
-        scores = {name: [row[name] for row in rows] for name in names}
-        paired = metrics.summarise(scores, tuned, names=names, resamples=resamples, seed=seed)
+        scores = _scores(items, baseline.answers, measures)
+        paired = metrics.summarise(scores, tuned, names=list(tuned), resamples=resamples, seed=seed)
         about = {"name": baseline.name, "about": baseline.about}
         results.append(about | {"scores": paired["base"], "lead": paired["difference"]})
     return results
+
+
+def _scores(
+    items: Sequence[Mapping[str, Any]], answers: Sequence[str], measures: Sequence[Measure]
+) -> dict[str, Sequence[float]]:
+    """Return the values of every measure that needs no more than an answer."""
+    references = [item["reference"] for item in items]
+    rows = [metrics.score_text(*pair) for pair in zip(answers, references, strict=True)]
+    scores: dict[str, Sequence[float]] = {name: [row[name] for row in rows] for name in metrics.TEXT_METRICS}
+    for measure in measures:
+        if measure.over_all:
+            scores[measure.name] = measure.over_all(references, answers).tolist()
+        else:
+            scores[measure.name] = [
+                measure.of_row(item["row"], item["reference"], answer, named=f"row {index}")
+                for index, (item, answer) in enumerate(zip(items, answers, strict=True), 1)
+            ]
+    return scores

@@ -15,8 +15,9 @@ from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, TemplateError
-from byeori.evaluate import baselines, findings, generate, metrics, preview
+from byeori.evaluate import baselines, findings, generate, labels, metrics, preview
 from byeori.evaluate.engines.base import Answer, Sampling, Side
+from byeori.evaluate.measures import Measure
 from byeori.support.console import say
 from byeori.support.journal import Journal
 
@@ -56,6 +57,8 @@ def compare_rows(
     row_kind: RowKind,
     sampling: Sampling,
     *,
+    measures: Sequence[Measure],
+    named: Callable[[int], str],
     journal: Journal,
     progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
 ) -> list[dict[str, Any]]:
@@ -64,7 +67,10 @@ def compare_rows(
     The first item also has `given`: its prompt as the models read it, with special tokens marked.
 
     tokens: what `examples_of` returns, and `shot_prompts`. journal: keeps what is computed. progress: shows (rows
-    done, total).
+    done, total). measures: of the user's own. named: what a message calls the row at a position of the table.
+
+    Raises:
+        DataError: if a measure fails on a row, or the loss of a row is not a number.
     """
     asked = [row_kind.asked(row, encoding.template) for row in rows]
     prompts, examples, shot_prompts = tokens
@@ -81,9 +87,10 @@ def compare_rows(
     items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
     for side in SIDES:
         for row, item in enumerate(items):
-            answer = Answer(**journal.items[f"{side} {row}"])
+            answer, name = Answer(**journal.items[f"{side} {row}"]), named(rows[row][ROW])
             item[f"{side}_output"] = answer.text
             item[side] = _score(answer, journal.items[f"{side} {row} logprobs"], item["reference"])
+            item[side] |= own_scores(measures, item, answer.text, named=name)
             if shot_prompts:
                 item[baselines.FEW_SHOTS] = journal.items[f"{baselines.FEW_SHOTS} {row}"]["text"]
     items[0]["given"] = preview.with_special(prompts[0], encoding.tokenizer)
@@ -180,6 +187,12 @@ def _score(answer: Answer, logprobs: list[list[float]], reference: str) -> dict[
     return scores
 
 
+def own_scores(measures: Sequence[Measure], item: Mapping[str, Any], answer: str, *, named: str) -> dict[str, float]:
+    """Return the user's own measures of an answer to a row, those of single rows."""
+    of_rows = [measure for measure in measures if measure.score]
+    return {measure.name: measure.of_row(item["row"], item["reference"], answer, named=named) for measure in of_rows}
+
+
 def row_line(item: dict[str, Any]) -> str:
     """Return a row of a comparison as a line of rows.jsonl."""
     results = {key: item[key] for key in ("base_output", "tuned_output", "base", "tuned")}
@@ -189,6 +202,7 @@ def row_line(item: dict[str, Any]) -> str:
 def summarise(
     items: Sequence[Mapping[str, Any]],
     *,
+    measures: Sequence[Measure] = (),
     trained_answers: Sequence[str] = (),
     trained_rows: Sequence[int] = (),
     resamples: int,
@@ -200,17 +214,35 @@ def summarise(
     trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
     indices of the items among them.
     """
-    result = _paired(items, resamples=resamples, seed=seed)
+    result = _paired(items, measures, resamples=resamples, seed=seed)
     simple = baselines.of_items(items, trained_answers)
-    result["baselines"] = baselines.measure(items, simple, resamples=resamples, seed=seed)
+    result["baselines"] = baselines.measure(items, simple, measures, resamples=resamples, seed=seed)
     unseen = [item for row, item in enumerate(items) if row not in set(trained_rows)]
     enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
-    others = _paired(unseen, resamples=resamples, seed=seed) if enough else None
+    others = _paired(unseen, measures, resamples=resamples, seed=seed) if enough else None
     result["findings"] = findings.find(items, result, trained_rows, others)
+    if any(measure.name == "label" for measure in measures):
+        references = [item["reference"] for item in items]
+        result["confusion"] = {
+            side: labels.confusion(references, [item[f"{side}_output"] for item in items]) for side in SIDES
+        }
     return result
 
 
-def _paired(items: Sequence[Mapping[str, Any]], *, resamples: int, seed: int) -> dict[str, Any]:
-    names = list(items[0]["base"])
-    base, tuned = ({name: [item[side][name] for item in items] for name in names} for side in ("base", "tuned"))
-    return metrics.summarise(base, tuned, resamples=resamples, seed=seed)
+def _paired(
+    items: Sequence[Mapping[str, Any]], measures: Sequence[Measure], *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return means and differences, and under `measures` what the user's own are called."""
+    references = [item["reference"] for item in items]
+    base, tuned = (
+        {name: [item[side][name] for item in items] for name in items[0]["base"]}
+        | {
+            measure.name: measure.over_all(references, [item[f"{side}_output"] for item in items]).tolist()
+            for measure in measures
+            if measure.over_all
+        }
+        for side in SIDES
+    )
+    result = metrics.summarise(base, tuned, names=list(base), resamples=resamples, seed=seed)
+    about = {item.name: {"heading": item.heading, "about": item.about, "digits": item.digits} for item in measures}
+    return result | ({"measures": about} if about else {})

@@ -15,6 +15,7 @@ from typing import Any
 
 from byeori.evaluate import baselines
 from byeori.evaluate.metrics import FEWEST_ROWS, difference_of
+from byeori.evaluate.verdict import primary
 
 Item = Mapping[str, Any]
 
@@ -105,42 +106,52 @@ def _same_answer(items: Sequence[Item]) -> dict[str, Any] | None:
 
 def _as_good(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Findings about baselines over which the tuned model has no clear lead; of copies and constants about the best."""
-    gain = difference_of(metrics, "chrf")
+    _, name = primary(metrics)
+    gain = difference_of(metrics, name)
     if gain is None or gain.low <= 0:  # there is no gain to explain
         return []
-    rivals = [item for item in metrics["baselines"] if (item["lead"]["chrf"]["low"] or 0.0) <= 0]
+    measured = [item for item in metrics["baselines"] if item["scores"].get(name) is not None]
+    rivals = [item for item in measured if item["lead"][name]["low"] <= 0]
     alone = (baselines.FEW_SHOTS, baselines.BASE_CUT)
-    simple = sorted((item for item in rivals if item["name"] not in alone), key=lambda item: -item["scores"]["chrf"])
+    simple = sorted((item for item in rivals if item["name"] not in alone), key=lambda item: -item["scores"][name])
     return [_rival(item, metrics) for item in [*(item for item in rivals if item["name"] in alone), *simple[:1]]]
 
 
 def _rival(rival: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    lead, score, tuned = rival["lead"]["chrf"], rival["scores"]["chrf"], metrics["tuned"]["chrf"]
+    """A finding about one baseline. It spoils a gain of chrF only if ROUGE-L shows no lead either: chrF counts what an
+    answer has of the reference far more than what else it has, which favours long copies."""
+    heading, name = primary(metrics)
+    lead, score, tuned = rival["lead"][name], rival["scores"][name], metrics["tuned"][name]
     if lead["mean"] <= 0:
-        words = f"{rival['about']} does as well: chrF {score:.1f}, the tuned model {tuned:.1f}"
+        words = f"{rival['about']} does as well: {heading} {score:.1f}, the tuned model {tuned:.1f}"
     else:
         words = (
-            f"{rival['about']} is not clearly worse: chrF {score:.1f}, the tuned model {tuned:.1f} (95% interval of "
-            f"the lead {lead['low']:.1f} to {lead['high']:.1f})"
+            f"{rival['about']} is not clearly worse: {heading} {score:.1f}, the tuned model {tuned:.1f} (95% interval "
+            f"of the lead {lead['low']:.1f} to {lead['high']:.1f})"
         )
     finding = {"name": "baseline_as_good", "baseline": rival["name"], "undermines": True}
-    if rival["name"] == baselines.BASE_CUT:
+    if name == "chrf" and rival["lead"]["rouge_l"]["low"] > 0:
+        words += f"; by ROUGE-L it is: {rival['scores']['rouge_l']:.1f} and {metrics['tuned']['rouge_l']:.1f}"
+        finding["undermines"] = False
+    elif rival["name"] == baselines.BASE_CUT:
         words = f"The gain may be only that answers end. {words}"
         finding["name"] = "only_ends"
     if rival["name"] == baselines.FEW_SHOTS:  # the task was learned, though training was not needed for it
-        finding |= {"undermines": False}
+        finding["undermines"] = False
     return finding | {"sentence": f"{words}."}
 
 
 def _wide(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    interval = difference_of(metrics, "chrf")
+    heading, name = primary(metrics)
+    interval = difference_of(metrics, name)
     width = interval.high - interval.low if interval else 0.0
     if interval is None or width <= max(_WIDE, abs(interval.mean) / 2):
         return None
     rows = int(metrics["rows"])
     enough = round(rows * (width / (_WIDE / 2)) ** 2, -1)
     sentence = (
-        f"The interval is wide, {width:.1f} points of chrF; one of {_WIDE / 2:.0f} would need about {enough:,.0f} rows."
+        f"The interval is wide, {width:.1f} points of {heading}; one of {_WIDE / 2:.0f} would need about "
+        f"{enough:,.0f} rows."
     )
     return {"name": "wide_interval", "sentence": sentence, "width": width, "undermines": False}
 
@@ -150,11 +161,12 @@ def _trained_on(rows: int, trained: Sequence[int], unseen: Mapping[str, Any] | N
         return None
     known, was = len(trained), "was" if len(trained) == 1 else "were"
     sentence = f"{known:,} of the {rows:,} rows {was} trained on, so the model may have memorised them."
-    gain = difference_of(unseen or {}, "chrf")
+    heading, name = primary(unseen or {})
+    gain = difference_of(unseen or {}, name)
     if unseen and gain:
         sentence += (
-            f" On the other {unseen['rows']:,} the change of chrF is {gain.mean:+.1f} (95% interval {gain.low:+.1f} to "
-            f"{gain.high:+.1f})."
+            f" On the other {unseen['rows']:,} the change of {heading} is {gain.mean:+.1f} (95% interval "
+            f"{gain.low:+.1f} to {gain.high:+.1f})."
         )
     undermines = known > _MOSTLY * rows
     return {"name": "trained_on", "sentence": sentence, "rows": list(trained), "undermines": undermines}

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics.chrf import CHRF
 
-TEXT_METRICS = ("chrf", "rouge_l", "exact")
+TEXT_METRICS = ("chrf", "rouge_l", "rouge_l_chars", "exact")
 """Those of ROW_METRICS that need an answer and its reference alone."""
 
-ROW_METRICS = ("chrf", "rouge_l", "exact", "length", "stopped", "loss")
+ROW_METRICS = (*TEXT_METRICS, "length", "words", "stopped", "loss")
 
 PAIR_METRICS = ("preference_accuracy", "preference_margin")
 """Additional metrics of rows with a chosen and a rejected answer."""
@@ -58,7 +58,20 @@ def rouge_l(prediction: str, reference: str) -> float:
 
         "서울시 예산 안 발표" against "서울시 예산 발표": 3 in common, 3/4 and 3/3, F = 85.7
     """
-    predicted, expected = _words(prediction), _words(reference)
+    return rouge_l_of(_words(prediction), _words(reference), prediction, reference)
+
+
+def rouge_l_chars(prediction: str, reference: str) -> float:
+    """Return ROUGE-L over the letters and digits themselves: 구청이 for 구청 scores 80, where words score 0.
+
+    For Korean, whose particles change words, and for scripts without spaces.
+    """
+    predicted, expected = ("".join(_words(text)) for text in (prediction, reference))
+    return rouge_l_of(predicted, expected, prediction, reference)
+
+
+def rouge_l_of(predicted: Sequence[str], expected: Sequence[str], prediction: str, reference: str) -> float:
+    """Return ROUGE-L, 0 to 100, of two texts that were cut into pieces; without any, whether the texts are equal."""
     if not predicted and not expected:
         return exact(prediction, reference)
     return 200.0 * _common_subsequence(predicted, expected) / (len(predicted) + len(expected))
@@ -74,6 +87,7 @@ def score_text(prediction: str, reference: str) -> dict[str, float]:
     return {
         "chrf": chrf(prediction, reference),
         "rouge_l": rouge_l(prediction, reference),
+        "rouge_l_chars": rouge_l_chars(prediction, reference),
         "exact": exact(prediction, reference),
     }
 
@@ -83,10 +97,12 @@ def score_row(prediction: str, reference: str, *, stopped: bool, loss: float) ->
 
     stopped: whether the model ended the answer (100), not the token limit (0). loss: mean negative log-likelihood of
     the reference's tokens in nats, measured by the caller; NaN if unknown. length: characters of the stripped answer.
+    words: parts of it between spaces.
     """
     return {
         **score_text(prediction, reference),
         "length": float(len(_normal(prediction))),
+        "words": float(len(prediction.split())),
         "stopped": 100.0 if stopped else 0.0,
         "loss": float(loss),
     }

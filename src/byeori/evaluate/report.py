@@ -28,9 +28,11 @@ from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, differe
 _METRICS: dict[str, tuple[str, str, int, int]] = {
     "chrf": ("chrF", "characters shared with the reference, 0 to 100", 1, 1),
     "rouge_l": ("ROUGE-L", "words shared in the same order, 0 to 100", 1, 1),
+    "rouge_l_chars": ("ROUGE-L, characters", "characters shared in the same order, 0 to 100", 1, 1),
     "exact": ("Exact match", "answers equal to the reference, %", 1, 1),
     "stopped": ("Finished", "answers that the model ended itself, %", 1, 1),
     "length": ("Length", "characters per answer", 1, 0),
+    "words": ("Words", "words per answer", 1, 0),
     "loss": ("Loss", "of the reference, nats per token; lower is better", 3, -1),
     "preference_accuracy": ("Preference", "pairs in which the chosen answer is more likely, %", 1, 1),
     "preference_margin": ("Margin", "of the chosen over the rejected answer, nats", 1, 1),
@@ -89,7 +91,8 @@ def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
     count = int(finite(metrics.get("rows")) or 0)
     base, tuned = (metrics.get(side) or {} for side in ("base", "tuned"))
     lines = []
-    for name, (heading, note, digits, better) in _METRICS.items():
+    own = {name: (it["heading"], it["about"], it["digits"], 1) for name, it in (metrics.get("measures") or {}).items()}
+    for name, (heading, note, digits, better) in (own | _METRICS).items():
         if name in PAIR_METRICS and name not in (metrics.get("difference") or {}):
             continue
         interval = difference_of(metrics, name)

@@ -11,12 +11,22 @@ SMALL_SAMPLE = 20
 """With fewer rows the verdict says that the interval is rough."""
 
 
+CHRF = ("chrF", "chrf")
+
+
+def primary(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """Return heading and name of the measure of answers that decides: the first of one's own, else chrF."""
+    own = metrics.get("measures") or {}
+    return next(((about["heading"], name) for name, about in own.items()), CHRF)
+
+
 def verdict(metrics: Mapping[str, Any]) -> str:
     """Return the conclusion that the numbers of `summarise` and the findings beside them support.
 
-    "Closer" and "further" need a 95% interval of chrF that excludes zero; the loss is mentioned if its own interval
-    does. A gain that a finding undermines is not called closer. With fewer than SMALL_SAMPLE rows a caveat follows,
-    with fewer than FEWEST_ROWS nothing is claimed.
+    "Closer" and "further" need a 95% interval of chrF that excludes zero, "better" and "worse" one of the first measure
+    of the user's own; the loss is mentioned if its own interval does. Of pairs the preference is said first. A gain
+    that a finding undermines is not called closer. With fewer than SMALL_SAMPLE rows a caveat follows, with fewer than
+    FEWEST_ROWS nothing is claimed.
 
     metrics: with `findings` (findings.find), if there are any.
     """
@@ -28,42 +38,48 @@ def verdict(metrics: Mapping[str, Any]) -> str:
 def _head(metrics: Mapping[str, Any], undermined: bool) -> str:
     rows = int(metrics.get("rows") or 0)
     over = "over 1 row" if rows == 1 else f"over {rows:,} rows"
-    closeness = difference_of(metrics, "chrf")
-    if rows == 0 or closeness is None:
-        return "There is nothing to compare: no row has a chrF score from both models."
+    heading, name = primary(metrics)
+    change = difference_of(metrics, name)
+    if rows == 0 or change is None:
+        return f"There is nothing to compare: no row has a {heading} score from both models."
     if rows < FEWEST_ROWS:
-        moved = f"chrF went from {metrics['base']['chrf']:.1f} to {metrics['tuned']['chrf']:.1f}"
+        moved = f"{heading} went from {metrics['base'][name]:.1f} to {metrics['tuned'][name]:.1f}"
         return f"Too few rows to tell: {moved} {over}, which may be chance. Compare at least {SMALL_SAMPLE} rows."
-    direction = interval_sign(closeness)
+    pairs = difference_of(metrics, "preference_accuracy")
+    parts = [_preference(metrics, pairs, over)] if pairs else []
+    direction = interval_sign(change)
     if direction == 0:
-        words = (
-            f"No clear difference in chrF: {_signed(closeness.mean)} {over}, "
-            f"and the 95% interval ({_signed(closeness.low)} to {_signed(closeness.high)}) includes zero"
+        said = (
+            f"No clear difference in {heading}: {_signed(change.mean)} {over}, "
+            f"and the 95% interval ({_signed(change.low)} to {_signed(change.high)}) includes zero"
         )
     else:
-        start = f"The tuned model is {'closer to' if direction > 0 else 'further from'} the references:"
+        words = ("closer to the references", "further from the references") if name == "chrf" else ("better", "worse")
+        start = f"{'Its answers are' if pairs else 'The tuned model is'} {words[direction < 0]}:"
         if direction > 0 and undermined:
             start = "A higher score, but no proof that the task was learned:"
-        words = f"{start} chrF {_moved(closeness, 1)} {over}"
+        said = f"{start} {heading} {_moved(change, 1)} {over}"
     likelihood = difference_of(metrics, "loss")
     if likelihood is not None and (sign := interval_sign(likelihood)):
         # a falling loss agrees with a rising chrF; anything else is a contrast
         link = ", and" if sign == -direction else ", but"
-        words += f"{link} the loss on the references {_moved(likelihood, 3)}"
-    words += _preference(metrics)
+        said += f"{link} the loss on the references {_moved(likelihood, 3)}"
+    parts.append(said)
     if rows < SMALL_SAMPLE:
-        words += f". With fewer than {SMALL_SAMPLE} rows the interval is rough; treat this as a hint"
-    return words + "."
+        parts.append(f"With fewer than {SMALL_SAMPLE} rows the interval is rough; treat this as a hint")
+    return ". ".join(parts) + "."
 
 
-def _preference(metrics: Mapping[str, Any]) -> str:
-    """Return a sentence on pairs, if measured: the shares, and a change of the margin if its interval supports it."""
-    margin = difference_of(metrics, "preference_margin")
-    if margin is None:
-        return ""
+def _preference(metrics: Mapping[str, Any], accuracy: Interval, over: str) -> str:
+    """Return a sentence on pairs: the shares of the chosen answers, and a change of them that its interval supports."""
     before, after = (metrics[side]["preference_accuracy"] for side in ("base", "tuned"))
-    words = f". It prefers the chosen answer in {after:.0f}% of the pairs (the base in {before:.0f}%)"
-    if interval_sign(margin):
+    words = f"The tuned model prefers the chosen answer in {after:.0f}% of the pairs (the base in {before:.0f}%)"
+    sign = interval_sign(accuracy)
+    change = f"{'more' if sign > 0 else 'less'} often than the base" if sign else "no clear difference"
+    words += f" {over}: {change}, {_signed(accuracy.mean)} points (95% interval {_signed(accuracy.low)} to "
+    words += f"{_signed(accuracy.high)})"
+    margin = difference_of(metrics, "preference_margin")
+    if margin and interval_sign(margin):
         return f"{words}; the margin between chosen and rejected {_moved(margin, 1)} nats"
     return f"{words}; the margin between chosen and rejected did not clearly change"
 
