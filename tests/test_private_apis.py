@@ -104,6 +104,15 @@ def fingerprints() -> bool:
     return one._fingerprint == same._fingerprint != other._fingerprint
 
 
+def selected_lines() -> bool:
+    import datasets
+
+    whole = datasets.Dataset.from_dict({"a": [5, 6, 7]})
+    chosen = whole.select([2, 0])
+    taken = chosen.data.column("a").take(chosen._indices.column(0)).to_pylist()
+    return whole._indices is None and taken == [7, 5]
+
+
 def dispatch_mode() -> bool:
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -231,6 +240,9 @@ TABLE: dict[str, Private] = {
     ),
     "_fingerprint": Private(
         fingerprints, "data/tokenized.py: hash the rows themselves to find out whether a cached table is of them"
+    ),
+    "_indices": Private(
+        selected_lines, "data/tokenized.py: read columns with table.with_format('arrow'), slower and in more memory"
     ),
     "_flash_attention_forward": Private(
         lambda: operator_arguments("_flash_attention_forward") >= _FLASH_ARGUMENTS, _FLASH
