@@ -231,11 +231,26 @@ def dpo(
     lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    optim: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "muon",
+        "adafactor",
+        "schedule_free_adamw",
+        "schedule_free_sgd",
+        "lion",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "sgd",
+    ] = "adamw",
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,
-    adam_beta2: float = 0.999,
+    adam_beta2: float | None = None,
     adam_epsilon: float = 1e-08,
+    momentum: float | None = None,
     max_grad_norm: float = 1.0,
     batch_size: int = 8,
     micro_batch_size: int | None = None,
@@ -318,10 +333,11 @@ def dpo(
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
-        weight_decay: Decoupled weight decay of AdamW.
-        adam_beta1: AdamW beta1.
-        adam_beta2: AdamW beta2.
+        weight_decay: Decoupled weight decay, of matrices only.
+        adam_beta1: beta1 of AdamW and Lion.
+        adam_beta2: beta2 of AdamW and Lion.
         adam_epsilon: AdamW epsilon.
+        momentum: Momentum of muon, sgd and schedule_free_sgd.
         max_grad_norm: Maximum gradient norm.
         batch_size: Examples per optimizer step, over all processes.
         micro_batch_size: Examples per forward pass and process.
@@ -527,11 +543,26 @@ def plan(
     lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    optim: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "muon",
+        "adafactor",
+        "schedule_free_adamw",
+        "schedule_free_sgd",
+        "lion",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "sgd",
+    ] = "adamw",
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,
-    adam_beta2: float = 0.999,
+    adam_beta2: float | None = None,
     adam_epsilon: float = 1e-08,
+    momentum: float | None = None,
     max_grad_norm: float = 1.0,
     batch_size: int = 8,
     micro_batch_size: int | None = None,
@@ -632,10 +663,11 @@ def plan(
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
-        weight_decay: Decoupled weight decay of AdamW.
-        adam_beta1: AdamW beta1.
-        adam_beta2: AdamW beta2.
+        weight_decay: Decoupled weight decay, of matrices only.
+        adam_beta1: beta1 of AdamW and Lion.
+        adam_beta2: beta2 of AdamW and Lion.
         adam_epsilon: AdamW epsilon.
+        momentum: Momentum of muon, sgd and schedule_free_sgd.
         max_grad_norm: Maximum gradient norm.
         batch_size: Examples per optimizer step, over all processes.
         micro_batch_size: Examples per forward pass and process.
@@ -839,11 +871,26 @@ def rent(
     lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    optim: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "muon",
+        "adafactor",
+        "schedule_free_adamw",
+        "schedule_free_sgd",
+        "lion",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "sgd",
+    ] = "adamw",
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,
-    adam_beta2: float = 0.999,
+    adam_beta2: float | None = None,
     adam_epsilon: float = 1e-08,
+    momentum: float | None = None,
     max_grad_norm: float = 1.0,
     batch_size: int = 8,
     micro_batch_size: int | None = None,
@@ -945,10 +992,11 @@ def rent(
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
-        weight_decay: Decoupled weight decay of AdamW.
-        adam_beta1: AdamW beta1.
-        adam_beta2: AdamW beta2.
+        weight_decay: Decoupled weight decay, of matrices only.
+        adam_beta1: beta1 of AdamW and Lion.
+        adam_beta2: beta2 of AdamW and Lion.
         adam_epsilon: AdamW epsilon.
+        momentum: Momentum of muon, sgd and schedule_free_sgd.
         max_grad_norm: Maximum gradient norm.
         batch_size: Examples per optimizer step, over all processes.
         micro_batch_size: Examples per forward pass and process.
@@ -1086,11 +1134,26 @@ def sft(
     lr_scheduler_kwargs: dict[str, str] | None = None,
     warmup_steps: int | None = None,
     warmup_ratio: float = 0.0,
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = "adamw",
+    optim: Literal[
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw_32bit",
+        "paged_adamw_8bit",
+        "muon",
+        "adafactor",
+        "schedule_free_adamw",
+        "schedule_free_sgd",
+        "lion",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "sgd",
+    ] = "adamw",
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,
-    adam_beta2: float = 0.999,
+    adam_beta2: float | None = None,
     adam_epsilon: float = 1e-08,
+    momentum: float | None = None,
     max_grad_norm: float = 1.0,
     batch_size: int = 8,
     micro_batch_size: int | None = None,
@@ -1169,10 +1232,11 @@ def sft(
         warmup_steps: Steps of linear warmup.
         warmup_ratio: Fraction of all steps used for warmup.
         optim: Optimizer.
-        weight_decay: Decoupled weight decay of AdamW.
-        adam_beta1: AdamW beta1.
-        adam_beta2: AdamW beta2.
+        weight_decay: Decoupled weight decay, of matrices only.
+        adam_beta1: beta1 of AdamW and Lion.
+        adam_beta2: beta2 of AdamW and Lion.
         adam_epsilon: AdamW epsilon.
+        momentum: Momentum of muon, sgd and schedule_free_sgd.
         max_grad_norm: Maximum gradient norm.
         batch_size: Examples per optimizer step, over all processes.
         micro_batch_size: Examples per forward pass and process.

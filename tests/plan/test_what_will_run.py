@@ -177,17 +177,17 @@ def test_8_bit_is_between_16_and_4() -> None:
     assert weights[0] - weights[1] == pytest.approx(linear, rel=0.02)  # less a scale for each row
 
 
-@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adamw"])
+@pytest.mark.parametrize("name", config.choices(config.SftSettings.model_fields["optim"].annotation))
 def test_states_of_every_optimizer_are_those_of_the_real_one(name: str) -> None:
-    how: dict[str, Any] = {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0}
-    sizes = [100, 4096, 70_001]
+    how: dict[str, Any] = {"betas": (0.9, 0.999), "epsilon": 1e-8, "weight_decay": 0.0, "momentum": 0.9}
+    sizes = [(100,), (4096,), (70_001,), (64, 70)]
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in sizes]
     real = optim.make(name, parameters, **how)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     real.step()
     model = torch.nn.ParameterList([torch.nn.Parameter(torch.empty(size, device="meta")) for size in sizes])
-    planned = measured_step.make_optimizer(model, name)
+    planned = measured_step.make_optimizer(model, name, 0.9)
 
     def held(optimizer: torch.optim.Optimizer) -> int:
         states = [value for state in optimizer.state.values() for value in state.values()]

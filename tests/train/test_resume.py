@@ -32,8 +32,9 @@ def log_steps(output: Path) -> list[int]:
     return [line["step"] for line in log_module.read(output)]
 
 
-OTHERS: list[dict[str, Any]] = [{}, NOISY, {"group_by_length": True, "lr_scheduler": "cosine"}]
-PLACES = [1, 6, 8]  # the first step, the end of an epoch, the middle of the second
+FREE = {"optim": "schedule_free_adamw", "val_set_size": 4, "eval_steps": 4}
+OTHERS: list[dict[str, Any]] = [{}, NOISY, {"group_by_length": True, "lr_scheduler": "wsd", "optim": "muon"}, FREE]
+PLACES = [1, 6, 8, 9]  # the first step, the end of an epoch, the middle of the second
 
 
 @pytest.mark.parametrize(

@@ -197,8 +197,9 @@ def training_options(
     values = {name: getattr(settings, name) for name in same} | {
         "warmup": warmup,
         "lr_scheduler_kwargs": rate,
-        "betas": (settings.adam_beta1, settings.adam_beta2),
+        "betas": settings.betas,
         "epsilon": settings.adam_epsilon,
+        "momentum": settings.momentum_or_default,
         "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
         "one_at_a_time": one_at_a_time,
         "micro_batch_tokens": tokens,

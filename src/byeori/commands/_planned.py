@@ -34,6 +34,7 @@ def planned_run(settings: TrainSettings, objective: Objective | None = None) -> 
         share_prefixes=settings.share_prefixes != "off",
         speed=tuple(settings.speed),
         optim=settings.optim,
+        momentum=settings.momentum_or_default,
         cpu_offload=settings.cpu_offload,
         all_trained=settings.train_on_inputs,
     )

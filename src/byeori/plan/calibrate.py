@@ -52,7 +52,7 @@ def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
     )
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = measured_step.make_optimizer(model, planned.optim)
+    optimizer = measured_step.make_optimizer(model, planned.optim, planned.momentum)
     one_sequence = not forward.use_forest_attention(model)
 
     def step() -> Step:

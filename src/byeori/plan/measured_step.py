@@ -36,15 +36,17 @@ class Step:
     resident: dict[str, int]
 
 
-def make_optimizer(model: Any, name: str = "adamw") -> torch.optim.Optimizer:
+def make_optimizer(model: Any, name: str = "adamw", momentum: float = 0.0) -> torch.optim.Optimizer:
     """Return the run's optimizer over the adapters, with the state that it has from the second step on.
 
-    name: that of the settings. Pages of paged optimizers count where they are used, on the GPU.
+    name, momentum: those of the settings. Pages of paged optimizers count where they are used, on the GPU.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if name != "adamw" and parameters[0].is_meta:
-        return MetaBitsAndBytes(parameters, bits=8 if name.endswith("8bit") else 32)
-    optimizer = optim.make(name, parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
+    if parameters[0].is_meta and name == "adafactor":
+        return MetaAdafactor(parameters, {})
+    if parameters[0].is_meta and ("lion" in name or ("adamw" in name and name not in ("adamw", "schedule_free_adamw"))):
+        return MetaBitsAndBytes(parameters, bits=8 if name.endswith("8bit") else 32, moments=1 if "lion" in name else 2)
+    optimizer = optim.make(name, parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0, momentum=momentum)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -53,18 +55,18 @@ def make_optimizer(model: Any, name: str = "adamw") -> torch.optim.Optimizer:
 
 
 class MetaBitsAndBytes(torch.optim.Optimizer):
-    """The states of bitsandbytes' AdamW by their sizes: 8 bit with a scale for 256 numbers, or 32 bit.
+    """The states of bitsandbytes' AdamW or Lion by their sizes: 8 bit with a scale for 256 numbers, or 32 bit.
 
     Tensors of fewer than 4,096 numbers stay in 32 bit; each in 8 bit has its own two tables of 256 values.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], bits: int) -> None:
+    def __init__(self, parameters: list[torch.nn.Parameter], bits: int, moments: int = 2) -> None:
         super().__init__(parameters, {})
         for parameter in parameters:
             like = {"device": parameter.device}
             small = bits == 32 or parameter.numel() < 4096
             kind, scales = (torch.float32, 0) if small else (torch.uint8, -(-parameter.numel() // 256))
-            for moment in ("1", "2"):
+            for moment in range(1, moments + 1):
                 state = self.state[parameter]
                 state[f"state{moment}"] = torch.empty(parameter.shape, dtype=kind, **like)
                 if scales:
@@ -73,6 +75,26 @@ class MetaBitsAndBytes(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:
         """Allocate nothing: one kernel updates a tensor in place."""
+
+
+class MetaAdafactor(torch.optim.Optimizer):
+    """The states of PyTorch's Adafactor by their sizes, since its steps read norms: a row and a column of a matrix."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], defaults: dict[str, Any]) -> None:
+        super().__init__(parameters, defaults)
+        for parameter in parameters:
+            shape, matrix = list(parameter.shape), parameter.dim() > 1
+            sizes = [[*shape[:-1], 1], [*shape[:-2], 1, shape[-1]]] if matrix else [shape]
+            self.state[parameter] = {
+                f"variance{number}": torch.empty(size, device=parameter.device) for number, size in enumerate(sizes)
+            } | {"step": torch.tensor(0.0)}
+
+    def step(self, closure: Any = None) -> None:
+        """Allocate what updates one tensor after the other."""
+        for parameter in self.state:
+            estimate = torch.empty_like(parameter)
+            torch.empty_like(parameter)
+            del estimate
 
 
 def run(

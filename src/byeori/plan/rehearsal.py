@@ -133,6 +133,7 @@ def rehearse(
     recompute: str = "none",
     bits: int | None = None,
     optim: str = "adamw",
+    momentum: float = 0.0,
     objective: Objective = SFT,
     device: str = "cuda",
     capability: float = 8.0,
@@ -144,16 +145,15 @@ def rehearse(
 ) -> Rehearsal:
     """Run one micro-batch of `examples` through the whole model, without numbers.
 
-    bits: 4 or 8 for quantized weights. device: planned for, cpu or cuda. capability: of a GPU. accumulates: whether a
-    step has several micro-batches. share: whether examples share prefixes. every_layer: build all, however many.
+    bits: 4 or 8 for quantized weights. device: planned for, cpu or cuda. capability: of a GPU. every_layer: build all.
+    accumulates: whether a step has several micro-batches. share: whether examples share prefixes.
 
     Raises:
         ModelError: if no model can be made of this config, or its code needs numbers.
     """
     parts = patch.parts(list(speed), torch.device(device))
     fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
-    layers, period = architecture.layers, architecture.period
-    period = math.lcm(period, 2) if recompute == "selective" else period
+    layers, period = architecture.layers, math.lcm(architecture.period, 1 + (recompute == "selective"))
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
     low = architecture.first + period + tail
     low += (layers - low) % period  # differs from the whole by full periods
@@ -166,7 +166,7 @@ def rehearse(
         make = _on_meta.__wrapped__ if offload else _on_meta  # the hooks of offloading stay with a model
         with device_kind.stand_for(device, capability), _autocast_on_meta():
             with meta_ops.Remembering():
-                model, optimizer = make(architecture, adapter, dtype, height, bits, optim, fast_paths)
+                model, optimizer = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
                 wrap.recompute_layers(model.get_base_model(), recompute, link)
             with _without_numbers(architecture.config):
                 step = measured_step.run(
@@ -260,10 +260,11 @@ def _on_meta(
     layers: int,
     bits: int | None,
     optim: str,
+    momentum: float,
     fast_paths: tuple[str, ...],
 ) -> tuple[Any, Any]:
     model = build(architecture.config, adapter, dtype, layers=layers, bits=bits, fast_paths=fast_paths)
-    return model, measured_step.make_optimizer(model, optim)
+    return model, measured_step.make_optimizer(model, optim, momentum)
 
 
 class _MetaLink(activation_offload.Link):

@@ -22,7 +22,8 @@ _CPU = torch.device("cpu")
 class PlannedRun:
     """The settings of a run that decide its memory and speed, by plain values. None: the plan chooses.
 
-    dtype, parallel, micro_batch_size, micro_batch_tokens, speed, optim, cpu_offload: as the settings of the same name.
+    dtype, parallel, micro_batch_size, micro_batch_tokens, speed, optim, momentum, cpu_offload: as the settings of the
+    same name.
     recompute: none, selective, full or offload. four_bit, eight_bit: whether the frozen weights are quantized.
     all_trained: prompts as well as answers.
     """
@@ -39,6 +40,7 @@ class PlannedRun:
     share_prefixes: bool
     speed: tuple[str, ...]
     optim: str = "adamw"
+    momentum: float = 0.0
     cpu_offload: bool = False
     all_trained: bool = False
 
@@ -108,6 +110,7 @@ class Rehearser:
                 recompute=recompute,
                 bits=4 if four_bit else 8 if self.run.eight_bit else None,
                 optim=self.run.optim,
+                momentum=self.run.momentum,
                 objective=self.run.objective,
                 device="cpu" if device == "cpu" else "cuda",
                 capability=7.5 if device == machines.OLD_CUDA else 8.0,

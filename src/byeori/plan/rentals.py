@@ -205,5 +205,11 @@ def _install(settings: dict[str, Any]) -> str:
 def _extras(settings: dict[str, Any]) -> list[str]:
     """The optional dependencies of the run, as pyproject.toml names them."""
     quantized = settings.get("load_in_4bit") is True or settings.get("load_in_8bit")
-    quant = quantized or settings.get("optim", "adamw") != "adamw"
-    return ["quant"] * bool(quant) + [name for name in settings.get("report_to", []) if name != "none"]
+    optim = settings.get("optim", "adamw")
+    quant = quantized or "8bit" in optim or "lion" in optim or "paged" in optim
+    free = optim.startswith("schedule_free")
+    return (
+        ["quant"] * bool(quant)
+        + ["schedulefree"] * free
+        + [name for name in settings.get("report_to", []) if name != "none"]
+    )

@@ -2,7 +2,7 @@
 
     checkpoint-40/
         adapter_config.json, adapter_model.safetensors    the adapter, as PEFT writes it
-        optimizer.safetensors                             AdamW's moments, by parameter name
+        optimizer.safetensors                             the optimizer's states, by parameter name
         trainer_state.json                                step, best evaluation; order and random numbers are
                                                           functions of the seed and the step
         tokenizer, template, settings ...                 what a server needs (artifacts/sidecar.py)
@@ -182,12 +182,13 @@ class Snapshot:
 
 def snapshot(model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
     """Copy adapter, optimizer and counters to memory."""
-    adapter, config = _adapter(model)
     moments = {
         f"{name}.{key}": tensor
         for name, parameter in trainable(model)
         for key, tensor in optim.tensors(optimizer, parameter).items()
     }
+    with optim.averaged(optimizer):
+        adapter, config = _adapter(model)
     return Snapshot(adapter=adapter, config=config, optimizer=moments, state=json.dumps(state, indent=1))
 
 
@@ -277,10 +278,10 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
     if not is_checkpoint:
         return None
     tensors = load_file(folder / OPTIMIZER)
-    for index, (name, parameter) in enumerate(trainable(model)):
+    for name, parameter in trainable(model):
         keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
         if keys:
-            optim.restore(optimizer, parameter, index, {short: tensors[key] for short, key in keys.items()})
+            optim.restore(optimizer, parameter, {short: tensors[key] for short, key in keys.items()})
     return dict(
         json_record(folder / STATE, records.RunState, CheckpointError, advice="resume from an older checkpoint")
     )

@@ -40,6 +40,7 @@ class Options:
     warmup: int
     betas: tuple[float, float]
     epsilon: float
+    momentum: float
     weight_decay: float
     max_grad_norm: float
     micro_batch_size: int | None

@@ -57,9 +57,7 @@ def train(job: Job) -> Progress:
     """
     parameters = [parameter for _, parameter in checkpoint.trainable(job.model)]
     options, main = job.options, job.processes.main
-    optimizer = optim.make(
-        options.optim, parameters, betas=options.betas, epsilon=options.epsilon, weight_decay=options.weight_decay
-    )
+    optimizer = _optimizer(job, parameters)
     progress, resumed = _restored(job, optimizer)
     job.model.train()
     if main:
@@ -105,8 +103,29 @@ def train(job: Job) -> Progress:
                     recovery.on_lost_rank(step_done=step_done)
                 raise
     barrier(job.processes)  # every process may read the checkpoints now
+    if optim.averages(optimizer):
+        optimizer.eval()
     job.model.eval()
     return progress
+
+
+def _optimizer(job: Job, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    options = job.options
+    return optim.make(
+        options.optim,
+        parameters,
+        betas=options.betas,
+        epsilon=options.epsilon,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        apart=_tables(job.model),
+    )
+
+
+def _tables(model: Any) -> set[int]:
+    """The ids of what is trained of the embedding and the head."""
+    modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
 
 
 def _restored(job: Job, optimizer: torch.optim.Optimizer) -> tuple[Progress, bool]:
@@ -256,7 +275,8 @@ def _after_step(
 def _evaluate_and_log(session: Session, live: log.Live, write: WriteLine) -> bool:
     """Evaluate; whether the loss is the lowest so far."""
     job, progress = session.job, session.progress
-    means = evaluate(session)
+    with optim.averaged(session.optimizer):
+        means = evaluate(session)
     loss = means["loss"]
     improved = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
     if improved:
