@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2.sandbox
 import pytest
 import torch
 
@@ -37,6 +38,12 @@ def own_feature() -> bool:
     features = datasets.Features.from_dict(datasets.Features({"a": JsonValue()}).to_dict())
     rows = datasets.Dataset.from_dict({"a": [[0.1234567890123456, "x"]]}, features=features)
     return rows[0] == {"a": [0.1234567890123456, "x"]} == next(iter(rows)) and rows["a"][:] == [rows[0]["a"]]
+
+
+def chat_environment() -> bool:
+    from transformers.utils import chat_template_utils
+
+    return chat_template_utils.ImmutableSandboxedEnvironment is jinja2.sandbox.ImmutableSandboxedEnvironment
 
 
 def linear() -> torch.nn.Linear:
@@ -213,6 +220,12 @@ _CLASSES = "model/text_model.py: find out in another way which class a checkpoin
 _CONVERSION = "export/merge_plan.py: map the names of files to those of the model by the new functions"
 
 TABLE: dict[str, Private] = {
+    "transformers.utils.chat_template_utils": Private(
+        chat_environment, "data/bounded_jinja.py: find where apply_chat_template makes its Jinja environment"
+    ),
+    "_generate": Private(
+        lambda: callable(jinja2.Environment._generate), "data/bounded_jinja.py: change the parsed template elsewhere"
+    ),
     "_C": Private(deterministic, "kernels/cuda_attention.py: use torch.use_deterministic_algorithms around the kernel"),
     "_set_deterministic_algorithms": Private(
         deterministic, "kernels/cuda_attention.py: use torch.use_deterministic_algorithms around the kernel"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
+from byeori.data import bounded_jinja
 from byeori.data.conversation import Conversation, Message
 from byeori.errors import TemplateError
 from byeori.support.text_files import one_line
@@ -117,21 +118,16 @@ class _Renderer:
 
     def render(self, count: int, *, generation: bool) -> str:
         """The first `count` messages as text."""
-        from jinja2 import TemplateError as JinjaError
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                self.messages[:count],
-                tools=self.tools,
-                tokenize=False,
-                add_generation_prompt=generation,
-                chat_template=self._template,
-            )
-        except (JinjaError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise TemplateError(f"the tokenizer's chat template refuses these messages: {one_line(error)}") from None
-        if isinstance(self.messages[0]["content"], list) and "'type': 'text'" in str(text):
+        text = bounded_jinja.render(
+            self._tokenizer,
+            self.messages[:count],
+            tools=self.tools,
+            add_generation_prompt=generation,
+            chat_template=self._template,
+        )
+        if isinstance(self.messages[0]["content"], list) and "'type': 'text'" in text:
             raise TemplateError("the tokenizer's chat template reads no lists of parts")  # it printed one
-        return str(text)
+        return text
 
     def prompt(self) -> str:
         """What a server sends after all the messages."""

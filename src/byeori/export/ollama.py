@@ -8,7 +8,7 @@ from typing import Any
 
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import SavedModel
-from byeori.data import ollama_template
+from byeori.data import bounded_jinja, ollama_template
 from byeori.data.ollama_template import OllamaTemplate
 from byeori.data.template import Template
 
@@ -23,8 +23,7 @@ def compiled(saved: SavedModel, template: Template | None) -> OllamaTemplate | N
         return ollama_template.of_template(template, front)
 
     def render(messages: list[dict[str, str]]) -> str:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return str(text)
+        return bounded_jinja.render(tokenizer, messages, add_generation_prompt=True)
 
     return ollama_template.of_chat_template(render, str(tokenizer.chat_template), front)
 
