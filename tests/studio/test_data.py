@@ -6,11 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from byeori import config
-from byeori.config import flags
-from studio_page import studio
+from studio_page import copied, meant, studio
 
 ROWS = [{"질문": f"{number}번 질문", "답": f"{number}번 답"} for number in range(12)]
 
@@ -96,22 +93,11 @@ def test_both_languages(tmp_path: Path) -> None:
         assert answer.headers["location"] == "."
 
 
-def copied(html: str, name: str) -> str:
-    from html import unescape
-
-    return unescape(html.split(f'<pre id="{name}" tabindex="0">')[1].split("</pre>")[0])
-
-
 def test_the_command_and_the_yaml_mean_the_same(tmp_path: Path) -> None:
-    import shlex
-
     with studio(tmp_path) as client:
         client.post("/data-choose", data={"path": written(tmp_path, "a.jsonl")})
         client.post("/data-columns", data={"as:질문": "my question", "as:답": "it's", "val_set_size": "3"})
         client.app.state.workspace.change_draft("train", base_model="m", template="{질문}\n---\n{it's} $HOME\n")
-        html = client.get("/data").text
-    words = shlex.split(copied(html, "as-command"))
-    assert words[:2] == ["byeori", "preview"]
-    from_command = flags.settings_from(config.PreviewSettings, words[2:], see="")
-    assert from_command == config.check(config.PreviewSettings, yaml.safe_load(copied(html, "as-yaml")))
-    assert from_command.val_set_size == 3 and from_command.columns == {"my question": "질문", "it's": "답"}
+        command, settings = meant(client.get("/data").text)
+    assert command == "preview"
+    assert settings.val_set_size == 3 and settings.columns == {"my question": "질문", "it's": "답"}

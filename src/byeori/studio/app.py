@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from byeori.errors import ConfigError
-from byeori.studio import data, home, pages, template
+from byeori.studio import data, home, pages, plan, template, train
 from byeori.studio.security import Guard
 from byeori.studio.workspace import Workspace
 from byeori.support import pages as pages_of_files
@@ -30,6 +30,8 @@ def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), r
             *home.routes,
             *data.routes,
             *template.routes,
+            *plan.routes,
+            *train.routes,
             Route("/language", _language),
             Route("/page.css", _page_css),
             Mount("/static", static),

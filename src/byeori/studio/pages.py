@@ -6,6 +6,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
 from starlette.concurrency import run_in_threadpool
@@ -15,13 +16,18 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from byeori.config import Settings
 from byeori.config.flags import flags
-from byeori.errors import ByeoriError
+from byeori.errors import ByeoriError, ConfigError
 from byeori.studio import settings_text
 from byeori.studio.workspace import Workspace
 from byeori.support import language
 from byeori.support.text_files import sentence
 
 LANGUAGES = {"en": "English", "ko": "한국어"}
+# of a report, whose own policy lets only its own script run
+_OF_DOCUMENTS = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'"
+)
 LANGUAGE = "byeori-language"
 _LONGEST_TEXT = 4_000_000  # bytes of a field
 SCREENS = {
@@ -123,6 +129,29 @@ def view(screen: Screen) -> Screen:
             return render(request, "problem.html", 400, here="", error=said(request, error))
 
     return endpoint
+
+
+def address(screen: str, **values: str) -> str:
+    """Return the relative address of a screen: address("train", run="a b") == "train?run=a+b"."""
+    return f"{screen}?{urlencode(values)}" if values else screen
+
+
+def query(pairs: list[tuple[str, str]]) -> str:
+    """Return the query of an address in which a name may stand several times."""
+    return urlencode(pairs)
+
+
+def document(path: Path) -> Response:
+    """Answer with a page that a command wrote. It has an origin of its own, so it sees and changes nothing here.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    try:
+        html = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"there is no page {path.name}; it may have been deleted") from None
+    return HTMLResponse(html, headers={"content-security-policy": _OF_DOCUMENTS, "x-frame-options": "SAMEORIGIN"})
 
 
 def copies(command: str, kind: type[Settings], values: dict[str, Any]) -> dict[str, str]:

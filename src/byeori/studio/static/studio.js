@@ -48,3 +48,15 @@ document.addEventListener("keydown", (event) => {
   }
   if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && event.target.form) event.target.form.requestSubmit();
 });
+
+// a part that is loaded again keeps what was opened in it
+let opened = new Map();
+const summaries = () => [...document.querySelectorAll("main details > summary")];
+document.addEventListener("htmx:beforeSwap", () => {
+  opened = new Map(summaries().map((summary) => [summary.textContent, summary.parentElement.open]));
+});
+document.addEventListener("htmx:afterSwap", () => {
+  for (const summary of summaries()) {
+    if (opened.has(summary.textContent)) summary.parentElement.open = opened.get(summary.textContent);
+  }
+});
