@@ -1,20 +1,15 @@
-"""The report: data is never markup, missing numbers stay missing, coordinates by hand."""
+"""The report: data is never markup, missing numbers stay missing, the page stays small and says what leads."""
 
 import base64
 import hashlib
 import math
 import re
 import time
-import unicodedata
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from byeori.evaluate.chart import loss_chart
-from byeori.evaluate.metrics import ROW_METRICS
-from byeori.evaluate.report import card, matching, metric_rows, prompt_pieces, tally, template_columns
+from byeori.evaluate.report import prompt_pieces, template_columns
+from byeori.support import language
 from report_page import PROMPT, ROWS, Page, item, page
 
 ATTACKS = [
@@ -28,10 +23,11 @@ ATTACKS = [
 
 
 def test_the_page_shows_every_argument() -> None:
-    read = Page(page(ROWS, extra={"This machine": {"CPU": "2 cores"}}))
+    read = Page(page(ROWS, run={"Machine": ("CPU", "2 cores")}))
     for words in (
         "제목 생성기", "out/adapter", "Too few rows to tell", "서울시가 예산안을 발표했다.", "박물관 야간 개장",
-        "lora_r", "q_proj, v_proj", "This machine", "2 cores", "### 본문:\n{document}",
+        "lora_r", "q_proj, v_proj", "Machine", "2 cores", "### 본문:\n{document}",
+        "1 of 2 rows better",
         "chrF rose in 1, fell in 1 and stayed the same in 0 of 2 rows", "Cut off at the length limit.",
     ):  # fmt: skip
         assert words in read.text, words
@@ -42,7 +38,7 @@ def test_the_page_shows_every_argument() -> None:
 
 def test_the_answer_column_is_marked_in_the_prompt() -> None:
     shown = re.search(r"<pre[^>]*>\n(.*?)</pre>", page(ROWS), re.DOTALL)
-    assert shown and shown[1] == PROMPT.replace("{title}", "<mark>{title}</mark>")
+    assert shown and shown[1] == PROMPT.replace("{title}", '<mark class="answer">{title}</mark>')
 
 
 def test_the_first_prompt_is_shown_as_the_models_read_it() -> None:
@@ -56,8 +52,9 @@ def test_the_page_is_self_contained() -> None:
     read = Page(html)
     for tag, attributes in read.tags:
         for name, value in attributes.items():
-            assert name not in ("src", "srcset", "action", "style") and not name.startswith("on"), (tag, name)
-            assert name != "href" or value == "data:,", (tag, value)
+            assert name not in ("src", "srcset", "action") and not name.startswith("on"), (tag, name)
+            assert name != "href" or value == "data:," or (value or "").startswith("#"), (tag, value)
+            assert name != "style" or re.fullmatch(r"flex-grow: \d+", value or ""), (tag, value)
     assert "url(" not in html and "@import" not in html and "http://" not in html and "https://" not in html
 
 
@@ -78,8 +75,8 @@ def test_text_is_never_markup(attack: str) -> None:
     arguments = {
         "title": attack, "verdict": attack, "settings": {attack: attack, "list": [attack]},
         "prompt": attack + "{document}{title}" + attack, "given": [(attack, True), (attack, False)],
-        "models": {attack: attack},
-        "extra": {attack: {attack: attack}}, "log": [{"step": attack, "loss": attack}, {"step": 1, "loss": 1.0}],
+        "facts": {attack: attack}, "defaults": {attack: attack},
+        "run": {attack: (attack, attack)}, "log": [{"step": attack, "loss": attack}, {"step": 1, "loss": 1.0}],
     }  # fmt: skip
     hostile, plain = (
         page([row], **arguments),
@@ -96,7 +93,7 @@ def test_text_is_never_markup(attack: str) -> None:
 
 
 def test_without_log_rows_or_models() -> None:
-    read = Page(page(ROWS, log=[], models={}))
+    read = Page(page(ROWS, log=[], facts={}))
     assert "No training log was found." in read.text
     nothing = Page(page([]))
     assert "No rows were compared." in nothing.text
@@ -105,8 +102,8 @@ def test_without_log_rows_or_models() -> None:
 
 def test_one_row_shows_no_interval() -> None:
     read = Page(page(ROWS[:1]))
-    assert "0 of 1 row." in read.text
-    assert "too few rows" in read.text and read.text.count("better") == 1  # the note of the loss
+    assert "in 0 of 1 row." in read.text and "1 of 1 row better" in read.text
+    assert "too few rows" in read.text and "95%" not in read.text.split("What changed")[0]
     assert not any("bar" in (a.get("class") or "").split() for _, a in read.tags)
 
 
@@ -115,8 +112,26 @@ def test_three_hundred_rows() -> None:
     start = time.process_time()
     html = page(rows)
     assert time.process_time() - start < 20
-    assert Page(html).count("li") == 300
+    assert Page(html).count("li") == 300 + 3  # and three typical wins
     assert "chrF rose in 300," in html
+
+
+@pytest.mark.parametrize("length", [5, 300, 20_000])
+def test_a_page_of_a_hundred_rows_stays_under_300_kb(length: int) -> None:
+    """However long the texts; markup counts, and Hangul takes three bytes."""
+    rows = [item("본문 " * length, f"제목 {i} " * 8, "답 " * length, "제목 " * length) for i in range(100)]
+    assert len(page(rows, settings=dict.fromkeys(map(str, range(80)), "x" * 20)).encode()) < 300_000
+
+
+def test_the_page_speaks_korean() -> None:
+    language.use("ko")
+    try:
+        read = Page(page(ROWS))
+    finally:
+        language.use(None)
+    assert next(attributes for tag, attributes in read.tags if tag == "html")["lang"] == "ko"
+    assert "2개 행 중 1개가 나아짐" in read.text and "답 나란히 보기" in read.text
+    assert "chrF이(가)" not in read.text and "chrF가 오른 행 1개" in read.text
 
 
 def test_missing_numbers_are_dashes() -> None:
@@ -126,13 +141,13 @@ def test_missing_numbers_are_dashes() -> None:
     read = Page(page([row], metrics=metrics, verdict="-"))
     assert "nan" not in read.text.lower() and "inf" not in read.text
     assert read.text.count("not measured") == 8
-    assert "(1 without a score)" in read.text
+    assert "1 without a score." in read.text
     assert 'data-gain=""' in page([row], metrics=metrics, verdict="-")
 
 
 def test_empty_answers() -> None:
-    read = Page(page([item("본문", "", "", "  \n")]))
-    assert read.text.count("empty answer") == 2
+    html = page([item("본문", "", "", "  \n")])
+    assert html.count('<p class="empty">') == 3
 
 
 def test_characters_that_html_cannot_contain() -> None:
@@ -140,95 +155,6 @@ def test_characters_that_html_cannot_contain() -> None:
     assert html.encode("utf-8").decode() == html
     assert "반쪽 \N{REPLACEMENT CHARACTER}" in Page(html).text
     assert not re.search(r"[\x00-\x08\x1b]", html)
-
-
-def test_metric_rows_claim_no_more_than_the_interval() -> None:
-    def words(low: float, high: float, rows: int = 40) -> dict[str, str]:
-        difference = {name: {"mean": (low + high) / 2, "low": low, "high": high} for name in ROW_METRICS}
-        metrics = {"base": {}, "tuned": {}, "difference": difference, "rows": rows}
-        return {line["heading"]: line["word"] for line in metric_rows(metrics, [])}
-
-    up = words(1, 3)
-    assert (up["chrF"], up["Loss"], up["Length"]) == ("better", "worse", "longer")
-    down = words(-3, -1)
-    assert (down["chrF"], down["Loss"], down["Length"]) == ("worse", "better", "shorter")
-    assert set(words(-1, 3).values()) == {"unclear"}
-    assert set(words(0, 0).values()) == {"the same"}
-    assert set(words(1, 3, rows=5).values()) == {"too few rows"}
-
-
-def test_interval_bar_by_hand() -> None:
-    metrics = {"difference": {"chrf": {"mean": 1.0, "low": -2.0, "high": 4.0}}, "rows": 40}
-    line = metric_rows(metrics, [])[0]
-    # Zero is at 100 and the far end, 4, at 190: 22.5 for each unit.
-    assert line["bar"] == {"mean": 122.5, "low": 55.0, "high": 190.0}
-    assert (line["difference"], line["interval"]) == ("+1.0", "−2.0 to +4.0")
-
-
-def test_tally_counts_rows() -> None:
-    pairs = [(10.0, 20.0), (20.0, 10.0), (10.0, 10.01), (None, 3.0)]
-    rows = [{"base": {"chrf": before}, "tuned": {"chrf": after}} for before, after in pairs]
-    assert tally(rows) == {"rose": 1, "fell": 1, "same": 1, "unknown": 1}
-
-
-def test_loss_chart_by_hand() -> None:
-    log = [{"step": 0, "loss": 3.0}, {"step": 10, "loss": 1.0}, {"step": 5, "eval_loss": 2.0}, {"epoch": 1}]
-    chart = loss_chart(log)
-    assert chart is not None
-    left, right, top, bottom = (chart[edge] for edge in ("left", "right", "top", "bottom"))
-    assert [label for _, label in chart["y_ticks"]] == ["1.0", "1.5", "2.0", "2.5", "3.0"]
-    assert [label for _, label in chart["x_ticks"]] == ["0", "2", "4", "6", "8", "10"]
-    assert chart["train"] == f"M{left}.0 {top}.0L{right}.0 {bottom}.0"
-    assert chart["evaluated"] == [((left + right) / 2, (top + bottom) / 2)]
-    assert chart["description"].startswith("Training loss from 3.000 at step 0 to 1.000 at step 10.")
-
-
-def test_loss_chart_of_odd_logs() -> None:
-    assert loss_chart([]) is None
-    assert loss_chart([{"step": 1, "loss": math.nan}, {"step": 2, "loss": None}, {"loss": 1.0}]) is None
-    one = loss_chart([{"step": 3, "loss": 2.0}])
-    assert one is not None and one["dot"] and not one["train"]
-    flat = loss_chart([{"step": step, "loss": 0.0} for step in range(5)])
-    assert flat is not None and len(flat["y_ticks"]) >= 2
-    resumed = loss_chart([{"step": 1, "loss": 9.0}, {"step": 2, "loss": 2.0}, {"step": 1, "loss": 3.0}])
-    assert resumed is not None and "from 3.000" in resumed["description"]
-    long = loss_chart([{"step": step, "loss": 2.0 + step % 2} for step in range(20_000)])
-    assert long is not None and long["train"].count("L") == 399 and long["smooth"]
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e6, 1e6)), min_size=1, max_size=30))
-def test_loss_chart_stays_inside_its_box(points: list[tuple[int, float]]) -> None:
-    chart = loss_chart([{"step": step, "eval_loss": loss} for step, loss in points])
-    assert chart is not None
-    for x, y in chart["evaluated"]:
-        assert chart["left"] <= x <= chart["right"] and chart["top"] <= y <= chart["bottom"]
-    assert 1 <= len(chart["x_ticks"]) <= 10 and 2 <= len(chart["y_ticks"]) <= 10
-
-
-def test_matching_by_hand() -> None:
-    assert matching("서울시 예산을 확정", "서울시 예산안 확정") == [
-        ("서울시 예산", True), ("을 ", False), ("확정", True),
-    ]  # fmt: skip
-    assert matching("같은 글", "같은 글") == [("같은 글", True)]
-    assert matching("cat", "dog") == [("cat", False)]
-    assert matching("shows", "showing") == [("show", True), ("s", False)]  # four letters say something,
-    assert matching("the", "then") == [("the", False)]  # three do not
-    assert matching("", "글") == []
-
-
-def test_matching_of_endless_repetition_is_fast() -> None:
-    start = time.process_time()
-    for answer, reference in ((". " * 1900, "! . " * 1000), ("ㅋ" * 2000, "ㅋㅎ" * 900), ("네 " * 1900, "네 " * 1800)):
-        assert "".join(text for text, _ in matching(answer, reference)) == answer
-    assert time.process_time() - start < 5
-
-
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_matching_loses_no_text(answer: str, reference: str) -> None:
-    pieces = matching(answer, reference)
-    assert "".join(text for text, _ in pieces) == unicodedata.normalize("NFC", answer)
-    assert all(text for text, _ in pieces)
-    assert all(left[1] != right[1] for left, right in pairwise(pieces))
 
 
 def test_template_columns_and_pieces() -> None:
@@ -239,10 +165,3 @@ def test_template_columns_and_pieces() -> None:
     chat = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% set x = {'a': 1} %}{% endfor %}"
     assert template_columns(chat) == ([], "")
     assert prompt_pieces(chat) == [(chat, False)]
-
-
-def test_card_falls_back_to_the_prompt() -> None:
-    """Rows with chat messages have no template, and a row may lack what the template names."""
-    assert card(ROWS[0], 1, [])["columns"] == [("Prompt", "### 본문:\n서울시가 예산안을 발표했다.")]
-    empty = ROWS[0] | {"row": {"document": None, "input": " "}}
-    assert card(empty, 1, ["document", "input"])["columns"][0][0] == "Prompt"

@@ -19,12 +19,13 @@ browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 
 MIXED = [
     item("가" * 30, "서울시 예산안 발표", "예산", "서울시 예산안 발표"),  # the largest gain
-    item("나", "박물관 야간 개장", "박물관 야간 개장", "야간"),  # the largest drop
-    item("다 " * 900 + "끝에", "새 도서관 개관", "새 도서관", "새 도서관"),  # the longest
+    item("=나", "박물관 야간 개장", "박물관 야간 개장", "야간"),  # the largest drop
+    item("다 " * 900 + "끝에", "새 도서관 개관", "새 도서관", "새 도서관")  # the longest
+    | {"base": {"chrf": 1.0}, "tuned": {"chrf": 1.0, "stopped": 0.0}},
     item("Ｃａｆé", "Caf\u0065\u0301 개점", "", "") | {"base": {"chrf": None}, "tuned": {"chrf": None}},
 ]
 DRIVER = """
-var out = {}, root = document.documentElement;
+var out = {}, root = document.documentElement, list = document.getElementById("cards");
 function shown() {
   return Array.from(document.querySelectorAll("#cards > li")).filter(function (card) {
     return card.getClientRects().length > 0;
@@ -43,8 +44,21 @@ set("order", "original", "change");
     document.getElementById("none").hidden];
 });
 set("search", "", "input");
-var buttons = document.querySelectorAll(".more"), summary = buttons[0].firstElementChild;
-function label() { return getComputedStyle(summary, "::after").content; }
+["better", "worse", "unfinished", "leaked", ""].forEach(function (name) {
+  document.querySelector('.chips [data-filter="' + name + '"]').click();
+  out["is " + name] = shown();
+});
+document.querySelector('.share [data-filter="worse"]').click();
+out.strip = [shown(), document.querySelector('[aria-pressed="true"]').dataset.filter];
+document.querySelector('.gains a[href="#row-1"]').dispatchEvent(new MouseEvent("click", { bubbles: true }));
+out.bar = shown();
+var blob, make = URL.createObjectURL;
+URL.createObjectURL = function (given) { blob = given; return make.call(URL, given); };
+HTMLAnchorElement.prototype.click = function () {};  // a download would keep the browser open
+document.getElementById("csv").dispatchEvent(new MouseEvent("click", { bubbles: true }));
+out.csv = [blob.type, blob.size];
+var buttons = list.querySelectorAll(".more"), summary = buttons[0].firstElementChild;
+function label() { return summary.innerText.trim(); }
 var box = buttons[0].previousElementSibling, before = box.clientHeight;
 out.cut = [label(), box.scrollHeight > before];
 summary.click();
@@ -73,7 +87,11 @@ def shown_by(source: str, folder: Path, *flags: str) -> dict[str, Any]:
 
 @browser
 def test_order_search_and_more_work(tmp_path: Path) -> None:
-    seen = shown_by(page(MIXED), tmp_path, "--window-size=1100,900")
+    seen = shown_by(
+        page(MIXED, found=[{"name": "trained_on", "rows": [1], "undermines": False, "sentence": ""}]),
+        tmp_path,
+        "--window-size=1100,900",
+    )
     assert seen["original"] == [1, 2, 3, 4]
     assert seen["best"] == [1, 3, 2, 4] and seen["worst"] == [2, 3, 1, 4]  # without a score: last in either
     assert seen["longest"][0] == 3
@@ -81,15 +99,35 @@ def test_order_search_and_more_work(tmp_path: Path) -> None:
     assert seen["  서울시   예산안 "] == [[1], "1 of 4 rows", True]
     assert seen["CAF\u00c9"] == [[4], "1 of 4 rows", True]  # composed or not, large or small
     assert seen["nothing like it"] == [[], "0 of 4 rows", False]
-    assert seen["cut"] == ['"More"', True]
-    assert seen["more"] == [1, '"Less"', True] and seen["grown"]
+    assert seen["cut"] == ["More", True]
+    assert seen["more"] == [1, "Less", True] and seen["grown"]
+    assert (
+        seen["is better"] == [1]
+        and seen["is worse"] == [2]
+        and seen["is leaked"] == [2]
+        and seen["is "] == [1, 2, 3, 4]
+    )
+    assert seen["is unfinished"] == [3]
+    assert seen["strip"] == [[2], "worse"]
+    assert seen["bar"] == [1, 2, 3, 4]  # a link to a row that a filter hides shows all rows again
+    assert seen["csv"][0] == "text/csv" and seen["csv"][1] > 3000
     assert seen["fits"]
 
 
 @browser
 def test_dark_mode_and_narrow_windows(tmp_path: Path) -> None:
-    narrow = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=1")
-    dark = shown_by(page(MIXED), tmp_path, "--window-size=500,900", "--blink-settings=preferredColorScheme=0")
+    narrow = shown_by(
+        page(MIXED, found=[{"name": "trained_on", "rows": [1], "undermines": False, "sentence": ""}]),
+        tmp_path,
+        "--window-size=500,900",
+        "--blink-settings=preferredColorScheme=1",
+    )
+    dark = shown_by(
+        page(MIXED, found=[{"name": "trained_on", "rows": [1], "undermines": False, "sentence": ""}]),
+        tmp_path,
+        "--window-size=500,900",
+        "--blink-settings=preferredColorScheme=0",
+    )
     light_paper, dark_paper = ([int(part) for part in re.findall(r"\d+", shown["paper"])] for shown in (narrow, dark))
     assert min(light_paper) > 230 and max(dark_paper) < 40
     assert narrow["fits"] and dark["fits"]
@@ -119,7 +157,7 @@ def test_styles_for_small_screens_dark_mode_and_print() -> None:
         assert f"@media {rule} {{" in style
     printed = style.partition("@media print {")[2]
     # on paper nothing can be opened or searched, so everything is there
-    assert ".js .controls, .more, #none { display: none !important; }" in printed
+    assert ".js .controls, .js .chips, .more, #none { display: none !important; }" in printed
     assert ".card[hidden] { display: block !important; }" in printed
     assert "overflow: hidden" not in printed
     cut = re.search(r"@media screen \{.*\n(.*\n)+?\}", style)

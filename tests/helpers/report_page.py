@@ -64,7 +64,7 @@ def metrics_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def page(rows: list[dict[str, Any]], **more: Any) -> str:
-    metrics = metrics_of(rows)
+    metrics = metrics_of(rows) | {"findings": more.pop("found", [])}
     arguments: dict[str, Any] = {
         "title": "제목 생성기",
         "rows": rows,
@@ -74,7 +74,7 @@ def page(rows: list[dict[str, Any]], **more: Any) -> str:
         "prompt": PROMPT,
         "given": [("<bos>", True), ("### 본문:\n서울시가 예산안을 발표했다.\n\n### 제목:\n", False)],
         "log": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_loss": 2.5}],
-        "models": {"Base": "tiny", "Tuned": "out/adapter"},
+        "facts": {"Base": "tiny", "Tuned": "out/adapter"},
     }
     return render_report(**(arguments | more))
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from byeori.artifacts import layout, saved_model
+from byeori.artifacts.model_card import public_name
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
 from byeori.commands import _engine, _trained
+from byeori.commands._page import run_facts, settings_of_page, title_of
 from byeori.commands._rows import with_template_columns
 from byeori.commands.generate import load_and_note
 from byeori.config import CompareSettings
 from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ModelError
+from byeori.evaluate import chart, measures, report
 from byeori.evaluate import compare as comparison
-from byeori.evaluate import measures, report
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import check_prompts
 from byeori.support import atomic_files, console, journal, output_paths
 from byeori.support.console import say
-from byeori.support.text_files import redacted
+from byeori.support.language import tr
 from byeori.train import log
 
 
@@ -112,17 +115,26 @@ def _write_results(
 ) -> CompareResult:
     output = Path(settings.output_dir)
     verdict = evaluation.verdict(metrics)
+    changed, defaults = settings_of_page(saved.settings)
+    training = log.read(saved.folder)
     page = report.render_report(
-        title=f"{Path(settings.adapter).name}: base and tuned side by side",
+        title=title_of(encoding.template, len(items)),
         rows=items,
         metrics=metrics,
         verdict=verdict,
-        settings=saved.settings,
+        settings=changed,
+        defaults=defaults,
         prompt=encoding.template.text if encoding.template else str(encoding.tokenizer.chat_template),
         given=items[0]["given"],
-        log=log.read(saved.folder),
-        extra={"Baselines (chrF)": {item["about"]: f"{item['scores']['chrf']:.1f}" for item in metrics["baselines"]}},
-        models={"Base": saved.base, "Tuned": settings.adapter, "Rows": redacted(", ".join(settings.data_path))},
+        log=training,
+        kept=chart.kept_step(training, saved.settings.get("keep", "auto")),
+        facts={
+            tr("Base model"): public_name(saved.base),
+            tr("Adapter"): public_name(settings.adapter),
+            tr("Rows"): ", ".join(public_name(path) for path in settings.data_path),
+            tr("Date"): f"{datetime.now():%Y-%m-%d}",
+        },
+        run=run_facts(saved.folder, training),
     )
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
     lines = "".join(map(comparison.row_line, items))
