@@ -67,3 +67,22 @@ def test_lines_of_an_export(tmp_path: Path) -> None:
     assert "llama-server -m b-BF16.gguf --lora a-lora.gguf --jinja" in text
     assert "ollama create my-titles -f Modelfile" in text and "vllm" not in text
     assert "/v1/completions" in text  # neither a template nor a chat template is known
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "AutoModelForCausalLM"),
+        (
+            {"model_type": "qwen3_vl", "architectures": ["Qwen3VLForConditionalGeneration"]},
+            "AutoModelForImageTextToText",
+        ),
+        ({"model_type": "llava"}, "AutoModelForImageTextToText"),
+        ({"model_type": "of_next_year", "architectures": ["NewForText"]}, "AutoModelForCausalLM"),
+        ({}, "AutoModelForCausalLM"),
+    ],
+)
+def test_the_class_that_loads_it(config: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    text = serving.usage(tmp_path, "me/x", "me/base", PLAIN, {}, config)
+    assert f"from transformers import {kind}, AutoTokenizer" in text
+    assert f'model = {kind}.from_pretrained("me/base", dtype="auto")' in text

@@ -112,7 +112,6 @@ TALK = {"messages": [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")]}
         {"prompt": "Q9"},
         {"reasoning": "because"},
         {"system_prompt": "Be brief."},
-        {"images": [{"path": "a.png"}]},
         {"tool_calls": [{"name": "find"}]},
     ],
     ids=lambda beside: next(iter(beside)),
@@ -122,6 +121,13 @@ def test_a_column_beside_the_messages_that_is_not_in_them(beside: dict[str, Any]
     with pytest.raises(
         TemplateError, match=f"^the column '{name}' looks like a part of the conversation, and the chat"
     ):
+        conversation(TALK | beside)
+
+
+@pytest.mark.parametrize("beside", [{"images": [{"path": "a.png"}]}, {"image": "a.png"}, {"audio": {"path": "a.wav"}}])
+def test_a_column_of_images_beside_the_messages(beside: dict[str, Any]) -> None:
+    name = next(iter(beside))
+    with pytest.raises(TemplateError, match=f"^the column '{name}' is not text; byeori trains text alone, also on"):
         conversation(TALK | beside)
     assert conversation(TALK | {name: None}) == conversation(TALK)
 

@@ -260,7 +260,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an image": (
         {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD], "images": ["a.png"]},
-        "the column 'images' looks like a part of the conversation, and the chat template does not use it",
+        "the column 'images' is not text; byeori trains text alone, also on models that see images",
     ),
     "reasoning beside texts": (
         {"question": Q, "chosen": A, "rejected": B, "thinking": "Capitals are large."},

@@ -123,7 +123,9 @@ def test_pictures_are_left_out(tmp_path: Path) -> None:
     rows.to_parquet(tmp_path / "a.parquet")
     for path in (tmp_path / "saved", tmp_path / "a.parquet"):
         read = load(path)
-        assert values(read) == [{"text": "a"}] and read.left_out == {"image": "it holds no text"}
+        assert values(read) == [{"text": "a"}] and read.left_out == {
+            "image": "it holds images, video or sound, and byeori trains text alone"
+        }
 
 
 def test_labels_are_the_names_of_their_classes(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from byeori.artifacts import layout
 from byeori.artifacts.serving import fenced, usage
 from byeori.data import row_kinds
 from byeori.errors import ByeoriError, ModelError
+from byeori.support import hub
 from byeori.support.atomic_files import sha256
 from byeori.support.foreign_files import json_file, json_lines
 from byeori.support.text_files import read_text
@@ -107,9 +108,26 @@ def model_card(
         _settings(settings, adapter, found_in[layout.LOG]),
         _result(_read_json(found_in[layout.METRICS]), report),
         _export(exported or {}),
-        usage(folder, name, public_name(base) if base else "BASE_MODEL", adapter, exported or {}),
+        usage(
+            folder,
+            name,
+            public_name(base) if base else "BASE_MODEL",
+            adapter,
+            exported or {},
+            _read_json(_folder_of(base) / layout.CONFIG if adapter else folder / layout.CONFIG),
+        ),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _folder_of(base: str) -> Path:
+    """The folder of a base, if it is here or in the Hub's cache."""
+    if not base or Path(base).is_dir():
+        return Path(base)
+    try:
+        return hub.cached(base, (layout.CONFIG,))
+    except (OSError, ValueError):
+        return Path(base)
 
 
 def findings(folder: Path) -> dict[str, Path]:

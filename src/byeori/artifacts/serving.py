@@ -10,10 +10,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from byeori.artifacts import layout, records, tokenizer_files
 from byeori.data import served_template, template
+from byeori.errors import ModelError
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM accepts as --max-lora-rank."""
@@ -70,13 +72,27 @@ def _fitting(adapter: dict[str, Any]) -> int:
 # ---- the card's lines ----------------------------------------------------------------------------------------------
 
 
-def usage(folder: Path, name: str, base: str, adapter: dict[str, Any], exported: dict[str, Any]) -> str:
-    """Return the section. folder: of the model; name, base: as a reader finds them. exported: export_report.json."""
+def usage(
+    folder: Path,
+    name: str,
+    base: str,
+    adapter: dict[str, Any],
+    exported: dict[str, Any],
+    config: dict[str, Any] | None = None,
+) -> str:
+    """Return the section. folder: of the model; name, base: as a reader finds them. exported: export_report.json.
+
+    config: config.json of what transformers loads, the merged model or the adapter's base, if it is here.
+    """
     request = _request(folder)
     if exported.get("format") in ("gguf", "ollama"):
         sections = [_llama_cpp(exported, request), _ollama(name, exported)]
     else:
-        sections = [_transformers(folder, name, base, adapter, request), _vllm(folder, name, base, adapter, request)]
+        kind = _auto_class(config or {})
+        sections = [
+            _transformers(folder, name, base, adapter, request, kind),
+            _vllm(folder, name, base, adapter, request),
+        ]
         sections.append(_other_formats(name) if not exported else "")
     return "\n\n".join(["## How to use", *filter(None, sections)])
 
@@ -91,10 +107,23 @@ def _request(folder: Path) -> dict[str, Any] | None:
     return {"messages": asked} if tokenizer_files.chat_template_of(folder) else None
 
 
-def _transformers(folder: Path, model: str, base_model: str, adapter: dict[str, Any], request: Any) -> str:
+def _auto_class(config: dict[str, Any]) -> str:
+    """The auto class that loads a model: another one for checkpoints with an image tower."""
+    classes = config.get("architectures") or []
+    if "model_type" not in config or any(str(name).endswith("ForCausalLM") for name in classes):
+        return "AutoModelForCausalLM"
+    from byeori.model.text_model import auto_class
+
+    try:
+        return str(auto_class(SimpleNamespace(**config | {"architectures": classes})).__name__)
+    except ModelError:  # of a newer transformers
+        return "AutoModelForCausalLM"
+
+
+def _transformers(folder: Path, model: str, base_model: str, adapter: dict[str, Any], request: Any, kind: str) -> str:
     name, base = json.dumps(model, ensure_ascii=False), json.dumps(base_model, ensure_ascii=False)
-    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    lines = [*imports, f'model = AutoModelForCausalLM.from_pretrained({base if adapter else name}, dtype="auto")']
+    imports = [f"from transformers import {kind}, AutoTokenizer", ""]
+    lines = [*imports, f'model = {kind}.from_pretrained({base if adapter else name}, dtype="auto")']
     if adapter:
         lines = ["from peft import PeftModel", *lines, f"model = PeftModel.from_pretrained(model, {name})"]
     words = name if tokenizer_files.there(folder) or not adapter else base

@@ -27,6 +27,7 @@ _ASKED = ("prompt", "instruction", "question", "query")
 _ANSWERED = ("completion", "output", "answer", "response")
 _SINGLE = (*_ASKED, "input", *_ANSWERED, "history", *REASONING)
 _CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
+ONLY_TEXT = "byeori trains text alone, also on models that see images"
 CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, "prompt", "system_prompt", "history", *REASONING, *_CALLS, *_MEDIA)
 """Columns that look as if the model should see them: a row whose example lacks them is refused."""
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -172,6 +173,10 @@ def check_nothing_is_left_out(
     bare = "".join("".join(texts(said)).split())
     for name in left:
         if not all("".join(part.split()) in bare for part in texts(parsed(row[name]))):
+            if name in _MEDIA:
+                raise TemplateError(
+                    f"the column {name!r} is not text; {ONLY_TEXT}, so leave such rows or the column out"
+                )
             raise TemplateError(
                 f"the column {name!r} looks like a part of the conversation, and {by} does not use it; remove or "
                 "rename the column, or give a --template of your own"

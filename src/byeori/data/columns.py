@@ -44,7 +44,11 @@ def plain(part: Part, names: Mapping[str, str]) -> Part:
 
     rows = part.rows.with_format(None)
     rows = rows.remove_columns(ROW) if ROW in rows.column_names else rows
-    media = {name: "it holds no text" for name, feature in rows.features.items() if _is_media(feature)}
+    media = {
+        name: "it holds images, video or sound, and byeori trains text alone"
+        for name, feature in rows.features.items()
+        if _is_media(feature)
+    }
     rows = rows.remove_columns(list(media))
     plain_names = {name: plain_name(name) for name in rows.column_names}
     check_unique(part.name, list(plain_names.values()))

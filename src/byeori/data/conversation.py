@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from byeori.data.chat_columns import EMPTY, REASONING, check_nothing_is_left_out, parsed, turns_of_row
+from byeori.data.chat_columns import EMPTY, ONLY_TEXT, REASONING, check_nothing_is_left_out, parsed, turns_of_row
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 
@@ -165,7 +165,7 @@ def _part(part: object, number: int) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return str(part["text"])
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise TemplateError(f"message {number} has a part of type {kind!r}; only text is trained, so leave such rows out")
+    raise TemplateError(f"message {number} has a part of type {kind!r}; {ONLY_TEXT}, so leave such rows out")
 
 
 def _trains(turn: Mapping[str, Any], number: int) -> bool:
