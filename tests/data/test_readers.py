@@ -20,11 +20,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xlwt
 import zstandard
 
-from byeori.data import places, sources
+from byeori.data import places, sources, template
 from byeori.data.readers import text
-from byeori.errors import ByeoriError, DataError
+from byeori.errors import ByeoriError, DataError, TemplateError
 
 ROWS = [{"질문": "수도는?", "답": "서울"}, {"질문": "산은?", "답": "한라산, 백두산"}]
 
@@ -434,3 +435,36 @@ def test_long_values_do_not_fill_a_batch(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "a.jsonl").write_text(lines(rows))
     assert values(load(tmp_path / "a.jsonl")) == rows
     assert len(load(tmp_path / "a.jsonl").rows.data.to_batches()) > 5
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    """The text is kept byte for byte, in any encoding and compressed; beside a table, texts are about the table."""
+    text = "첫 줄\r\n\r\n둘째 줄 \n"
+    (tmp_path / "a.txt").write_text(text, encoding="cp949", newline="")
+    (tmp_path / "b.md").write_text("# 제목\n", encoding="utf-8")
+    with gzip.open(tmp_path / "c.txt.gz", "wt", encoding="utf-8") as file:
+        file.write("셋째")
+    rows = load(tmp_path).rows
+    assert rows["text"][:] == [text, "# 제목\n", "셋째"]
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "물음", "completion": "답"}\n', encoding="utf-8")
+    assert [row["prompt"] for row in values(load(tmp_path))] == ["물음"]
+    (tmp_path / "blank.txt").write_text(" \n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"blank\.txt is empty but for spaces; leave it out"):
+        load(tmp_path / "blank.txt")
+
+
+def test_one_column_of_text_is_offered_as_documents() -> None:
+    with pytest.raises(TemplateError, match="or train all of its text with --text_column text"):
+        template.choose(["text", "__row__"])
+
+
+def test_old_and_open_workbooks(tmp_path: Path) -> None:
+    """As written by xlwt (Excel 97) and odfpy (LibreOffice's format)."""
+    book = xlwt.Workbook()
+    sheet = book.add_sheet("자료")
+    for row, cells in enumerate([list(ROWS[0]), *(list(item.values()) for item in ROWS)]):
+        for column, cell in enumerate(cells):
+            sheet.write(row, column, cell)
+    book.save(str(tmp_path / "a.xls"))
+    pd.DataFrame(ROWS).to_excel(tmp_path / "a.ods", index=False, engine="odf")
+    assert values(load(tmp_path / "a.xls")) == values(load(tmp_path / "a.ods")) == ROWS

@@ -302,7 +302,7 @@ BROKEN: list[tuple[str, str | bytes, list[str]]] = [
     ("a.jsonl", "{}\n{}\n", ["has no rows", "has a column"]),
     ("a.json", "[]", ["has no rows"]),
     ("a.csv", "a,b\n", ["has no rows"]),
-    ("a.txt", "text", ["ending", ".jsonl", ".parquet"]),
+    ("a.rows", "text", ["ending", ".jsonl", ".parquet"]),
     ("noending", "text", ["ending", ".jsonl"]),
     ("a.jsonl", '{"a": 1}\n\n{"a": }\n', ["a.jsonl line 3", "not valid JSON", "Expecting value"]),
     ("a.jsonl", "[" * 100_000, ["line 1", "not valid JSON"]),
@@ -395,8 +395,8 @@ def test_a_wrong_path_is_reported_before_anything_heavy_is_imported(here: Path) 
     (here / "saved").mkdir()
     write(here / "saved" / "state.json", "{}")
     write(here / "empty.jsonl", "")
-    write(here / "rows.txt", "x")
-    wrong = [f"{here}/rwos.jsonl", f"{here}/*.csv", f"{here}/empty.jsonl", f"{here}/rows.txt", f"{here}/none/a.csv"]
+    write(here / "rows.tab", "x")
+    wrong = [f"{here}/rwos.jsonl", f"{here}/*.csv", f"{here}/empty.jsonl", f"{here}/rows.tab", f"{here}/none/a.csv"]
     program = (
         "import sys; from byeori.data import places; from byeori.errors import DataError\n"
         f"places.check_paths([{str(here)!r} + '/rows.jsonl', {str(here)!r} + '/saved', 'user/dataset'])\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from byeori.data.files import Part, load_file
-from byeori.data.readers import READERS, ending
+from byeori.data.readers import DOCUMENTS, READERS, ending
 from byeori.data.readers.text import plain_ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub, hub_errors
@@ -99,7 +99,7 @@ def _list_files(name: str, config: str | None, revision: str | None, online: boo
 def _are_plain_files(builder: DatasetBuilder, files: Files) -> bool:
     """Return whether the files are of known kinds, and the dataset's card asks for no special way to read them."""
     endings = {ending(Path(path)) for split in files.values() for _, _, path in split}
-    if not endings <= set(READERS):
+    if not endings <= set(READERS) - set(DOCUMENTS):  # `datasets` reads texts line by line
         return False
     plain: Any = type(builder.config)()
     general = {"name", "version", "data_dir", "data_files", "description"}

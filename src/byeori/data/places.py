@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from byeori.data.files import KNOWN_ENDINGS, check_file
-from byeori.data.readers import READERS, ending
+from byeori.data.readers import DOCUMENTS, READERS, ending
 from byeori.errors import DataError
 from byeori.support.data_urls import is_url
 from byeori.support.suggestions import nearest_file
@@ -102,6 +102,8 @@ def files_of_split(inside: list[Path], folder: object, split: str, notes: list[s
     files = [file for file in inside if not file.name.startswith((".", "_")) and ending(file) in READERS]
     if not files:
         raise DataError(f"the folder {folder} has no data file; known endings are {KNOWN_ENDINGS}.")
+    if tables := [file for file in files if ending(file) not in DOCUMENTS]:
+        files = tables  # the texts are about them: README.md, LICENSE.txt
 
     asked = _SPLIT_OF.get(split.lower(), split.lower())
     splits = {file: {_SPLIT_OF[word.lower()] for word in _SPLIT_WORD.findall(file.name)} for file in files}

@@ -55,6 +55,11 @@ def check_columns(columns: Sequence[str]) -> None:
         raise TemplateError(
             f"{UNPAIRED}, and dpo needs `chosen` and `rejected`: join a good and a bad answer to one row"
         )
+    if not is_pairs(columns) and "completions" in columns:
+        raise TemplateError(
+            "the column 'completions' (as in openbmb/UltraFeedback) holds several answers with their scores, and dpo "
+            "needs `chosen` and `rejected`: make pairs of them, for example of the best and the worst overall_score"
+        )
     for side in SIDES:
         if column_of(columns, side) not in columns:
             names = [name for name in columns if not name.startswith("__")]

@@ -348,7 +348,8 @@ def choose(columns: list[str], *, with_answer: bool = True) -> str:
     own = [name for name in columns if not name.startswith("__")]
     names, example = one_line(", ".join(own), 1000), _example(own) if with_answer else _EXAMPLE
     pairs = "; or use `byeori dpo`, which trains on such pairs" if {"chosen", "rejected"} <= set(columns) else ""
-    raise TemplateError(f"no built-in template fits the columns {names}; write one, {example}{pairs}")
+    whole = f"; or train all of its text with --text_column {own[0]}" if with_answer and len(own) == 1 else ""
+    raise TemplateError(f"no built-in template fits the columns {names}; write one, {example}{pairs}{whole}")
 
 
 def _example(columns: list[str]) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from byeori.data.readers import arrow, csv, json, jsonl, parquet, workbook
+from byeori.data.readers import arrow, csv, document, json, jsonl, parquet, workbook
 from byeori.data.readers.text import COMPRESSED
 
-READERS = {ending: kind.read for kind in (jsonl, json, csv, workbook, parquet, arrow) for ending in kind.ENDINGS}
+_KINDS = (jsonl, json, csv, workbook, parquet, arrow, document)
+READERS = {ending: kind.read for kind in _KINDS for ending in kind.ENDINGS}
+DOCUMENTS = document.ENDINGS
 
 
 def ending(path: Path) -> str:
