@@ -28,6 +28,7 @@ from byeori.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    GateError,
     HubError,
     ModelError,
     TemplateError,

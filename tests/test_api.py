@@ -39,6 +39,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "GateError",
         "HubError",
         "ModelError",
         "TemplateError",

@@ -13,6 +13,7 @@ from byeori.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    GateError,
     HubError,
     ModelError,
     TemplateError,
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "GateError",
     "HubError",
     "ModelError",
     "TemplateError",
@@ -120,6 +122,7 @@ def compare(
     generation_batch_tokens: int = 16384,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     metric: str | Sequence[str] = [],
+    fail_unless: str | Sequence[str] = [],
     few_shots: int = 3,
     bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
@@ -155,6 +158,7 @@ def compare(
             they may get.
         dtype: Compute type of the weights.
         metric: Measures of your own beside the built-in ones.
+        fail_unless: Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
         bootstrap: Resamples for each 95% interval.
         overwrite_output_dir: Replace the comparison in output_dir.
@@ -818,6 +822,7 @@ def publish(
     folder: str | Path,
     repo_id: str,
     private: bool = False,
+    fail_unless: str | Sequence[str] = [],
     dry_run: bool = False,
     revision: str = "main",
     commit_message: str = "Upload model with byeori",
@@ -828,6 +833,7 @@ def publish(
         folder: Folder of a finished adapter or merged model.
         repo_id: Repository to upload to: user/name.
         private: Create the repository as private.
+        fail_unless: Condition that the last comparison must meet, such as 'chrf.low > 0'; else nothing is uploaded.
         dry_run: List the files and print the model card without uploading anything.
         revision: Branch to upload to.
         commit_message: Message of the commit on the Hub.

@@ -143,7 +143,8 @@ def completion(shell: str) -> str:
 def main(arguments: Sequence[str] | None = None, command: str | None = None) -> int:
     """Run the command line and return the exit code.
 
-    The exit code is 0, 2 after one sentence for anything that the user can fix, or 130 when interrupted.
+    The exit code is 0, 2 after one sentence for anything that the user can fix, 3 if a comparison does not meet a
+    condition, or 130 when interrupted.
     command: fixes the command, for the scripts that are named after the tutorial's.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
             time.sleep(_OTHERS_WAIT)
         if (first or not interrupted) and may_speak():
             print(f"{'' if interrupted else 'error: '}{sentence(error)}", file=sys.stderr)
-        return 130 if interrupted else 2
+        return 130 if interrupted else error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """Every error that a user can cause and fix.
 
 ByeoriError            one sentence: what is wrong, where, what to do; the command line exits with 2
+├── GateError          a comparison that does not meet a condition (--fail-unless); exits with 3
 ├── ConfigError        a setting, a flag, or a combination of them
 ├── DataError          a file of rows, or a row in it
 ├── TemplateError      a prompt template, or a row that does not fit it
@@ -34,7 +35,15 @@ def may_speak() -> bool:
 
 
 class ByeoriError(Exception):
-    """Base of the tree. The message is written for the person at the terminal."""
+    """Base of the tree. The message is written for the person at the terminal. exit_code: of the command line."""
+
+    exit_code = 2
+
+
+class GateError(ByeoriError):
+    """A comparison that does not meet a condition."""
+
+    exit_code = 3
 
 
 class ConfigError(ByeoriError):

@@ -28,7 +28,7 @@ from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
 from byeori.errors import ConfigError
-from byeori.evaluate import measures
+from byeori.evaluate import baselines, gate, measures, metrics
 from byeori.model import names
 from byeori.support import output_paths
 from byeori.train import output_dir
@@ -55,6 +55,16 @@ def check(settings: Settings) -> None:
         if isinstance(settings, TrainSettings | PreviewSettings) and settings.data_path:
             _check_columns(settings, chosen)
     _check_output(settings)
+
+
+def measurable(settings: CompareSettings) -> list[str]:
+    """Return the measures of a comparison that a condition may name.
+
+    Raises:
+        ConfigError: if a metric is unknown.
+    """
+    own = [measure.name for measure in measures.parse(settings.metric)]
+    return [*metrics.ROW_METRICS, *metrics.PAIR_METRICS, *own]
 
 
 def _check_paths(settings: Settings) -> None:
@@ -87,7 +97,7 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
-        measures.parse(settings.metric)
+        gate.parse(settings.fail_unless, measurable(settings), baselines.NAMES)
     elif isinstance(settings, ExportSettings):
         places.check_paths(list(settings.data_path or []), "train")
         overwrite = settings.overwrite_output_dir

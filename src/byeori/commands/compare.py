@@ -13,7 +13,7 @@ from byeori.artifacts import layout, saved_model
 from byeori.artifacts.model_card import public_name
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands import _engine, _trained
+from byeori.commands import _engine, _trained, checks
 from byeori.commands._page import run_facts, settings_of_page, title_of
 from byeori.commands._rows import with_template_columns
 from byeori.commands.generate import load_and_note
@@ -21,7 +21,7 @@ from byeori.config import CompareSettings
 from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError, ModelError
-from byeori.evaluate import chart, measures, report
+from byeori.evaluate import baselines, chart, gate, measures, report
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import check_prompts
@@ -47,6 +47,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     output = Path(settings.output_dir)
     output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
     own = measures.parse(settings.metric)
+    conditions = gate.parse(settings.fail_unless, checks.measurable(settings), baselines.NAMES)
     saved = saved_model.find(settings.adapter, settings.base_model)
     if not saved.is_adapter:
         raise ModelError(f"{settings.adapter} is not an adapter; compare needs the folder that `byeori sft` wrote")
@@ -95,7 +96,9 @@ def compare(settings: CompareSettings) -> CompareResult:
             resamples=settings.bootstrap,
             seed=settings.seed,
         )
-        return _write_results(settings, saved, encoding, items, metrics)
+        result = _write_results(settings, saved, encoding, items, metrics)
+    gate.check(conditions, result.metrics)
+    return result
 
 
 def _cutoff_len(settings: CompareSettings, saved: SavedModel) -> int:

@@ -199,6 +199,11 @@ class CompareSettings(GenerationSettings, DataSettings):
         [],
         ESSENTIAL,
     )
+    fail_unless: Texts = setting(
+        "Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3. May be given repeatedly.",
+        [],
+        ESSENTIAL,
+    )
     few_shots: int = setting(
         "Training rows in the prompt of a baseline: the base model that is shown examples. 0 leaves it out.",
         3,
@@ -253,6 +258,9 @@ class PublishSettings(Settings):
         "Repository to upload to: user/name.", ..., ESSENTIAL
     )
     private: bool = setting("Create the repository as private.", False, ESSENTIAL)
+    fail_unless: Texts = setting(
+        "Condition that the last comparison must meet, such as 'chrf.low > 0'; else nothing is uploaded.", [], ESSENTIAL
+    )
     dry_run: bool = setting("List the files and print the model card without uploading anything.", False, ESSENTIAL)
     revision: Name = setting("Branch to upload to.", "main", ESSENTIAL)
     commit_message: str = setting("Message of the commit on the Hub.", "Upload model with byeori", ESSENTIAL)

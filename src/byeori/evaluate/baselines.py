@@ -23,6 +23,9 @@ _SENTENCE = re.compile(r".+?(?:[.!?。！？…](?=\s|$)|\n|$)", re.DOTALL)
 
 FEW_SHOTS = "few_shots"
 BASE_CUT = "base_cut"
+COPIES = ("copy", "copy_sentence", "copy_start")
+MOST_FREQUENT = "most_frequent"
+NAMES = (*COPIES, MOST_FREQUENT, BASE_CUT, FEW_SHOTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +54,13 @@ def of_items(items: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> list
     )
     found = [
         Baseline(name=name, about=about, answers=answers)
-        for name, about, answers in zip(("copy", "copy_sentence", "copy_start"), abouts, whole, strict=True)
+        for name, about, answers in zip(COPIES, abouts, whole, strict=True)
         if any(answers)
     ]
     if common := most_frequent(trained or [item["reference"] for item in items]):
         source = "training" if trained else "these rows"
         about = f"Always giving the most frequent answer in {source}"
-        found.append(Baseline(name="most_frequent", about=about, answers=[common] * len(items)))
+        found.append(Baseline(name=MOST_FREQUENT, about=about, answers=[common] * len(items)))
     if sum(item["base"]["stopped"] == 0 for item in items) * 2 >= len(items):
         cut = [item["base_output"][: len(item["tuned_output"])].strip() for item in items]
         about = "Cutting the base model's answers to the length of the tuned model's"
