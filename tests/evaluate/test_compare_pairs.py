@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,14 @@ def test_accuracy_and_margin(preferred: Path, tiny_model: Path, pairs: Path, tmp
     page = result.report.read_text(encoding="utf-8")
     assert "Preference" in page and "Margin" in page and rows[0]["chosen"] in page
     assert "of the pairs (the base in" in result.verdict
+    # the page leads with the preference, and shows both answers of the data beside both of the models
+    page = result.report.read_text(encoding="utf-8")
+    row = json.loads(pairs.read_text(encoding="utf-8").splitlines()[0])
+    assert "points of preference accuracy" in page and "loss per pair" in page and "of the chosen answer" in page
+    first = page[page.index('id="row-1"') :]
+    assert re.findall(r'data-side="(\w+)"', first)[:4] == ["reference", "rejected", "base", "tuned"]
+    assert html.escape(row["chosen"]) in page and html.escape(row["rejected"]) in page
+    assert "KL to the reference model" in page and "longer answer in" in page
 
 
 def test_the_verdict_claims_no_more_than_the_interval() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from byeori.data import audit
+from byeori.data import audit, preference
 from byeori.data import template as template_text
 from byeori.data.few_shots import encode_with_shots
 from byeori.data.row_kinds import RowKind
@@ -85,6 +85,10 @@ def compare_rows(
                 open_engine, shot_prompts, sampling, "base", journal, on_progress, name=baselines.FEW_SHOTS
             )
     items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
+    if row_kind.sides == preference.SIDES:
+        for row, item in zip(rows, items, strict=True):
+            rejected = preference.side_row(row, "rejected", encoding.template)
+            item["rejected"] = reference_of(rejected, encoding.template)
     for side in SIDES:
         for row, item in enumerate(items):
             answer, name = Answer(**journal.items[f"{side} {row}"]), named(rows[row][ROW])

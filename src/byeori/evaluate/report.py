@@ -65,8 +65,7 @@ def render_report(
         metrics=report_numbers.metric_rows(metrics, rows),
         baselines=report_numbers.baseline_rows(metrics),
         row_count=report_numbers.rows_counted(len(rows)),
-        lengths=_lengths(rows),
-        margins=_margins(rows) if pairs else None,
+        **_histograms(rows, pairs=pairs),
         said_of_pairs=[*report_numbers.length_bias(rows), report_numbers.kl_said(log)] if pairs else [],
         chart=loss_chart(log, kept),
         fit=fit_in_words(log, kept),
@@ -94,15 +93,12 @@ def filters(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
     return [(name, label, counts[name]) for name, label in labels.items() if counts[name]]
 
 
-def _lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _histograms(rows: Sequence[Mapping[str, Any]], *, pairs: bool) -> dict[str, Any]:
     texts = {"of-reference": "reference", "of-base": "base_output", "of-tuned": "tuned_output"}
-    return histogram({line: [len(str(item[key]).strip()) for item in rows] for line, key in texts.items()})
-
-
-def _margins(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    lengths = histogram({line: [len(str(item[key]).strip()) for item in rows] for line, key in texts.items()})
     sides = {"of-base": "base", "of-tuned": "tuned"}
     margins = {line: [(item.get(side) or {}).get("preference_margin") for item in rows] for line, side in sides.items()}
-    return histogram(margins, zero=True)
+    return {"lengths": lengths, "margins": histogram(margins, zero=True) if pairs else None}
 
 
 # ---- the prompt ------------------------------------------------------------------------------------------------

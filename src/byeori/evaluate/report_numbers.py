@@ -77,6 +77,8 @@ def metric_rows(metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
         shown = interval if count > 1 else None  # the interval of one row is a point, which would look like certainty
         bounds = [number(value, digits, signed=True) for value in (shown.low, shown.high)] if shown else []
         about = translated(note)
+        if name == "loss" and PAIR_METRICS[0] in measured:
+            about = tr("of the chosen answer, nats per token; lower is better")
         if name == "length" and lengths:
             about += "; " + tr("reference {mean}", mean=f"{sum(lengths) / len(lengths):.1f}")
         lines.append(
