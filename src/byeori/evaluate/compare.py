@@ -86,8 +86,8 @@ def compare_rows(
             )
     items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
     if row_kind.sides == preference.SIDES:
-        for row, item in zip(rows, items, strict=True):
-            rejected = preference.side_row(row, "rejected", encoding.template)
+        for pair, item in zip(rows, items, strict=True):
+            rejected = preference.side_row(pair, "rejected", encoding.template)
             item["rejected"] = reference_of(rejected, encoding.template)
     for side in SIDES:
         for row, item in enumerate(items):
