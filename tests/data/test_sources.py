@@ -22,8 +22,13 @@ import pytest
 import forks
 from byeori.data import files, sources
 from byeori.data.hub_dataset import load_dataset
+from byeori.data.row_kinds import ANSWER
 from byeori.data.sources import ROW, split_rows
+from byeori.data.template import parse
+from byeori.data.tokenize import make_encoding
+from byeori.data.tokenized import encode_table
 from byeori.errors import ByeoriError, DataError, HubError
+from tiny_models import byte_level_tokenizer
 
 ROWS = [{"document": "본문 하나", "title": "제목"}, {"document": "본문 둘", "title": "두 번째"}]
 
@@ -279,7 +284,7 @@ def test_large_files_are_mapped_not_held(here: Path, cache: Path) -> None:
         }
         assert [Path(file["filename"]).parent for file in rows.cache_files] == [cache / "byeori"]
     assert max(sizes) < 3_000_000  # 8 bytes a row for ROW; the rows themselves would be 20 MB
-    assert len(list((cache / "byeori").iterdir())) == 2
+    assert len(list((cache / "byeori").glob("*.arrow"))) == 2
 
 
 def test_the_cache_is_keyed_by_content(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +296,23 @@ def test_the_cache_is_keyed_by_content(here: Path, cache: Path, monkeypatch: pyt
     assert plain(load_rows([path])) == [{"a": 2}]
     monkeypatch.setattr(files, "_write", lambda *_: pytest.fail("read again"))
     assert plain(load_rows([write(here / "b.jsonl", '{"a": 1}\n')])) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"x" * len(data), lambda data: b""])
+def test_a_damaged_cache_is_made_anew(here: Path, cache: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Rows that were read and tables that were tokenized, cut short or with other bytes: not the user's fault."""
+    path = write(here / "a.jsonl", lines([{"document": f"a {i}", "title": f"b {i}"} for i in range(50)]))
+    template = parse("{document} = {title}")
+    encoding = make_encoding(byte_level_tokenizer(), template, cutoff_len=64, add_eos_token=True, train_on_inputs=False)
+
+    def table() -> list[dict[str, object]]:
+        return encode_table(load_rows([path]), encoding, ANSWER, progress=False).to_list()
+
+    first, made = table(), sorted(cache.rglob("*.arrow"))
+    assert len(made) == 2
+    for file in made:
+        file.write_bytes(damage(file.read_bytes()))
+        assert table() == first
 
 
 # --- what can be wrong with a file ---

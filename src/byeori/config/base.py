@@ -95,7 +95,7 @@ def from_json(value: object) -> object:
         return value
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("give JSON, such as '{\"enable_thinking\": false}'") from None
 
 

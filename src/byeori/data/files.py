@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from byeori.data.readers import READERS, ending, workbook
 from byeori.data.readers.text import COMPRESSED, DAMAGED, FileRows, check_unique, open_bytes
 from byeori.errors import DataError
-from byeori.support.atomic_files import new_file
+from byeori.support.atomic_files import is_as_noted, new_file, note_hash
 from byeori.support.text_files import not_utf8, one_line
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
@@ -82,8 +82,9 @@ def load_file(path: Path, *, name: str | None = None, sheet: str | None = None) 
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         digest.update(ending(path).encode() + (sheet or "").encode() + _CACHE_VERSION)
         cached = Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / f"{digest.hexdigest()}.arrow"
-        if not cached.exists():
+        if not is_as_noted(cached):  # not made yet, or damaged since
             _write(path, sheet, cached)
+            note_hash(cached)
         with pa.memory_map(str(cached)) as stream:
             facts = json.loads(pa.ipc.open_stream(stream).schema.metadata[_FACTS])
         return Part(

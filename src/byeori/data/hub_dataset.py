@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from byeori.data.files import Part, load_file
 from byeori.data.readers import DOCUMENTS, READERS, ending
@@ -21,6 +23,7 @@ from byeori.data.readers.text import plain_ending
 from byeori.errors import ByeoriError, DataError, HubError
 from byeori.support import hub, hub_errors
 from byeori.support.atomic_files import new_file
+from byeori.support.foreign_files import json_record
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import one_line
 
@@ -32,6 +35,7 @@ _SPLIT = re.compile(r"(?:^|\+)\s*([^\s+\[(]+)")  # the names in "train[:10%] + t
 _UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # in names of errors
 
 Files = dict[str, list[tuple[str, str, str]]]
+_Address = Annotated[list[str], Field(min_length=3, max_length=3)]  # the same in JSON
 """Split -> (repository, commit, path) of every file."""
 
 
@@ -80,7 +84,10 @@ def _list_files(name: str, config: str | None, revision: str | None, online: boo
     key = hashlib.blake2b(json.dumps([name, config, revision]).encode(), digest_size=16).hexdigest()
     listing = Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / "hub" / f"{key}.json"
     if not online:
-        return json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else {}
+        if not listing.is_file():
+            return {}
+        known = json_record(listing, dict[str, list[_Address]], DataError, advice="remove it and go online once")
+        return {split: [(repo, commit, path) for repo, commit, path in files] for split, files in known.items()}
     builder = datasets.load_dataset_builder(name, config, revision=revision)
     files: Files = {}
     for split, addresses in (builder.config.data_files or {}).items():

@@ -20,9 +20,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.text_values import is_decomposed
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import DataError, TemplateError, TooLongError
-from byeori.support.atomic_files import disk_errors
+from byeori.support.atomic_files import disk_errors, is_as_noted, note_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -65,7 +66,11 @@ def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progre
     with _progress_bars(progress), _environment(), disk_errors(cache, advice=advice, error=DataError):
         if processes > 1:  # a copy of this process has none of its threads
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        return rows.map(
+        name = fingerprint(rows, encoding, row_kind)
+        for path in _cached(rows, name):
+            if not is_as_noted(path):  # damaged, or left by a killed run
+                path.unlink(missing_ok=True)
+        table = rows.map(
             _encode_batch,
             batched=True,
             batch_size=256,
@@ -73,9 +78,20 @@ def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progre
             remove_columns=rows.column_names,
             features=_features(),
             num_proc=processes if processes > 1 else None,
-            new_fingerprint=fingerprint(rows, encoding, row_kind),
+            new_fingerprint=name,
             desc="Tokenizing",
         )
+        for path in _cached(rows, name):
+            if not is_as_noted(path):
+                with suppress(FileNotFoundError):  # another run takes it for damaged until its hash is noted
+                    note_hash(path)
+        return table
+
+
+def _cached(rows: Dataset, name: str) -> list[Path]:
+    """Return the files of a tokenized table: `datasets` puts them beside the first file of the rows."""
+    folders = {Path(file["filename"]).parent for file in rows.cache_files[:1]}
+    return [path for folder in folders for path in folder.glob(f"cache-{name}*.arrow")]
 
 
 @contextmanager

@@ -10,7 +10,6 @@ the result is compared with what it makes of B A.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from byeori.artifacts import layout
 from byeori.errors import ConfigError, ModelError
 from byeori.export import base_names
 from byeori.model.fingerprint import stored_tensors
+from byeori.support.foreign_files import json_record
 from byeori.support.text_files import one_line
 
 Precision = Literal["auto", "f32", "f16", "bf16", "q8_0"]
@@ -198,7 +198,7 @@ def _split_name(folder: Path) -> str:
     Raises:
         ModelError: if llama.cpp has none.
     """
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = json_record(folder / "tokenizer.json", dict[str, Any])
     steps = tokenizer.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     splits = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]

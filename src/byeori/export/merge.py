@@ -28,6 +28,7 @@ from byeori.export.safetensors_folder import SafetensorsFolder
 from byeori.model.adapter import untied_note
 from byeori.model.load import local_folder
 from byeori.support import atomic_files, output_paths
+from byeori.support.foreign_files import json_record
 from byeori.support.text_files import one_line
 from byeori.train import memory
 
@@ -230,7 +231,7 @@ def _set_aside(output_dir: Path, reason: str) -> str:
 
 def _has_failed(folder: Path) -> bool:
     try:
-        report = json.loads((folder / layout.MERGE_REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = json_record(folder / layout.MERGE_REPORT, dict[str, Any])
+    except ModelError:
         return False
-    return isinstance(report, dict) and report.get("verdict") == "different"
+    return report.get("verdict") == "different"

@@ -133,22 +133,15 @@ def _load(compiler: str, name: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix="byeori-") as temporary:
             _compile(compiler, target := Path(temporary) / name)
             return ctypes.CDLL(str(target))
-    target, noted = folder / name, folder / f"{name}.sha256"
-    if _is_whole(target, noted):
+    target = folder / name
+    if atomic_files.is_as_noted(target) and is_private(target):
         return ctypes.CDLL(str(target))
     if target.exists() or target.is_symlink():
         say(f"{target} is damaged or not this user's alone; compiling it anew")
         target.unlink()  # a link would be written through
     _compile(compiler, target)
-    atomic_files.write(noted, atomic_files.sha256(target))
+    atomic_files.note_hash(target)
     return ctypes.CDLL(str(target))
-
-
-def _is_whole(target: Path, noted: Path) -> bool:
-    try:
-        return is_private(target) and noted.read_text(encoding="ascii") == atomic_files.sha256(target)
-    except (OSError, ValueError):
-        return False
 
 
 def _compile(compiler: str, target: Path) -> None:

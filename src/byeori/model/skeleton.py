@@ -31,7 +31,7 @@ def config_of(shape: Sequence[str]) -> Any:
         try:
             values[name] = text if name == "model_type" else json.loads(text)
             valid = equals and not (type(values[name]) is int and values[name] < 1)
-        except ValueError:
+        except (ValueError, RecursionError):
             valid = False
         if not valid:
             raise ConfigError(f"--shape {item!r}: write name=number, such as hidden_size=4096")

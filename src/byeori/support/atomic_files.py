@@ -227,6 +227,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def note_hash(path: Path) -> None:
+    """Write a file's hash beside it, as `is_as_noted` expects it."""
+    write(path.with_name(f"{path.name}.sha256"), sha256(path))
+
+
+def is_as_noted(path: Path) -> bool:
+    """Return whether a file has the content that it had when its hash was noted."""
+    try:
+        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii") == sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
 def flush(path: Path) -> None:
     """Wait until a file's content, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

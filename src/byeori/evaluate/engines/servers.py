@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from byeori.errors import ConfigError
+from byeori.support.foreign_files import json_record
 
 ENGINES = ("vllm", "llamacpp", "transformers")
 """In the order in which `auto` looks for them."""
@@ -127,7 +128,7 @@ def embedded(base: Path, adapter: Path, ends: dict[str, list[int]], into: Path) 
                 target.unlink(missing_ok=True)
                 target.symlink_to(path.resolve())
     config = into / "generation_config.json"
-    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    values = json_record(config, dict[str, Any]) if config.is_file() else {}
     config.unlink(missing_ok=True)
     config.write_text(json.dumps({**values, **ends}), encoding="utf-8")
     return into
