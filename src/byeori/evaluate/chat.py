@@ -83,16 +83,9 @@ class Chat:
         Raises:
             TemplateError: if one of them is empty, or they are the same.
         """
-        if not chosen.strip() or not rejected.strip():
-            raise TemplateError("an empty answer cannot be one of a pair")
-        if chosen.strip() == rejected.strip():
-            raise TemplateError("both answers are the same, so there is nothing to prefer")
-        if self.template:
-            return {**self.row, "chosen": chosen, "rejected": rejected}
-        prompt = self._with_system(self._question())
+        found = pair(self.row if self.template else self._with_system(self._question()), chosen, rejected)
         self._go_on_with(chosen)
-        sides = {"chosen": chosen, "rejected": rejected}
-        return {"prompt": prompt, **{side: [_assistant(text)] for side, text in sides.items()}}
+        return found
 
     def _question(self) -> list[dict[str, str]]:
         """The turns up to the last question."""
@@ -105,6 +98,21 @@ class Chat:
     def _with_system(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *messages]
+
+
+def pair(question: Mapping[str, str] | list[dict[str, str]], chosen: str, rejected: str) -> dict[str, Any]:
+    """Return a row for `byeori dpo`. question: the columns of a template's prompt, or the messages before the answer.
+
+    Raises:
+        TemplateError: if one of the answers is empty, or they are the same.
+    """
+    if not chosen.strip() or not rejected.strip():
+        raise TemplateError("an empty answer cannot be one of a pair")
+    if chosen.strip() == rejected.strip():
+        raise TemplateError("both answers are the same, so there is nothing to prefer")
+    if isinstance(question, Mapping):
+        return {**question, "chosen": chosen, "rejected": rejected}
+    return {"prompt": question, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)]}
 
 
 def _assistant(text: str) -> dict[str, str]:

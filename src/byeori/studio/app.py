@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from byeori.errors import ConfigError
-from byeori.studio import data, home, pages, plan, template, train
+from byeori.studio import data, home, pages, plan, template, train, trying
 from byeori.studio.security import Guard
 from byeori.studio.workspace import Workspace
 from byeori.support import pages as pages_of_files
@@ -32,6 +32,7 @@ def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), r
             *template.routes,
             *plan.routes,
             *train.routes,
+            *trying.routes,
             Route("/language", _language),
             Route("/page.css", _page_css),
             Mount("/static", static),

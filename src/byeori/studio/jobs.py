@@ -122,10 +122,20 @@ def start(workspace: Workspace, command: str, values: dict[str, Any]) -> Job:
             raise ConfigError(f"{output} is being written by a {job.command} that runs; wait for it, or stop it")
     folder = _new_folder(workspace)
     (folder / "settings.yaml").write_text(settings_text.as_yaml(values), encoding="utf-8")
+    given = ["--config", str(folder / "settings.yaml")] if values else []
+    return _begin(workspace, folder, ["byeori", command, *given], command=command, output=output)
+
+
+def worker(workspace: Workspace, module: str, *words: str, command: str, output: str) -> Job:
+    """Start a module of the studio as a process of its own. command, output: what the job is called."""
+    return _begin(workspace, _new_folder(workspace), [module, *words], command=command, output=output)
+
+
+def _begin(workspace: Workspace, folder: Path, words: list[str], *, command: str, output: str) -> Job:
+    """Start `python -m WORDS` in a job's folder."""
     facts: dict[str, Any] = {"command": command, "output": output, "started": time.time()}
     (folder / "job.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-    given = ["--config", str(folder / "settings.yaml")] if values else []
-    _spawn(workspace, folder, [sys.executable, "-m", "byeori", command, *given])
+    _spawn(workspace, folder, [sys.executable, "-m", *words])
     return Job(folder=folder, **facts)
 
 

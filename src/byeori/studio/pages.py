@@ -72,7 +72,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render(request: Request, name: str, status: int = 200, **values: Any) -> Response:
+def render(request: Request, name: str, /, status: int = 200, **values: Any) -> Response:
     """Answer with a template. Its `t` gives a message in the language of the request."""
     shared = {
         "spoken": spoken(request),
