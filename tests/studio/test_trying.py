@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import FormData
 from starlette.testclient import TestClient
 
 import byeori
 from byeori.studio import jobs, questions, trying
+from byeori.studio.workspace import Workspace
 from studio_page import meant, studio, wait_for
 
 
@@ -75,11 +77,9 @@ def test_the_interval_is_wilsons(tmp_path: Path) -> None:
     lines = [{"model": "m", "better": "tuned"}] * 7 + [{"model": "m", "better": "base"}] * 3 + [{"better": "tuned"}]
     lines += [{"model": "m", "better": "tie"}] * 5
     (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    from byeori.studio.workspace import Workspace
-
-    counts = trying._counts(Workspace(tmp_path), "m")
-    assert counts and (counts["wins"], counts["count"], counts["ties"]) == (7, 10, 5)
-    assert (round(counts["low"], 4), round(counts["high"], 4)) == (0.3968, 0.8922)
+    found = trying.counts(Workspace(tmp_path), "m")
+    assert found and (found["wins"], found["count"], found["ties"]) == (7, 10, 5)
+    assert (round(found["low"], 4), round(found["high"], 4)) == (0.3968, 0.8922)
 
 
 def test_an_empty_question_starts_nothing(page: TestClient) -> None:
@@ -90,18 +90,16 @@ def test_an_empty_question_starts_nothing(page: TestClient) -> None:
 
 
 def test_a_conversation_goes_on_and_begins_anew(tmp_path: Path) -> None:
-    place = questions.folder_of(__import__("byeori.studio.workspace", fromlist=["Workspace"]).Workspace(tmp_path), "m")
+    place = questions.folder_of(Workspace(tmp_path), "m")
     first = questions.ask(place, [{"role": "user", "content": "하나"}], {}, ["tuned"], blind=False)
     (place / f"{first.name}-tuned.txt").write_text("둘", encoding="utf-8")
     (place / f"{first.name}-done.json").write_text('{"tuned": {}}', encoding="utf-8")
-    from starlette.datastructures import FormData
-
     form = FormData([("column:message", "셋"), ("system", "짧게")])
-    assert trying._asked(place, None, form) == [
+    assert trying.messages_or_columns(place, None, form) == [
         {"role": "system", "content": "짧게"},
         {"role": "user", "content": "하나"},
         {"role": "assistant", "content": "둘"},
         {"role": "user", "content": "셋"},
     ]
     questions.start_anew(place)
-    assert len(trying._asked(place, None, form)) == 2
+    assert len(trying.messages_or_columns(place, None, form)) == 2

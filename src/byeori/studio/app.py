@@ -14,11 +14,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from byeori.errors import ConfigError
-from byeori.studio import data, home, pages, plan, template, train, trying
+from byeori.studio import compare, data, home, pages, plan, ship, template, train, trying
 from byeori.studio.security import Guard
 from byeori.studio.workspace import Workspace
 from byeori.support import pages as pages_of_files
 
+_SCREENS = (home, data, template, plan, train, trying, compare, ship)
 _YEAR = 365 * 24 * 3600
 
 
@@ -27,12 +28,7 @@ def make_app(workspace: Workspace, token: str, *, origins: Sequence[str] = (), r
     static = StaticFiles(directory=Path(__file__).parent / "static")
     app = Starlette(
         routes=[
-            *home.routes,
-            *data.routes,
-            *template.routes,
-            *plan.routes,
-            *train.routes,
-            *trying.routes,
+            *(route for screen in _SCREENS for route in screen.routes),
             Route("/language", _language),
             Route("/page.css", _page_css),
             Mount("/static", static),

@@ -38,6 +38,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "merge": config.MergeSettings,
     "export": config.ExportSettings,
     "publish": config.PublishSettings,
+    "demo": config.DemoSettings,
     "demo-model": config.DemoModelSettings,
 }
 # The shell outlives the command, whose exit code it writes; Ctrl-C reaches both and ends only the command.

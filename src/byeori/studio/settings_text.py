@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,8 +63,18 @@ def from_form(kind: type[Settings], form: Mapping[str, Any]) -> dict[str, Any]:
         given = str(form[name]).replace("\r\n", "\n")
         if given.strip() == "" or given == _as_text(field.default):
             continue
-        values[name] = given.split() if is_list(field.annotation) and name != "gpu" else _typed(given)
+        values[name] = _words(given) if is_list(field.annotation) and name != "gpu" else _typed(given)
     return values
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a field that holds several, quoted as a shell has them; a path may have spaces."""
+    if "\0" not in text and len(text) < 1000 and Path(text).exists():
+        return [text]
+    try:
+        return shlex.split(text)
+    except ValueError:  # a quote alone
+        return text.split()
 
 
 def _typed(text: str) -> Any:
@@ -107,7 +118,9 @@ def _as_text(value: Any) -> str:
         return ""
     if isinstance(value, dict):
         return " ".join(f"{name}={item}" for name, item in value.items())
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return str(value[0]) if len(value) == 1 and Path(str(value[0])).exists() else shlex.join(map(str, value))
+    return str(value)
 
 
 @functools.cache

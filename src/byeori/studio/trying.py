@@ -57,7 +57,7 @@ def screen(request: Request, error: str = "") -> Response:
         kind=config.ChatSettings,
         fields=[field for group in fields.values() for field in group if field["name"] in SAMPLING],
         live=_live(space, name) if name else None,
-        counts=_counts(space, name),
+        counts=counts(space, name),
         pairs=_lines(space.folder / _PAIRS),
         copies=pages.copies(
             "chat", config.ChatSettings, {"model": name, "base": bool(folder and _is_adapter(folder)) or None} | values
@@ -137,7 +137,7 @@ def _worker(space: Workspace, name: str) -> Job | None:
     return jobs.latest(space, "try", output=name)
 
 
-def _counts(space: Workspace, name: str) -> dict[str, Any] | None:
+def counts(space: Workspace, name: str) -> dict[str, Any] | None:
     """Return how often the tuned model was judged better, with Wilson's 95% interval; ties are left out."""
     found = [line.get("better") for line in _lines(space.folder / _JUDGEMENTS) if line.get("model") == name]
     count, wins = sum(side in ("base", "tuned") for side in found), found.count("tuned")
@@ -174,7 +174,7 @@ def ask(request: Request, form: FormData) -> Response:
     checked = config.check(config.ChatSettings, {"model": name} | {key: draft[key] for key in SAMPLING if key in draft})
     sampling = {key: getattr(checked, key) for key in SAMPLING}
     place = questions.folder_of(space, name)
-    asked = _asked(place, template, form)
+    asked = messages_or_columns(place, template, form)
     space.save_draft("try", draft | {"model": name, "blind": bool(form.get("blind"))})
     _start(space, name, place)
     sides = ["base", "tuned"] if _is_adapter(folder) else ["tuned"]
@@ -182,7 +182,9 @@ def ask(request: Request, form: FormData) -> Response:
     return pages.go(pages.address("try", run=name))
 
 
-def _asked(place: Path, template: Template | None, form: FormData) -> dict[str, str] | list[dict[str, str]]:
+def messages_or_columns(
+    place: Path, template: Template | None, form: FormData
+) -> dict[str, str] | list[dict[str, str]]:
     """Return the columns of a question, or the messages up to it."""
     columns = template.prompt_columns if template else ["message"]
     values = {name: str(form.get(f"column:{name}", "")).replace("\r\n", "\n") for name in columns}
