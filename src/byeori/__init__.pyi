@@ -216,6 +216,8 @@ def dpo(
     rank_pattern: dict[str, int] = {},
     alpha_pattern: dict[str, float] = {},
     layers_to_transform: str | Sequence[int] = [],
+    modules_to_save: str | Sequence[str] = [],
+    trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -283,6 +285,7 @@ def dpo(
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
+    add_tokens: str | Sequence[str] = [],
     chat_template_kwargs: dict[str, str] | None = None,
     validation_path: str | Path | Sequence[str | Path] | None = None,
     mix_by: Literal["rows", "tokens"] = "rows",
@@ -325,6 +328,9 @@ def dpo(
         rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
         alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
         layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
+        modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
+        trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
+            ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -370,6 +376,7 @@ def dpo(
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        add_tokens: New tokens for the tokenizer, such as `<tool> </tool>`.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         validation_path: Rows for evaluation, like data_path.
         mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
@@ -528,6 +535,8 @@ def plan(
     rank_pattern: dict[str, int] = {},
     alpha_pattern: dict[str, float] = {},
     layers_to_transform: str | Sequence[int] = [],
+    modules_to_save: str | Sequence[str] = [],
+    trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -595,6 +604,7 @@ def plan(
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
+    add_tokens: str | Sequence[str] = [],
     chat_template_kwargs: dict[str, str] | None = None,
     validation_path: str | Path | Sequence[str | Path] | None = None,
     mix_by: Literal["rows", "tokens"] = "rows",
@@ -655,6 +665,9 @@ def plan(
         rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
         alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
         layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
+        modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
+        trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
+            ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -700,6 +713,7 @@ def plan(
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        add_tokens: New tokens for the tokenizer, such as `<tool> </tool>`.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         validation_path: Rows for evaluation, like data_path.
         mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
@@ -754,6 +768,7 @@ def preview(
     data_path: str | Path | Sequence[str | Path],
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
+    add_tokens: str | Sequence[str] = [],
     chat_template_kwargs: dict[str, str] | None = None,
     validation_path: str | Path | Sequence[str | Path] | None = None,
     mix_by: Literal["rows", "tokens"] = "rows",
@@ -787,6 +802,7 @@ def preview(
         data_path: Rows: files, folders, Hub datasets or URLs.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        add_tokens: New tokens for the tokenizer, such as `<tool> </tool>`.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         validation_path: Rows for evaluation, like data_path.
         mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
@@ -858,6 +874,8 @@ def rent(
     rank_pattern: dict[str, int] = {},
     alpha_pattern: dict[str, float] = {},
     layers_to_transform: str | Sequence[int] = [],
+    modules_to_save: str | Sequence[str] = [],
+    trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -925,6 +943,7 @@ def rent(
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
+    add_tokens: str | Sequence[str] = [],
     chat_template_kwargs: dict[str, str] | None = None,
     validation_path: str | Path | Sequence[str | Path] | None = None,
     mix_by: Literal["rows", "tokens"] = "rows",
@@ -986,6 +1005,9 @@ def rent(
         rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
         alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
         layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
+        modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
+        trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
+            ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -1031,6 +1053,7 @@ def rent(
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        add_tokens: New tokens for the tokenizer, such as `<tool> </tool>`.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         validation_path: Rows for evaluation, like data_path.
         mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.
@@ -1121,6 +1144,8 @@ def sft(
     rank_pattern: dict[str, int] = {},
     alpha_pattern: dict[str, float] = {},
     layers_to_transform: str | Sequence[int] = [],
+    modules_to_save: str | Sequence[str] = [],
+    trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
     num_epochs: float = 3,
     max_steps: int | None = None,
@@ -1188,6 +1213,7 @@ def sft(
     gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = "auto",
     train_turns: Literal["all", "last"] = "all",
     chat_template: str | None = None,
+    add_tokens: str | Sequence[str] = [],
     chat_template_kwargs: dict[str, str] | None = None,
     validation_path: str | Path | Sequence[str | Path] | None = None,
     mix_by: Literal["rows", "tokens"] = "rows",
@@ -1226,6 +1252,9 @@ def sft(
         rank_pattern: Other ranks for some layers, such as `q_proj=32 down_proj=8`.
         alpha_pattern: Other values of lora_alpha for some layers, as in rank_pattern.
         layers_to_transform: Numbers of the layers to adapt, such as `0-3 8`.
+        modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
+        trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
+            ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
@@ -1271,6 +1300,7 @@ def sft(
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
+        add_tokens: New tokens for the tokenizer, such as `<tool> </tool>`.
         chat_template_kwargs: Values for the chat template as JSON, such as '{"enable_thinking": false}'.
         validation_path: Rows for evaluation, like data_path.
         mix_by: What the weights of data_path are shares of, as in `a.jsonl:0.7 b.jsonl:0.3`.

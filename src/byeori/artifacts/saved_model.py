@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.kernels import lora_linear
-from byeori.model import adapter, load
+from byeori.model import adapter, embedding_rows, load
+from byeori.model.embedding_rows import is_embedding
 from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 from byeori.support.pickles import missing_weights
 from byeori.support.text_files import one_line, read_text
@@ -36,7 +37,8 @@ class SavedModel:
 
     name: as it was given. folder: with its files. base: the model under an adapter, else the folder itself.
     max_length: of prompt and answer in tokens; None if the model has no limit.
-    settings: of the run that made it; empty if it is not byeori's.
+    settings: of the run that made it; empty if it is not byeori's. tokens: whose rows of the embedding an adapter
+    trains. vocabulary: the rows of the embedding that an adapter needs, if it says so.
     """
 
     name: str
@@ -47,6 +49,8 @@ class SavedModel:
     tokenizer: Any
     max_length: int | None
     settings: dict[str, Any]
+    tokens: list[int] = field(default_factory=list)
+    vocabulary: int | None = None
 
 
 def find(
@@ -68,8 +72,10 @@ def find(
     settings = run_settings(folder)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     base_name, base_revision = str(folder), None
+    tokens, vocabulary = list[int](), None
     if is_adapter:
         recorded, recorded_revision = _check_adapter(folder, name)
+        tokens, vocabulary = _vocabulary(folder)
         if not (base or recorded):
             raise ModelError(f"the adapter {name} does not name its base model; give --base_model")
         check_base_name(folder, recorded, base, option="--base_model")
@@ -96,6 +102,8 @@ def find(
         tokenizer=tokenizer,
         max_length=load.positions_limit(config),
         settings=settings,
+        tokens=tokens,
+        vocabulary=vocabulary,
     )
 
 
@@ -123,6 +131,15 @@ def _check_adapter(folder: Path, name: str) -> tuple[str | None, str | None]:
         raise ModelError(f"the adapter {name} is incomplete: {missing_weights(folder, ADAPTER)}")
     read_header(folder / ADAPTER)
     return recorded.get("base_model_name_or_path"), recorded.get("revision")
+
+
+def _vocabulary(folder: Path) -> tuple[list[int], int | None]:
+    """The tokens whose rows an adapter trains, and the rows of the embedding that it needs."""
+    given = records.adapter_config(folder).get("trainable_token_indices") or []
+    lists = given.values() if isinstance(given, dict) else [given]
+    tokens = sorted({int(token) for each in lists for token in each})
+    whole = [stored.shape[0] for name, stored in read_header(folder / ADAPTER).items() if is_embedding(name)]
+    return tokens, whole[0] if whole else max(tokens) + 1 if tokens else None
 
 
 # ---- does an adapter belong to a base? ------------------------------------------------------------------------------
@@ -199,6 +216,8 @@ def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> A
     Raises:
         ModelError: if it does not fit the base.
     """
+    whole = saved.vocabulary is not None and not saved.tokens  # the embedding is in the file, longer or shorter
+    embedding_rows.resize(model, saved.vocabulary, shrink=whole)
     misfit = f"the adapter {saved.name} does not fit the base {saved.base}"
     remedy = "give the base that it was trained on with --base_model"
     try:

@@ -29,6 +29,9 @@ def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any], to
         (folder / TEMPLATE).write_text(encoding.template.text, encoding="utf-8")
         served = served_template(encoding)
     tokenizer_files.copy(tokenizer, folder, chat_template=served, class_name=type(encoding.tokenizer).__name__)
+    if added := settings.get("add_tokens"):
+        numbers = encoding.tokenizer.convert_tokens_to_ids(added)
+        tokenizer_files.write_added(folder, dict(zip(added, numbers, strict=True)))
     text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
     (folder / SETTINGS).write_text(text, encoding="utf-8")
     names = ("byeori", "torch", "transformers", "peft", "datasets", "tokenizers", "safetensors")

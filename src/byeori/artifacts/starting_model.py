@@ -28,6 +28,7 @@ _VARIANT: dict[str, tuple[str, Any]] = {
     "rank_pattern": ("rank_pattern", {}),
     "alpha_pattern": ("alpha_pattern", {}),
     "layers_to_transform": ("layers_to_transform", []),
+    "modules_to_save": ("modules_to_save", []),
 }
 
 
@@ -98,12 +99,41 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
         tokenizer, notes = load.load_tokenizer(name, revision=revision, trust_remote_code=trusted)
         start = StartingModel(base=name, revision=revision, adapter=None, tokenizer=tokenizer, notes=notes)
         max_length = load.positions_limit(config)
+    if tokens := _trained_tokens(settings, start):
+        decided["trainable_token_indices"] = [str(token) for token in tokens]
     cutoff_len = settings["cutoff_len"]
     if max_length is not None and cutoff_len > max_length and "cutoff_len" not in given:
         start.notes.append(f"cutoff_len is {max_length}, the maximum length of {start.base}")
         cutoff_len = decided["cutoff_len"] = max_length
     check_cutoff(cutoff_len, max_length, start.base)
     return start, decided
+
+
+def _trained_tokens(settings: Mapping[str, Any], start: StartingModel) -> list[int]:
+    """Add the new tokens to the tokenizer; returns the tokens whose rows are trained.
+
+    Raises:
+        ConfigError: if there is no such token, or the adapter that is trained further has others.
+    """
+    new, named = settings["add_tokens"], settings.get("trainable_token_indices", [])
+    if start.adapter is not None:
+        if new or named:
+            flag = "add_tokens" if new else "trainable_token_indices"
+            raise ConfigError(
+                f"--{flag} is for a new adapter, and {settings['base_model']} is one already; merge it first"
+            )
+        return start.adapter.tokens
+    vocabulary = start.tokenizer.get_vocab()
+    if old := [token for token in new if token in vocabulary]:
+        raise ConfigError(
+            f"--add_tokens: {old[0]!r} is a token of {start.base} already; give it to --trainable_token_indices"
+        )
+    tokenizer_files.add(start.tokenizer, new)
+    ids = [token if token.isdecimal() and int(token) < len(start.tokenizer) else None for token in named]
+    known = [vocabulary.get(token) if number is None else int(number) for token, number in zip(named, ids, strict=True)]
+    if missing := [token for token, number in zip(named, known, strict=True) if number is None]:
+        raise ConfigError(f"--trainable_token_indices: {start.base} has no token {missing[0]!r}; see --add_tokens")
+    return sorted({*known, *start.tokenizer.convert_tokens_to_ids(new)})
 
 
 def check_cutoff(cutoff_len: int, max_length: int | None, name: str) -> None:

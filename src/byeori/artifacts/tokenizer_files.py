@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,35 @@ def copy(source: Path, folder: Path, *, chat_template: Any, class_name: str | No
         changes["tokenizer_class"] = "PreTrainedTokenizerFast" if _bare(class_name) == "any" else class_name
     if changes:
         text = json.dumps({**config, **changes}, indent=2, ensure_ascii=False)
+        (folder / layout.TOKENIZER_CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def add(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Add tokens to a loaded tokenizer: found in any text, whole, also inside words and beside spaces."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in tokens])
+
+
+def write_added(folder: Path, tokens: Mapping[str, int]) -> None:
+    """Write tokens that were added into the files of a tokenizer, and leave all else in them as it is.
+
+    Raises:
+        ModelError: if the tokenizer has no tokenizer.json.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            "--add_tokens needs a tokenizer with a tokenizer.json; save it once with transformers' save_pretrained"
+        )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    whole = _json(path)
+    whole["added_tokens"] += [{"id": number, "content": token, **flags} for token, number in tokens.items()]
+    path.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = _json(folder / layout.TOKENIZER_CONFIG)
+    if "added_tokens_decoder" in config:
+        config["added_tokens_decoder"] |= {str(number): {"content": token} | flags for token, number in tokens.items()}
+        text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / layout.TOKENIZER_CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

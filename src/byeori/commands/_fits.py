@@ -39,18 +39,22 @@ def check_embedding(
         trusted = settings.trust_remote_code is not None
         config = load.load_config(start.base, revision=start.revision, trust_remote_code=trusted)
         rows = int(config.get_text_config().vocab_size)
+    if start.adapter is not None and start.adapter.vocabulary:
+        rows = max(rows, start.adapter.vocabulary) if start.adapter.tokens else start.adapter.vocabulary
+    rows = max(rows, len(start.tokenizer)) if settings.add_tokens else rows
     embedding_rows.check_ids({*map(tokenized.highest_token, tables)}, rows, start.tokenizer, start.base)
     added = sorted(start.tokenizer.added_tokens_decoder)
     used = {int(number) for example in sample for number in example.token_ids}.intersection(added)
     bad = sorted({number for matrix in stored for number in embedding_rows.untrained(matrix, used, added)})
     wanted = getattr(settings, "lora_target_modules", [])
+    bad = [number for number in bad if str(number) not in getattr(settings, "trainable_token_indices", [])]
     if not bad or {"embed_tokens", "lm_head"} <= set(wanted):
         return []
     names = ", ".join(start.tokenizer.convert_ids_to_tokens(bad[:_NAMED])) + (", ..." if len(bad) > _NAMED else "")
     return [
         f"{start.base} was never trained on {names}, which the template writes: such rows of its embedding are zero or "
-        "equal. Start from the instruction-tuned model, give a --chat_template whose tokens it knows, or add "
-        "embed_tokens and lm_head to --lora_target_modules"
+        "equal. Start from the instruction-tuned model, give a --chat_template whose tokens it knows, or train these "
+        "rows with --trainable_token_indices"
     ]
 
 

@@ -19,6 +19,7 @@ from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.model import (
     adapter,
+    embedding_rows,
     first_use,
     forward,
     load,
@@ -64,6 +65,8 @@ def variant_of(settings: TrainSettings) -> adapter.Variant:
         rank_pattern=tuple(settings.rank_pattern.items()),
         alpha_pattern=tuple(settings.alpha_pattern.items()),
         layers_to_transform=tuple(settings.layers_to_transform),
+        modules_to_save=tuple(settings.modules_to_save),
+        tokens=tuple(map(int, settings.trainable_token_indices)),
     )
 
 
@@ -107,6 +110,13 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
         base = load_streamed.load_streamed(start.base, processes=processes, bits=quantized, offload=offload, **source)
     else:
         base = load.load_model(start.base, device=processes.device, **source)
+    variant = variant_of(settings)
+    if processes.sharded and (variant.tokens or variant.modules_to_save):
+        raise ConfigError(
+            "sharded weights are not trained themselves; add --parallel ddp for trained tokens and modules"
+        )
+    if start.adapter is None:
+        embedding_rows.resize(base, variant.rows)
     with sharding.whole_shapes(base, processes.device):
         if start.adapter is not None:
             return saved_model.with_adapter(base, start.adapter, trainable=True)
@@ -118,7 +128,7 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
             targets=settings.lora_target_modules,
             seed=settings.seed,
             revision=start.revision,
-            variant=variant_of(settings),
+            variant=variant,
         )
     with console.progress(f"Starting the adapter ({settings.lora_init})", shown=processes.main) as on_progress:
         lora_start.begin(model, settings.lora_init, settings.use_dora, on_progress)

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from byeori.config.base import ESSENTIAL, LORA, Names, Settings, parse_names, setting
+from byeori.config.base import ESSENTIAL, LORA, Names, Settings, Tokens, parse_names, setting
 from byeori.support.suggestions import nearest
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica")
@@ -86,6 +86,12 @@ class LoraSettings(Settings):
     )
     alpha_pattern: Alphas = setting("Other values of lora_alpha for some layers, as in rank_pattern.", {}, LORA)
     layers_to_transform: Layers = setting("Numbers of the layers to adapt, such as `0-3 8`. none is all.", [], LORA)
+    modules_to_save: Names = setting(
+        "Modules to train whole beside the adapter, such as `embed_tokens lm_head`.", [], LORA
+    )
+    trainable_token_indices: Tokens = setting(
+        "Tokens whose rows of the embedding and the head are trained, by their text or their ids.", [], LORA
+    )
     neftune_noise_alpha: float = setting(
         "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0
     )

@@ -89,6 +89,15 @@ def on_off(value: object) -> object:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def token_texts(value: object) -> object:
+    """`"<tool> [end]"` -> `["<tool>", "[end]"]`, `'["a b"]'` -> `["a b"]`; other values are left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith('["'):
+        return from_json(value)
+    return [] if value.strip() == "none" else value.split()
+
+
 def from_json(value: object) -> object:
     """Return what JSON text holds; other values are left to pydantic."""
     if not isinstance(value, str):
@@ -123,6 +132,7 @@ def column_names(value: object) -> object:
 
 
 Names = Annotated[list[str], BeforeValidator(parse_names)]
+Tokens = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(token_texts), "TOKEN"]
 Paths = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "PATH"]
 Texts = Annotated[list[str], BeforeValidator(_texts), "TEXT"]
 Columns = Annotated[dict[str, str], BeforeValidator(column_names), "NAME=COLUMN"]

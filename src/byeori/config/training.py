@@ -30,6 +30,7 @@ from byeori.config.base import (
     Recompute,
     Settings,
     Switch,
+    Tokens,
     from_json,
     none_from_text,
     on_off,
@@ -171,6 +172,12 @@ class ChatSettings(Settings):
         "Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma. "
         "It is saved with the weights.",
         None,
+        DATA,
+    )
+    add_tokens: Tokens = setting(
+        "New tokens for the tokenizer, such as `<tool> </tool>`. Their rows of the embedding and the head start at the "
+        "mean and are trained with the adapter.",
+        [],
         DATA,
     )
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(from_json)] = setting(

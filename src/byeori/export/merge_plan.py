@@ -23,6 +23,7 @@ from byeori.export.base_names import Names, parameter_names, untie
 from byeori.export.quantized_base import TrainedOn
 from byeori.model import opened as opening
 from byeori.model import packed
+from byeori.model.embedding_rows import is_embedding
 from byeori.model.fingerprint import stored_tensors
 from byeori.model.load import resolve_dtype
 from byeori.model.opened import BYTES, FLOATS, Source
@@ -145,7 +146,7 @@ def plan(
         plain=weights | {parameter: weights[name] for parameter, name in stored.items()},
         trained=held if onto != "opened" else {},
     )
-    return replace(model, vocabulary=_vocabulary(model))
+    return _with_vocabulary(model)
 
 
 def _check_modules(
@@ -205,12 +206,15 @@ def _merged(
 def _fitted(item: MergedTensor, change: Change, base: str, config: dict[str, Any]) -> MergedTensor:
     """Return the tensor with its change, and the adapter's whole tensor as its source if there is one.
 
-    A whole embedding or head may have more rows than the base's: the vocabulary was extended before training.
+    Embedding and head may have more rows than the base's: the vocabulary was extended before training. Whole ones may
+    also have fewer: surplus rows were taken away.
     """
+    if change.token_rows and (rows := max(change.tokens, default=0) + 1) > item.source.shape[0]:
+        item = replace(item, source=opening.longer(item.source, rows))
     base_shape, shapes = item.source.shape, []
     if change.whole:
-        longer = len(base_shape) == 2 and change.whole.shape[0] >= base_shape[0] and change.whole.dtype in BYTES
-        base_shape = (change.whole.shape[0], *base_shape[1:]) if longer else base_shape
+        resized = is_embedding(f"{change.module}.weight") and change.whole.dtype in BYTES
+        base_shape = (change.whole.shape[0], *base_shape[1:]) if resized else base_shape
         shapes.append(change.whole.shape)
     if change.a and change.b:
         pair = (change.b.shape[0], change.a.shape[1])
@@ -229,6 +233,13 @@ def _fitted(item: MergedTensor, change: Change, base: str, config: dict[str, Any
     if item.dtype not in BYTES:
         raise ModelError(f"{item.name} of {base} is stored as {item.dtype}; use the base in full precision")
     return replace(item, source=change.whole or item.source, change=change)
+
+
+def _with_vocabulary(model: MergedModel) -> MergedModel:
+    """Return the merge with its number of tokens; the base's embedding has the rows that its adapter needs."""
+    longer = [item for item in model.tensors if item.change and item.change.token_rows and not item.change.whole]
+    plain = {name: item.source for item in longer for name in (item.name, item.parameter) if name}
+    return replace(model, vocabulary=_vocabulary(model), plain=model.plain | plain)
 
 
 def _vocabulary(model: MergedModel) -> int | None:

@@ -57,9 +57,10 @@ def target_logprobs(
     in float32. block_rows: the least number of targets in a chunk of a frozen head, whose words are computed in
     blocks with logits of block_bytes (by default chunk_bytes).
     """
-    weight = getattr(head.module, "weight", None)
-    plain = type(head.module) is torch.nn.Linear and weight is not None and not weight.requires_grad
-    words = weight.shape[0] if weight is not None else 2**18
+    plain = type(head.module) is torch.nn.Linear and not head.module.weight.requires_grad
+    linear = next((module for module in head.module.modules() if isinstance(module, torch.nn.Linear)), None)
+    weight = head.module.weight if plain else None  # a wrapper of PEFT's would make it
+    words = linear.out_features if linear is not None else 2**18
     size = max(1, chunk_bytes // (4 * words))
     if plain:
         size = max(size, block_rows)

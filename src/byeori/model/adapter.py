@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from byeori.errors import ConfigError, ModelError
-from byeori.model import lora_start, text_model
+from byeori.kernels import trained_modules
+from byeori.model import embedding_rows, lora_start, text_model
+from byeori.model.fingerprint import read_header
 from byeori.support.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ class Variant:
     """What makes an adapter other than plain LoRA, under the names of PEFT's LoraConfig.
 
     init: its init_lora_weights, `default` for True. rank_pattern, alpha_pattern: (ending of names, value).
-    layers_to_transform: () is all.
+    layers_to_transform: () is all. tokens: whose rows of embedding and head are trained; new ones too.
     """
 
     init: str = "default"
@@ -125,6 +127,13 @@ class Variant:
     rank_pattern: tuple[tuple[str, int], ...] = ()
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     layers_to_transform: tuple[int, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """The rows that the embedding needs at least, or None."""
+        return max(self.tokens) + 1 if self.tokens else None
 
     @property
     def differs_by_layer(self) -> bool:
@@ -175,6 +184,10 @@ def attach(
             rank_pattern=dict(variant.rank_pattern),
             alpha_pattern={name: lora_start.whole_number(value) for name, value in variant.alpha_pattern},
             layers_to_transform=list(variant.layers_to_transform) or None,
+            modules_to_save=_modules(model, variant.modules_to_save),
+            trainable_token_indices={name: list(variant.tokens) for name in _embeddings(model)} or None
+            if variant.tokens
+            else None,
         )
         on_meta = next(model.parameters()).is_meta  # then there are no first values to draw
         try:
@@ -183,7 +196,32 @@ def attach(
         except (ValueError, TypeError) as error:
             raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None
     _check_patterns(tuned, variant)
+    trained_modules.prepare(tuned)
     return tuned
+
+
+def _embeddings(model: Any) -> list[str]:
+    """The names of the embedding and, if it has a weight of its own, of the head."""
+    wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
+    tied = wanted[1] is None or wanted[0].weight is wanted[1].weight
+    return [name for name, module in model.named_modules() if any(module is each for each in wanted[: 2 - tied])]
+
+
+def _modules(model: torch.nn.Module, wanted: tuple[str, ...]) -> list[str] | None:
+    """Check the names of modules that are trained whole.
+
+    Raises:
+        ConfigError: if there is none of a name, or its weights are quantized.
+    """
+    named = dict(model.named_modules())
+    for name in wanted:
+        found = [module for full, module in named.items() if full == name or full.endswith(f".{name}")]
+        known = list(dict.fromkeys(full.rsplit(".", 1)[-1] for full in named if full))
+        if not found:
+            raise ConfigError(f"--modules_to_save: no module is called {name!r}{nearest(name, known)}")
+        if any(not each.is_floating_point() for module in found for each in module.parameters()):
+            raise ConfigError(f"--modules_to_save: {name} has quantized weights, which cannot be trained; leave it out")
+    return list(wanted) or None
 
 
 def _check_patterns(model: PeftModel, variant: Variant) -> None:
@@ -245,6 +283,10 @@ def load_adapter(
         config: Any = PeftConfig.from_pretrained(str(folder))
         with lora_start.readable(model, getattr(config, "use_dora", False)):
             tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    if trainable:
+        trained_modules.prepare(tuned)
+        whole = any(embedding_rows.is_embedding(name) for name in read_header(folder / "adapter_model.safetensors"))
+        tuned.byeori_whole_embedding = whole and not config.modules_to_save
     # from_pretrained only warns of names that do not fit; loading once more returns them
     keys = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     return tuned, [key for key in keys.missing_keys if "lora_" in key], keys.unexpected_keys
@@ -254,8 +296,10 @@ def state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return an adapter's tensors under the names that they have in its file."""
     from peft import get_peft_model_state_dict
 
-    whole = lora_start.joined(model.state_dict())
-    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    with_embedding = bool(getattr(model, "byeori_whole_embedding", False))  # an adapter whose vocabulary was extended
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        model, state_dict=lora_start.joined(model.state_dict()), save_embedding_layers=with_embedding
+    )
     return tensors
 
 

@@ -13,11 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from byeori.errors import ByeoriError, ModelError
+from byeori.errors import ByeoriError, ConfigError, ModelError
+from byeori.model import load
 from byeori.model.fingerprint import Stored, stored_tensors
 
 _INPUT = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+_WHOLE = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|lm_head|embed_out)"
+    r"(\.modules_to_save(\.default)?|\.base_layer|\.token_adapter\.base_layer)*\.weight$"
+)
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _SAMPLE = 256  # rows that say how long a trained row is
 _SHORT, _NEAR = 1e-3, 1e-2  # of a trained row's length; of the longer row
@@ -77,3 +82,36 @@ def read_rows(stored: Stored, ids: Sequence[int]) -> np.ndarray:
             row = np.frombuffer(file.read(width * dtype.itemsize), dtype=dtype)
             out[place] = (row.astype(np.uint32) << 16).view(np.float32) if stored.dtype == "BF16" else row
     return out
+
+
+def is_embedding(name: str) -> bool:
+    """Return whether a tensor of an adapter is a whole embedding or head."""
+    return _WHOLE.search(name) is not None
+
+
+def resize(causal: Any, rows: int | None, *, shrink: bool = False) -> None:
+    """Give embedding and head so many rows, unless they have more; new ones are the mean of the others.
+
+    shrink: take away surplus rows. rows: None is as many as there are.
+
+    Raises:
+        ConfigError: if the weights are sharded.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    weight = causal.get_input_embeddings().weight
+    have = weight.shape[0]
+    if rows is None or rows == have or (rows < have and not shrink):
+        return
+    if isinstance(weight, DTensor):
+        raise ConfigError(f"the embedding needs {rows} rows, and sharded weights are not resized; use --parallel ddp")
+    matrices = {id(each.weight): each for each in (causal.get_input_embeddings(), causal.get_output_embeddings())}
+    means = [each.weight.detach().float().mean(dim=0) for each in matrices.values()]
+    with load.quiet():
+        causal.resize_token_embeddings(rows, mean_resizing=False)
+    fresh = {id(each.weight): each for each in (causal.get_input_embeddings(), causal.get_output_embeddings())}
+    with torch.no_grad():
+        for each, mean in zip(fresh.values(), means, strict=True):
+            each.weight[have:] = mean.to(each.weight.dtype)
+            each.weight.requires_grad_(False)

@@ -106,6 +106,16 @@ def _read(file: Any, stored: Stored, size: int) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=DTYPES.get(stored.dtype) or _CODES.get(stored.dtype, torch.uint8))
 
 
+def longer(source: Source, rows: int) -> Opened:
+    """Return an embedding with more rows: new tokens start at the mean of the others, as in training."""
+
+    def load() -> torch.Tensor:
+        own = read(source).float()
+        return torch.cat([own, own.mean(dim=0).expand(rows - len(own), -1)])
+
+    return Opened(name="embedding", dtype=source.dtype, shape=(rows, *source.shape[1:]), load=load)
+
+
 # ---- as training in 4 or 8 bit holds them -----------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, last_layer, lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import activation_offload, forward, lora_start, quantize, skeleton, wrap
+from byeori.model import activation_offload, embedding_rows, forward, lora_start, quantize, skeleton, wrap
 from byeori.model.adapter import PLAIN, Variant, attach
 from byeori.model.text_model import text_config
 from byeori.plan import measured_step, meta_ops, meta_quantized
@@ -236,6 +236,7 @@ def build(
     base = skeleton.frozen_model(config if layers is None else skeleton.with_layers(config, layers), dtype, device)
     if bits:
         quantize_layers(base, bits)
+    embedding_rows.resize(base, adapter.variant.rows)
     model = attach(
         base,
         r=adapter.r,
