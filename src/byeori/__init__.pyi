@@ -264,6 +264,7 @@ def dpo(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -355,6 +356,7 @@ def dpo(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -583,6 +585,7 @@ def plan(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -692,6 +695,7 @@ def plan(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -922,6 +926,7 @@ def rent(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1032,6 +1037,7 @@ def rent(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -1192,6 +1198,7 @@ def sft(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1279,6 +1286,7 @@ def sft(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
