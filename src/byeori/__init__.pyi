@@ -219,6 +219,9 @@ def dpo(
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
+    finetune: Literal["lora", "full"] = "lora",
+    train_layers: str | None = None,
+    master_weights: Literal["float32", "stochastic"] = "float32",
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -264,7 +267,6 @@ def dpo(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
-    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -311,7 +313,7 @@ def dpo(
     label_smoothing: float = 0.0,
     simpo_gamma: float = 0.5,
 ) -> TrainResult:
-    """Fine-tune a LoRA adapter to prefer chosen answers to rejected ones.
+    """Fine-tune a LoRA adapter, or the whole model, to prefer chosen answers to rejected ones.
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
@@ -333,6 +335,10 @@ def dpo(
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
+            frozen.
+        master_weights: How finetune full adds small updates to bfloat16 weights.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -356,7 +362,6 @@ def dpo(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
-        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -540,6 +545,9 @@ def plan(
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
+    finetune: Literal["lora", "full"] = "lora",
+    train_layers: str | None = None,
+    master_weights: Literal["float32", "stochastic"] = "float32",
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -585,7 +593,6 @@ def plan(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
-    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -672,6 +679,10 @@ def plan(
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
+            frozen.
+        master_weights: How finetune full adds small updates to bfloat16 weights.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -695,7 +706,6 @@ def plan(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
-        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -881,6 +891,9 @@ def rent(
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
+    finetune: Literal["lora", "full"] = "lora",
+    train_layers: str | None = None,
+    master_weights: Literal["float32", "stochastic"] = "float32",
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 1e-05,
@@ -926,7 +939,6 @@ def rent(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
-    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1014,6 +1026,10 @@ def rent(
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
+            frozen.
+        master_weights: How finetune full adds small updates to bfloat16 weights.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -1037,7 +1053,6 @@ def rent(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
-        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -1153,6 +1168,9 @@ def sft(
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
     neftune_noise_alpha: float = 0.0,
+    finetune: Literal["lora", "full"] = "lora",
+    train_layers: str | None = None,
+    master_weights: Literal["float32", "stochastic"] = "float32",
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 0.0002,
@@ -1198,7 +1216,6 @@ def sft(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
-    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1241,7 +1258,7 @@ def sft(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
 ) -> TrainResult:
-    """Fine-tune a LoRA adapter on prompts and answers.
+    """Fine-tune a LoRA adapter, or the whole model, on prompts and answers.
 
     Args:
         base_model: Base model, or adapter to train further: a folder or a Hub id.
@@ -1263,6 +1280,10 @@ def sft(
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
+        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
+            frozen.
+        master_weights: How finetune full adds small updates to bfloat16 weights.
         num_epochs: Passes over the training rows.
         max_steps: Stop after this many optimizer steps.
         learning_rate: Peak learning rate.
@@ -1286,7 +1307,6 @@ def sft(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
-        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.

@@ -15,43 +15,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, RwkvConfig, RwkvForCausalLM, get_scheduler
 
-from byeori import config
-from byeori.commands import _rows as rows
 from byeori.commands import train
-from byeori.data import row_kinds, tokenized
-from byeori.data.tokenize import Example
-from byeori.distributed import processes
 from byeori.errors import TrainingError
 from byeori.losses.base import Sums, Targets
 from byeori.losses.sft import SFT, sft_sum
 from byeori.train import trainer
+from plain_loop import examples, sequence_loss
 from runs import checkpoints, command, log, losses, settings, sft, sha
 from tiny_models import byte_level_tokenizer
-
-
-def prepared(values: dict[str, Any]) -> rows.Prepared:
-    checked, begun = rows.begin(config.check(config.SftSettings, values))
-    alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
-    return rows.prepare(checked, begun, row_kind=row_kinds.ANSWER, processes=alone)[0]
-
-
-def examples(values: dict[str, Any], *, held_out: bool = False) -> dict[int, Example]:
-    """Tokenized rows by their place in the source."""
-    found = prepared(values)
-    table = found.held_out if held_out else found.train
-    assert table is not None
-    rows = [tokenized.example(table, index) for index in range(len(table))]
-    return {example.row: example for example in rows}
-
-
-def sequence_loss(model: Any, example: Example) -> torch.Tensor:
-    """Cross entropy over the trained tokens of one sequence, summed; the labels as transformers takes them."""
-    ids = torch.tensor([list(example.token_ids)])
-    labels = torch.full_like(ids, -100)
-    for start, end in example.targets:
-        labels[:, start:end] = ids[:, start:end]
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum", ignore_index=-100)
 
 
 def plain_run(values: dict[str, Any], order: list[int]) -> tuple[list[float], dict[str, torch.Tensor], Any]:

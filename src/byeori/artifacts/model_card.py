@@ -28,6 +28,8 @@ from byeori.support.yaml_files import yaml_mapping
 MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
 
 _SHOWN = (
+    "finetune",
+    "train_layers",
     "seed",
     "num_epochs",
     "max_steps",
@@ -91,18 +93,18 @@ def model_card(
     settings = _read_settings(folder / layout.SETTINGS)
     report = _read_json(folder / layout.MERGE_REPORT)
     merged, known = not adapter, bool(adapter or settings or report)
+    full = settings.get("finetune") == "full" and merged
+    tags = ["byeori", *([] if full else ["lora"]), row_kinds.recorded(settings).command] if known else []
     base = str(adapter.get("base_model_name_or_path") or settings.get("base_model") or report.get("base") or "")
     found_in = paths or findings(folder)
     data = settings.get("data_path") or []
     sources = [str(item) for item in (data if isinstance(data, list) else [data])]
     name = name or folder.resolve().name
     parts = [
-        _header(
-            base, sources, merged=merged, tags=["byeori", "lora", row_kinds.recorded(settings).command] if known else []
-        ),
+        _header(base, sources, merged=merged, tags=tags),
         MARK,
         f"# {_inline(name.rpartition('/')[2])}",
-        _what(base, adapter, report) if known else _UNKNOWN,
+        _what(base, adapter, report, full=full) if known else _UNKNOWN,
         _template(folder / layout.TEMPLATE),
         _data(sources, _read_json(found_in[layout.AUDIT])),
         _settings(settings, adapter, found_in[layout.LOG]),
@@ -164,7 +166,7 @@ def _header(base: str, paths: list[str], *, merged: bool, tags: list[str]) -> st
     return f"---\n{yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)}---"
 
 
-def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
+def _what(base: str, adapter: dict[str, Any], report: dict[str, Any], *, full: bool) -> str:
     origin = f"`{_code(public_name(base))}`" if base else "its base model"
     tool = "byeori"
     if adapter:
@@ -172,6 +174,8 @@ def _what(base: str, adapter: dict[str, Any], report: dict[str, Any]) -> str:
             f"A LoRA adapter (rank {_inline(adapter.get('r', '?'))}) for {origin}, trained with {tool}. It works only "
             "together with that base model, and with the prompt below."
         )
+    elif full:
+        text = f"{origin} fine-tuned in full with {tool}. It expects the prompt below."
     else:
         text = f"{origin} fine-tuned with LoRA and merged into one model with {tool}. It expects the prompt below."
     numbers = [report.get(name) for name in ("max_abs_difference", "max_logit")]
@@ -200,6 +204,8 @@ def _data(paths: list[str], audit: dict[str, Any]) -> str:
 
 def _settings(settings: dict[str, Any], adapter: dict[str, Any], log: Path) -> str:
     shown = {name: settings[name] for name in _SHOWN if settings.get(name) is not None}
+    if settings.get("finetune") == "full":
+        shown = {name: value for name, value in shown.items() if not name.startswith("lora_")}
     if adapter and not settings:
         shown = {
             name: adapter[name] for name in ("r", "lora_alpha", "lora_dropout", "target_modules") if name in adapter

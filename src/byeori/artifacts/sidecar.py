@@ -19,16 +19,20 @@ from byeori.model.fingerprint import weights_sha256
 from byeori.support import hub
 
 
-def write_sidecar(folder: Path, encoding: Encoding, settings: dict[str, Any], tokenizer: Path) -> None:
+def write_sidecar(
+    folder: Path, encoding: Encoding, settings: dict[str, Any], tokenizer: Path, *, whole: bool = False
+) -> None:
     """Write tokenizer, template, chat template and resolved settings: all that a server needs for the trained prompt.
 
-    settings: of the run, by name, with its `row_kind`. tokenizer: the folder that the tokenizer was loaded from.
+    settings: of the run, by name, with its `row_kind`. tokenizer: the folder that the tokenizer was loaded from. whole:
+    the folder will hold a model, whose config.json tells the class of the tokenizer.
     """
     served = encoding.tokenizer.chat_template
     if encoding.template is not None:
         (folder / TEMPLATE).write_text(encoding.template.text, encoding="utf-8")
         served = served_template(encoding)
-    tokenizer_files.copy(tokenizer, folder, chat_template=served, class_name=type(encoding.tokenizer).__name__)
+    kind = type(encoding.tokenizer).__name__
+    tokenizer_files.copy(tokenizer, folder, chat_template=served, class_name=None if whole else kind)
     if added := settings.get("add_tokens"):
         numbers = encoding.tokenizer.convert_tokens_to_ids(added)
         tokenizer_files.write_added(folder, dict(zip(added, numbers, strict=True)))

@@ -20,9 +20,10 @@ from byeori.distributed.processes import init_processes
 from byeori.errors import ConfigError, ModelError
 from byeori.evaluate import stop_tokens
 from byeori.evaluate.engines import vllm
-from byeori.evaluate.engines.base import Ending, Engine, Sampling
+from byeori.evaluate.engines.base import Ending, Engine, Sampling, Side
 from byeori.evaluate.engines.llamacpp import LlamaCpp
 from byeori.evaluate.engines.plain import Plain
+from byeori.evaluate.engines.two_models import TwoModels
 from byeori.evaluate.generate import OpenEngine
 from byeori.export import export, llama_cpp
 from byeori.model import load
@@ -97,6 +98,32 @@ def opener(
     return transformers if engine == "transformers" else other
 
 
+def compared(name: str, base: str | None) -> tuple[SavedModel, SavedModel | None]:
+    """Return what `compare` is given, and the model that it began from if it is not an adapter.
+
+    Raises:
+        ModelError: if it is a model that names none.
+    """
+    folder = load.local_folder(name)
+    if (folder / layout.ADAPTER_CONFIG).is_file():
+        return saved_model.find(name, base), None
+    record = records.base_record(folder)
+    if base is None and record is None:
+        raise ModelError(
+            f"{name} is a whole model that does not record what it began from; name that with --base_model, or give "
+            "the folder that `byeori sft` wrote"
+        )
+    return saved_model.find(name), saved_model.find(base or str(record and record["base_model"]))
+
+
+def both(tuned: OpenEngine, base: OpenEngine) -> OpenEngine:
+    """Return what opens a model that was trained in full beside its base."""
+    # openers keep what they opened; the functions inside let go of it
+    sides: dict[Side, OpenEngine] = {"tuned": tuned, "base": base}
+    openers = {side: getattr(opened, "__wrapped__", opened) for side, opened in sides.items()}
+    return functools.cache(lambda: TwoModels(openers))
+
+
 def _llama_cpp(settings: Settings, saved: SavedModel, ending: Ending, context: int, losses: OpenEngine) -> LlamaCpp:
     """Start llama.cpp with the model's GGUF files, which are made once."""
     server = llama_cpp.LlamaCpp(
@@ -116,7 +143,7 @@ def gguf_files(saved: SavedModel, dtype: str) -> list[Path]:
         ModelError, ConfigError: if llama.cpp's converter cannot make them, or is not installed.
     """
     weights = _WEIGHTS[dtype]
-    folder = cache_folder() / "gguf" / _hash([_files(saved), weights])
+    folder = cache_folder() / "gguf" / _hash([files(saved), weights])
     if not (folder / layout.EXPORT_REPORT).is_file():
         base = saved.base if saved.is_adapter else None
         export.export(
@@ -140,10 +167,10 @@ def depends_on(settings: Settings, saved: SavedModel, sampling: Sampling, tokens
 
     tokens: of the prompts, and of whatever else the model reads.
     """
-    return [_files(saved), asdict(sampling), settings.dtype, choose(settings, saved), tokens]
+    return [files(saved), asdict(sampling), settings.dtype, choose(settings, saved), tokens]
 
 
-def _files(saved: SavedModel) -> list[Any]:
+def files(saved: SavedModel) -> list[Any]:
     """Return what tells the files of a model, and of an adapter on it, from others."""
     base = load.local_folder(saved.base, saved.revision).resolve()
     sizes = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(base.glob("*.safetensors"))]

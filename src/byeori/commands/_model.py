@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from byeori.artifacts import saved_model
+from byeori.artifacts import model_files, saved_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.config import DpoSettings, TrainSettings
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import Processes, all_reduce_min, broadcast
 from byeori.errors import ConfigError
+from byeori.evaluate import stop_tokens
 from byeori.kernels import lora_linear, patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
@@ -22,6 +25,7 @@ from byeori.model import (
     embedding_rows,
     first_use,
     forward,
+    full,
     load,
     load_opened,
     load_streamed,
@@ -88,28 +92,22 @@ def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
         say(note)
 
 
-def adapted_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
-    """Load the base model with a new adapter on it, or with the one that is trained further."""
-    dtype, quantized = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
-    config = load.load_config(start.base, revision=start.revision, trust_remote_code=bool(settings.trust_remote_code))
-    held = f"{quantized} bit, computing in " if quantized else ""
-    say(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
-    if note := load_opened.note(config, dtype, quantized):
-        say(note)
-    source: dict[str, Any] = {
-        "dtype": dtype,
-        "revision": start.revision,
-        "trust_remote_code": settings.trust_remote_code is not None,
-    }
-    if (quantize.stored(config) or ("", 16))[1] == quantized and not processes.sharded:
-        quantized = None  # they are stored so
-    if quantized and processes.device.type == "cpu":
-        memory.keep_large_blocks_apart()
-    if quantized or processes.sharded:
-        offload = settings.cpu_offload and processes.sharded
-        base = load_streamed.load_streamed(start.base, processes=processes, bits=quantized, offload=offload, **source)
-    else:
-        base = load.load_model(start.base, device=processes.device, **source)
+def write_beside(folder: Path, settings: TrainSettings, start: StartingModel, device: torch.device) -> None:
+    """Write what stands beside the weights of a whole model: its config, its license, the tokens that end an answer."""
+    dtype = str(load.resolve_dtype(settings.dtype, device)).removeprefix("torch.")
+    model_files.copy_beside(load.local_folder(start.base, start.revision), folder, dtype=dtype)
+    stop_tokens.record(folder)
+
+
+def trained_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
+    """Load the base model with a new adapter, with the one that is trained further, or with its own weights trained.
+
+    Raises:
+        ConfigError: if it cannot be trained as the settings say.
+    """
+    if settings.finetune == "full":
+        return _whole_model(settings, start, processes, say)
+    base = _base(settings, start, processes, say)
     variant = variant_of(settings)
     if processes.sharded and (variant.tokens or variant.modules_to_save):
         raise ConfigError(
@@ -142,12 +140,51 @@ def adapted_model(settings: TrainSettings, start: StartingModel, processes: Proc
     return model
 
 
+def _whole_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
+    """The base model with its own weights trained."""
+    if start.adapter is not None:
+        raise ConfigError(
+            f"{settings.base_model} is an adapter, and finetune full trains a model; merge it first with `byeori merge`"
+        )
+    if load.resolve_dtype(settings.dtype, processes.device) == torch.float16:
+        raise ConfigError("finetune full: this GPU computes in float16, where gradients overflow; add --dtype float32")
+    train = partial(full.unfreeze, layers=settings.train_layers)
+    if not processes.sharded:
+        return train(_base(settings, start, processes, say))
+    return _base(settings, start, processes, say, train=train, masters=settings.master_weights == "float32")
+
+
+def _base(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say, **trained: Any) -> Any:
+    """The base model, quantized and sharded as the settings say. trained: see load_streamed."""
+    dtype, quantized = load.resolve_dtype(settings.dtype, processes.device), bits(settings)
+    config = load.load_config(start.base, revision=start.revision, trust_remote_code=bool(settings.trust_remote_code))
+    held = f"{quantized} bit, computing in " if quantized else ""
+    say(f"Loading {settings.base_model} in {held}{str(dtype).removeprefix('torch.')} on {processes.device}")
+    if note := load_opened.note(config, dtype, quantized):
+        say(note)
+    source: dict[str, Any] = {
+        "dtype": dtype,
+        "revision": start.revision,
+        "trust_remote_code": settings.trust_remote_code is not None,
+    }
+    if (quantize.stored(config) or ("", 16))[1] == quantized and not processes.sharded:
+        quantized = None  # they are stored so
+    if quantized and processes.device.type == "cpu":
+        memory.keep_large_blocks_apart()
+    if not quantized and not processes.sharded:
+        return load.load_model(start.base, device=processes.device, **source)
+    offload = settings.cpu_offload and processes.sharded
+    return load_streamed.load_streamed(
+        start.base, processes=processes, bits=quantized, offload=offload, **trained, **source
+    )
+
+
 def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Processes, say: Say) -> None:
     """Apply recomputation, then fused or else compiled layers, as the settings say.
 
     row_tokens: of the whole run, for a batch of one row.
     """
-    base, chosen = model.get_base_model(), patch.parts(settings.speed, processes.device)
+    base, chosen = load.base_of(model), patch.parts(settings.speed, processes.device)
     if settings.gradient_checkpointing != "none":
         wrap.recompute_layers(base, settings.gradient_checkpointing)
     tokens = row_tokens * settings.batch_size // processes.world
@@ -155,7 +192,7 @@ def speed_up(model: Any, settings: TrainSettings, row_tokens: int, processes: Pr
         chosen = [part for part in chosen if part in ("attention", "kernels")]
     with sharding.last_layer_whole(base):
         fused = patch.fuse(base, chosen)
-    for note in patch.notes(base, chosen, base.dtype, processes.device):
+    for note in patch.notes(base, chosen, load.compute_dtype(base), processes.device):
         say(note)
     pays = settings.compile == "auto" and not fused and wrap.compiling_pays(base, tokens, processes.device)
     if settings.compile == "on" or pays:
@@ -168,7 +205,7 @@ def tried(model: Any, first: list[Example], processes: Processes, say: Say) -> s
     Raises:
         ModelError: if its plain form computes something else than its own code.
     """
-    base, failed = model.get_base_model(), False
+    base, failed = load.base_of(model), False
     with wrap.uncompiled():
         try:
             apart = forward.choose(model, first)
@@ -210,6 +247,7 @@ def training_options(
         "betas": settings.betas,
         "epsilon": settings.adam_epsilon,
         "momentum": settings.momentum_or_default,
+        "master_weights": settings.master_weights if settings.finetune == "full" else None,
         "share_prefixes": settings.share_prefixes != "off" and not one_at_a_time,
         "one_at_a_time": one_at_a_time,
         "micro_batch_tokens": tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from byeori.commands.generate import load_and_note
 from byeori.config import CompareSettings
 from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
-from byeori.errors import CheckpointError, ModelError
+from byeori.errors import CheckpointError
 from byeori.evaluate import baselines, chart, gate, measures, report
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import verdict as evaluation
@@ -48,9 +48,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
     own = measures.parse(settings.metric)
     conditions = gate.parse(settings.fail_unless, checks.measurable(settings), baselines.NAMES)
-    saved = saved_model.find(settings.adapter, settings.base_model)
-    if not saved.is_adapter:
-        raise ModelError(f"{settings.adapter} is not an adapter; compare needs the folder that `byeori sft` wrote")
+    saved, whole_base = _engine.compared(settings.adapter, settings.base_model)
     template = saved_model.template_of(saved, settings.template)
     table = load_and_note(settings, saved)
     row_kind = row_kinds.of_table(table.rows.column_names, template)
@@ -68,7 +66,11 @@ def compare(settings: CompareSettings) -> CompareResult:
     tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]]
     tokens += [shot_prompts] if shot_prompts else []
     read = [*prompts, *shot_prompts, *(example.token_ids for pair in examples for example in pair)]
-    open_engine = _engine.opener(settings, saved, encoding, read, suffix=template.suffix if template else "")
+    suffix = template.suffix if template else ""
+    open_engine = _engine.opener(settings, saved, encoding, read, suffix=suffix)
+    if whole_base is not None:
+        open_engine = _engine.both(open_engine, _engine.opener(settings, whole_base, encoding, read, suffix=suffix))
+        tokens += _engine.files(whole_base)
     say(f"Comparing base and tuned on {len(rows)} rows")
     again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
     depends_on = _engine.depends_on(settings, saved, sampling, tokens)
@@ -96,7 +98,8 @@ def compare(settings: CompareSettings) -> CompareResult:
             resamples=settings.bootstrap,
             seed=settings.seed,
         )
-        result = _write_results(settings, saved, encoding, items, metrics)
+        shown = replace(saved, base=whole_base.base) if whole_base else saved
+        result = _write_results(settings, shown, encoding, items, metrics)
     gate.check(conditions, result.metrics)
     return result
 

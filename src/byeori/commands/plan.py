@@ -222,6 +222,8 @@ def _notes(training: TrainSettings) -> list[str]:
     notes = []
     if training.dtype == "float32":
         notes.append("float32: no speed is predicted")
+    if training.optim.startswith("paged"):
+        notes.append("paged optimizer states are counted on the GPU; they move to the CPU's memory when it is full")
     if training.compile == "on":
         notes.append("compiled layers need less memory than is shown here")
     if training.nproc is not None:

@@ -5,15 +5,13 @@ settings ── begin ──> _Run ── rows ──> _Data ── plan ──>
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +21,21 @@ import torch
 from byeori.artifacts import layout, saved_model, sidecar
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
-from byeori.commands import _model, _rows, _samples
+from byeori.commands import _model, _rows
 from byeori.commands._model import objective_of
 from byeori.commands._planned import planned_run
+from byeori.commands._reference import with_reference
 from byeori.config import DpoSettings, SftSettings, TrainSettings, recorded
 from byeori.data import audit, tokenized
 from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
-from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import Processes, barrier, connection_lost, first_to_speak, init_processes, shutdown
-from byeori.kernels import dispatch, state_layers
+from byeori.kernels import state_layers
 from byeori.losses.base import Objective
 from byeori.model import forward
-from byeori.model.fingerprint import config_sha256, weights_sha256
 from byeori.plan import autotune
-from byeori.support import atomic_files, cache_folder, console
+from byeori.support import atomic_files, console
 from byeori.train import checkpoint, log, memory, mirror, output_dir, reference, run_dir, trainer
-from byeori.train.state import Abandoned, Job, Options, Progress
+from byeori.train.state import Abandoned, Job, Progress
 
 _ORDER_ROWS = 1_000_000  # order.json is not written for longer runs
 
@@ -168,7 +165,7 @@ def _begin(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Data:
-    """content: a hash of what the training rows were tokenized to. name: what a person calls a row.
+    """content: a hash of what the training rows were tokenized to. day: the date in them, if the template writes one.
 
     audit: as audit.json holds it.
     """
@@ -176,8 +173,7 @@ class _Data:
     rows: tokenized.Rows
     held_out: tokenized.Rows | None
     content: str
-    encoding: Encoding
-    name: Callable[[int], str]
+    day: datetime | None
     audit: dict[str, Any]
 
 
@@ -191,15 +187,17 @@ def _read_rows(run: _Run) -> _Data:
     audit.refuse_bad_rows(prepared.audit, settings.on_bad_rows)
     with atomic_files.disk_errors(run.sidecar):
         facts = recorded(settings) | {"row_kind": run.row_kind.name}
-        sidecar.write_sidecar(run.sidecar, encoding, facts, run.start.tokenizer_folder())
+        whole = settings.finetune == "full"
+        sidecar.write_sidecar(run.sidecar, encoding, facts, run.start.tokenizer_folder(), whole=whole)
+        if whole:
+            _model.write_beside(run.sidecar, settings, run.start, run.processes.device)
     run.start.release_tokenizer()  # all that is needed of it is in the sidecar folder
     content = tokenized.content(prepared.train)
     if run.resume is not None:
         run_dir.check_same_rows(run.resume, content)
     held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out)
     rows = tokenized.Rows(table=prepared.train)
-    name = prepared.table.name
-    return _Data(rows=rows, held_out=held_out, content=content, encoding=encoding, name=name, audit=prepared.audit)
+    return _Data(rows=rows, held_out=held_out, content=content, day=encoding.day, audit=prepared.audit)
 
 
 # ---- 3. the steps, and what the settings leave open -----------------------------------------------------------------
@@ -240,7 +238,7 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
     """Load the model with its adapter, speed it up and check it against its own forward pass."""
     settings, processes, schedule = plan.settings, plan.processes, plan.schedule
     rows, held_out = data.rows, data.held_out
-    model = _model.adapted_model(settings, run.start, processes, run.say)
+    model = _model.trained_model(settings, run.start, processes, run.say)
     forward.use_forest_attention(model)
     _model.speed_up(model, settings, int(rows.lengths().mean() * schedule.total_steps), processes, run.say)
     first = [rows.unit(int(i))[0] for i in loader.step_rows(schedule, 0, {})[:4]]
@@ -251,16 +249,14 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
         run.say(note)
     options = _model.training_options(settings, schedule, processes.device, one_at_a_time=apart is not None)
     if run.objective.reference:
-        rows = _with_reference(run, plan, model, options, rows, reference.rows_of_first_epoch(schedule))
+        rows = with_reference(
+            settings, run.start, processes, run.say, model, options, rows, reference.rows_of_first_epoch(schedule)
+        )
         if held_out:
             parts = reference.in_order(len(held_out), schedule.batch_size)
-            held_out = _with_reference(run, plan, model, options, held_out, parts)
-    sample = None
-    if held_out and settings.sample_rows:
-        sample = _samples.sampler(model, data.encoding, held_out, settings.sample_rows, data.name)
+            held_out = with_reference(settings, run.start, processes, run.say, model, options, held_out, parts)
     return Job(
         model=model,
-        sample=sample,
         train_rows=rows,
         eval_rows=held_out,
         objective=run.objective,
@@ -274,39 +270,6 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
         mirror=run.mirror,
         planned_bytes=plan.forecast.peak if plan.forecast else 0,
     )
-
-
-def _with_reference(
-    run: _Run, plan: _Plan, model: Any, options: Options, rows: tokenized.Rows, parts: list[np.ndarray]
-) -> tokenized.Rows:
-    """Return the rows with the reference's log-probs, from a file if an earlier run of the same content left one."""
-    start, processes, settings = run.start, plan.processes, plan.settings
-    base = sidecar.base_folder(start.base, start.revision)
-    key_parts = [weights_sha256(base), config_sha256(base), tokenized.content(rows.table)]
-    if start.adapter is not None:
-        files = (layout.ADAPTER, layout.ADAPTER_CONFIG)
-        key_parts += [atomic_files.sha256(start.adapter.folder / name) for name in files]
-    packing = (options.share_prefixes, options.micro_batch_size, options.micro_batch_tokens, [*map(len, parts)])
-    device = processes.device
-    key_parts += [str(next(model.parameters()).dtype), str(_model.bits(settings)), device.type, str(packing)]
-    # these change only the rounding, but then the first step would not begin at a margin of zero
-    key_parts += [str(settings.speed), dispatch.sources(), version("torch"), version("transformers")]
-    name = hashlib.sha256("\0".join(key_parts).encode()).hexdigest()[:32]
-    began = time.perf_counter()
-    with console.progress("Reference", shown=processes.main) as on_progress:
-        rows = reference.with_reference(
-            model,
-            rows,
-            parts,
-            file=cache_folder.cache_folder() / "reference" / f"{name}.f32",
-            say=run.say,
-            fresh=start.adapter is None,
-            options=options,
-            processes=processes,
-            on_progress=on_progress,
-        )
-    run.say(f"Reference log-probs of {sum(map(len, parts))} rows in {time.perf_counter() - began:.2f} s")
-    return rows
 
 
 # ---- 5. training, and the finished adapter --------------------------------------------------------------------------
@@ -327,8 +290,9 @@ def _train_alone(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
         run.say(forecast.compared(peak))
         if job.processes.main:
             forecast.record_speed(log.read(job.output_dir), job.processes.world)
+    write_weights = checkpoint.weights_writer(job.model, job.processes)
     if job.processes.main:
-        _write_adapter(run, job, data.audit, forecast, peak)
+        _write_adapter(run, job, write_weights, data.audit, forecast, peak)
     barrier(job.processes)
     result = TrainResult(
         output_dir=run.output,
@@ -338,7 +302,7 @@ def _train_alone(run: _Run, data: _Data, plan: _Plan, job: Job) -> TrainResult:
         best_eval_loss=progress.best_loss,
         shared_tokens=1 - progress.unique_tokens / max(1, progress.tokens),
     )
-    run.say(_summary(result, kept))
+    run.say(_summary(result, kept, whole=run.settings.finetune == "full"))
     return result
 
 
@@ -349,7 +313,7 @@ def _keep_best(run: _Run, job: Job, progress: Progress) -> int:
         return progress.step
     folder = job.output_dir / f"checkpoint-{best}"
     if not folder.is_dir():
-        run.say(f"The best step's {folder} is not here; the adapter is that of the last step")
+        run.say(f"The best step's {folder} is not here; the weights are those of the last step")
         return progress.step
     checkpoint.load_adapter(folder, job.model)
     return best
@@ -362,7 +326,7 @@ def _make_output(run: _Run, job: Job, data: _Data) -> None:
     run_dir.make(run.output, clear=clear, resume=run.resume, anew=wanted is None, say=run.say)
     if run.mirror:
         run.mirror.set_others_aside(run.resume, run.say)
-    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, data.content, data.encoding.day)
+    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, data.content, data.day)
     schedule, rows = job.schedule, job.train_rows
     if schedule.total_steps * schedule.batch_size > _ORDER_ROWS:
         return
@@ -373,10 +337,17 @@ def _make_output(run: _Run, job: Job, data: _Data) -> None:
     atomic_files.write(run.output / layout.ORDER, json.dumps(order))
 
 
-def _write_adapter(run: _Run, job: Job, report: dict[str, Any], forecast: autotune.Forecast | None, peak: int) -> None:
+def _write_adapter(
+    run: _Run,
+    job: Job,
+    write_weights: Callable[[Path], None],
+    report: dict[str, Any],
+    forecast: autotune.Forecast | None,
+    peak: int,
+) -> None:
     output = run.output
     with checkpoint.write_errors(output / "adapter"), atomic_files.files_into(output) as folder:
-        checkpoint.save_adapter(folder, job.model)
+        write_weights(folder)
         job.write_sidecar(folder)
         sidecar.write_run_facts(folder, output, report)
         (output / layout.METRICS).unlink(missing_ok=True)  # of an earlier adapter
@@ -386,11 +357,12 @@ def _write_adapter(run: _Run, job: Job, report: dict[str, Any], forecast: autotu
         run.mirror.put_files(output, [path.name for path in output.iterdir() if path.is_file() and path.name[0] != "."])
 
 
-def _summary(result: TrainResult, kept: int) -> str:
+def _summary(result: TrainResult, kept: int, *, whole: bool) -> str:
     saved = f"; shared prefixes saved {result.shared_tokens:.0%} of the tokens" if result.shared_tokens > 0.005 else ""
     best = f", best eval_loss {result.best_eval_loss:.4f}" if result.best_eval_loss is not None else ""
     losses = f"loss {result.first_loss:.4f} -> {result.last_loss:.4f}"
     of = ""
     if result.best_eval_loss is not None:
         of = f" (step {kept}, the last)" if kept == result.steps else f" (step {kept}, the best; see --keep)"
-    return f"Done: {result.steps} steps, {losses}{best}{saved}. Adapter in {result.output_dir}{of}"
+    what = "Model" if whole else "Adapter"
+    return f"Done: {result.steps} steps, {losses}{best}{saved}. {what} in {result.output_dir}{of}"

@@ -54,7 +54,9 @@ class OptimisationSettings(Settings):
     max_steps: OptionalInt = setting(
         "Stop after this many optimizer steps.", None, OPTIMISATION, ge=1, le=1_000_000_000
     )
-    learning_rate: float = setting("Peak learning rate.", 2e-4, ESSENTIAL, gt=0, le=10)
+    learning_rate: float = setting(
+        "Peak learning rate. With finetune full the default is 2e-5.", 2e-4, ESSENTIAL, gt=0, le=10
+    )
     lr_scheduler: Annotated[
         Literal[
             "linear",

@@ -34,6 +34,7 @@ def _names_with_spaces(value: object) -> object:
 class PlanSettings(DpoSettings):
     """byeori plan: predict memory, time and price of a run on each GPU; no GPU needed."""
 
+    full_rate: ClassVar[float | None] = None  # that of the training that is planned
     base_model: OptionalModel = setting(  # type: ignore[assignment]
         "Base model: a folder or a Hub id. Its config.json is enough.", None, ESSENTIAL
     )

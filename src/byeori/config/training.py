@@ -36,6 +36,7 @@ from byeori.config.base import (
     on_off,
     setting,
 )
+from byeori.config.full import FullSettings
 from byeori.config.optimisation import OptimisationSettings
 from byeori.support.data_urls import is_database
 from byeori.support.suggestions import nearest
@@ -212,9 +213,6 @@ class RunSettings(Settings):
     seed: int = setting(
         "Random seed of row order, split, dropout and adapter initialisation.", 42, EXPERT, ge=0, lt=2**32
     )
-    sample_rows: int = setting(
-        "Held-out rows that the model answers at every evaluation, for the log and live.html.", 0, LOGGING, ge=0, le=100
-    )
     logging_steps: int = setting("Log every N steps.", 1, LOGGING, ge=1)
     eval_steps: OptionalInt = setting("Evaluate every N steps. none is once per epoch.", None, SAVING, ge=1)
     save_steps: OptionalInt = setting("Save a checkpoint every N steps. none is once per epoch.", None, SAVING, ge=1)
@@ -283,7 +281,14 @@ class RunSettings(Settings):
 
 
 class TrainSettings(
-    ModelSettings, DataSettings, SourceSettings, ChatSettings, RunSettings, OptimisationSettings, LoraSettings
+    ModelSettings,
+    DataSettings,
+    SourceSettings,
+    ChatSettings,
+    RunSettings,
+    OptimisationSettings,
+    FullSettings,
+    LoraSettings,
 ):
     """Settings that every kind of training has."""
 
@@ -297,8 +302,6 @@ class TrainSettings(
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0 and not self.validation_path:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size or validation_path")
-        if self.sample_rows and self.val_set_size == 0 and not self.validation_path:
-            raise ValueError("sample_rows needs rows to evaluate on; set val_set_size or validation_path")
         if self.keep == "best" and self.val_set_size == 0:
             raise ValueError("keep best needs rows to evaluate on; set val_set_size")
         unknown = [
@@ -315,17 +318,21 @@ class TrainSettings(
 
 
 class SftSettings(TrainSettings):
-    """byeori sft: fine-tune a LoRA adapter on prompts and answers."""
+    """byeori sft: fine-tune a LoRA adapter, or the whole model, on prompts and answers."""
 
+    full_rate: ClassVar[float | None] = 2e-5
     inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
 
 
 class DpoSettings(TrainSettings):
-    """byeori dpo: fine-tune a LoRA adapter to prefer chosen answers to rejected ones."""
+    """byeori dpo: fine-tune a LoRA adapter, or the whole model, to prefer chosen answers to rejected ones."""
 
+    full_rate: ClassVar[float | None] = 5e-7
     inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
 
-    learning_rate: float = setting("Peak learning rate.", 1e-5, ESSENTIAL, gt=0, le=10)
+    learning_rate: float = setting(
+        "Peak learning rate. With finetune full the default is 5e-7.", 1e-5, ESSENTIAL, gt=0, le=10
+    )
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = setting(
         "Preference loss. sigmoid is the loss of DPO; simpo and orpo need no reference model.", "sigmoid", ESSENTIAL
     )

@@ -10,12 +10,15 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from byeori.errors import may_speak
+
+T = TypeVar("T")
 
 # Share of a process's memory that frozen weights may take before they are sharded: activations need the rest.
 _WEIGHTS_SHARE = 0.6
@@ -49,6 +52,9 @@ class Processes:
     def sharded(self) -> bool:
         """Whether weights are gathered layer by layer; all processes must then run the same number of micro-batches."""
         return self.shards > 1
+
+
+ALONE = Processes(rank=0, world=1, device=torch.device("cpu"))
 
 
 def init_processes() -> Processes:
@@ -162,12 +168,47 @@ def broadcast(tensors: Iterable[torch.Tensor], processes: Processes) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
+_GRADIENTS_AT_ONCE = 1 << 26  # numbers
+
+
 def all_reduce_gradients(parameters: list[torch.nn.Parameter], processes: Processes) -> None:
-    """Sum gradients over all processes in one reduction; a process without rows adds zeros."""
+    """Sum gradients over all processes; a process without rows adds zeros. FSDP has summed those of sharded weights."""
     if processes.world == 1:
         return
+    whole, at_once = [parameter for parameter in parameters if local(parameter) is parameter], 0
+    part: list[torch.nn.Parameter] = []
+    for parameter in whole:
+        if part and at_once + parameter.numel() > _GRADIENTS_AT_ONCE:
+            _sum_gradients(part)
+            part, at_once = [], 0
+        part.append(parameter)
+        at_once += parameter.numel()
+    if part:
+        _sum_gradients(part)
+
+
+def _sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.reshape(-1) for grad in grads])
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = part.view_as(parameter)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's rows of a sharded tensor, and any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a sharded tensor, which every process has to ask for, and any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gather(value: T, processes: Processes) -> list[T]:
+    """Return the values of all processes in their order on the main one, and none elsewhere."""
+    if processes.world == 1:
+        return [value]
+    found: list[Any] | None = [None] * processes.world if processes.main else None
+    dist.gather_object(value, found)
+    return found or []

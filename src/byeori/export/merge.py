@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, saved_model
+from byeori.artifacts import layout, model_files, saved_model
 from byeori.errors import ByeoriError, ModelError
 from byeori.export import merge_check, quantized_base
 from byeori.export.adapter_changes import adapter_config
@@ -95,6 +95,8 @@ def merge(
         HubError: if the adapter or the base cannot be downloaded.
     """
     adapter_folder = local_folder(str(adapter))
+    if not (adapter_folder / layout.ADAPTER_CONFIG).is_file() and model_files.weight_files(adapter_folder):
+        raise ModelError(f"{adapter} is a whole model already; generate, export, serve and publish take it as it is")
     config = adapter_config(adapter_folder)
     recorded = config.get("base_model_name_or_path")
     name = base or recorded

@@ -11,22 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from byeori.artifacts import layout, tokenizer_files
+from byeori.artifacts import layout, model_files, tokenizer_files
 from byeori.errors import ModelError
 from byeori.model.fingerprint import INDEX, SINGLE, read_header, weight_files
 from byeori.support.foreign_files import json_file
 
 if TYPE_CHECKING:
     from byeori.export.merge_plan import MergedModel, MergedTensor, Progress
-
-
-# beside weights and config; the license has to go where the weights go
-_MODEL_FILES = (
-    layout.GENERATION_CONFIG,
-    "preprocessor_config.json",
-    "processor_config.json",
-    *("LICENSE", "LICENSE.txt", "LICENSE.md", "USE_POLICY.md", "NOTICE", "NOTICE.txt"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +36,12 @@ class SafetensorsFolder:
             if path.parent != folder:
                 raise ModelError(f"{folder / INDEX} names {path}, which is in another folder; merge again")
             read_header(path)
-        yield from (folder / layout.CONFIG, *(folder / name for name in _MODEL_FILES), *weights, folder / INDEX)
+        yield from (
+            folder / layout.CONFIG,
+            *(folder / name for name in model_files.SIDE_FILES),
+            *weights,
+            folder / INDEX,
+        )
 
     def write(self, folder: Path, model: MergedModel, on_progress: Progress) -> None:
         import torch  # which publish does without
@@ -132,7 +128,7 @@ def _copy_side_files(folder: Path, model: MergedModel) -> None:
     served = tokenizer_files.chat_template_of(model.adapter) or tokenizer_files.chat_template_of(model.base)
     # from one place: halves of two do not fit
     tokenizer_files.copy(model.adapter if own else model.base, folder, chat_template=served)
-    copies = [(model.base, name) for name in _MODEL_FILES]
+    copies = [(model.base, name) for name in model_files.SIDE_FILES]
     copies += [(model.adapter, name) for name in (layout.TEMPLATE, layout.SETTINGS)]
     for source, name in copies:
         if (source / name).is_file():

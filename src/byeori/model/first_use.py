@@ -24,8 +24,9 @@ import torch
 
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
+from byeori.distributed.processes import local
 from byeori.kernels import dispatch, native, patch
-from byeori.model import forward, load
+from byeori.model import forward, load, sharding
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
 from byeori.support.text_files import one_line
@@ -148,7 +149,7 @@ def _broken(
 def problem(model: Any, groups: list[list[Example]], expected: Computed, *, plain: bool) -> str | None:
     """Return what is wrong with the model as it runs now, or None."""
     try:
-        wide = load.base_of(model).dtype in (torch.float32, torch.float64)
+        wide = load.compute_dtype(model) in (torch.float32, torch.float64)
         return differs(compute(model, groups, plain=plain), expected, _WIDE if wide else _NARROW)
     except torch.OutOfMemoryError:
         raise
@@ -160,19 +161,20 @@ def compute(model: Any, groups: list[list[Example]], *, plain: bool) -> Computed
     """Return the log-probs and the gradients of their negative mean, without dropout."""
     training = model.training
     model.eval()
+    sharding.reshard(load.base_of(model))  # the gradients are those of the shards
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    grads, logprobs = [torch.zeros_like(parameter) for _, parameter in trained], []
+    logprobs = []
     try:
         for group in groups:
             with forward.accelerated(model):  # the backward pass as well
                 found = forward.forest_logprobs(model, forests.build(group), plain=plain)
-                parts = torch.autograd.grad(-found.mean(), [parameter for _, parameter in trained], allow_unused=True)
+                (-found.mean()).backward()
             logprobs.append(found.detach().float().cpu())
-            for total, part in zip(grads, parts, strict=True):
-                if part is not None:
-                    total += part
+        grads = [local(torch.zeros_like(p) if p.grad is None else p.grad) for _, p in trained]
     finally:
         model.train(training)
+        for _, parameter in trained:
+            parameter.grad = None
     kinds: dict[str, list[torch.Tensor]] = {}
     for (name, _), grad in zip(trained, grads, strict=True):
         kind = ".".join(word for word in name.split(".") if not word.isdecimal())
@@ -234,6 +236,15 @@ def _note(model: Any, used: list[str], *, plain: bool) -> Path:
     kinds = {f"{path.rpartition('.')[2]} {type(module).__qualname__}" for path, module in model.named_modules()}
     shapes = {tuple(parameter.shape) for parameter in model.parameters()}
     versions = [version(library) for library in ("torch", "transformers", "peft")]
-    parts = [name, str(model.dtype), used, plain, sorted(kinds), sorted(shapes), versions, dispatch.sources()]
+    parts = [
+        name,
+        str(load.compute_dtype(model)),
+        used,
+        plain,
+        sorted(kinds),
+        sorted(shapes),
+        versions,
+        dispatch.sources(),
+    ]
     parts += [model.config.to_json_string()]
     return cache_folder() / "first_use" / hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -66,17 +66,6 @@ def use_plain_attention(model: Any) -> None:
     _set_attention(model, "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
-@contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """Generate inside with a model that is being trained on forests; afterwards its attention is as before."""
-    before = text_config(load.base_of(model).config)._attn_implementation
-    use_plain_attention(model)
-    try:
-        yield
-    finally:
-        _set_attention(model, before)
-
-
 def compute_device(model: Any) -> torch.device:
     """Return the device of the adapters, where the model computes; sharded weights may be in the CPU's memory."""
     first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
@@ -87,7 +76,7 @@ def compute_device(model: Any) -> torch.device:
 @contextmanager
 def accelerated(model: Any) -> Iterator[None]:
     """Run the model with its own accelerations inside: a forward pass with its backward pass, or generation."""
-    with patch.active(model, load.base_of(model).dtype, compute_device(model)):
+    with patch.active(model, load.compute_dtype(model), compute_device(model)):
         yield
 
 
@@ -236,7 +225,7 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
         model.train(training)
     expected = torch.cat(alone)
     difference = float(((together - expected).abs() / (1 + expected.abs())).mean())
-    limit = 5e-4 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+    limit = 5e-4 if load.compute_dtype(model) in (torch.float32, torch.float64) else 0.1
     if not difference <= limit:
         raise _DiffersError(
             f"byeori's log-probs differ from those of this model's own forward pass (mean relative difference "

@@ -270,6 +270,13 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def compute_dtype(model: Any) -> torch.dtype:
+    """Return the type that a model computes in; sharded weights that are trained may be held in float32."""
+    causal = base_of(model)
+    dtype: torch.dtype = getattr(causal, "byeori_dtype", causal.dtype)
+    return dtype
+
+
 def parts(model: Any) -> tuple[Any, Head]:
     """Return the stack of layers, and what turns its output into logits.
 

@@ -32,12 +32,15 @@ def load_streamed(
     processes: Processes,
     bits: int | None = None,
     offload: bool = False,
+    train: Callable[[Any], object] | None = None,
+    masters: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
     """Return a causal model in evaluation mode, ready for forest attention, quantized and sharded as given.
 
     bits: 4, 8, or None for weights in `dtype`. offload: this process's shard stays in the CPU's memory.
+    train: chooses which weights are trained. masters: these are held in float32, and gathered in `dtype`.
 
     Raises:
         ModelError, HubError: if there is no model, its files are damaged, or no layer can be quantized.
@@ -46,11 +49,18 @@ def load_streamed(
     config = load.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
     stored = load_opened.tensors(load.local_folder(name, revision), config)
     causal = _empty(name, config, dtype, trust_remote_code)
+    causal.requires_grad_(False)
+    if train is not None:
+        train(causal)
+    if masters:
+        causal.byeori_dtype = dtype
+        for parameter in filter(lambda p: p.requires_grad, causal.parameters()):
+            parameter.data = parameter.data.float()
     if bits:
         quantize.quantize_layers(causal, bits)
     if processes.sharded:
-        sharding.shard(causal, processes, offload=offload)
-    fill = partial(_fill, causal, device=processes.device, offload=offload)
+        sharding.shard(causal, processes, offload=offload, dtype=dtype)
+    fill = partial(_fill, causal, device=processes.device, offload=offload, dtype=dtype)
     places = _places(causal, {key: item.shape for key, item in stored.items()})
     if None not in places.values():
         fill(places, _reader(stored))
@@ -134,7 +144,9 @@ def _reader(stored: Mapping[str, Source]) -> Read:
     return read
 
 
-def _fill(causal: Any, places: dict[str, str | None], read: Read, *, device: torch.device, offload: bool) -> None:
+def _fill(
+    causal: Any, places: dict[str, str | None], read: Read, *, device: torch.device, offload: bool, dtype: torch.dtype
+) -> None:
     """Replace every empty parameter, and every buffer, by the real one."""
     made: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = {}  # holds the old one too, so that its id is not reused
     for path, module in causal.named_modules():
@@ -143,8 +155,8 @@ def _fill(causal: Any, places: dict[str, str | None], read: Read, *, device: tor
             if old is None or name is None:
                 continue
             if id(old) not in made:
-                rows = sharding.shard_of(old, _rows(module, old, name, read, device), offload=offload)
-                made[id(old)] = old, torch.nn.Parameter(rows, requires_grad=False)
+                rows = sharding.shard_of(old, _rows(module, old, name, read, device, dtype), offload=offload)
+                made[id(old)] = old, torch.nn.Parameter(rows, requires_grad=old.requires_grad)
             module._parameters[short] = made[id(old)][1]
         for short, buffer in module._buffers.items():
             name = places.get(f"{path}.{short}" if path else short)
@@ -152,10 +164,13 @@ def _fill(causal: Any, places: dict[str, str | None], read: Read, *, device: tor
                 module._buffers[short] = (buffer if name is None else read(name, 0, None).to(buffer.dtype)).to(device)
 
 
-def _rows(module: Any, old: torch.Tensor, name: str, read: Read, device: torch.device) -> torch.Tensor:
+def _rows(
+    module: Any, old: torch.Tensor, name: str, read: Read, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
     """This process's rows of a parameter. Quantizing needs the whole of it for a moment."""
     start, end = sharding.rows(old)
     if isinstance(module, QuantizedLinear) and old is module.weight:
         quantized = module.quantize(read(name, 0, None).to(device, module.compute_dtype))
         return quantized if end is None else quantized[start:end].clone()
-    return read(name, start, end).to(device, old.dtype)
+    mine = read(name, start, end).to(device)
+    return (mine.to(dtype) if old.requires_grad else mine).to(old.dtype)  # masters begin as the weights they stand for

@@ -1,8 +1,11 @@
-"""FSDP2 over frozen weights: every process holds its rows of them and gathers a layer when it is needed.
+"""FSDP2: every process holds its rows of the weights and gathers a layer when it is needed.
 
-Only frozen matrices are sharded. Adapters, about a thousandth of the weights, stay whole on every process, and so do
-norms: gradients, optimizer and checkpoints are the same as without sharding, gradients are summed once per step, and a
-run resumes with any number of processes. Nothing is cast: weights are in the compute type, adapters in float32.
+Of a model with an adapter only frozen matrices are sharded. Adapters, about a thousandth of the weights, stay whole on
+every process, and so do norms: gradients, optimizer and checkpoints are the same as without sharding, gradients are
+summed once per step, and a run resumes with any number of processes. Nothing is cast: weights are in the compute type,
+adapters in float32.
+
+Weights that are trained themselves are sharded with their gradients and the optimizer's states.
 """
 
 from __future__ import annotations
@@ -21,23 +24,36 @@ from byeori.model.wrap import layers
 T = TypeVar("T")
 
 
-def shard(causal: Any, processes: Processes, *, offload: bool = False) -> None:
+def shard(causal: Any, processes: Processes, *, offload: bool = False, dtype: torch.dtype | None = None) -> None:
     """Shard by rows: each layer, the input embedding unless it is also the output embedding, and the rest.
+
+    Weights that are trained are sharded with their gradients, which are summed in float32; dtype: that they compute in.
 
     Over all processes, or over those of one machine (processes.shards); then every machine holds all weights and only
     adapters' gradients are sent between machines.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     shape = (processes.world // processes.shards, processes.shards)
-    mesh = init_device_mesh(processes.device.type, shape, mesh_dim_names=("copies", "shards"))["shards"]
+    mesh = init_device_mesh(processes.device.type, shape, mesh_dim_names=("copies", "shards"))
+    trained = any(parameter.requires_grad for parameter in causal.parameters())
+    if not trained or shape[0] == 1:
+        mesh = mesh["shards"]
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype if trained else None,
+        reduce_dtype=torch.float32 if trained else None,
+        cast_forward_inputs=False,
+    )
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
-    whole = {parameter for parameter in causal.parameters() if parameter.dim() < 2}
+    whole = {p for p in causal.parameters() if p.dim() < 2 and not p.requires_grad}
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     apart = [] if embedding.weight is head.weight else [embedding]
     for module in [*layers(causal), *apart, causal]:
-        fully_shard(module, mesh=mesh, offload_policy=policy, ignored_params=whole)
+        fully_shard(module, mesh=mesh, offload_policy=policy, mp_policy=precision, ignored_params=whole)
+        if trained:  # gradients are sums, which the step divides once; gloo knows no other kind
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
     causal.forward = MethodType(_forward, causal)
 
 
@@ -55,6 +71,15 @@ def through(causal: Any, call: Callable[[], T]) -> T:
     if not torch.is_grad_enabled():  # there is no backward pass that does it
         causal.reshard()
     return result
+
+
+def reshard(causal: Any) -> None:
+    """Let go of everything that is gathered: a pass without a backward pass of its own leaves embeddings whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in causal.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 @contextmanager

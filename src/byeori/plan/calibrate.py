@@ -52,11 +52,11 @@ def run(rehearser: Rehearser, micro_batch: MicroBatch) -> dict[str, Any]:
     )
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = measured_step.make_optimizer(model, planned.optim, planned.momentum)
-    one_sequence = not forward.use_forest_attention(model)
+    more: dict[str, Any] = {"masters": measured_step.make_masters(model, planned.adapter.masters)}
+    optimizer = measured_step.make_optimizer(model, planned.optim, planned.momentum, **more)
+    more.update(accumulates=micro_batch.accumulates, one_sequence=not forward.use_forest_attention(model), ends=(1, 1))
 
     def step() -> Step:
-        more: dict[str, Any] = {"accumulates": micro_batch.accumulates, "one_sequence": one_sequence, "ends": (1, 1)}
         result = measured_step.run(model, optimizer, micro_batch.typical, objective=planned.objective, **more)
         if on_gpu:
             torch.cuda.synchronize(device)

@@ -282,6 +282,11 @@ def memory(
     parts, gathering = dict(rehearsal.parts), 0
     if shards > 1:
         inside, shard = parts["weights"] - rehearsal.outside, 0 if cpu_offload else parts["weights"] // shards
+        if rehearsal.whole:  # gradients are whole for a layer at a time; float32 shards stand for the weights
+            shard = 0 if parts["masters"] else shard
+            for part in ("masters", "gradients", "optimizer"):
+                parts[part] //= shards
+            parts["gradients"] += rehearsal.outside + min(inside, rehearsal.layer)
         parts["weights"] = shard + rehearsal.outside + min(inside, _UNSHARDED * rehearsal.layer)
         waiting = sum(size for part, size in rehearsal.resident.items() if part != "weights") + parts["gradients"]
         gathering = shard + _GATHERED[machine.device] * rehearsal.outside + waiting

@@ -17,9 +17,10 @@ from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
 from byeori.losses.base import Objective, Targets
-from byeori.model import forward, load, skeleton
+from byeori.model import forward, full, load, skeleton
 from byeori.plan.memory_tracker import Peak, Tracker
 from byeori.train import optim
+from byeori.train.masters import Masters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,21 +37,29 @@ class Step:
     resident: dict[str, int]
 
 
-def make_optimizer(model: Any, name: str = "adamw", momentum: float = 0.0) -> torch.optim.Optimizer:
-    """Return the run's optimizer over the adapters, with the state that it has from the second step on.
+def make_masters(model: Any, kind: str | None = None) -> Masters:
+    """Return what the run's optimizer works on. kind: see Masters."""
+    return Masters([parameter for parameter in model.parameters() if parameter.requires_grad], kind)
+
+
+def make_optimizer(
+    model: Any, name: str = "adamw", momentum: float = 0.0, masters: Masters | None = None
+) -> torch.optim.Optimizer:
+    """Return the run's optimizer over what is trained, with the state that it has from the second step on.
 
     name, momentum: those of the settings. Pages of paged optimizers count where they are used, on the GPU.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    masters = masters or make_masters(model)
+    parameters = masters.parameters
     if parameters[0].is_meta and name == "adafactor":
         return MetaAdafactor(parameters, {})
     if parameters[0].is_meta and ("lion" in name or ("adamw" in name and name not in ("adamw", "schedule_free_adamw"))):
         return MetaBitsAndBytes(parameters, bits=8 if name.endswith("8bit") else 32, moments=1 if "lion" in name else 2)
-    optimizer = optim.make(name, parameters, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0, momentum=momentum)
-    for parameter in parameters:
+    optimizer = optim.make(name, masters.held, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0, momentum=momentum)
+    for parameter in masters.with_gradients:
         parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    masters.step(optimizer, 0)
+    masters.zero_grad()
     return optimizer
 
 
@@ -109,6 +118,7 @@ def run(
     one_sequence: bool = False,
     share: bool = True,
     explain: bool = False,
+    masters: Masters | None = None,
 ) -> Step:
     """Run one whole step over a micro-batch, with the optimizer's state of a second step.
 
@@ -116,11 +126,12 @@ def run(
     layers have a segment of their own. accumulates: the step has micro-batches before this one, whose gradients exist.
     one_sequence: without forest attention. share: whether examples share their prefixes. block, explain: see Tracker.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    masters = masters or make_masters(model)
+    parameters = masters.with_gradients
     tracker = Tracker(block=block, explain=explain)
     batch = forests.build(list(examples), share=share)
-    with tracker, _segments(model, parameters, tracker, ends):
-        _assign_existing(tracker, model, parameters)
+    with tracker, _segments(model, masters, tracker, ends):
+        _assign_existing(tracker, model, masters)
         tracker.assign("optimizer", _states(optimizer))
         resident = dict(tracker.parts)
         if accumulates:
@@ -134,17 +145,18 @@ def run(
         tracker.part = "workspace"
         tracker.enter("optimizer")
         torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+        masters.step(optimizer, 0)
+    masters.zero_grad()
     return Step(
         peaks=tracker.peaks, flops=flops, forward_flops=forward_flops, tokens=batch.unique_tokens, resident=resident
     )
 
 
-def _assign_existing(tracker: Tracker, model: Any, parameters: list[torch.nn.Parameter]) -> None:
-    trained = {id(parameter) for parameter in parameters}
+def _assign_existing(tracker: Tracker, model: Any, masters: Masters) -> None:
+    adapters = set() if full.is_full(model) else {id(parameter) for parameter in masters.parameters}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tracker.assign("adapters" if id(tensor) in trained else "weights", [tensor], module=_general(name))
+        tracker.assign("adapters" if id(tensor) in adapters else "weights", [tensor], module=_general(name))
+    tracker.assign("masters", [held for held, copied in zip(masters.held, masters.copied, strict=True) if copied])
     for name, module in model.named_modules():  # tensors that fused functions hold as plain attributes
         for key, value in vars(module).items():
             if isinstance(value, torch.Tensor):
@@ -177,9 +189,7 @@ def _forward_backward(tracker: Tracker, model: Any, batch: Forest, objective: Ob
 
 
 @contextmanager
-def _segments(
-    model: Any, parameters: list[torch.nn.Parameter], tracker: Tracker, ends: tuple[int, int]
-) -> Iterator[None]:
+def _segments(model: Any, masters: Masters, tracker: Tracker, ends: tuple[int, int]) -> Iterator[None]:
     """Hooks that tell the tracker which segment and part it is in."""
     backbone, _ = load.parts(model)
     layers = skeleton.layers_of(model)
@@ -200,15 +210,17 @@ def _segments(
 
         return after
 
+    held = {id(parameter): each for parameter, each in zip(masters.parameters, masters.held, strict=True)}
+
     def accumulated(parameter: torch.Tensor) -> None:
-        if parameter.grad is not None:
-            tracker.assign("gradients", [parameter.grad])
+        grads = [each.grad for each in (parameter, held[id(parameter)])]
+        tracker.assign("gradients", [grad for grad in grads if grad is not None])
 
     with ExitStack() as stack:
         handles = [backbone.register_forward_hook(after_backbone)]
         for index, layer in enumerate(layers):
             handles.append(layer.register_forward_hook(after_layer(_segment(index, len(layers), ends))))
-        handles += [parameter.register_post_accumulate_grad_hook(accumulated) for parameter in parameters]
+        handles += [parameter.register_post_accumulate_grad_hook(accumulated) for parameter in masters.parameters]
         for handle in handles:
             stack.callback(handle.remove)
         if tracker.explain:

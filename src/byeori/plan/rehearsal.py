@@ -21,30 +21,19 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
-from byeori.kernels import device_kind, last_layer, lora_linear, patch
+from byeori.kernels import device_kind, last_layer, patch
 from byeori.losses.base import Objective
 from byeori.losses.sft import SFT
-from byeori.model import activation_offload, embedding_rows, forward, lora_start, quantize, skeleton, wrap
-from byeori.model.adapter import PLAIN, Variant, attach
+from byeori.model import activation_offload, forward, full, load, quantize, skeleton, wrap
 from byeori.model.text_model import text_config
 from byeori.plan import measured_step, meta_ops, meta_quantized
 from byeori.plan.measured_step import Step
 from byeori.plan.memory_tracker import Peak, Source
+from byeori.plan.trained import Adapter, Full
 
-PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "head", "workspace")
+PARTS = ("weights", "adapters", "masters", "gradients", "optimizer", "activations", "head", "workspace")
 # The CUDA allocator hands out multiples of this (PyTorch, c10/cuda/CUDACachingAllocator, kMinBlockSize).
 _CUDA_BLOCK = 512
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
-    """The LoRA settings that a rehearsal needs."""
-
-    r: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-    variant: Variant = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +45,7 @@ class Rehearsal:
     tokens: its unique tokens. offloaded: bytes of activations that are copied to the CPU's memory.
     resident: what stays between steps, by part. layer: weights of the largest layer; outside: weights of no layer.
     layers: how many there are. quantized: how many weights are in 4 or 8 bit.
+    whole: whether the weights themselves are trained, which sharding divides with all that belongs to them.
     sources: bytes and count of every (part, module, operation, shape) alive at the peak; only where asked for.
     """
 
@@ -71,6 +61,7 @@ class Rehearsal:
     layers: int
     quantized: int
     offloaded: int = 0
+    whole: bool = False
     sources: dict[Source, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -126,7 +117,7 @@ def _prunes(config: Any, layers: int) -> bool:
 
 def rehearse(
     architecture: Architecture,
-    adapter: Adapter,
+    adapter: Adapter | Full,
     examples: Sequence[Example],
     *,
     dtype: torch.dtype,
@@ -155,9 +146,8 @@ def rehearse(
     fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, math.lcm(architecture.period, 1 + (recompute == "selective"))
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
-    low = architecture.first + period + tail
-    low += (layers - low) % period  # differs from the whole by full periods
-    one_by_one = every_layer or adapter.variant.differs_by_layer or 2 * low + period >= layers
+    low = (lowest := architecture.first + period + tail) + (layers - lowest) % period  # differs by full periods
+    one_by_one = every_layer or adapter.differs_by_layer or 2 * low + period >= layers
     heights = [layers] if one_by_one else [low, low + period]
     periods = (layers - low) // period if len(heights) == 2 else 0
 
@@ -166,13 +156,14 @@ def rehearse(
         make = _on_meta.__wrapped__ if offload else _on_meta  # the hooks of offloading stay with a model
         with device_kind.stand_for(device, capability), _autocast_on_meta():
             with meta_ops.Remembering():
-                model, optimizer = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
-                wrap.recompute_layers(model.get_base_model(), recompute, link)
+                model, *trained = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
+                wrap.recompute_layers(load.base_of(model), recompute, link)
             with _without_numbers(architecture.config):
                 step = measured_step.run(
                     model,
-                    optimizer,
+                    trained[0],
                     examples,
+                    masters=trained[1],
                     objective=objective,
                     ends=(architecture.first + period, tail),
                     block=_CUDA_BLOCK if device == "cuda" else 1,
@@ -183,7 +174,7 @@ def rehearse(
                 )
             return step, _sizes(model) | {"offloaded": link.copied}
 
-    return _extend([run(height) for height in heights], periods, layers)
+    return _extend([run(height) for height in heights], periods, layers, isinstance(adapter, Full))
 
 
 @contextmanager
@@ -215,7 +206,7 @@ def _autocast_on_meta() -> Iterator[None]:
 
 def build(
     config: Any,
-    adapter: Adapter,
+    adapter: Adapter | Full,
     dtype: torch.dtype,
     *,
     layers: int | None = None,
@@ -236,19 +227,8 @@ def build(
     base = skeleton.frozen_model(config if layers is None else skeleton.with_layers(config, layers), dtype, device)
     if bits:
         quantize_layers(base, bits)
-    embedding_rows.resize(base, adapter.variant.rows)
-    model = attach(
-        base,
-        r=adapter.r,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        targets=list(adapter.targets),
-        seed=0,
-        variant=adapter.variant,
-    )
-    lora_start.begin(model, adapter.variant.init, adapter.variant.use_dora)
-    lora_linear.fuse(model)
-    wrap.recompute_layers(model.get_base_model(), recompute)
+    model = adapter.put_on(base)
+    wrap.recompute_layers(load.base_of(model), recompute)
     _fuse(model, list(fast_paths))
     return model.train()
 
@@ -256,16 +236,17 @@ def build(
 @functools.lru_cache(maxsize=16)
 def _on_meta(
     architecture: Architecture,
-    adapter: Adapter,
+    adapter: Adapter | Full,
     dtype: torch.dtype,
     layers: int,
     bits: int | None,
     optim: str,
     momentum: float,
     fast_paths: tuple[str, ...],
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     model = build(architecture.config, adapter, dtype, layers=layers, bits=bits, fast_paths=fast_paths)
-    return model, measured_step.make_optimizer(model, optim, momentum)
+    masters = measured_step.make_masters(model, adapter.masters)
+    return model, measured_step.make_optimizer(model, optim, momentum, masters), masters
 
 
 class _MetaLink(activation_offload.Link):
@@ -333,8 +314,10 @@ def _period(kinds: list[Any]) -> tuple[int, int]:
 def _sizes(model: Any) -> dict[str, int]:
     """Bytes of the largest layer and of what is in none, and how many weights are in 4 bit."""
 
+    whole = full.is_full(model)
+
     def frozen_bytes(module: Any) -> int:
-        return sum(parameter.nbytes for parameter in module.parameters() if not parameter.requires_grad)
+        return sum(parameter.nbytes for parameter in module.parameters() if whole or not parameter.requires_grad)
 
     layers = [frozen_bytes(layer) for layer in skeleton.layers_of(model)]
     packed = [module for module in model.modules() if isinstance(module, meta_quantized.MetaQuantizedLinear)]
@@ -345,7 +328,7 @@ def _sizes(model: Any) -> dict[str, int]:
     }
 
 
-def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int) -> Rehearsal:
+def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int, whole: bool) -> Rehearsal:
     """From two heights to the whole: the first, and `periods` times the difference. One run stands for itself."""
     (low, low_sizes), (high, high_sizes) = runs[0], runs[-1]
 
@@ -374,6 +357,7 @@ def _extend(runs: list[tuple[Step, dict[str, int]]], periods: int, layers: int) 
         tokens=low.tokens,
         resident=extend_all(low.resident, high.resident),
         layers=layers,
+        whole=whole,
         sources={source: (size, counts[source]) for source, size in extend_all(low_bytes, high_bytes).items()},
         **extend_all(low_sizes, high_sizes) | {"layer": high_sizes["layer"]},
     )

@@ -11,8 +11,9 @@ from byeori.losses.base import Objective
 from byeori.model import load, quantize
 from byeori.plan import machines, rehearsal
 from byeori.plan.candidates import PlanInput, SearchSpace
-from byeori.plan.rehearsal import Adapter, Rehearsal
+from byeori.plan.rehearsal import Rehearsal
 from byeori.plan.speed import Cost
+from byeori.plan.trained import Adapter, Full
 from byeori.plan.workload import Examples, MicroBatch, Workload
 
 _CPU = torch.device("cpu")
@@ -29,7 +30,7 @@ class PlannedRun:
     """
 
     objective: Objective
-    adapter: Adapter
+    adapter: Adapter | Full
     dtype: str
     recompute: str | None
     four_bit: bool | None

@@ -19,6 +19,7 @@ from byeori.errors import CheckpointError
 from byeori.support.atomic_files import flush
 from byeori.support.console import Say
 from byeori.train import checkpoint
+from byeori.train.masters import Masters
 from byeori.train.state import Job, Progress
 
 
@@ -84,19 +85,30 @@ class Writer:
 class Checkpoints(Writer):
     """Writes the checkpoints of a run in progress."""
 
-    def __init__(self, job: Job, optimizer: torch.optim.Optimizer, say: Say) -> None:
+    def __init__(self, job: Job, optimizer: torch.optim.Optimizer, masters: Masters, say: Say) -> None:
         super().__init__(say)
-        self._job, self._optimizer = job, optimizer
+        self._job, self._optimizer, self._masters = job, optimizer, masters
 
     def save(self, progress: Progress) -> None:
-        """Copy the run to memory and let the writer put it on the disk, if this process writes files."""
-        if self._job.processes.main and progress.step > 0:
-            self.write(progress)
+        """Copy the run to memory and let the writer put it on the disk, if this process writes files.
+
+        All processes have to call it where trained weights are sharded.
+        """
+        if self._job.processes.main or self._masters.sharded:
+            self._write(progress)
 
     def write(self, progress: Progress) -> None:
-        """Save the run from this process, whichever it is."""
+        """Save the run from this process alone, whichever it is, if it holds all of what is trained."""
+        if not self._masters.sharded:
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
         job, step, best = self._job, progress.step, progress.best_step
-        snapshot = checkpoint.snapshot(job.model, self._optimizer, progress.state())
+        if step == 0:
+            return
+        snapshot = checkpoint.snapshot(job.model, self._optimizer, progress.state(), self._masters, job.processes)
+        if self._masters.sharded and not job.processes.main:
+            return
         folder = job.output_dir / f"checkpoint-{step}"
 
         def fill(temporary: Path) -> None:

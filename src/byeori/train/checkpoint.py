@@ -1,7 +1,7 @@
 """Checkpoints that appear whole or not at all.
 
     checkpoint-40/
-        adapter_config.json, adapter_model.safetensors    the adapter, as PEFT writes it
+        adapter_config.json, adapter_model.safetensors    the adapter, as PEFT writes it; or a whole model
         optimizer.safetensors                             the optimizer's states, by parameter name
         trainer_state.json                                step, best evaluation; order and random numbers are
                                                           functions of the seed and the step
@@ -29,13 +29,18 @@ from safetensors.torch import load_file, save_file
 
 from byeori.artifacts import records
 from byeori.artifacts.layout import ADAPTER, MANIFEST, OPTIMIZER, STATE
+from byeori.distributed.processes import ALONE, Processes
 from byeori.errors import CheckpointError, ModelError
 from byeori.model import adapter as peft_adapter
+from byeori.model import full, load
+from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.support.atomic_files import disk_errors, new_folder, remove_folder, sha256
 from byeori.support.console import Say
 from byeori.support.foreign_files import json_record
 from byeori.support.pickles import missing_weights
-from byeori.train import optim
+from byeori.train import states
+from byeori.train.masters import Masters
+from byeori.train.states import trainable
 
 _SET_ASIDE = "set-aside-"
 
@@ -88,7 +93,8 @@ def verify(folder: Path) -> str | None:
         listed = set(manifest)
     except ModelError:
         return "it has no manifest"
-    if absent := {ADAPTER, OPTIMIZER, STATE} - listed:
+    weights = {ADAPTER, SINGLE, INDEX} & listed
+    if absent := {*(weights or {ADAPTER}), OPTIMIZER, STATE} - listed:
         return f"its manifest does not list {min(absent)}"
     for name, digest in manifest.items():
         path = folder / name
@@ -165,36 +171,51 @@ def prune(output_dir: Path, keep: int | None, *, best: int | None, latest: int) 
 class Snapshot:
     """A run at one step, copied to memory, so that training can go on.
 
-    adapter, optimizer: tensors on the CPU, by their names in the files. config: PEFT's. state: JSON text.
+    write_weights: writes the adapter or the model. optimizer: tensors on the CPU, by their names in the file.
+    state: JSON text.
     """
 
-    adapter: dict[str, torch.Tensor]
-    config: Any
+    write_weights: Callable[[Path], None]
     optimizer: dict[str, torch.Tensor]
     state: str
 
     def write(self, folder: Path) -> None:
         """Write the files of a checkpoint."""
-        _write_adapter(folder, self.adapter, self.config)
+        self.write_weights(folder)
         save_file(self.optimizer, folder / OPTIMIZER)
         (folder / STATE).write_text(self.state, encoding="utf-8")
 
 
-def snapshot(model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Snapshot:
-    """Copy adapter, optimizer and counters to memory."""
-    moments = {
-        f"{name}.{key}": tensor
-        for name, parameter in trainable(model)
-        for key, tensor in optim.tensors(optimizer, parameter).items()
-    }
-    with optim.averaged(optimizer):
-        adapter, config = _adapter(model)
-    return Snapshot(adapter=adapter, config=config, optimizer=moments, state=json.dumps(state, indent=1))
+def snapshot(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    masters: Masters | None = None,
+    processes: Processes = ALONE,
+) -> Snapshot:
+    """Copy weights, optimizer and counters to memory; every process has to call it if trained weights are sharded.
+
+    masters: what the optimizer works on, if that is not the model's parameters themselves.
+    """
+    masters = masters or Masters([parameter for _, parameter in trainable(model)])
+    moments = states.tensors(model, masters, optimizer, processes)
+    with masters.averaged(optimizer):
+        write_weights = weights_writer(model, processes)
+    return Snapshot(write_weights=write_weights, optimizer=moments, state=json.dumps(state, indent=1))
 
 
 def save_adapter(folder: Path, model: Any) -> None:
     """Write the adapter alone, in PEFT's format."""
-    _write_adapter(folder, *_adapter(model))
+    weights_writer(model)(folder)
+
+
+def weights_writer(model: Any, processes: Processes = ALONE) -> Callable[[Path], None]:
+    """Copy the adapter or the whole model to memory; return what writes it, as PEFT or transformers does."""
+    if full.is_full(model):
+        tensors = full.state(model, load.compute_dtype(model), keep=processes.main)
+        return lambda folder: full.write(folder, model, tensors)
+    adapter, config = _adapter(model)
+    return lambda folder: _write_adapter(folder, adapter, config)
 
 
 def _adapter(model: Any) -> tuple[dict[str, torch.Tensor], Any]:
@@ -214,19 +235,21 @@ def _copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return (name, parameter) of everything that is trained, in the model's order."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def load_adapter(folder: Path, model: Any) -> None:
-    """Load the weights of an adapter folder into the model's adapter.
+    """Load the weights of a folder into the model's adapter, or into the model that is trained in full.
 
     Raises:
         CheckpointError: if there is no safetensors adapter, or it is damaged or of another shape, scale or set of
             layers.
     """
-    path = folder / ADAPTER
+    path, weights = folder / ADAPTER, (folder / SINGLE, folder / INDEX)
+    if full.is_full(model):
+        if not any(each.is_file() for each in weights):
+            raise CheckpointError(f"{folder} does not hold a whole model; go on without --finetune full")
+        full.load_state(model, folder)
+        return
+    if not path.is_file() and any(each.is_file() for each in weights):
+        raise CheckpointError(f"{folder} holds a whole model, not an adapter; go on with --finetune full")
     if not path.is_file():
         raise CheckpointError(f"{missing_weights(folder, ADAPTER)}; give a checkpoint or the folder of an adapter")
     _check_scale(folder, model)
@@ -265,8 +288,14 @@ def _check_scale(folder: Path, model: Any) -> None:
             )
 
 
-def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore a run and return its counters; None for a finished adapter, which has weights only.
+def load_training_state(
+    folder: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    masters: Masters | None = None,
+    processes: Processes = ALONE,
+) -> dict[str, Any] | None:
+    """Restore a run and return its counters; None for finished weights, which have no state.
 
     Raises:
         CheckpointError: if the folder does not exist or is a damaged checkpoint.
@@ -275,13 +304,12 @@ def load_training_state(folder: Path, model: Any, optimizer: torch.optim.Optimiz
         raise CheckpointError(f"there is no checkpoint {folder}; give --resume_from_checkpoint a folder or `latest`")
     is_checkpoint = check_whole(folder)
     load_adapter(folder, model)
+    masters = masters or Masters([parameter for _, parameter in trainable(model)])
+    masters.take()
     if not is_checkpoint:
         return None
-    tensors = load_file(folder / OPTIMIZER)
-    for name, parameter in trainable(model):
-        keys = {key.rpartition(".")[2]: key for key in tensors if key.rpartition(".")[0] == name}
-        if keys:
-            optim.restore(optimizer, parameter, {short: tensors[key] for short, key in keys.items()})
+    states.restore(folder / OPTIMIZER, model, masters, optimizer, processes)
+    masters.give()
     return dict(
         json_record(folder / STATE, records.RunState, CheckpointError, advice="resume from an older checkpoint")
     )

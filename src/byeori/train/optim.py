@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from byeori.distributed.processes import local
 from byeori.errors import CheckpointError, ConfigError
 from byeori.model import quantize
 
@@ -164,7 +165,9 @@ def tensors(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> 
     if state and averages(optimizer):
         group, _ = _place(optimizer, parameter)
         state |= {key: torch.tensor(group[key], dtype=torch.float64) for key in _COUNTERS} | {_TRAINED: parameter}
-    return {key: torch.as_tensor(value).detach().to("cpu").clone().contiguous() for key, value in state.items()}
+    return {
+        key: local(torch.as_tensor(value).detach()).to("cpu", copy=True).contiguous() for key, value in state.items()
+    }
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ RUN_FILES = (
     layout.ADAPTER_CONFIG,
     layout.ADAPTER,
     layout.LOG,
-    layout.LIVE,
     layout.SETTINGS,
     layout.BASE,
     layout.AUDIT,

@@ -67,8 +67,8 @@ class Recovery:
         """
         if self._job.processes.sharded and not error.alone:
             self._restart_smaller(error, step_done)
-        if step_done:
-            self._checkpoints.save(self._progress)
+        if step_done and self._job.processes.main:
+            self._checkpoints.write(self._progress)
 
     def on_lost_rank(self, *, step_done: bool) -> NoReturn:
         """Save what the run has done, and let one of the processes that are left say so.
@@ -77,8 +77,8 @@ class Recovery:
             Abandoned: always.
         """
         job, progress = self._job, self._progress
-        if step_done and not checkpoint.is_there(job.output_dir, progress.step):
-            self._checkpoints.save(progress)
+        if step_done and job.processes.main and not checkpoint.is_there(job.output_dir, progress.step):
+            self._checkpoints.write(progress)
         self._checkpoints.wait()
         if processes.first_to_speak():
             whole = checkpoint.newest(job.output_dir)

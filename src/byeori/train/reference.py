@@ -24,7 +24,7 @@ from byeori.batch.forest import Forest
 from byeori.data import tokenized
 from byeori.data.tokenized import Rows
 from byeori.distributed.processes import Processes, all_reduce_array, all_reduce_sum, barrier
-from byeori.model import forward, wrap
+from byeori.model import forward, full, wrap
 from byeori.support.atomic_files import disk_errors, new_file
 from byeori.support.console import Say
 from byeori.train import oom
@@ -65,7 +65,7 @@ def with_reference(
     parts: the rows that are needed, grouped as they will be trained. file: the cache, with the log-probs of the table's
     targets (float32), then a CRC-32 of those of each row; where it does not fit, they are not computed yet, or damaged.
     The first part is computed in any case, and a cache that says something else is not used. fresh: the adapter is new,
-    so the reference is the model without it.
+    so the reference is the model without it; a model that is trained in full is the base before its first step.
 
     Raises:
         CheckpointError: if the disk is full or read-only.
@@ -75,7 +75,9 @@ def with_reference(
     values, sums = _open_cache(file, bounds, processes)
     training = model.training
     model.eval()
-    adapter_off: AbstractContextManager[Any] = model.disable_adapter() if fresh else nullcontext()
+    adapter_off: AbstractContextManager[Any] = (
+        model.disable_adapter() if fresh and not full.is_full(model) else nullcontext()
+    )
     with adapter_off, wrap.uncompiled():
         for done, part in enumerate(parts):
             spans = [slice(bounds[i], bounds[i + 1]) for i in part.tolist()]

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from byeori.artifacts import layout, records, saved_model
+from byeori.artifacts import layout, model_files, records, saved_model
 from byeori.artifacts.layout import SETTINGS
 from byeori.data import row_kinds
 from byeori.distributed.processes import Processes, all_reduce_min, all_reduce_sum, barrier
@@ -24,6 +24,9 @@ LAUNCH = ".torchrun"
 
 # settings that decide which rows a step has, what they become, and which of the adapter's weights are trained
 _SAME = (
+    "finetune",
+    "train_layers",
+    "master_weights",
     "lora_init",
     "batch_size",
     "seed",
@@ -159,8 +162,8 @@ def make(output: Path, *, clear: bool, resume: Path | None, anew: bool, say: Say
         check_unoccupied(output)  # once more: another run may have begun and ended meanwhile
     with disk_errors(output):
         if clear:
-            for name in RUN_FILES:
-                (output / name).unlink(missing_ok=True)
+            for path in (*(output / name for name in (*RUN_FILES, layout.CONFIG)), *model_files.weight_files(output)):
+                path.unlink(missing_ok=True)
             for _, folder in checkpoint.steps(output):
                 remove_folder(folder)
         if anew and not _restarted(output):

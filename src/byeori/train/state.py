@@ -42,6 +42,7 @@ class Options:
     epsilon: float
     momentum: float
     weight_decay: float
+    master_weights: str | None
     max_grad_norm: float
     micro_batch_size: int | None
     micro_batch_tokens: int
@@ -91,7 +92,7 @@ class Job:
 
     write_sidecar: writes what stands next to an adapter (tokenizer, template, settings) into a folder.
     mirror: where checkpoints are copied to. planned_bytes: the peak that the plan expects, as train/memory.py measures
-    it; 0 without a plan. sample: answers a few rows that were held out, at every evaluation.
+    it; 0 without a plan.
     """
 
     model: Any
@@ -107,4 +108,3 @@ class Job:
     resume: Path | None = None
     mirror: Mirror | None = None
     planned_bytes: int = 0
-    sample: Callable[[], list[dict[str, str]]] | None = None

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from byeori.batch import forest as forests
-from byeori.distributed.processes import all_reduce_gradients, all_reduce_sum, barrier, connection_lost
+from byeori.distributed.processes import all_reduce_gradients, all_reduce_sum, barrier, connection_lost, whole
 from byeori.losses.base import Sums
-from byeori.model import device_batch, forward, wrap
+from byeori.model import device_batch, forward, load, sharding, wrap
 from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim, schedule
 from byeori.train.async_save import Checkpoints
-from byeori.train.live import Display, Seen
+from byeori.train.masters import Masters
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
 from byeori.train.recovery import Recovery
@@ -43,7 +43,7 @@ class Session:
     job: Job
     progress: Progress
     optimizer: torch.optim.Optimizer
-    parameters: list[torch.nn.Parameter]
+    masters: Masters
     noise: dict[str, float]
     recovery: Recovery
 
@@ -56,10 +56,11 @@ def train(job: Job) -> Progress:
         TrainingError: if three steps in a row were not finite.
         CheckpointError: if a checkpoint could not be read or written.
     """
-    parameters = [parameter for _, parameter in checkpoint.trainable(job.model)]
     options, main = job.options, job.processes.main
-    optimizer = _optimizer(job, parameters)
-    progress, resumed = _restored(job, optimizer)
+    sharding.reshard(load.base_of(job.model))  # what is trained are the shards
+    masters = Masters([parameter for _, parameter in checkpoint.trainable(job.model)], options.master_weights)
+    optimizer = _optimizer(job, masters)
+    progress, resumed = _restored(job, optimizer, masters)
     job.model.train()
     if main:
         atomic_files.sweep(job.output_dir)
@@ -75,21 +76,21 @@ def train(job: Job) -> Progress:
     with (
         hooks.stop_signals() as stop,
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
-        _display(job, progress) as live,
+        log.Live(job.schedule.total_steps, start=progress.step, shown=main) as live,
         log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
-        Checkpoints(job, optimizer, live.say) as checkpoints,
+        Checkpoints(job, optimizer, masters, live.say) as checkpoints,
         steps_from(job, progress) as steps,
     ):
         recovery = Recovery(job, progress, checkpoints, live.say)
         session = Session(
-            job=job, progress=progress, optimizer=optimizer, parameters=parameters, noise=noise, recovery=recovery
+            job=job, progress=progress, optimizer=optimizer, masters=masters, noise=noise, recovery=recovery
         )
         while progress.step < job.schedule.total_steps and not _has_stalled(progress, options):
             recovery.before_step()
             done = progress.step
             try:
                 line = train_step(session, next(steps))
-                live.step(line)
+                live.update(line)
                 if _is_logged(job, progress):
                     write(line)
                 if progress.bad_steps:
@@ -104,22 +105,22 @@ def train(job: Job) -> Progress:
                     recovery.on_lost_rank(step_done=step_done)
                 raise
     barrier(job.processes)  # every process may read the checkpoints now
-    if optim.averages(optimizer):
-        optimizer.eval()
+    masters.finish(optimizer)
     job.model.eval()
     return progress
 
 
-def _optimizer(job: Job, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    options = job.options
+def _optimizer(job: Job, masters: Masters) -> torch.optim.Optimizer:
+    options, tables = job.options, _tables(job.model)
+    pairs = zip(masters.parameters, masters.held, strict=True)
     return optim.make(
         options.optim,
-        parameters,
+        masters.held,
         betas=options.betas,
         epsilon=options.epsilon,
         weight_decay=options.weight_decay,
         momentum=options.momentum,
-        apart=_tables(job.model),
+        apart={id(held) for parameter, held in pairs if id(parameter) in tables},
     )
 
 
@@ -129,19 +130,12 @@ def _tables(model: Any) -> set[int]:
     return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
 
 
-def _display(job: Job, progress: Progress) -> Display:
-    total, main = job.schedule.total_steps, job.processes.main
-    seen = Seen(total=total, epochs=total / job.schedule.steps_per_epoch, planned=job.planned_bytes)
-    earlier = log.read(job.output_dir) if main and progress.step else ()
-    return Display(
-        seen, job.output_dir, title=job.output_dir.resolve().name, start=progress.step, shown=main, earlier=earlier
-    )
-
-
-def _restored(job: Job, optimizer: torch.optim.Optimizer) -> tuple[Progress, bool]:
+def _restored(job: Job, optimizer: torch.optim.Optimizer, masters: Masters) -> tuple[Progress, bool]:
     """The progress of the checkpoint that is resumed, and whether there is one."""
     progress = Progress()
-    state = checkpoint.load_training_state(job.resume, job.model, optimizer) if job.resume else None
+    state: dict[str, Any] | None = None
+    if job.resume:
+        state = checkpoint.load_training_state(job.resume, job.model, optimizer, masters, job.processes)
     progress.restore(state or {})
     noted = oom.remembered(job.output_dir) if job.processes.main else 0
     progress.halvings = max(progress.halvings, int(all_reduce_sum([noted], job.processes)[0]))
@@ -164,13 +158,14 @@ def train_step(session: Session, step: Step) -> dict[str, Any]:
     def compute(sums: dict[str, torch.Tensor], halvings: int) -> None:
         # dropout and NEFTune: the same numbers when the step is computed again
         torch.manual_seed((job.options.seed * 1_000_003 + progress.step) * 4099 + job.processes.rank)
-        session.optimizer.zero_grad(set_to_none=True)
+        session.masters.zero_grad()
         _gradients(job, step, session.noise, sums, halvings)
 
     totals = _all_sums(session, ["loss", "unique_tokens", *job.objective.logged], compute)
     loss, unique_tokens = totals.pop("loss"), int(totals.pop("unique_tokens"))
-    all_reduce_gradients(session.parameters, job.processes)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in session.parameters if p.grad is not None]).item()
+    parameters = session.masters.with_gradients
+    all_reduce_gradients(parameters, job.processes)
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])).item()
     options = job.options
     rate = schedule.learning_rate(
         progress.step,
@@ -182,7 +177,7 @@ def train_step(session: Session, step: Step) -> dict[str, Any]:
     )
     more: dict[str, Any] = {}
     if math.isfinite(loss) and math.isfinite(norm):
-        _update(session.optimizer, session.parameters, rate, norm, job.options.max_grad_norm)
+        _update(session, rate, norm)
         progress.bad_steps, progress.last_loss = 0, loss
         progress.first_loss = loss if progress.step == 0 else progress.first_loss
     else:
@@ -249,21 +244,23 @@ def _logged(sums: Sums, weight: float) -> dict[str, torch.Tensor]:
     return {name: value.detach().double() / weight for name, value in [("loss", sums.total), *sums.logged.items()]}
 
 
-def _update(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], rate: float, norm: float, limit: float
-) -> None:
-    if limit and norm > limit:
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], limit / (norm + 1e-6))
-    for group in optimizer.param_groups:
+def _update(session: Session, rate: float, norm: float) -> None:
+    options, processes = session.job.options, session.job.processes
+    if options.max_grad_norm and norm > options.max_grad_norm:
+        grads = [p.grad for p in session.masters.with_gradients if p.grad is not None]
+        torch._foreach_mul_(grads, options.max_grad_norm / (norm + 1e-6))
+    for group in session.optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
+    # processes with whole weights round alike
+    own = processes.rank if session.masters.sharded else 0
+    session.masters.step(session.optimizer, (options.seed * 1_000_003 + session.progress.step) * 4099 + own)
 
 
 # ---- after a step ---------------------------------------------------------------------------------------------------
 
 
 def _after_step(
-    session: Session, live: Display, write: WriteLine, stop: threading.Event, checkpoints: Checkpoints
+    session: Session, live: log.Live, write: WriteLine, stop: threading.Event, checkpoints: Checkpoints
 ) -> None:
     """Evaluate, save and stop if it is time. The log is written before the checkpoint, so it is never behind it."""
     job, progress = session.job, session.progress
@@ -282,10 +279,10 @@ def _after_step(
         )
 
 
-def _evaluate_and_log(session: Session, live: Display, write: WriteLine) -> bool:
+def _evaluate_and_log(session: Session, live: log.Live, write: WriteLine) -> bool:
     """Evaluate; whether the loss is the lowest so far."""
     job, progress = session.job, session.progress
-    with optim.averaged(session.optimizer):
+    with session.masters.averaged(session.optimizer):
         means = evaluate(session)
     loss = means["loss"]
     improved = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
@@ -293,15 +290,9 @@ def _evaluate_and_log(session: Session, live: Display, write: WriteLine) -> bool
         progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
     else:
         progress.evaluations_without_gain += 1
-    at = {"step": progress.step, "epoch": round(progress.step / job.schedule.steps_per_epoch, 4)}
+    epoch = round(progress.step / job.schedule.steps_per_epoch, 4)
+    write({"step": progress.step, "epoch": epoch, **{f"eval_{name}": value for name, value in means.items()}})
     live.say(f"step {progress.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
-    lines: list[dict[str, Any]] = [at | {f"eval_{name}": value for name, value in means.items()}]
-    if job.sample:
-        with optim.averaged(session.optimizer):
-            lines.append(at | {"samples": job.sample()})
-    for line in lines:
-        write(line)
-        live.note(line)
     if _has_stalled(progress, job.options):
         count = progress.evaluations_without_gain
         live.say(f"no improvement in {count} evaluations; the best was step {progress.best_step}")

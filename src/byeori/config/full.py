@@ -1,0 +1,65 @@
+"""Settings of what is trained: an adapter, or the model's own weights."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from byeori.config.adapters import LoraSettings
+from byeori.config.base import ESSENTIAL, MEMORY, OPTIMISATION, OptionalText, Settings, setting
+from byeori.support import layer_ranges
+
+_NEITHER = ("neftune_noise_alpha",)  # for LoRA and for full fine-tuning
+
+
+class FullSettings(Settings):
+    """Full fine-tuning. full_rate: the default learning rate of full fine-tuning."""
+
+    full_rate: ClassVar[float | None] = None
+
+    finetune: Literal["lora", "full"] = setting(
+        "What to train: a LoRA adapter, or with full the model's own weights. The result of full is a whole model.",
+        "lora",
+        ESSENTIAL,
+    )
+    train_layers: OptionalText = setting(
+        "Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays frozen. "
+        "none trains the whole model.",
+        None,
+        OPTIMISATION,
+    )
+    master_weights: Literal["float32", "stochastic"] = setting(
+        "How finetune full adds small updates to bfloat16 weights. float32 keeps a copy of them in float32, stochastic "
+        "rounds at random and takes no memory.",
+        "float32",
+        MEMORY,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_full(cls, values: Any) -> Any:
+        full = isinstance(values, dict) and values.get("finetune") == "full" and cls.full_rate is not None
+        return {"learning_rate": cls.full_rate} | values if full else values
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Self:
+        fields = type(self).model_fields
+        given = [name for name in fields if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        if self.finetune == "lora":
+            for name in ("train_layers", "master_weights"):
+                if name in given:
+                    raise ValueError(f"{name} needs finetune full; layers_to_transform is for an adapter")
+            return self
+        if self.train_layers is not None:
+            layer_ranges.parse(self.train_layers)
+        lora = [name for name in given if name in LoraSettings.model_fields and name not in _NEITHER]
+        others = [name for name in given if name in ("load_in_8bit", "cpu_offload")]
+        others += ["load_in_4bit"] if getattr(self, "load_in_4bit", None) is True else []
+        if refused := lora + others:
+            raise ValueError(f"{refused[0]} does not apply to finetune full, which trains the weights; leave it out")
+        if getattr(self, "dtype", None) == "float16":
+            raise ValueError("finetune full needs dtype bfloat16 or float32; gradients overflow in float16")
+        if self.master_weights == "stochastic" and str(getattr(self, "optim", "")).startswith("schedule_free"):
+            raise ValueError("a schedule_free optimizer averages small changes, which needs master_weights float32")
+        return self
