@@ -267,6 +267,7 @@ def dpo(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -362,6 +363,7 @@ def dpo(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -593,6 +595,7 @@ def plan(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -706,6 +709,7 @@ def plan(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -939,6 +943,7 @@ def rent(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1053,6 +1058,7 @@ def rent(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.
@@ -1216,6 +1222,7 @@ def sft(
     val_set_size: float = 0,
     group_by_length: bool = False,
     seed: int = 42,
+    sample_rows: int = 0,
     logging_steps: int = 1,
     eval_steps: int | None = None,
     save_steps: int | None = None,
@@ -1307,6 +1314,7 @@ def sft(
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         group_by_length: Put rows of similar length into the same step.
         seed: Random seed of row order, split, dropout and adapter initialisation.
+        sample_rows: Held-out rows that the model answers at every evaluation, for the log and live.html.
         logging_steps: Log every N steps.
         eval_steps: Evaluate every N steps.
         save_steps: Save a checkpoint every N steps.

@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 
 # of a run
 LOG = "train_log.jsonl"
+LIVE = "live.html"
 ORDER = "order.json"
 AUDIT = "audit.json"
 PLAN = "plan.json"

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ import torch
 from byeori.artifacts import layout, saved_model, sidecar
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
-from byeori.commands import _model, _rows
+from byeori.commands import _model, _rows, _samples
 from byeori.commands._model import objective_of
 from byeori.commands._planned import planned_run
 from byeori.commands._reference import with_reference
 from byeori.config import DpoSettings, SftSettings, TrainSettings, recorded
 from byeori.data import audit, tokenized
 from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
+from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import Processes, barrier, connection_lost, first_to_speak, init_processes, shutdown
 from byeori.kernels import state_layers
 from byeori.losses.base import Objective
@@ -165,7 +165,7 @@ def _begin(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Data:
-    """content: a hash of what the training rows were tokenized to. day: the date in them, if the template writes one.
+    """content: a hash of what the training rows were tokenized to. name: what a person calls a row.
 
     audit: as audit.json holds it.
     """
@@ -173,7 +173,8 @@ class _Data:
     rows: tokenized.Rows
     held_out: tokenized.Rows | None
     content: str
-    day: datetime | None
+    encoding: Encoding
+    name: Callable[[int], str]
     audit: dict[str, Any]
 
 
@@ -197,7 +198,8 @@ def _read_rows(run: _Run) -> _Data:
         run_dir.check_same_rows(run.resume, content)
     held_out = prepared.held_out and tokenized.Rows(table=prepared.held_out)
     rows = tokenized.Rows(table=prepared.train)
-    return _Data(rows=rows, held_out=held_out, content=content, day=encoding.day, audit=prepared.audit)
+    name = prepared.table.name
+    return _Data(rows=rows, held_out=held_out, content=content, encoding=encoding, name=name, audit=prepared.audit)
 
 
 # ---- 3. the steps, and what the settings leave open -----------------------------------------------------------------
@@ -255,8 +257,12 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
         if held_out:
             parts = reference.in_order(len(held_out), schedule.batch_size)
             held_out = with_reference(settings, run.start, processes, run.say, model, options, held_out, parts)
+    sample = None
+    if held_out and settings.sample_rows:
+        sample = _samples.sampler(model, data.encoding, held_out, settings.sample_rows, data.name)
     return Job(
         model=model,
+        sample=sample,
         train_rows=rows,
         eval_rows=held_out,
         objective=run.objective,
@@ -326,7 +332,7 @@ def _make_output(run: _Run, job: Job, data: _Data) -> None:
     run_dir.make(run.output, clear=clear, resume=run.resume, anew=wanted is None, say=run.say)
     if run.mirror:
         run.mirror.set_others_aside(run.resume, run.say)
-    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, data.content, data.day)
+    sidecar.write_start(run.sidecar, run.start.base, run.start.revision, data.content, data.encoding.day)
     schedule, rows = job.schedule, job.train_rows
     if schedule.total_steps * schedule.batch_size > _ORDER_ROWS:
         return

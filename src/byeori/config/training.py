@@ -213,6 +213,9 @@ class RunSettings(Settings):
     seed: int = setting(
         "Random seed of row order, split, dropout and adapter initialisation.", 42, EXPERT, ge=0, lt=2**32
     )
+    sample_rows: int = setting(
+        "Held-out rows that the model answers at every evaluation, for the log and live.html.", 0, LOGGING, ge=0, le=100
+    )
     logging_steps: int = setting("Log every N steps.", 1, LOGGING, ge=1)
     eval_steps: OptionalInt = setting("Evaluate every N steps. none is once per epoch.", None, SAVING, ge=1)
     save_steps: OptionalInt = setting("Save a checkpoint every N steps. none is once per epoch.", None, SAVING, ge=1)
@@ -302,6 +305,8 @@ class TrainSettings(
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
         if self.early_stopping_patience is not None and self.val_set_size == 0 and not self.validation_path:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size or validation_path")
+        if self.sample_rows and self.val_set_size == 0 and not self.validation_path:
+            raise ValueError("sample_rows needs rows to evaluate on; set val_set_size or validation_path")
         if self.keep == "best" and self.val_set_size == 0:
             raise ValueError("keep best needs rows to evaluate on; set val_set_size")
         unknown = [

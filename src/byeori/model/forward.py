@@ -66,6 +66,17 @@ def use_plain_attention(model: Any) -> None:
     _set_attention(model, "sdpa" if getattr(causal, "_supports_sdpa", False) else "eager")
 
 
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Generate inside with a model that is being trained on forests; afterwards its attention is as before."""
+    before = text_config(load.base_of(model).config)._attn_implementation
+    use_plain_attention(model)
+    try:
+        yield
+    finally:
+        _set_attention(model, before)
+
+
 def compute_device(model: Any) -> torch.device:
     """Return the device of the adapters, where the model computes; sharded weights may be in the CPU's memory."""
     first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)

@@ -1,11 +1,10 @@
-"""The output of a run in progress: train_log.jsonl, the live line on the terminal, trackers by name."""
+"""The log of a run in progress: train_log.jsonl, and trackers by name. What is shown meanwhile: live.py."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any, Self
 from byeori.artifacts.layout import LOG
 from byeori.errors import ConfigError
 from byeori.support.atomic_files import new_file
-from byeori.support.console import Say, moving, say
+from byeori.support.console import Say
 from byeori.support.foreign_files import json_lines
-from byeori.support.text_files import one_line, redacted, visible
+from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_errors
 
 
@@ -46,58 +45,6 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log, if there is one; a last line cut short by a crash is left out."""
     path = folder / LOG
     return list(json_lines(path)) if path.is_file() else []
-
-
-class Live:
-    """The live line: step, loss, learning rate, tokens per second, memory, time left.
-
-    It is updated in place on a terminal and in a notebook with ipywidgets; elsewhere a plain line is printed every few
-    seconds.
-    """
-
-    def __init__(self, total: int, *, start: int, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._moving = shown and moving()
-        self._shown, self._total, self._last = shown, total, 0.0
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}"),
-        )
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not self._moving)
-        self._task = self._progress.add_task("train", total=total, completed=start, text="")
-        self._start, self._began = start, time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.refresh()  # in a notebook rich would leave an older state of the line
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line above the live line."""
-        if self._shown:
-            self._progress.console.print(visible(redacted(text)), highlight=False, markup=False)
-
-    def update(self, line: dict[str, Any]) -> None:
-        """Show the log line of a step."""
-        if not self._shown:
-            return
-        speed = line["tokens"] / max(line["seconds"], 1e-9)
-        memory = line["peak_memory_bytes"] / 2**30
-        text = f"loss {line['loss']:.4f}  lr {line['learning_rate']:.2e}  {speed:,.0f} tokens/s  {memory:.1f} GiB"
-        self._progress.update(self._task, completed=line["step"], text=text)
-        done, now = line["step"] - self._start, time.monotonic()
-        if not self._moving and (now - self._last > 10 or line["step"] == self._total):
-            left = (now - self._began) / done * (self._total - line["step"])
-            say(f"step {line['step']}/{self._total}  {text}  {left / 60:.1f} min left")
-            self._last = now
 
 
 def check_trackers(names: list[str]) -> None:
@@ -155,7 +102,8 @@ class Trackers:
     def write(self, line: dict[str, Any]) -> None:
         """Send the numbers of a log line to every tracker."""
         values = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
-        self._each(lambda tracker: tracker.log(values, step=line["step"]))
+        if len(values) > 1:  # sample answers have an epoch alone
+            self._each(lambda tracker: tracker.log(values, step=line["step"]))
 
     def close(self) -> None:
         """Close every tracker."""

@@ -15,6 +15,7 @@ RUN_FILES = (
     layout.ADAPTER_CONFIG,
     layout.ADAPTER,
     layout.LOG,
+    layout.LIVE,
     layout.SETTINGS,
     layout.BASE,
     layout.AUDIT,

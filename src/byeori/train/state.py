@@ -92,7 +92,7 @@ class Job:
 
     write_sidecar: writes what stands next to an adapter (tokenizer, template, settings) into a folder.
     mirror: where checkpoints are copied to. planned_bytes: the peak that the plan expects, as train/memory.py measures
-    it; 0 without a plan.
+    it; 0 without a plan. sample: answers a few rows that were held out, at every evaluation.
     """
 
     model: Any
@@ -108,3 +108,4 @@ class Job:
     resume: Path | None = None
     mirror: Mirror | None = None
     planned_bytes: int = 0
+    sample: Callable[[], list[dict[str, str]]] | None = None

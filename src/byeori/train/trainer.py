@@ -27,6 +27,7 @@ from byeori.model.device_batch import DeviceBatch
 from byeori.support import atomic_files
 from byeori.train import checkpoint, hooks, log, memory, oom, optim, schedule
 from byeori.train.async_save import Checkpoints
+from byeori.train.live import Display, Seen
 from byeori.train.masters import Masters
 from byeori.train.oom import NoRoom
 from byeori.train.prefetch import Step, idle, place, steps_from
@@ -76,7 +77,7 @@ def train(job: Job) -> Progress:
     with (
         hooks.stop_signals() as stop,
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
-        log.Live(job.schedule.total_steps, start=progress.step, shown=main) as live,
+        _display(job, progress) as live,
         log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
         Checkpoints(job, optimizer, masters, live.say) as checkpoints,
         steps_from(job, progress) as steps,
@@ -90,7 +91,7 @@ def train(job: Job) -> Progress:
             done = progress.step
             try:
                 line = train_step(session, next(steps))
-                live.update(line)
+                live.step(line)
                 if _is_logged(job, progress):
                     write(line)
                 if progress.bad_steps:
@@ -128,6 +129,15 @@ def _tables(model: Any) -> set[int]:
     """The ids of what is trained of the embedding and the head."""
     modules = [model.get_input_embeddings(), model.get_output_embeddings()]
     return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+
+
+def _display(job: Job, progress: Progress) -> Display:
+    total, main = job.schedule.total_steps, job.processes.main
+    seen = Seen(total=total, epochs=total / job.schedule.steps_per_epoch, planned=job.planned_bytes)
+    earlier = log.read(job.output_dir) if main and progress.step else ()
+    return Display(
+        seen, job.output_dir, title=job.output_dir.resolve().name, start=progress.step, shown=main, earlier=earlier
+    )
 
 
 def _restored(job: Job, optimizer: torch.optim.Optimizer, masters: Masters) -> tuple[Progress, bool]:
@@ -260,7 +270,7 @@ def _update(session: Session, rate: float, norm: float) -> None:
 
 
 def _after_step(
-    session: Session, live: log.Live, write: WriteLine, stop: threading.Event, checkpoints: Checkpoints
+    session: Session, live: Display, write: WriteLine, stop: threading.Event, checkpoints: Checkpoints
 ) -> None:
     """Evaluate, save and stop if it is time. The log is written before the checkpoint, so it is never behind it."""
     job, progress = session.job, session.progress
@@ -279,7 +289,7 @@ def _after_step(
         )
 
 
-def _evaluate_and_log(session: Session, live: log.Live, write: WriteLine) -> bool:
+def _evaluate_and_log(session: Session, live: Display, write: WriteLine) -> bool:
     """Evaluate; whether the loss is the lowest so far."""
     job, progress = session.job, session.progress
     with session.masters.averaged(session.optimizer):
@@ -290,9 +300,15 @@ def _evaluate_and_log(session: Session, live: log.Live, write: WriteLine) -> boo
         progress.best_loss, progress.best_step, progress.evaluations_without_gain = loss, progress.step, 0
     else:
         progress.evaluations_without_gain += 1
-    epoch = round(progress.step / job.schedule.steps_per_epoch, 4)
-    write({"step": progress.step, "epoch": epoch, **{f"eval_{name}": value for name, value in means.items()}})
+    at = {"step": progress.step, "epoch": round(progress.step / job.schedule.steps_per_epoch, 4)}
     live.say(f"step {progress.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
+    lines: list[dict[str, Any]] = [at | {f"eval_{name}": value for name, value in means.items()}]
+    if job.sample:
+        with optim.averaged(session.optimizer):
+            lines.append(at | {"samples": job.sample()})
+    for line in lines:
+        write(line)
+        live.note(line)
     if _has_stalled(progress, job.options):
         count = progress.evaluations_without_gain
         live.say(f"no improvement in {count} evaluations; the best was step {progress.best_step}")
