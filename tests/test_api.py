@@ -156,7 +156,6 @@ def test_the_job_from_python(
         output_dir=tmp_path / "report",
         max_new_tokens=4,
         max_rows=4,
-        bootstrap=100,
     )
     assert result.report == tmp_path / "report" / "report.html"
     assert set(result.metrics) >= {"base", "tuned", "difference"}

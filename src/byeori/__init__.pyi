@@ -124,7 +124,6 @@ def compare(
     metric: str | Sequence[str] = [],
     fail_unless: str | Sequence[str] = [],
     few_shots: int = 3,
-    bootstrap: int = 2000,
     overwrite_output_dir: bool = False,
 ) -> CompareResult:
     """Answer the same rows with base and tuned model, and report the difference.
@@ -151,7 +150,7 @@ def compare(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
-        seed: Random seed of sampling and of the bootstrap.
+        seed: Random seed of sampling and of the choice of few_shots.
         engine: Program that generates.
         generation_batch_size: Maximum number of prompts per batch.
         generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers
@@ -160,7 +159,6 @@ def compare(
         metric: Measures of your own beside the built-in ones.
         fail_unless: Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
-        bootstrap: Resamples for each 95% interval.
         overwrite_output_dir: Replace the comparison in output_dir.
 
     Raises:
@@ -483,7 +481,7 @@ def generate(
         top_p: Nucleus sampling: sample from the smallest set of tokens with this probability.
         top_k: Sample from the k most likely tokens.
         repetition_penalty: Repetition penalty.
-        seed: Random seed of sampling and of the bootstrap.
+        seed: Random seed of sampling and of the choice of few_shots.
         engine: Program that generates.
         generation_batch_size: Maximum number of prompts per batch.
         generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers

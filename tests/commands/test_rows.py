@@ -120,7 +120,7 @@ def test_rows_without_an_answer_are_dropped_counted_and_named(
     assert (found["train_rows"], found["dropped_rows"], found["empty_answers"]) == (8, 4, 3)
     assert [item["row"] for item in found["dropped"]] == [f"rows.jsonl line {line}" for line in (3, 6, 9, 11)]
     compared = ["compare", tmp_path / "out", "--data_path", answerless, "--output_dir", tmp_path / "report"]
-    compared += ["--max_new_tokens", 2, "--bootstrap", 100]
+    compared += ["--max_new_tokens", 2]
     assert main([*map(str, compared)]) == 2
     assert capfd.readouterr().err == f"error: {named}; fix the data, or drop such rows with --on_bad_rows drop\n"
     assert main([*map(str, compared), *drop]) == 0
@@ -234,7 +234,6 @@ def test_compare_knows_the_rows_of_a_run_that_held_some_out(tiny_model: Path, tm
         data_path=write(tmp_path / "others.jsonl", [row | {"id": "x"} for row in rows[:8]]),
         output_dir=tmp_path / "report",
         max_new_tokens=2,
-        bootstrap=100,
     )
     assert "4 of the 8 rows were trained on" in found.verdict
 

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import byeori
 from byeori.artifacts import layout
 from byeori.data import template
 from byeori.errors import CheckpointError
 from byeori.evaluate import metrics
+from byeori.model import forward
 from byeori.support import atomic_files, journal
 from tiny_models import short_sft
 
@@ -25,7 +27,7 @@ NAMES = set(metrics.ROW_METRICS)
 
 
 def run(adapter: Path, rows: Path, output: Path, **settings: Any) -> Any:
-    common = {"dtype": "float32", "max_new_tokens": 10, "max_rows": 6, "bootstrap": 200, "generation_batch_size": 4}
+    common = {"dtype": "float32", "max_new_tokens": 10, "max_rows": 6, "generation_batch_size": 4}
     common |= {"few_shots": 0}
     return byeori.compare(**{"adapter": adapter, "data_path": rows, "output_dir": output, **common, **settings})
 
@@ -248,7 +250,7 @@ def test_prompts_are_shortened_as_in_training(trained: Path, tmp_path: Path) -> 
 
 def test_a_wrong_setting_leaves_no_output_folder(trained: Path, title_rows: Path, tmp_path: Path) -> None:
     with pytest.raises(byeori.ConfigError):
-        run(trained, title_rows, tmp_path / "o", bootstrap=1)
+        run(trained, title_rows, tmp_path / "o", few_shots=-1)
     with pytest.raises(byeori.TemplateError):
         run(trained, title_rows, tmp_path / "o", template="{docment}\n{title}")
     assert not (tmp_path / "o").exists()
@@ -285,6 +287,32 @@ def test_a_missing_training_table_is_not_read(trained: Path, title_rows: Path, t
     settings = (adapter / "byeori.yaml").read_text(encoding="utf-8")
     (adapter / "byeori.yaml").write_text(settings.replace(str(title_rows), "/nowhere.jsonl"), encoding="utf-8")
     assert "trained on" not in run(adapter, title_rows, tmp_path / "report", max_rows=2).verdict
+
+
+def test_an_adapter_with_nan_is_an_error_with_its_name(trained: Path, title_rows: Path, tmp_path: Path) -> None:
+    adapter = shutil.copytree(trained, tmp_path / "adapter")
+    weights = load_file(adapter / layout.ADAPTER)
+    name = sorted(weights)[1]
+    weights[name][0, 0] = float("nan")
+    save_file(weights, adapter / layout.ADAPTER, metadata={"format": "pt"})
+    with pytest.raises(byeori.ModelError, match=f"the adapter .*adapter is broken: {re.escape(name)} holds NaN"):
+        run(adapter, title_rows, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_row_whose_loss_is_nan_is_an_error_with_its_name(
+    trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = forward.forest_logprobs
+    calls: list[int] = []
+
+    def logprobs(*arguments: Any, **given: Any) -> Any:
+        calls.append(1)
+        return real(*arguments, **given) * (float("nan") if len(calls) == 9 else 1.0)
+
+    monkeypatch.setattr(forward, "forest_logprobs", logprobs)
+    with pytest.raises(byeori.ModelError, match=r"tuned model gives the reference of titles.jsonl line 3 a log-prob"):
+        run(trained, title_rows, tmp_path / "report")
 
 
 def test_a_read_only_adapter_does_not_prevent_the_verdict(

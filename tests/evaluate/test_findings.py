@@ -28,7 +28,7 @@ def item(document: str, reference: str, base: str, tuned: str, *, base_stopped: 
 
 
 def judged(items: list[dict[str, Any]], **known: Any) -> tuple[dict[str, Any], str]:
-    metrics = compare.summarise(items, resamples=500, seed=0, **known)
+    metrics = compare.summarise(items, **known)
     return metrics, verdict(metrics)
 
 

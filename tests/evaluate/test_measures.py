@@ -196,7 +196,7 @@ def test_several_measures_of_a_comparison(
     given = ["own_metric:same_start", "own_metric:score", "label"]
     result = byeori.compare(
         adapter=trained, data_path=title_rows, output_dir="report", metric=given, max_rows=8, max_new_tokens=6,
-        dtype="float32", few_shots=0, bootstrap=200,
+        dtype="float32", few_shots=0,
     )  # fmt: skip
     rows: list[Any] = [json.loads(line) for line in result.rows.read_text(encoding="utf-8").splitlines()]
     for side in ("base", "tuned"):

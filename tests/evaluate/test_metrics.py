@@ -1,7 +1,6 @@
 """Metrics against values by hand and against plain, independent computations."""
 
 import json
-import math
 import subprocess
 import sys
 import unicodedata
@@ -14,10 +13,8 @@ from hypothesis import strategies as st
 
 from byeori.evaluate.metrics import (
     ROW_METRICS,
-    Interval,
     chrf,
     exact,
-    paired_bootstrap,
     rouge_l,
     score_row,
     summarise,
@@ -123,42 +120,6 @@ def test_score_row_has_every_metric() -> None:
     assert tuple(row) == ROW_METRICS
 
 
-def test_bootstrap_against_the_known_interval_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    interval = paired_bootstrap(values, resamples=4000, seed=1)
-    half = 1.96 * values.std() / 20  # standard error of the mean of 400 rows
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
-    assert paired_bootstrap(values, resamples=4000, seed=1) == interval
-
-
-def test_bootstrap_of_two_rows_by_hand() -> None:
-    # The resampled means are 0, 1, 2 with probability 1/4, 1/2, 1/4: both ends are beyond 2.5%.
-    assert paired_bootstrap(np.array([0.0, 2.0]), resamples=2000, seed=0) == Interval(1.0, 0.0, 2.0)
-
-
-def test_bootstrap_leaves_out_missing_rows() -> None:
-    assert paired_bootstrap(np.array([np.nan, 4.0]), resamples=10, seed=0) == Interval(4.0, 4.0, 4.0)
-    assert all(math.isnan(value) for value in paired_bootstrap(np.array([np.nan]), resamples=10, seed=0))
-    assert all(math.isnan(value) for value in paired_bootstrap(np.array([]), resamples=10, seed=0))
-    with pytest.raises(ValueError, match="resamples"):
-        paired_bootstrap(np.array([1.0]), resamples=0, seed=0)
-
-
-def test_bootstrap_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.arange(50.0)
-    whole = paired_bootstrap(values, resamples=3000, seed=3)
-    monkeypatch.setattr("byeori.evaluate.metrics._INDICES_AT_ONCE", 70)  # one resample at a time
-    assert paired_bootstrap(values, resamples=3000, seed=3) == pytest.approx(whole, abs=0.6)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=1, max_size=30), st.integers(1, 50))
-def test_bootstrap_interval_holds_its_mean(values: list[float], resamples: int) -> None:
-    interval = paired_bootstrap(np.array(values), resamples=resamples, seed=0)
-    assert min(values) - 1e-9 <= interval.low <= interval.mean <= interval.high <= max(values) + 1e-9
-
-
 def rows_of(**values: list[float]) -> dict[str, list[float]]:
     count = len(next(iter(values.values())))
     return {name: list(values.get(name, [0.0] * count)) for name in ROW_METRICS}
@@ -167,7 +128,7 @@ def rows_of(**values: list[float]) -> dict[str, list[float]]:
 def test_summarise_by_hand() -> None:
     base = rows_of(chrf=[10.0, 20.0, 30.0], loss=[3.0, float("nan"), 2.0])
     tuned = rows_of(chrf=[20.0, 30.0, 40.0], loss=[1.0, 9.0, 1.0])
-    result = summarise(base, tuned, resamples=200, seed=0)
+    result = summarise(base, tuned)
     assert set(result) == {"base", "tuned", "difference", "rows"}
     assert all(tuple(result[side]) == ROW_METRICS for side in ("base", "tuned", "difference"))
     assert result["rows"] == 3
@@ -179,7 +140,7 @@ def test_summarise_by_hand() -> None:
 
 def test_summarise_without_a_measured_loss_is_plain_json() -> None:
     base = tuned = rows_of(chrf=[1.0, 2.0], loss=[float("nan"), None])  # type: ignore[list-item]
-    result = summarise(base, tuned, resamples=10, seed=0)
+    result = summarise(base, tuned)
     assert result["base"]["loss"] is None
     assert result["difference"]["loss"] == {"mean": None, "low": None, "high": None}
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -187,15 +148,15 @@ def test_summarise_without_a_measured_loss_is_plain_json() -> None:
 
 def test_summarise_of_no_rows() -> None:
     none = rows_of(chrf=[])
-    assert summarise(none, none, resamples=10, seed=0)["rows"] == 0
+    assert summarise(none, none)["rows"] == 0
 
 
 def test_summarise_names_what_is_wrong() -> None:
     whole = rows_of(chrf=[1.0])
     with pytest.raises(ValueError, match="missing: loss"):
-        summarise({name: whole[name] for name in ROW_METRICS[:-1]}, whole, resamples=10, seed=0)
+        summarise({name: whole[name] for name in ROW_METRICS[:-1]}, whole)
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
-        summarise(whole, rows_of(chrf=[1.0, 2.0]), resamples=10, seed=0)
+        summarise(whole, rows_of(chrf=[1.0, 2.0]))
 
 
 def test_metrics_do_not_import_torch() -> None:

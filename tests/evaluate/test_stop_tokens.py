@@ -128,7 +128,7 @@ def test_a_conversation_is_compared_up_to_its_last_answer(talking: Path, tmp_pat
     rows = tmp_path / "rows.jsonl"
     longer = {"messages": [*turns, {"role": "user", "content": "고마워요"}]}
     rows.write_text(json.dumps(longer, ensure_ascii=False) + "\n", encoding="utf-8")
-    asked: dict[str, Any] = {"dtype": "float32", "max_new_tokens": 40, "bootstrap": 100}
+    asked: dict[str, Any] = {"dtype": "float32", "max_new_tokens": 40}
     result = byeori.compare(adapter=talking / "adapter", data_path=rows, output_dir=tmp_path / "report", **asked)
     assert result.metrics["tuned"]["exact"] == 100
     assert result.metrics["tuned"]["stopped"] == 100

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byeori.evaluate.metrics import Interval, interval_sign
+from byeori.evaluate.intervals import Interval
+from byeori.evaluate.metrics import interval_sign
 from byeori.evaluate.verdict import verdict
 
 

@@ -194,7 +194,7 @@ def compared(trained: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path / "runs")
         byeori.merge(peft_model_path="titles", output_dir="whole")
-    how = {"dtype": "float32", "max_new_tokens": 8, "max_rows": 3, "bootstrap": 200}
+    how = {"dtype": "float32", "max_new_tokens": 8, "max_rows": 3}
     byeori.compare(adapter=tmp_path / "runs" / "titles", data_path=title_rows, output_dir=tmp_path / "report", **how)
     return tmp_path / "runs" / "whole"
 

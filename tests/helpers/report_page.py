@@ -60,7 +60,7 @@ def item(document: str, reference: str, base: str, tuned: str, **more: Any) -> d
 
 def metrics_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     sides = [{name: [row[key].get(name) for row in rows] for name in ROW_METRICS} for key in ("base", "tuned")]
-    return summarise(*sides, resamples=200, seed=0)
+    return summarise(*sides)
 
 
 def page(rows: list[dict[str, Any]], **more: Any) -> str:

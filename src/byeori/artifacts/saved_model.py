@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from byeori.artifacts import layout, records
 from byeori.artifacts.layout import ADAPTER, ADAPTER_CONFIG, SETTINGS, TEMPLATE
@@ -227,8 +228,20 @@ def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> A
     for words, names in (("the base has layers without it", missing), ("layers are left over", unexpected)):
         if names:
             raise ModelError(f"{misfit}: {words} ({names[0]} and {len(names) - 1} more); {remedy}")
+    _check_finite(saved)
     lora_linear.fuse(tuned)
     return tuned.eval()
+
+
+def _check_finite(saved: SavedModel) -> None:
+    """Raise for an adapter of a run that broke: its answers would be noise, and its losses left out of means."""
+    with safe_open(saved.folder / ADAPTER, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (no mapping)
+            if not file.get_tensor(name).isfinite().all():
+                raise ModelError(
+                    f"the adapter {saved.name} is broken: {name} holds NaN or infinity; use an earlier checkpoint of "
+                    "its run, or train again with a lower learning rate"
+                )
 
 
 # ---- the prompt --------------------------------------------------------------------------------------------------

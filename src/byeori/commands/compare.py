@@ -95,8 +95,6 @@ def compare(settings: CompareSettings) -> CompareResult:
             measures=own,
             trained_answers=trained.answers() if trained else (),
             trained_rows=_trained.indices(trained, table, rows),
-            resamples=settings.bootstrap,
-            seed=settings.seed,
         )
         shown = replace(saved, base=whole_base.base) if whole_base else saved
         result = _write_results(settings, shown, encoding, items, metrics)

@@ -120,7 +120,7 @@ class SamplingSettings(Settings):
     repetition_penalty: float = setting(
         "Repetition penalty. Values above 1 make repeated tokens less likely.", 1.0, GENERATION, gt=0, le=10
     )
-    seed: int = setting("Random seed of sampling and of the bootstrap.", 42, GENERATION, ge=0, lt=2**32)
+    seed: int = setting("Random seed of sampling and of the choice of few_shots.", 42, GENERATION, ge=0, lt=2**32)
 
 
 class GenerationSettings(SamplingSettings):
@@ -211,7 +211,6 @@ class CompareSettings(GenerationSettings, DataSettings):
         ge=0,
         le=100,
     )
-    bootstrap: int = setting("Resamples for each 95% interval.", 2000, SAVING, ge=100, le=1_000_000)
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
 
 

@@ -95,9 +95,6 @@ def measure(
     items: Sequence[Mapping[str, Any]],
     found: Sequence[Baseline],
     measures: Sequence[Measure] = (),
-    *,
-    resamples: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """Return the scores of each baseline, and the lead of the tuned model over it, as JSON data.
 
@@ -108,7 +105,7 @@ def measure(
     results = []
     for baseline in found:
         scores = _scores(items, baseline.answers, measures)
-        paired = metrics.summarise(scores, tuned, names=list(tuned), resamples=resamples, seed=seed)
+        paired = metrics.summarise(scores, tuned, names=list(tuned))
         about = {"name": baseline.name, "about": baseline.about}
         results.append(about | {"scores": paired["base"], "lead": paired["difference"]})
     return results

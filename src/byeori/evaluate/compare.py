@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +15,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
-from byeori.errors import DataError, TemplateError
+from byeori.errors import DataError, ModelError, TemplateError
 from byeori.evaluate import baselines, findings, generate, labels, metrics, preview
 from byeori.evaluate.engines.base import Answer, Sampling, Side
 from byeori.evaluate.measures import Measure
@@ -76,7 +77,7 @@ def compare_rows(
     prompts, examples, shot_prompts = tokens
     for side in SIDES:
         with progress(f"Losses of the {side} model") as on_progress:
-            _losses(open_engine, examples, side, journal, on_progress)
+            _losses(open_engine, examples, side, journal, on_progress, [named(row[ROW]) for row in rows])
         with progress(f"Answers of the {side} model") as on_progress:
             generate.answer_side(open_engine, prompts, sampling, side, journal, on_progress)
     if shot_prompts:
@@ -140,8 +141,15 @@ def _losses(
     side: Side,
     journal: Journal,
     on_progress: Callable[[int, int], None],
+    names: Sequence[str],
 ) -> None:
-    """Put the sum and the mean of each reference's log-probs into the journal, a few rows at a time."""
+    """Put the sum and the mean of each reference's log-probs into the journal, a few rows at a time.
+
+    names: what a message calls the rows.
+
+    Raises:
+        ModelError: if a log-prob is not finite: a mean over the other rows would hide that.
+    """
     missing = [row for row in range(len(examples)) if f"{side} {row} logprobs" not in journal.items]
     done = len(examples) - len(missing)
     for start in range(0, len(missing), _ROWS):
@@ -149,6 +157,11 @@ def _losses(
         values = iter(open_engine().logprobs([example for row in rows for example in examples[row]], side))
         for row in rows:
             found = [next(values) for _ in examples[row]]
+            if not all(math.isfinite(sum(item)) for item in found):
+                raise ModelError(
+                    f"the {side} model gives the reference of {names[row]} a log-prob that is not a finite number; try "
+                    "--dtype float32, or look for damaged weights"
+                )
             journal.add(f"{side} {row} logprobs", [[sum(item), sum(item) / len(item)] for item in found])
         done += len(rows)
         on_progress(done, len(examples))
@@ -209,8 +222,6 @@ def summarise(
     measures: Sequence[Measure] = (),
     trained_answers: Sequence[str] = (),
     trained_rows: Sequence[int] = (),
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Return the content of metrics.json: means of both models and their differences with 95% intervals, what the
     baselines score, and findings.
@@ -218,12 +229,12 @@ def summarise(
     trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
     indices of the items among them.
     """
-    result = _paired(items, measures, resamples=resamples, seed=seed)
+    result = _paired(items, measures)
     simple = baselines.of_items(items, trained_answers)
-    result["baselines"] = baselines.measure(items, simple, measures, resamples=resamples, seed=seed)
+    result["baselines"] = baselines.measure(items, simple, measures)
     unseen = [item for row, item in enumerate(items) if row not in set(trained_rows)]
     enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
-    others = _paired(unseen, measures, resamples=resamples, seed=seed) if enough else None
+    others = _paired(unseen, measures) if enough else None
     result["findings"] = findings.find(items, result, trained_rows, others)
     if any(measure.name == "label" for measure in measures):
         references = [item["reference"] for item in items]
@@ -233,9 +244,7 @@ def summarise(
     return result
 
 
-def _paired(
-    items: Sequence[Mapping[str, Any]], measures: Sequence[Measure], *, resamples: int, seed: int
-) -> dict[str, Any]:
+def _paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> dict[str, Any]:
     """Return means and differences, and under `measures` what the user's own are called."""
     references = [item["reference"] for item in items]
     base, tuned = (
@@ -247,6 +256,6 @@ def _paired(
         }
         for side in SIDES
     )
-    result = metrics.summarise(base, tuned, names=list(base), resamples=resamples, seed=seed)
+    result = metrics.summarise(base, tuned, names=list(base))
     about = {item.name: {"heading": item.heading, "about": item.about, "digits": item.digits} for item in measures}
     return result | ({"measures": about} if about else {})

@@ -4,17 +4,19 @@
     base rows, tuned rows ── summarise ──> means, and paired differences with 95% intervals (verdict.py: in sentences)
 
 Every text is normalised to Unicode NFC first: decomposed Hangul (as in macOS file names) looks the same to a reader
-and must score the same. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004; paired bootstrap, Koehn 2004.
+and must score the same. Sources: chrF, Popović 2015; ROUGE-L, Lin 2004. Intervals: intervals.py.
 """
 
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sacrebleu.metrics.chrf import CHRF
+
+from byeori.evaluate.intervals import Interval, paired_interval
 
 TEXT_METRICS = ("chrf", "rouge_l", "rouge_l_chars", "exact")
 """Those of ROW_METRICS that need an answer and its reference alone."""
@@ -26,17 +28,7 @@ PAIR_METRICS = ("preference_accuracy", "preference_margin")
 
 FEWEST_ROWS = 6
 """With fewer rows nothing is claimed: even if all five of five rows improve, a sign test gives p = 2 / 2**5 = 0.06,
-while the bootstrap's percentile interval would already exclude zero."""
-
-_INDICES_AT_ONCE = 4_000_000  # bounds the memory of resampling to 32 MB of row numbers
-
-
-class Interval(NamedTuple):
-    """A mean and its 95% interval, in the metric's unit; all NaN if there was nothing to measure."""
-
-    mean: float
-    low: float
-    high: float
+while an interval for the mean may already exclude zero."""
 
 
 def chrf(prediction: str, reference: str) -> float:
@@ -117,39 +109,11 @@ def score_pair(chosen: float, rejected: float) -> dict[str, float]:
     return {"preference_accuracy": 100.0 if margin > 0 else 0.0, "preference_margin": margin}
 
 
-def paired_bootstrap(difference: np.ndarray, *, resamples: int, seed: int) -> Interval:
-    """Return the mean difference and its 95% percentile interval over resampled rows (Koehn 2004).
-
-    difference [rows]: tuned minus base of each row; non-finite rows are left out. With one row (or equal rows) every
-    resample is the same, so low = mean = high; that is not certainty, see FEWEST_ROWS. Without rows, all are NaN.
-    """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
-    values = np.asarray(difference, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(values.mean())
-    if values.min() == values.max():  # exact; the resamples' mean would differ in the last bit
-        return Interval(float(values[0]), float(values[0]), float(values[0]))
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _INDICES_AT_ONCE // values.size)
-    means = np.empty(resamples)
-    for start in range(0, resamples, at_once):
-        count = min(at_once, resamples - start)
-        means[start : start + count] = values[generator.integers(values.size, size=(count, values.size))].mean(1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    # with very few resamples the percentiles can miss the mean itself
-    return Interval(mean, min(float(low), mean), max(float(high), mean))
-
-
 def summarise(
     base: Mapping[str, Sequence[float | None]],
     tuned: Mapping[str, Sequence[float | None]],
     *,
     names: Sequence[str] | None = None,
-    resamples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Return the means of both models, and tuned - base with its interval, of each metric.
 
@@ -171,7 +135,7 @@ def summarise(
     for name in names:
         before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
         both = np.isfinite(before) & np.isfinite(after)
-        interval = paired_bootstrap((after - before)[both], resamples=resamples, seed=seed)
+        interval = paired_interval((after - before)[both])
         result["base"][name] = float(before[both].mean()) if both.any() else None
         result["tuned"][name] = float(after[both].mean()) if both.any() else None
         result["difference"][name] = {

@@ -7,7 +7,8 @@ from statistics import correlation
 from typing import Any
 
 from byeori.evaluate import verdict
-from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, Interval, difference_of, interval_sign
+from byeori.evaluate.intervals import Interval
+from byeori.evaluate.metrics import FEWEST_ROWS, PAIR_METRICS, difference_of, interval_sign
 from byeori.support.language import counted, later, tr, translated
 from byeori.support.pages import finite, number
 

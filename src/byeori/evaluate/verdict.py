@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from byeori.evaluate.metrics import FEWEST_ROWS, Interval, difference_of, interval_sign
+from byeori.evaluate.intervals import Interval
+from byeori.evaluate.metrics import FEWEST_ROWS, difference_of, interval_sign
 
 SMALL_SAMPLE = 20
 """With fewer rows the verdict says that the interval is rough."""

@@ -39,7 +39,7 @@ def test_generate_gives_the_same_answers(trained: Path, title_rows: Path, tmp_pa
 
 
 def test_compare_scores_the_same(trained: Path, title_rows: Path, tmp_path: Path) -> None:
-    given = {"adapter": trained, "data_path": title_rows, "bootstrap": 200, **COMMON}
+    given = {"adapter": trained, "data_path": title_rows, **COMMON}
     one = byeori.compare(**given, output_dir=tmp_path / "a")
     other = byeori.compare(**given, output_dir=tmp_path / "b", engine="llamacpp")
     assert [row["tuned"] for row in lines(one.rows)] == [row["tuned"] for row in lines(other.rows)]
