@@ -33,7 +33,7 @@ PROMPT = template.parse(template.shipped()["title-ko"])
 
 
 class Marks(HTMLParser):
-    """What stands in <pre>, and in <mark> inside it: one text a row."""
+    """What a card shows of its row, and what of that is marked."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -43,17 +43,16 @@ class Marks(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
-        if tag == "pre":
+        self.open.append(str(dict(attrs).get("class") or tag))
+        if "card" in self.open[-1].split():
             self.whole.append("")
             self.marked.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        while self.open and self.open.pop() != tag:
-            pass
+        self.open = self.open[:-1]
 
     def handle_data(self, data: str) -> None:
-        if "pre" in self.open:
+        if "text seen" in self.open:
             self.whole[-1] += data
             self.marked[-1] += data if "mark" in self.open else ""
 
@@ -187,12 +186,11 @@ def test_the_page_marks_the_answers_of_the_rows_that_are_shown(
     captured = capfd.readouterr()
     assert json.loads(captured.out)["train_rows"] == 24
     assert captured.err == f"Preview in {page}\n"
-    found = Marks(page.read_text(encoding="utf-8"))
+    cards = page.read_text(encoding="utf-8").partition('<ol id="cards"')[2].partition("</ol>")[0]
+    found = Marks(cards)
     first = lines(title_rows)[:5]
     assert found.marked == [row["title"] + END for row in first]
-    assert [text.removeprefix("\n") for text in found.whole] == [
-        PROMPT.prompt(row) + row["title"] + END for row in first
-    ]
+    assert found.whole == [PROMPT.prompt(row) + row["title"] + END for row in first]
 
 
 def test_no_weights_are_needed(

@@ -66,22 +66,34 @@ def test_spaces_that_a_decoder_strips_at_the_start_stay_inside_the_text() -> Non
     assert pieces(example, tokenizer) == [("a", False), (" b", True), (" a", False)]
 
 
+def preview_of(example: Example, tokenizer: Any, name: str = "line 1", notes: tuple[str, ...] = (), **more: Any) -> str:
+    audit = {"longest": [], "dropped": [], "train_rows": 3, "validation_rows": 0, "tokens": 100, "target_tokens": 25}
+    lengths = {"of-base": [len(example.token_ids)], "of-tuned": [3]}
+    others = more.pop("others", [])
+    return page([(name, example)], others, tokenizer, notes, audit | more, title="<i>", lengths=lengths, cutoff_len=50)
+
+
 def test_the_page_escapes_what_comes_from_the_data() -> None:
     example, tokenizer = example_of("\n{q}\n{a}", q='<script>alert(1)</script> & "x"', a="</pre><script>2</script>")
-    html = page([("<b>rows</b>.jsonl line 1", pieces(example, tokenizer))], ["<script>3</script>"], FOUND)
-    assert "<script" not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;x&quot;" in html
-    assert "<h2>&lt;b&gt;rows&lt;/b&gt;.jsonl line 1</h2>" in html
-    assert "<li>long: a&lt;b&gt;.jsonl line 3, 1,234 tokens</li>" in html
-    assert "<li>dropped: line 7: the answer, column &#x27;&lt;i&gt;&#x27;, is empty</li>" in html
+    html = preview_of(example, tokenizer, "<b>rows</b>.jsonl line 1", ("<script>3</script>",), **FOUND)
+    assert html.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34;" in html
+    assert "&lt;b&gt;rows&lt;/b&gt;.jsonl line 1</b>" in html and "&lt;script&gt;3" in html
+    assert "longest row 1,234" in html
+    assert "line 7</th><td>the answer, column &#39;&lt;i&gt;&#39;, is empty" in html
 
 
-def test_the_page_marks_exactly_what_is_trained() -> None:
-    example, tokenizer = example_of("\n{q}\n{a}", q="왜", a="그냥")
-    html = page([("line 1", pieces(example, tokenizer))], [], {"longest": [], "dropped": []})
-    block = re.search(r"<pre>\n(.*)</pre>", html, re.DOTALL)  # HTML drops the line break behind <pre>
+def test_the_page_marks_what_is_trained_and_shades_what_rows_share() -> None:
+    example, tokenizer = example_of("Q: {q}\n{a}", q="왜", a="그냥")
+    other, _ = example_of("Q: {q}\n{a}", q="왕", a="응")
+    html = preview_of(example, tokenizer, others=[example, other])
+    block = re.search(r'<ol id="cards".*</ol>', html, re.DOTALL)
     assert block is not None
-    assert block[1] == "\n왜\n<mark>그냥&lt;|endoftext|&gt;</mark>"
+    assert "<mark>그냥&lt;|endoftext|&gt;</mark>" in block[0]
+    # of 왜 (EC 99 9C) and 왕 (EC 99 95) two bytes are alike; the character goes to the run that completes it
+    assert '<span class="shared">Q: </span>왜\n' in block[0]
+    assert "5 shared" in block[0] and "<b>25%</b>" not in html and "25%" in html
+    assert 'class="limit"' in html  # a row comes near cutoff_len
 
 
 def test_trained_text_is_marked_without_colours(capsys: pytest.CaptureFixture[str]) -> None:

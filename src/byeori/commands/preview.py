@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.artifacts.model_card import public_name
 from byeori.commands._fits import served_facts
 from byeori.commands._rows import begin, load_table, prepare
 from byeori.config import PreviewSettings
@@ -16,7 +17,9 @@ from byeori.distributed.processes import init_processes
 from byeori.evaluate import preview as previews
 from byeori.support import atomic_files, console
 from byeori.support.console import say
+from byeori.support.language import tr
 
+_OTHERS = 2_000  # examples that the page compares and counts trained tokens of
 _FACTS = ("rows", "train_rows", "validation_rows", "tokens", "target_tokens", "template")
 
 
@@ -83,7 +86,19 @@ def preview(settings: PreviewSettings) -> PreviewResult:
     served, facts = served_facts(start, how, shown)
     words = [*prepared.notes, *facts, *findings]
     if settings.html:
-        page = previews.page(list(zip(names, pieces, strict=True)), words, prepared.audit)
+        rows = tokenized.Rows(table=prepared.train)
+        others = [tokenized.example(prepared.train, line) for line in range(min(len(prepared.train), _OTHERS))]
+        targets = [sum(end - start for start, end in example.targets) for example in others]
+        page = previews.page(
+            list(zip(names, others[:count] if count <= _OTHERS else shown, strict=True)),
+            others,
+            how.tokenizer,
+            words,
+            prepared.audit,
+            title=tr("What {model} will see", model=public_name(str(settings.base_model))),
+            lengths={"of-base": rows.lengths().tolist(), "of-tuned": targets},
+            cutoff_len=settings.cutoff_len,
+        )
         atomic_files.write(Path(settings.html), page)
         say(f"Preview in {settings.html}")
     if settings.json_output:

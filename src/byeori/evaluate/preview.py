@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from byeori.batch import forest
 from byeori.data.tokenize import Example
+from byeori.evaluate.chart import histogram
+from byeori.support import pages
+from byeori.support.language import tr, translated
 from byeori.support.text_files import redacted, visible
 
 Piece = tuple[str, bool]
+Flag = TypeVar("Flag")
 T = TypeVar("T")
 
 LISTED = 20  # dropped rows that are listed; further ones are counted
@@ -24,8 +27,12 @@ def shared_prefix(examples: Sequence[Example]) -> float:
 
 def pieces(example: Example, tokenizer: Any) -> list[Piece]:
     """Return the text of an example as the model reads it, in runs of (text, trained)."""
-    trained = {index for start, end in example.targets for index in range(start, end)}
+    trained = _trained(example)
     return _runs(list(example.token_ids), [index in trained for index in range(len(example.token_ids))], tokenizer)
+
+
+def _trained(example: Example) -> set[int]:
+    return {index for start, end in example.targets for index in range(start, end)}
 
 
 def with_special(ids: Sequence[int], tokenizer: Any) -> list[Piece]:
@@ -74,7 +81,7 @@ def show(rows: list[tuple[str, list[Piece]]], notes: list[str], audit: dict[str,
         console.print(text)
     console.rule("findings", align="left")
     for line in [*notes, *_listed(audit)]:
-        console.print(visible(redacted(line)), markup=False)
+        console.print(visible(redacted(translated(line))), markup=False)
 
 
 def _listed(audit: dict[str, Any]) -> list[str]:
@@ -85,24 +92,71 @@ def _listed(audit: dict[str, Any]) -> list[str]:
     return [*lines, f"dropped: and {more:,} more, which preview --json lists"] if more > 0 else lines
 
 
-_STYLE = """
-:root { color-scheme: light dark; font-family: system-ui, "Pretendard", "Noto Sans KR", sans-serif; }
-body { max-width: 56rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.6; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 1rem; border: 1px solid #8886; border-radius: .5rem; }
-mark { background: #7bd88f66; color: inherit; border-radius: .2rem; }
-"""
+# ---- the page --------------------------------------------------------------------------------------------------
+
+_LINES, _COLUMNS = 3, 130  # of a row that are shown at once, so that three rows fit the first screen
 
 
-def page(rows: list[tuple[str, list[Piece]]], notes: list[str], audit: dict[str, Any]) -> str:
-    """Return the preview as one HTML page; text from the data is escaped."""
-    blocks = []
-    for name, parts in rows:
-        body = "".join(f"<mark>{escape(part)}</mark>" if trained else escape(part) for part, trained in parts)
-        blocks.append(f"<h2>{escape(name)}</h2>\n<pre>\n{body}</pre>")
-    findings = "\n".join(f"<li>{escape(line)}</li>" for line in [*notes, *_listed(audit)])
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>byeori preview</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>What the model will see</h1>\n"
-        f"<p>Trained tokens are <mark>marked</mark>.</p>\n<ul>{findings}</ul>\n{''.join(blocks)}\n</body></html>\n"
+def page(
+    shown: Sequence[tuple[str, Example]],
+    others: Sequence[Example],
+    tokenizer: Any,
+    notes: Sequence[str],
+    audit: Mapping[str, Any],
+    *,
+    title: str,
+    lengths: Mapping[str, Sequence[float]],
+    cutoff_len: int,
+) -> str:
+    """Return the preview as one HTML page; text from the data is escaped.
+
+    shown: names and examples. others: those that may share a prefix with them. lengths: tokens of all rows, by the
+    class of their line: `of-base` all, `of-tuned` the trained ones. cutoff_len: drawn where a row comes near it.
+    """
+    bad = [(item["row"], translated(item["reason"])) for item in audit["dropped"]]
+    longest = max(lengths["of-base"], default=0)
+    return pages.render(
+        "evaluate/preview.html.j2",
+        script="evaluate/preview.js",
+        title=title,
+        facts=_facts(audit),
+        rows=[_row(name, example, others, tokenizer) for name, example in shown],
+        lengths=histogram(lengths, limit=cutoff_len if longest > cutoff_len / 4 else None),
+        findings=[translated(line) for line in notes],
+        bad=bad[:LISTED],
+        more_bad=max(0, len(bad) - LISTED),
     )
+
+
+def _facts(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    held_out = tr("{count:,} held out", count=audit["validation_rows"]) if audit["validation_rows"] else ""
+    share = audit["target_tokens"] / max(1, audit["tokens"])
+    longest = audit["longest"][0]["tokens"] if audit["longest"] else 0
+    return [
+        (tr("Rows"), f"{audit['train_rows']:,}", held_out),
+        (tr("Tokens"), f"{audit['tokens']:,}", tr("longest row {count:,}", count=longest)),
+        (tr("Trained"), f"{share:.0%}", tr("{count:,} tokens", count=audit["target_tokens"])),
+        (tr("Shared prefixes"), f"{audit.get('shared_prefix') or 0:.0%}", tr("computed once")),
+        (tr("Not trained"), f"{len(audit['dropped']):,}", tr("rows")),
+    ]
+
+
+def _row(name: str, example: Example, others: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
+    trained, ids = _trained(example), list(example.token_ids)
+    shared = max((_common(ids, other.token_ids) for other in others if other is not example), default=0)
+    kinds = ["trained" if at in trained else "shared" if at < shared else "" for at in range(len(ids))]
+    runs = _runs(ids, kinds, tokenizer)
+    first = next((at for at, (_, kind) in enumerate(runs) if kind == "trained"), len(runs))
+    parts = [part for part in (runs[:first], runs[first:]) if part]  # a long prompt must not hide what is trained
+    return {
+        "name": name,
+        "parts": [(part, pages.is_longer([(text, False) for text, _ in part], _LINES, _COLUMNS)) for part in parts],
+        "tokens": len(ids),
+        "trained": len(trained),
+        "shared": sum(kind == "shared" for kind in kinds),
+    }
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many tokens two examples begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
