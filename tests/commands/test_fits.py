@@ -44,8 +44,14 @@ def notes(path: Path) -> tuple[str, ...]:
 
 def test_a_token_without_a_row_stops_before_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder(tmp_path, CHATML.replace("<|im_start|>", "<|new|>"), added="<|new|>")
-    for command in (["preview"], ["sft", "--output_dir", str(tmp_path / "out")]):
-        assert main([command[0], str(path), str(path / "rows.jsonl"), *command[1:]]) == 2
+    rows = str(path / "rows.jsonl")
+    for command, *flags in (
+        ["preview", rows],
+        ["sft", rows, "--output_dir", str(tmp_path / "out")],
+        ["generate", "--data_path", rows],
+        ["generate", "왜?"],
+    ):
+        assert main([command, str(path), *flags]) == 2
         said = capsys.readouterr().err
         assert "('<|new|>') of the rows, and the embedding of" in said and "Loading" not in said
 

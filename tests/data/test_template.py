@@ -348,7 +348,7 @@ def test_where_none_fits_the_error_shows_how_to_write_one() -> None:
         "whose last column is the answer"
     )
     for columns in (["body"], ["{body}", "headline"]):
-        with pytest.raises(TemplateError, match=r"\\n\{question\}\\n\\n### Answer:\\n\{answer\}'`$"):
+        with pytest.raises(TemplateError, match=r"\\n\{question\}\\n\\n### Answer:\\n\{answer\}'`($|; or train all)"):
             choose(columns)
 
 

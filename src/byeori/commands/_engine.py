@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from byeori.artifacts import layout, records, saved_model, serving
 from byeori.artifacts.saved_model import SavedModel
+from byeori.commands import _fits
 from byeori.config import CompareSettings, GenerateSettings, SamplingSettings
 from byeori.data.tokenize import Encoding
 from byeori.distributed.processes import init_processes
@@ -57,14 +58,18 @@ def choose(settings: Settings, saved: SavedModel) -> str:
 
 
 def opener(
-    settings: Settings, saved: SavedModel, encoding: Encoding, lengths: Iterable[Sequence[int]], *, suffix: str
+    settings: Settings, saved: SavedModel, encoding: Encoding, texts: Sequence[Sequence[int]], *, suffix: str
 ) -> OpenEngine:
     """Return the function that loads the model into the engine of the settings, once, when it is first called.
 
-    lengths: everything that it will read. suffix: text that ends an answer.
+    texts: the token ids of everything that it will read. suffix: text that ends an answer.
+
+    Raises:
+        ModelError: if the model has no embedding for one of the tokens, or the engine cannot run it.
     """
     engine = choose(settings, saved)
-    context = max(map(len, lengths)) + settings.max_new_tokens + 1
+    _fits.check_prompts(saved, encoding.tokenizer, texts)
+    context = max(map(len, texts)) + settings.max_new_tokens + 1
     if saved.max_length is not None:
         context = min(context, saved.max_length)
 

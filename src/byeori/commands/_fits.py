@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import StartingModel
 from byeori.config import PreviewSettings, TrainSettings
 from byeori.data import chat, tokenized
@@ -12,6 +14,7 @@ from byeori.data.template_facts import template_facts
 from byeori.data.tokenize import Encoding, Example
 from byeori.evaluate import stop_tokens
 from byeori.model import embedding_rows, load
+from byeori.model.fingerprint import Stored
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,14 +36,7 @@ def check_embedding(
         ModelError: if a token has no row in the embedding.
     """
     stored = embedding_rows.embeddings(start.folder) if start.folder else []
-    if stored:
-        rows = stored[0].shape[0]
-    else:
-        trusted = settings.trust_remote_code is not None
-        config = load.load_config(start.base, revision=start.revision, trust_remote_code=trusted)
-        rows = int(config.get_text_config().vocab_size)
-    if start.adapter is not None and start.adapter.vocabulary:
-        rows = max(rows, start.adapter.vocabulary) if start.adapter.tokens else start.adapter.vocabulary
+    rows = _embedding_rows(stored, start, start.adapter, trusted=settings.trust_remote_code is not None)
     rows = max(rows, len(start.tokenizer)) if settings.add_tokens else rows
     embedding_rows.check_ids({*map(tokenized.highest_token, tables)}, rows, start.tokenizer, start.base)
     added = sorted(start.tokenizer.added_tokens_decoder)
@@ -56,6 +52,31 @@ def check_embedding(
         "equal. Start from the instruction-tuned model, give a --chat_template whose tokens it knows, or train these "
         "rows with --trainable_token_indices"
     ]
+
+
+def check_prompts(saved: SavedModel, tokenizer: Any, prompts: Iterable[Sequence[int]]) -> None:
+    """Raise where a model that answers has no row of the embedding for a token of the prompts.
+
+    Raises:
+        ModelError: naming the first of them.
+    """
+    stored = embedding_rows.embeddings(Path(saved.base)) if Path(saved.base).is_dir() else []
+    rows = _embedding_rows(stored, saved, saved, trusted=False)
+    embedding_rows.check_ids({max(ids) for ids in prompts if ids}, rows, tokenizer, saved.name)
+
+
+def _embedding_rows(
+    stored: Sequence[Stored], start: StartingModel | SavedModel, adapter: SavedModel | None, *, trusted: bool
+) -> int:
+    """Return how many tokens a model knows: by its weights, else its config, and by an adapter that brings rows."""
+    if stored:
+        rows = stored[0].shape[0]
+    else:
+        config = load.load_config(start.base, revision=start.revision, trust_remote_code=trusted)
+        rows = int(config.get_text_config().vocab_size)
+    if adapter is None or not adapter.vocabulary:
+        return rows
+    return max(rows, adapter.vocabulary) if adapter.tokens else adapter.vocabulary
 
 
 def served_facts(

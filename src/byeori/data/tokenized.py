@@ -12,6 +12,7 @@ each trained turn) and these columns:
     composed    whether Hangul letters were made syllables
     turn        the trained message, 1-based              turns_left_out  trained turns that are too long
     piece       the piece of a document, 1-based; pieces are trained apart from each other
+    highest     the highest token id, -1 without any
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _ROWS_PER_PROCESS = 20_000
 # Rows of a column that are in memory at once when it is read to the end.
 _ROWS_AT_ONCE = 20_000
 # Increase it when rows are tokenized differently than before, or their problems are worded differently.
-_FORMAT = "8f"
+_FORMAT = "9"
 
 
 def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progress: bool = True) -> Dataset:
@@ -125,7 +126,7 @@ def _features() -> Features:
     from datasets import Features, List, Value
 
     lists = {name: List(Value("int32")) for name in ("token_ids", "targets")}
-    numbers = {name: Value("int64") for name in ("row", "shortened", "turn", "turns_left_out", "piece")}
+    numbers = {name: Value("int64") for name in ("row", "shortened", "turn", "turns_left_out", "piece", "highest")}
     texts = {name: Value("string") for name in ("special", "digest", "problem")}
     flags = {name: Value("bool") for name in ("joins", "too_long", "no_prompt", "composed")}
     return Features({**lists, **numbers, **texts, **flags})
@@ -176,7 +177,7 @@ def _line(example: Example) -> tuple[Any, ...]:
     ids = np.asarray(example.token_ids, dtype=np.int32)
     edges = [edge for span in example.targets for edge in span]
     numbers = (example.row, example.shortened, example.turn, example.turns_left_out, example.piece)
-    return ids, edges, *numbers, example.special
+    return ids, edges, *numbers, int(ids.max(initial=-1)), example.special
 
 
 def usable(table: Dataset) -> Dataset:
@@ -217,8 +218,8 @@ def highest_token(table: Dataset) -> int:
     """Return the highest token id of all rows, -1 without any."""
     import pyarrow.compute as pc
 
-    parts = table.select_columns("token_ids").with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
-    return max((pc.max(pc.list_flatten(part["token_ids"])).as_py() or -1 for part in parts), default=-1)
+    highest = pc.max(column(table, "highest")).as_py()
+    return -1 if highest is None else int(highest)
 
 
 def target_tokens(table: Dataset) -> int:
