@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-all check bench torture faults exactness models docs dist clean
+.PHONY: setup demo studio browser test test-all check bench torture faults exactness models docs dist clean
 
 setup: $(READY)
 
@@ -14,11 +14,21 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+# the page, in this folder or FOLDER=...
+studio: setup
+	$(BIN)/byeori studio $(or $(FOLDER),.)
+
 demo: setup
 	$(BIN)/byeori demo
 
+# Chromium for the tests of the page, by apt where that may be; elsewhere these tests are left out and say so
+browser:
+	@command -v chromedriver >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; } || \
+		echo "No chromium and chromedriver here: the tests of tests/studio/test_browser.py are left out."
+
 # everything that can break, in a few minutes
-test: check
+test: check browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # also what takes long: many seeds, all of a kind, compilations, the embedded model

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +205,40 @@ def test_keys_and_copies(tmp_path: Path) -> None:
         road.click("[data-copy='as-command']")
         copied = window.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
         assert copied.strip().startswith("byeori sft --output_dir run-1")
+
+
+def axe(folder: Path) -> str:
+    """axe-core's script: of NODE_PATH, or from npm; the test is left out without either."""
+    places = [Path(path) / "axe-core" / "axe.min.js" for path in os.environ.get("NODE_PATH", "").split(":") if path]
+    found = next((path for path in places if path.is_file()), None)
+    if found is None and (npm := shutil.which("npm")):
+        command = [npm, "pack", "axe-core@4", "--silent", "--pack-destination", str(folder)]
+        packed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        for path in folder.glob("axe-core-*.tgz") if packed.returncode == 0 else ():
+            with tarfile.open(path) as archive:
+                archive.extract("package/axe.min.js", folder, filter="data")
+            found = folder / "package" / "axe.min.js"
+    if found is None:
+        pytest.skip("axe-core is not here: npm install axe-core, and NODE_PATH=that/node_modules")
+    return found.read_text(encoding="utf-8")
+
+
+def test_axe_finds_nothing_on_any_screen(tmp_path: Path) -> None:
+    """In both languages, light and wide as well as dark and narrow."""
+    script, folder = axe(tmp_path), tmp_path / "work"
+    folder.mkdir()
+    prepare(folder)
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "dpo", folder / "of-dpo")
+    run = "axe.run(document, {iframes: false}).then(found => arguments[0](found.violations.map(rule => rule.id)))"
+    with server(folder) as address, browser() as window:
+        road = Road(window, address)
+        road.go("data")
+        road.choose("#path", "titles-ko-train.jsonl")
+        road.click("form[action='data-choose'] button.main")
+        for code, width in (("en", WIDTHS[0]), ("ko", WIDTHS[1])):
+            road.go(f"language?code={code}")
+            resize(window, width, dark=code == "ko")
+            for screen in SCREENS:
+                road.go(screen)
+                window.execute_script(script)
+                assert not window.execute_async_script(run), (screen, width)

@@ -54,7 +54,7 @@ def test_both_answer_as_generate_does(page: TestClient, tmp_path: Path) -> None:
 def test_blind_answers_have_no_names_until_they_are_judged(page: TestClient, tmp_path: Path) -> None:
     question = ask(page, "봄", blind="on")
     live = page.get("/try-live", params={"run": "tuned"}).text
-    assert "👍 A" in live and "👍 B" in live and ">base<" not in live and ">tuned<" not in live
+    assert "A is better" in live and "B is better" in live and ">base<" not in live and ">tuned<" not in live
     page.post("/try-judge", data={"run": "tuned", "number": str(question.number), "better": "1"})
     (line,) = [json.loads(text) for text in (tmp_path / "judgements.jsonl").read_text(encoding="utf-8").splitlines()]
     assert line["better"] == question.sides[1] and line["blind"] and line["asked"] == {"document": "봄"}

@@ -21,7 +21,7 @@ _GIB = 2**30
 _MOST_OVERLAID = 6
 _KINDS: dict[str, type[config.TrainSettings]] = {"sft": config.SftSettings, "dpo": config.DpoSettings}
 # title, keys of the log that are drawn, what a value is divided by
-_CHARTS = (
+CHARTS = (
     ("Loss", ("loss", "eval_loss"), 1),
     ("Accuracy", ("accuracy", "eval_accuracy"), 1),
     ("Margin", ("margin", "eval_margin"), 1),
@@ -150,7 +150,7 @@ def _span(seconds: float) -> str:
 def _drawn(shown: list[Run]) -> list[dict[str, Any]]:
     """Return the charts of some runs, one over the other."""
     found = []
-    for title, keys, scale in _CHARTS:
+    for title, keys, scale in CHARTS:
         lines = []
         for run in shown:
             series = run.log.series
