@@ -216,6 +216,8 @@ def dpo(
     layers_to_transform: str | Sequence[int] = [],
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
+    loraplus_lr_ratio: float = 1.0,
+    embedding_learning_rate: float | None = None,
     neftune_noise_alpha: float = 0.0,
     finetune: Literal["lora", "full"] = "lora",
     train_layers: str | None = None,
@@ -333,6 +335,8 @@ def dpo(
         modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
+        loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+        embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         finetune: What to train: a LoRA adapter, or with full the model's own weights.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
@@ -544,6 +548,8 @@ def plan(
     layers_to_transform: str | Sequence[int] = [],
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
+    loraplus_lr_ratio: float = 1.0,
+    embedding_learning_rate: float | None = None,
     neftune_noise_alpha: float = 0.0,
     finetune: Literal["lora", "full"] = "lora",
     train_layers: str | None = None,
@@ -679,6 +685,8 @@ def plan(
         modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
+        loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+        embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         finetune: What to train: a LoRA adapter, or with full the model's own weights.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
@@ -892,6 +900,8 @@ def rent(
     layers_to_transform: str | Sequence[int] = [],
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
+    loraplus_lr_ratio: float = 1.0,
+    embedding_learning_rate: float | None = None,
     neftune_noise_alpha: float = 0.0,
     finetune: Literal["lora", "full"] = "lora",
     train_layers: str | None = None,
@@ -1028,6 +1038,8 @@ def rent(
         modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
+        loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+        embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         finetune: What to train: a LoRA adapter, or with full the model's own weights.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
@@ -1171,6 +1183,8 @@ def sft(
     layers_to_transform: str | Sequence[int] = [],
     modules_to_save: str | Sequence[str] = [],
     trainable_token_indices: str | Sequence[str] = [],
+    loraplus_lr_ratio: float = 1.0,
+    embedding_learning_rate: float | None = None,
     neftune_noise_alpha: float = 0.0,
     finetune: Literal["lora", "full"] = "lora",
     train_layers: str | None = None,
@@ -1284,6 +1298,8 @@ def sft(
         modules_to_save: Modules to train whole beside the adapter, such as `embed_tokens lm_head`.
         trainable_token_indices: Tokens whose rows of the embedding and the head are trained, by their text or their
             ids.
+        loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
+        embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
         finetune: What to train: a LoRA adapter, or with full the model's own weights.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays

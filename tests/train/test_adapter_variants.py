@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import byeori
 from byeori import config
-from byeori.commands import _planned
+from byeori.commands import _planned, _rows
+from byeori.data import row_kinds, tokenized
+from byeori.distributed import processes
 from byeori.errors import CheckpointError, ConfigError
+from byeori.model import adapter
 from byeori.train import state
 from runs import log, losses, same, settings, sft, stop_after
 
@@ -116,3 +120,51 @@ def test_settings_that_do_not_fit(given: dict[str, Any], sentence: str) -> None:
     values = {"base_model": "m", "data_path": "d", "output_dir": "o"}
     with pytest.raises(ConfigError, match=sentence):
         config.check(config.SftSettings, values | given)
+
+
+def test_rates_are_those_of_pefts_lora_plus(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Three steps of a run against the same steps by PEFT's create_loraplus_optimizer on the run's own batches."""
+    how = {"loraplus_lr_ratio": 8, "max_steps": 3, "weight_decay": 0.0, "warmup_steps": 0, "lr_scheduler": "constant"}
+    how |= {"max_grad_norm": 0, "max_rows": 4, "batch_size": 4, "num_epochs": 3, "add_eos_token": True}
+    sft(tiny_model, title_rows, tmp_path / "run", **how)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = adapter.attach(base, r=4, alpha=8, dropout=0.0, targets=["all-linear"], seed=42)
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-2, loraplus_lr_ratio=8)
+    examples = prepared(settings(tiny_model, title_rows, tmp_path / "x", **how))
+    found = []
+    for _ in range(3):
+        total = torch.zeros(())
+        for ids, start in examples:
+            logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            total = total - sum(logp[at - 1, ids[at]] for at in range(start, len(ids)))
+        loss = total / sum(len(ids) - start for ids, start in examples)
+        found.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses(tmp_path / "run") == pytest.approx(found, rel=1e-5)
+    plain = sft(tiny_model, title_rows, tmp_path / "plain", **how | {"loraplus_lr_ratio": 1})
+    assert abs(plain.last_loss - found[-1]) > 1e-3
+
+
+def prepared(values: dict[str, Any]) -> list[tuple[list[int], int]]:
+    """The rows of a run: (token ids, where the answer begins)."""
+    given, start = _rows.begin(config.check(config.SftSettings, values))
+    alone = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
+    rows, _ = _rows.prepare(given, start, row_kind=row_kinds.ANSWER, processes=alone)
+    table = tokenized.Rows(table=rows.train)
+    return [(list(unit.token_ids), unit.targets[0][0]) for at in range(len(table)) for unit in table.unit(at)]
+
+
+def test_a_rate_for_the_embedding(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Rows that are trained at a rate of next to nothing stay; the head of the same run at the usual rate does not."""
+    how = {"trainable_token_indices": "5 9 77", "max_steps": 3, "warmup_steps": 0}
+    sft(tiny_model, title_rows, tmp_path / "low", **how, embedding_learning_rate=1e-12)
+    sft(tiny_model, title_rows, tmp_path / "same", **how)
+    before = AutoModelForCausalLM.from_pretrained(tiny_model).get_input_embeddings().weight[[5, 9, 77]]
+    moved = []
+    for name in ("low", "same"):
+        tensors = load_file(tmp_path / name / "adapter_model.safetensors")
+        rows = next(value for key, value in tensors.items() if "embed_tokens" in key)
+        moved.append(float((rows - before).abs().max()))
+    assert moved[0] < 1e-9 < 1e-3 < moved[1]

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from byeori.config.base import ESSENTIAL, LORA, Names, Settings, Tokens, parse_names, setting
+from byeori.config.base import ESSENTIAL, LORA, Names, OptionalFloat, Settings, Tokens, parse_names, setting
 from byeori.support.suggestions import nearest
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica")
@@ -91,6 +91,12 @@ class LoraSettings(Settings):
     )
     trainable_token_indices: Tokens = setting(
         "Tokens whose rows of the embedding and the head are trained, by their text or their ids.", [], LORA
+    )
+    loraplus_lr_ratio: float = setting(
+        "Learning rate of B over that of A (LoRA+, arXiv:2402.12354). 16 is usual.", 1.0, LORA, gt=0, le=1000
+    )
+    embedding_learning_rate: OptionalFloat = setting(
+        "Peak learning rate of what is trained of embedding and head. none is learning_rate.", None, LORA, gt=0, le=10
     )
     neftune_noise_alpha: float = setting(
         "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0

@@ -15,8 +15,9 @@ Weight decay is left out for vectors (norms, biases), as everywhere in the field
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ _STATES: dict[str, tuple[set[str], ...]] = {
     "AdamWScheduleFree": ({"z", "exp_avg_sq"},),
     "SGDScheduleFree": ({"z"},),
 }
+RATE = "byeori_rate"
+"""The key of a group's learning rate as a factor of the step's."""
 # of schedulefree, which keeps them with its groups; and the weights that it trains, beside those that it averages
 _COUNTERS, _TRAINED = ("k", "weight_sum", "lr_max"), "y"
 
@@ -67,10 +70,12 @@ def make(
     weight_decay: float,
     momentum: float = 0.0,
     apart: Collection[int] = (),
+    rates: Mapping[int, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
     """Return an optimizer by its name in the settings; the learning rate is set before every step.
 
     momentum: of sgd, muon and schedule_free_sgd. apart: ids of matrices that muon leaves to AdamW: embedding and head.
+    rates: of parameters, by id, as a factor of the step's; 1 if it is left out.
 
     Raises:
         ConfigError: if its package is not installed.
@@ -83,10 +88,10 @@ def make(
         others = [p for p in parameters if p.dim() != 2 or id(p) in apart]
         # a step of the size of AdamW's, so that learning rates and weight decay are those of AdamW
         muon = everything | {"momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
-        parts = [torch.optim.Muon(matrices, **muon)] if matrices else []
-        parts += [torch.optim.AdamW(_groups(others), fused=device == "cuda", **adam)] if others else []
+        parts = [torch.optim.Muon(_groups(matrices, rates), **muon)] if matrices else []
+        parts += [torch.optim.AdamW(_groups(others, rates), fused=device == "cuda", **adam)] if others else []
         return parts[0] if len(parts) == 1 else Joined(parts)
-    groups = _groups(parameters)
+    groups = _groups(parameters, rates)
     if name == "adamw":
         return torch.optim.AdamW(groups, fused=device == "cuda", **adam)
     if name == "adafactor":
@@ -107,10 +112,15 @@ def make(
     return made
 
 
-def _groups(parameters: list[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    matrices, vectors = ([p for p in parameters if (p.dim() > 1) is many] for many in (True, False))
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def _groups(parameters: list[torch.nn.Parameter], rates: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Matrices and vectors apart, which have no weight decay, and each learning rate apart."""
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for parameter in sorted(parameters, key=lambda parameter: parameter.dim() <= 1):
+        groups.setdefault((parameter.dim() > 1, rates.get(id(parameter), 1.0)), []).append(parameter)
+    return [
+        {"params": members, RATE: rate} | ({} if many else {"weight_decay": 0.0})
+        for (many, rate), members in groups.items()
+    ]
 
 
 def _schedule_free(name: str, groups: list[dict[str, Any]], how: dict[str, Any]) -> torch.optim.Optimizer:

@@ -49,6 +49,8 @@ class Options:
     share_prefixes: bool
     one_at_a_time: bool
     neftune_noise_alpha: float
+    loraplus_lr_ratio: float
+    embedding_learning_rate: float | None
     seed: int
     logging_steps: int
     eval_steps: int | None

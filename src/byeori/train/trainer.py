@@ -112,8 +112,8 @@ def train(job: Job) -> Progress:
 
 
 def _optimizer(job: Job, masters: Masters) -> torch.optim.Optimizer:
-    options, tables = job.options, _tables(job.model)
-    pairs = zip(masters.parameters, masters.held, strict=True)
+    options, tables, rates = job.options, _tables(job.model), _rates(job)
+    pairs = list(zip(masters.parameters, masters.held, strict=True))
     return optim.make(
         options.optim,
         masters.held,
@@ -122,7 +122,24 @@ def _optimizer(job: Job, masters: Masters) -> torch.optim.Optimizer:
         weight_decay=options.weight_decay,
         momentum=options.momentum,
         apart={id(held) for parameter, held in pairs if id(parameter) in tables},
+        rates={id(held): rates[id(parameter)] for parameter, held in pairs if id(parameter) in rates},
     )
+
+
+def _rates(job: Job) -> dict[int, float]:
+    """The learning rate of parameters that have one of their own, as a factor of that of the others, by id.
+
+    LoRA+ (Hayou et al., arXiv:2402.12354) raises that of B, and of vectors as PEFT does.
+    """
+    options, tables = job.options, _tables(job.model)
+    rates = {
+        id(parameter): options.loraplus_lr_ratio
+        for name, parameter in checkpoint.trainable(job.model)
+        if "lora_B" in name or parameter.dim() == 1
+    }
+    if options.embedding_learning_rate is not None:
+        rates |= dict.fromkeys(tables, options.embedding_learning_rate / options.learning_rate)
+    return rates
 
 
 def _tables(model: Any) -> set[int]:
@@ -260,7 +277,7 @@ def _update(session: Session, rate: float, norm: float) -> None:
         grads = [p.grad for p in session.masters.with_gradients if p.grad is not None]
         torch._foreach_mul_(grads, options.max_grad_norm / (norm + 1e-6))
     for group in session.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(optim.RATE, 1.0)
     # processes with whole weights round alike
     own = processes.rank if session.masters.sharded else 0
     session.masters.step(session.optimizer, (options.seed * 1_000_003 + session.progress.step) * 4099 + own)
