@@ -309,6 +309,8 @@ def dpo(
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
+    rope_scaling: Literal["yarn", "linear", "dynamic", "llama3"] | None = None,
+    rope_factor: float | None = None,
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -407,6 +409,8 @@ def dpo(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+        rope_scaling: Scale rotary positions, for a cutoff_len beyond the model's maximum length.
+        rope_factor: Factor of rope_scaling.
         loss: Preference loss.
         beta: How closely the model is held to the reference model.
         label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
@@ -641,6 +645,8 @@ def plan(
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
+    rope_scaling: Literal["yarn", "linear", "dynamic", "llama3"] | None = None,
+    rope_factor: float | None = None,
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -757,6 +763,8 @@ def plan(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+        rope_scaling: Scale rotary positions, for a cutoff_len beyond the model's maximum length.
+        rope_factor: Factor of rope_scaling.
         loss: Preference loss.
         beta: How closely the model is held to the reference model.
         label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
@@ -812,6 +820,8 @@ def preview(
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
+    rope_scaling: Literal["yarn", "linear", "dynamic", "llama3"] | None = None,
+    rope_factor: float | None = None,
     val_set_size: float = 0,
     seed: int = 42,
     rows: int = 3,
@@ -846,6 +856,8 @@ def preview(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+        rope_scaling: Scale rotary positions, for a cutoff_len beyond the model's maximum length.
+        rope_factor: Factor of rope_scaling.
         val_set_size: Rows held out for evaluation: a count (200) or a fraction (0.05).
         seed: Random seed of the split.
         rows: Number of rows to show in full.
@@ -993,6 +1005,8 @@ def rent(
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
+    rope_scaling: Literal["yarn", "linear", "dynamic", "llama3"] | None = None,
+    rope_factor: float | None = None,
     loss: Literal["sigmoid", "ipo", "hinge", "simpo", "orpo"] = "sigmoid",
     beta: float = 0.1,
     label_smoothing: float = 0.0,
@@ -1110,6 +1124,8 @@ def rent(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+        rope_scaling: Scale rotary positions, for a cutoff_len beyond the model's maximum length.
+        rope_factor: Factor of rope_scaling.
         loss: Preference loss.
         beta: How closely the model is held to the reference model.
         label_smoothing: Fraction of pairs assumed to be labelled the wrong way round (sigmoid, simpo).
@@ -1276,6 +1292,8 @@ def sft(
     revision: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     trust_remote_code: str | None = None,
+    rope_scaling: Literal["yarn", "linear", "dynamic", "llama3"] | None = None,
+    rope_factor: float | None = None,
 ) -> TrainResult:
     """Fine-tune a LoRA adapter, or the whole model, on prompts and answers.
 
@@ -1370,6 +1388,8 @@ def sft(
         revision: Branch, tag or commit of base_model on the Hub.
         dtype: Compute type of the weights.
         trust_remote_code: Repository whose own Python code may run.
+        rope_scaling: Scale rotary positions, for a cutoff_len beyond the model's maximum length.
+        rope_factor: Factor of rope_scaling.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

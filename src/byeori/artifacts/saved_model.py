@@ -24,7 +24,7 @@ from byeori.data.template import Template
 from byeori.data.tokenize import Encoding
 from byeori.errors import ByeoriError, ConfigError, ModelError, TemplateError
 from byeori.kernels import lora_linear
-from byeori.model import adapter, embedding_rows, load
+from byeori.model import adapter, embedding_rows, load, rope_scaling
 from byeori.model.embedding_rows import is_embedding
 from byeori.model.fingerprint import base_fingerprint, read_header, weights_sha256
 from byeori.support.pickles import missing_weights
@@ -84,6 +84,11 @@ def find(
         base_revision = recorded_revision if base_name == recorded else None
     elif base is not None:
         raise ConfigError(f"{name} is a whole model, so --base_model {base} has no use; leave it out")
+    if is_adapter and (rope := rope_scaling.of_settings(settings)):
+        base_name, base_revision = (
+            str(rope_scaling.view(load.local_folder(base_name, base_revision), rope, base_name)),
+            None,
+        )
     try:
         config = load.load_config(base_name, revision=base_revision)
     except ByeoriError as error:

@@ -15,6 +15,7 @@ from byeori.artifacts import layout, model_card, tokenizer_files
 from byeori.artifacts.layout import AUDIT, BASE, CARD, SETTINGS, TEMPLATE
 from byeori.data.served_template import served_template
 from byeori.data.tokenize import Encoding
+from byeori.model import rope_scaling
 from byeori.model.fingerprint import weights_sha256
 from byeori.support import hub
 
@@ -45,7 +46,11 @@ def write_sidecar(
 
 def write_start(folder: Path, base: str, revision: str | None, content: str, day: datetime | None) -> None:
     """Record what a run began from: the base, a hash of its rows' tokens, and the date in them if there is one."""
-    record = {"base_model": base, "weights_sha256": weights_sha256(base_folder(base, revision)), "rows_sha256": content}
+    record = {
+        "base_model": rope_scaling.origin(base),
+        "weights_sha256": weights_sha256(base_folder(base, revision)),
+        "rows_sha256": content,
+    }
     record |= {"day": f"{day:%Y-%m-%d}"} if day else {}
     (folder / BASE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 

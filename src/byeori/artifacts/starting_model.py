@@ -9,7 +9,7 @@ from typing import Any
 
 from byeori.artifacts import layout, records, saved_model, tokenizer_files
 from byeori.errors import ConfigError, ModelError
-from byeori.model import load
+from byeori.model import load, rope_scaling
 from byeori.model.fingerprint import INDEX, SINGLE
 from byeori.support import hub
 
@@ -84,7 +84,13 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
     """
     name, revision = settings["base_model"], settings["revision"]
     decided: dict[str, Any] = {}
+    rope = rope_scaling.of_settings(settings)
     if is_adapter(name, revision):
+        if rope is not None:
+            raise ConfigError(
+                f"--rope_scaling {rope.kind}: {name} is an adapter, which keeps the positions that it was trained "
+                "with; leave it out"
+            )
         moved = f"give --base_model where it is now, with --resume_from_checkpoint {name}"
         adapter = saved_model.find(name, revision=revision, moved=moved)
         if "lora_r" in settings:
@@ -97,7 +103,11 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
         trusted = settings["trust_remote_code"] is not None
         config = load.load_config(name, revision=revision, trust_remote_code=trusted)
         tokenizer, notes = load.load_tokenizer(name, revision=revision, trust_remote_code=trusted)
-        start = StartingModel(base=name, revision=revision, adapter=None, tokenizer=tokenizer, notes=notes)
+        base = name
+        if rope is not None:
+            base = str(rope_scaling.view(load.local_folder(name, revision), rope, name))
+            revision, config = None, load.load_config(base, trust_remote_code=trusted)
+        start = StartingModel(base=base, revision=revision, adapter=None, tokenizer=tokenizer, notes=notes)
         max_length = load.positions_limit(config)
     if tokens := _trained_tokens(settings, start):
         decided["trainable_token_indices"] = [str(token) for token in tokens]
@@ -144,7 +154,8 @@ def check_cutoff(cutoff_len: int, max_length: int | None, name: str) -> None:
     """
     if max_length is not None and cutoff_len > max_length:
         raise ConfigError(
-            f"--cutoff_len {cutoff_len} is beyond the maximum length of {name}; give {max_length} or less"
+            f"--cutoff_len {cutoff_len} is beyond the maximum length of {name}; give {max_length} or less, or train "
+            "longer rows with --rope_scaling yarn"
         )
 
 

@@ -197,6 +197,9 @@ def _about(training: TrainSettings) -> str:
     layers = ", ".join(training.lora_target_modules)
     epochs = f"{training.num_epochs:g} epoch{'' if training.num_epochs == 1 else 's'}"
     batch = f"batch_size {training.batch_size}, {epochs}, cutoff_len {training.cutoff_len:,}"
+    if training.finetune == "full":
+        trained = f"layers {training.train_layers}" if training.train_layers else "all weights"
+        return f"full fine-tuning of {trained} ({training.master_weights} master weights, {training.optim}); {batch}"
     kind = "DoRA" if training.use_dora else "rsLoRA" if training.use_rslora else "LoRA"
     start = "" if training.lora_init == "default" else f" ({training.lora_init})"
     return f"{kind}{start} of rank {training.lora_r} on {layers}; {batch}"

@@ -22,6 +22,7 @@ from byeori.config.base import (
     Model,
     Name,
     Names,
+    OptionalFloat,
     OptionalInt,
     OptionalName,
     OptionalPath,
@@ -57,6 +58,19 @@ class ModelSettings(Settings):
     trust_remote_code: OptionalName = setting(
         "Repository whose own Python code may run. It must be the same as base_model.", None, EXPERT
     )
+
+    rope_scaling: Annotated[Literal["yarn", "linear", "dynamic", "llama3"] | None, BeforeValidator(none_from_text)] = (
+        setting("Scale rotary positions, for a cutoff_len beyond the model's maximum length.", None, DATA)
+    )
+    rope_factor: OptionalFloat = setting(
+        "Factor of rope_scaling. none is cutoff_len divided by the model's maximum length.", None, DATA, gt=1, le=1000
+    )
+
+    @model_validator(mode="after")
+    def _factor_of_a_scaling(self) -> Self:
+        if self.rope_factor is not None and self.rope_scaling is None:
+            raise ValueError("rope_factor needs rope_scaling, such as yarn")
+        return self
 
     @model_validator(mode="after")
     def _remote_code_by_name(self) -> Self:

@@ -25,6 +25,7 @@ from byeori.export.adapter_changes import adapter_config
 from byeori.export.formats import MergedFormat
 from byeori.export.merge_plan import MergedModel, Onto, Progress, plan, trained_bits, trained_over
 from byeori.export.safetensors_folder import SafetensorsFolder
+from byeori.model import rope_scaling
 from byeori.model.adapter import untied_note
 from byeori.model.load import local_folder
 from byeori.support import atomic_files, output_paths
@@ -104,7 +105,8 @@ def merge(
         raise ModelError(f"{adapter} does not name its base model; pass it with {_BASE}")
     revision = config.get("revision") if name == recorded else None
     saved_model.check_base_name(adapter_folder, recorded, base, option=_BASE)
-    base_folder = local_folder(name, revision)
+    rope = rope_scaling.of_settings(saved_model.run_settings(adapter_folder))
+    base_folder = rope_scaling.view(local_folder(name, revision), rope, name)
     atomic_files.recover(output_dir)
     output_paths.check_model_output(output_dir, overwrite, [adapter_folder, base_folder])
     trained = quantized_base.check_base(adapter_folder, base_folder, name, option=_BASE)

@@ -156,8 +156,10 @@ def choose(model: Any, examples: list[Example]) -> str | None:
     """
     causal = load.base_of(model)
     tried = [*examples, *branches(examples[0], load.positions_limit(causal.config))]
-    reason = "its attention cannot be replaced"
-    for own, paths in itertools.product((False, True), repeat=2):
+    reason, ways = "its attention cannot be replaced", [*itertools.product((False, True), repeat=2)]
+    if (getattr(text_config(causal.config), "rope_parameters", None) or {}).get("rope_type") == "dynamic":
+        reason, ways = "dynamic RoPE scaling depends on the length of a row", []
+    for own, paths in ways:
         if not use_forest_attention(model, paths=paths):
             break
         if paths and not state_layers.note(causal):

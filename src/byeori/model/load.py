@@ -288,4 +288,8 @@ def parts(model: Any) -> tuple[Any, Head]:
 
 def positions_limit(config: Any) -> int | None:
     """Return the model's maximum length in tokens, or None if it has none."""
-    return getattr(text_model.text_config(config), "max_position_embeddings", None)
+    text = text_model.text_config(config)
+    limit, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    if limit is not None and rope.get("rope_type") == "dynamic":  # whose limit stays that before scaling
+        limit = int(limit * rope["factor"])
+    return limit
