@@ -123,6 +123,9 @@ def compare(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     metric: str | Sequence[str] = [],
     fail_unless: str | Sequence[str] = [],
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_prompt: str | Path | None = None,
     few_shots: int = 3,
     overwrite_output_dir: bool = False,
 ) -> CompareResult:
@@ -158,6 +161,11 @@ def compare(
         dtype: Compute type of the weights.
         metric: Measures of your own beside the built-in ones.
         fail_unless: Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3.
+        judge: Address of an OpenAI-compatible endpoint, http://host/v1, whose model says which answer is better,
+            asked in both orders, with the key in BYEORI_JUDGE_KEY or OPENAI_API_KEY.
+        judge_model: Model of the judge.
+        judge_prompt: File with the question for the judge: {prompt}, {reference}, {first} and {second} are filled
+            in.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
         overwrite_output_dir: Replace the comparison in output_dir.
 

@@ -28,7 +28,7 @@ from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.template import Template
 from byeori.errors import ConfigError
-from byeori.evaluate import baselines, gate, measures, metrics
+from byeori.evaluate import baselines, gate, judge, measures, metrics
 from byeori.model import names
 from byeori.support import output_paths
 from byeori.train import output_dir
@@ -64,7 +64,7 @@ def measurable(settings: CompareSettings) -> list[str]:
         ConfigError: if a metric is unknown.
     """
     own = [measure.name for measure in measures.parse(settings.metric)]
-    return [*metrics.ROW_METRICS, *metrics.PAIR_METRICS, *own]
+    return [*metrics.ROW_METRICS, *metrics.PAIR_METRICS, *own, *(["judge"] if settings.judge else [])]
 
 
 def _check_paths(settings: Settings) -> None:
@@ -97,6 +97,7 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+        judge.read_prompt(settings.judge_prompt)
         gate.parse(settings.fail_unless, measurable(settings), baselines.NAMES)
     elif isinstance(settings, ExportSettings):
         places.check_paths(list(settings.data_path or []), "train")

@@ -21,11 +21,12 @@ from byeori.config import CompareSettings
 from byeori.data import row_kinds
 from byeori.data.tokenize import Encoding
 from byeori.errors import CheckpointError
-from byeori.evaluate import baselines, chart, gate, measures, report
+from byeori.evaluate import baselines, chart, gate, judge, measures, report
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import check_prompts
 from byeori.support import atomic_files, console, journal, output_paths
+from byeori.support.cache_folder import cache_folder
 from byeori.support.console import say
 from byeori.support.language import tr
 from byeori.train import log
@@ -90,9 +91,11 @@ def compare(settings: CompareSettings) -> CompareResult:
             journal=kept,
             progress=console.progress,
         )
+        judged = _judged(settings, items)
         metrics = comparison.summarise(
             items,
             measures=own,
+            judged=judged,
             trained_answers=trained.answers() if trained else (),
             trained_rows=_trained.indices(trained, table, rows),
         )
@@ -100,6 +103,20 @@ def compare(settings: CompareSettings) -> CompareResult:
         result = _write_results(settings, shown, encoding, items, metrics)
     gate.check(conditions, result.metrics)
     return result
+
+
+def _judged(settings: CompareSettings, items: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Let the judge of the settings compare the answers; None without one."""
+    if settings.judge is None or settings.judge_model is None:
+        return None
+    asked = judge.Judge(
+        url=settings.judge,
+        model=settings.judge_model,
+        prompt=judge.read_prompt(settings.judge_prompt),
+        cache=cache_folder() / "judge",
+    )
+    with console.progress(f"Asking {settings.judge_model}") as on_progress:
+        return judge.judge_items(items, asked, on_progress)
 
 
 def _cutoff_len(settings: CompareSettings, saved: SavedModel) -> int:

@@ -204,6 +204,18 @@ class CompareSettings(GenerationSettings, DataSettings):
         [],
         ESSENTIAL,
     )
+    judge: OptionalText = setting(
+        "Address of an OpenAI-compatible endpoint, http://host/v1, whose model says which answer is better, asked "
+        "in both orders, with the key in BYEORI_JUDGE_KEY or OPENAI_API_KEY.",
+        None,
+        ESSENTIAL,
+    )
+    judge_model: OptionalName = setting("Model of the judge.", None, ESSENTIAL)
+    judge_prompt: OptionalPath = setting(
+        "File with the question for the judge: {prompt}, {reference}, {first} and {second} are filled in.",
+        None,
+        ESSENTIAL,
+    )
     few_shots: int = setting(
         "Training rows in the prompt of a baseline: the base model that is shown examples. 0 leaves it out.",
         3,
@@ -212,6 +224,16 @@ class CompareSettings(GenerationSettings, DataSettings):
         le=100,
     )
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
+
+    @model_validator(mode="after")
+    def _judge_is_complete(self) -> Self:
+        if self.judge is None and (self.judge_model or self.judge_prompt):
+            raise ValueError("--judge_model and --judge_prompt need --judge, the address of the judge")
+        if self.judge is not None and self.judge_model is None:
+            raise ValueError("--judge needs --judge_model, the name of the model there")
+        if self.judge is not None and not re.match(r"https?://[^/]", self.judge):
+            raise ValueError(f"--judge {self.judge!r} is no address; give one such as http://localhost:8000/v1")
+        return self
 
 
 class ChatSettings(SamplingSettings):

@@ -16,7 +16,7 @@ from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_prompt
 from byeori.errors import DataError, ModelError, TemplateError
-from byeori.evaluate import baselines, findings, generate, labels, metrics, preview
+from byeori.evaluate import baselines, findings, generate, judge, labels, metrics, preview
 from byeori.evaluate.engines.base import Answer, Sampling, Side
 from byeori.evaluate.measures import Measure
 from byeori.support.console import say
@@ -220,6 +220,7 @@ def summarise(
     items: Sequence[Mapping[str, Any]],
     *,
     measures: Sequence[Measure] = (),
+    judged: Mapping[str, Any] | None = None,
     trained_answers: Sequence[str] = (),
     trained_rows: Sequence[int] = (),
 ) -> dict[str, Any]:
@@ -236,6 +237,10 @@ def summarise(
     enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
     others = _paired(unseen, measures) if enough else None
     result["findings"] = findings.find(items, result, trained_rows, others)
+    if judged:
+        result["judge"] = dict(judged)
+        said = {"name": "judge", "sentence": judge.sentence(judged, len(items)), "undermines": False}
+        result["findings"].insert(0, said)
     if any(measure.name == "label" for measure in measures):
         references = [item["reference"] for item in items]
         result["confusion"] = {
@@ -257,5 +262,10 @@ def _paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> 
         for side in SIDES
     )
     result = metrics.summarise(base, tuned, names=list(base))
-    about = {item.name: {"heading": item.heading, "about": item.about, "digits": item.digits} for item in measures}
+    about: dict[str, Any] = {
+        item.name: {"heading": item.heading, "about": item.about, "digits": item.digits} for item in measures
+    }
+    if "judge" in items[0]["base"]:
+        note = "answers that the judge prefers in both orders, a tie counting half, %"
+        about["judge"] = {"heading": "Preferred by the judge", "about": note, "digits": 1}
     return result | ({"measures": about} if about else {})

@@ -15,7 +15,7 @@ from typing import Any
 
 from byeori.evaluate import baselines
 from byeori.evaluate.metrics import FEWEST_ROWS, difference_of
-from byeori.evaluate.verdict import primary
+from byeori.evaluate.verdict import CHRF, primary
 
 Item = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def _same_answer(items: Sequence[Item]) -> dict[str, Any] | None:
 
 def _as_good(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Findings about baselines over which the tuned model has no clear lead; of copies and constants about the best."""
-    _, name = primary(metrics)
+    _, name = _of_text(metrics)
     gain = difference_of(metrics, name)
     if gain is None or gain.low <= 0:  # there is no gain to explain
         return []
@@ -117,10 +117,16 @@ def _as_good(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_rival(item, metrics) for item in [*(item for item in rivals if item["name"] in alone), *simple[:1]]]
 
 
+def _of_text(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the measure that decides, or chrF where that is a judge, who is not asked about baselines."""
+    found = primary(metrics)
+    return CHRF if found[1] == "judge" else found
+
+
 def _rival(rival: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A finding about one baseline. It spoils a gain of chrF only if ROUGE-L shows no lead either: chrF counts what an
     answer has of the reference far more than what else it has, which favours long copies."""
-    heading, name = primary(metrics)
+    heading, name = _of_text(metrics)
     lead, score, tuned = rival["lead"][name], rival["scores"][name], metrics["tuned"][name]
     if lead["mean"] <= 0:
         words = f"{rival['about']} does as well: {heading} {score:.1f}, the tuned model {tuned:.1f}"
