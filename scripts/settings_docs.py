@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from byeori.config.base import Settings, alone, shown
 from byeori.config.flags import flags
-from byeori.config.help import groups, value_type
+from byeori.config.help import groups, korean, value_type
 from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
     ChatSettings,
@@ -112,14 +109,6 @@ def table(
         about = kind.model_fields[kind.own_flags].description if language == "en" else korean(command, kind.own_flags)
         lines.append(f"| `--COLUMN` | `TEXT` | | {about} |")
     return lines
-
-
-def korean(command: str, name: str) -> str:
-    """Return what a setting does, in Korean."""
-    texts: dict[str, Any] = yaml.safe_load(resources.files("byeori.config").joinpath("korean.yaml").read_text("utf-8"))
-    name = {"json": "json_output", "for": "order"}.get(name, name)
-    text: str = texts.get(command, {}).get(name) or texts["every command"][name]
-    return text
 
 
 def main(folder: Path) -> None:

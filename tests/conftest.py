@@ -14,6 +14,7 @@ import forks
 from tiny_models import byte_level_tokenizer, sample_rows, short_sft, tiny_llama
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["BYEORI_LANG"] = "en"  # whatever the language of the machine, tests read English
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("BYEORI_TEST_GPUS", ""))

@@ -17,7 +17,8 @@ from byeori.config import flags
 from byeori.config import help as helps
 from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
-from byeori.support import collector
+from byeori.support import collector, language
+from byeori.support.language import later, tr
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import sentence
 
@@ -41,9 +42,10 @@ COMMANDS: dict[str, type[config.Settings]] = {
 }
 _SHELLS = ("bash", "zsh", "tcsh")
 _TOP = {
-    "--help": "show this help",
-    "--version": "show the version",
-    "--print-completion SHELL": f"print a completion script for {', '.join(_SHELLS)}",
+    "--help": later("show this help"),
+    "--version": later("show the version"),
+    "--lang ko|en": later("language of pages, notes, errors and help, with any command"),
+    "--print-completion SHELL": later("print a completion script for bash, zsh or tcsh"),
 }
 # Seconds that a process other than torchrun's first waits with its error: the first one reports the same error, after
 # which torchrun ends the others. Only an error of its own is then printed.
@@ -54,7 +56,7 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
     """Run one command and return its exit code."""
     kind, prog = COMMANDS[name], prog or f"byeori {name}"
     if asked := [item for item in arguments if item in flags.HELP]:
-        print(helps.help_text(kind, prog=prog, full="all" in asked[0]))
+        print(helps.help_text(kind, name, prog=prog, full="all" in asked[0]))
         return 0
     settings = flags.settings_from(kind, arguments, see=f"{prog} --help")
     from byeori.commands import checks
@@ -99,14 +101,29 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: byeori COMMAND [INPUTS] [--FLAG VALUE ...]", ""]
-    lines += ["Fine-tune open language models, and check that it helped.", "", "commands:"]
-    lines += [f"  {name:<12}{config.about(kind)}" for name, kind in COMMANDS.items()]
-    lines += ["", "flags:", *(f"  {flag:<26}{about}" for flag, about in _TOP.items()), ""]
-    lines += ["The model or adapter may be given first without its flag, then what the command works on:"]
+    lines = [tr("usage: byeori COMMAND [INPUTS] [--FLAG VALUE ...]"), ""]
+    lines += [tr("Fine-tune open language models, and check that it helped."), "", tr("commands:")]
+    lines += [f"  {name:<12}{tr(config.about(kind))}" for name, kind in COMMANDS.items()]
+    lines += ["", tr("flags:"), *(f"  {flag:<26}{tr(about)}" for flag, about in _TOP.items()), ""]
+    lines += [tr("The model or adapter may be given first without its flag, then what the command works on:")]
     lines += [f"  {line}" for line in ("byeori merge my-adapter merged", 'byeori generate my-adapter "text"')]
-    lines += ["", "byeori COMMAND --help shows the essential settings of a command, --help-all every one."]
+    lines += ["", tr("byeori COMMAND --help shows the essential settings of a command, --help-all every one.")]
     return "\n".join(lines)
+
+
+def _language(arguments: Sequence[str]) -> list[str]:
+    """Take `--lang ko` or `--lang en` from the command line; anything else of this name may be a template's column."""
+    rest = list(arguments)
+    for at, word in enumerate(rest):
+        flag, equals, value = word.partition("=")
+        value = value if equals else "".join(rest[at + 1 : at + 2])
+        if flag == "--lang" and (value in language.LANGUAGES or rest[0] != "generate"):
+            if value not in language.LANGUAGES:
+                raise ConfigError(f"--lang {value!r}: give ko or en")
+            os.environ[language.VARIABLE] = value  # the processes of a group inherit it
+            del rest[at : at + (1 if equals else 2)]
+            break
+    return rest
 
 
 def completion(shell: str) -> str:
@@ -152,6 +169,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         atexit.register(gc.freeze)
     first = os.environ.get("RANK", "0") == "0"
     try:
+        given = _language(given)
         if command:
             return run(command, given, prog=Path(sys.argv[0]).name)
         return _main(given)
@@ -164,7 +182,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         if not first:
             time.sleep(_OTHERS_WAIT)
         if (first or not interrupted) and may_speak():
-            print(f"{'' if interrupted else 'error: '}{sentence(error)}", file=sys.stderr)
+            print(f"{'' if interrupted else tr('error: ')}{language.translated(sentence(error))}", file=sys.stderr)
         return 130 if interrupted else error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -66,7 +66,7 @@ def test_the_copula_keeps_its_vowel_after_a_final() -> None:
 
 
 def test_the_language_is_that_of_the_environment_or_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+    for name in (language.VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG"):
         monkeypatch.delenv(name, raising=False)
     assert language.chosen() == "en"
     for value, expected in (("ko_KR.UTF-8", "ko"), ("ko", "ko"), ("kok_IN", "en"), ("C.UTF-8", "en"), ("de_DE", "en")):

@@ -28,7 +28,7 @@ from byeori.evaluate.engines.base import check_prompts
 from byeori.support import atomic_files, console, journal, output_paths
 from byeori.support.cache_folder import cache_folder
 from byeori.support.console import say
-from byeori.support.language import tr
+from byeori.support.language import tr, translated
 from byeori.train import log
 
 
@@ -142,7 +142,7 @@ def _write_results(
         title=title_of(encoding.template, len(items)),
         rows=items,
         metrics=metrics,
-        verdict=verdict,
+        verdict=translated(verdict),
         settings=changed,
         defaults=defaults,
         prompt=encoding.template.text if encoding.template else str(encoding.tokenizer.chat_template),

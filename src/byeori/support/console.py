@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from byeori.support.language import translated
 from byeori.support.text_files import redacted, visible
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub")
@@ -112,4 +113,4 @@ def _no_half_bars() -> Iterator[None]:
 
 def say(text: str) -> None:
     """Print a line to standard error; standard output is for results alone."""
-    print(visible(redacted(text)), file=sys.stderr, flush=True)
+    print(visible(redacted(translated(text))), file=sys.stderr, flush=True)

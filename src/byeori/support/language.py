@@ -22,6 +22,9 @@ from typing import Any
 import yaml
 
 LANGUAGES = ("en", "ko")
+VARIABLE = "BYEORI_LANG"
+"""Environment variable with the language that `--lang` asks for, also for the processes of a group."""
+
 _asked: str | None = None
 _here: ContextVar[str | None] = ContextVar("language", default=None)
 
@@ -44,8 +47,8 @@ def speaking(name: str) -> Iterator[None]:
 
 def chosen() -> str:
     """Return the language: the one asked for, else Korean if LC_ALL, LC_MESSAGES or LANG says so, else English."""
-    if asked := _here.get() or _asked:
-        return asked
+    if asked := _here.get() or _asked or os.environ.get(VARIABLE):
+        return asked if asked in LANGUAGES else "en"
     locale = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
     return "ko" if re.match(r"ko(?![a-z])", locale, re.IGNORECASE) else "en"
 
@@ -70,20 +73,26 @@ def counted(count: int, one: str, many: str, **values: Any) -> str:
     return tr(one if count == 1 else many, count=count, **values)
 
 
-def translated(sentence: str) -> str:
-    """Return a finished sentence, such as the text of an error, in the language of the user if the catalogue has it."""
-    return _found(sentence) if chosen() == "ko" else sentence
+def translated(text: str) -> str:
+    """Return finished sentences, such as an error or a verdict, in the language of the user.
+
+    Each is looked up by its pattern, and the values in it as well; what the catalogue does not have stays English.
+    """
+    if chosen() != "ko":
+        return text
+    if text in _messages() and "{" not in text:
+        return _messages()[text]
+    return " ".join(map(_found, re.split(r"(?<=[.!?]) (?=[A-Z0-9'])", text)))
 
 
 def _found(sentence: str) -> str:
-    known = _messages()
+    known = _sections()["sentences"]
     if sentence in known and "{" not in sentence:
         return known[sentence]
     for pieces, pattern, korean in _patterns():
         if all(piece in sentence for piece in pieces) and (match := re.fullmatch(pattern, sentence, re.DOTALL)):
-            return _formatted(
-                korean, {name: _found(text or "") for name, text in match.groupdict().items()}, plain=True
-            )
+            values = {name: _found(text or "") for name, text in match.groupdict().items()}
+            return _formatted(korean, values, plain=True)
     return sentence
 
 
@@ -168,17 +177,22 @@ def _latin(word: str) -> str:
 
 
 @cache
-def _messages() -> dict[str, str]:
+def _sections() -> dict[str, dict[str, str]]:
     text = files("byeori.support").joinpath("korean.yaml").read_text(encoding="utf-8")
     sections: dict[str, dict[str, str]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {english: korean for section in sections.values() for english, korean in section.items()}
+    return sections
+
+
+@cache
+def _messages() -> dict[str, str]:
+    return {english: korean for section in _sections().values() for english, korean in section.items()}
 
 
 @cache
 def _patterns() -> list[tuple[list[str], str, str]]:
-    """The messages with values: what stands between the values, a pattern, the Korean; the longest first."""
+    """The sentences with values: what stands between the values, a pattern, the Korean; the longest first."""
     out = []
-    for english, korean in sorted(_messages().items(), key=lambda item: -len(item[0])):
+    for english, korean in sorted(_sections()["sentences"].items(), key=lambda item: -len(item[0])):
         parts = list(Formatter().parse(english))
         if all(name is None for _, name, _, _ in parts):
             continue

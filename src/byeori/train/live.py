@@ -19,7 +19,7 @@ from byeori.errors import CheckpointError
 from byeori.evaluate.chart import loss_chart
 from byeori.support import atomic_files, pages
 from byeori.support.console import moving, say
-from byeori.support.language import tr
+from byeori.support.language import tr, translated
 from byeori.support.text_files import redacted, visible
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -154,7 +154,7 @@ class Live:
     def say(self, text: str) -> None:
         """Print a line above what moves."""
         if self._shown:
-            self._console.print(visible(redacted(text)), highlight=False, markup=False)
+            self._console.print(visible(redacted(translated(text))), highlight=False, markup=False)
 
     def update(self) -> None:
         """Show what was seen after a step."""

@@ -321,7 +321,7 @@ def _evaluate_and_log(session: Session, live: Display, write: WriteLine) -> bool
     live.say(f"step {progress.step}: eval_loss {loss:.4f}" + (" (best so far)" if improved else ""))
     lines: list[dict[str, Any]] = [at | {f"eval_{name}": value for name, value in means.items()}]
     if job.sample:
-        with optim.averaged(session.optimizer):
+        with session.masters.averaged(session.optimizer):
             lines.append(at | {"samples": job.sample()})
     for line in lines:
         write(line)
