@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from machine import apart
 
-BATCH, RATE, CLIP = 2, 2e-5, 1.0
+BATCH, RATE, CLIP, LONGEST = 2, 2e-5, 1.0, 120  # LONGEST: characters of a row
 
 
 def rows_file(folder: Path, count: int) -> Path:
     """Write the first sample rows, short enough for one token limit."""
     source = Path(__file__).parents[1] / "src/byeori/data/samples/titles-ko-train.jsonl"
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    short = [row for row in rows if len(row["document"]) < 300][:count]
+    short = [row for row in rows if len(row["document"]) < LONGEST][:count]
     path = folder / "rows.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in short), encoding="utf-8")
     return path
