@@ -215,6 +215,7 @@ def dpo(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_target_parameters: str | Sequence[str] = [],
     lora_init: str = "default",
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -334,6 +335,8 @@ def dpo(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
+            such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
             mica.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
@@ -551,6 +554,7 @@ def plan(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_target_parameters: str | Sequence[str] = [],
     lora_init: str = "default",
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -688,6 +692,8 @@ def plan(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
+            such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
             mica.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
@@ -911,6 +917,7 @@ def rent(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_target_parameters: str | Sequence[str] = [],
     lora_init: str = "default",
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -1049,6 +1056,8 @@ def rent(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
+            such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
             mica.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
@@ -1198,6 +1207,7 @@ def sft(
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
     lora_target_modules: str | Sequence[str] = ["all-linear"],
+    lora_target_parameters: str | Sequence[str] = [],
     lora_init: str = "default",
     use_rslora: bool = False,
     use_dora: bool = False,
@@ -1313,6 +1323,8 @@ def sft(
         lora_alpha: Scale of the adapter.
         lora_dropout: Dropout on the adapter's input.
         lora_target_modules: Layers to adapt: endings of their names, or all-linear.
+        lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
+            such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
             mica.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).

@@ -29,6 +29,7 @@ _VARIANT: dict[str, tuple[str, Any]] = {
     "alpha_pattern": ("alpha_pattern", {}),
     "layers_to_transform": ("layers_to_transform", []),
     "modules_to_save": ("modules_to_save", []),
+    "lora_target_parameters": ("target_parameters", []),
 }
 
 

@@ -23,6 +23,7 @@ from byeori.losses.sft import SFT
 from byeori.model import (
     adapter,
     embedding_rows,
+    experts,
     first_use,
     forward,
     full,
@@ -71,6 +72,7 @@ def variant_of(settings: TrainSettings) -> adapter.Variant:
         alpha_pattern=tuple(settings.alpha_pattern.items()),
         layers_to_transform=tuple(settings.layers_to_transform),
         modules_to_save=tuple(settings.modules_to_save),
+        target_parameters=tuple(settings.lora_target_parameters),
         tokens=tuple(map(int, settings.trainable_token_indices)),
     )
 
@@ -114,6 +116,8 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
         raise ConfigError(
             "sharded weights are not trained themselves; add --parallel ddp for trained tokens and modules"
         )
+    for line in experts.notes(base, variant.target_parameters, bits(settings)):
+        say(line)
     if start.adapter is None:
         embedding_rows.resize(base, variant.rows)
     with sharding.whole_shapes(base, processes.device):

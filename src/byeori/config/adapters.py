@@ -66,6 +66,12 @@ class LoraSettings(Settings):
     lora_target_modules: Names = setting(
         "Layers to adapt: endings of their names, or all-linear.", ["all-linear"], LORA, min_length=1
     )
+    lora_target_parameters: Names = setting(
+        "Bare parameters to adapt as well, by the endings of their names: those of experts, such as "
+        "`experts.gate_up_proj experts.down_proj`. A run on a model with experts names them.",
+        [],
+        LORA,
+    )
     lora_init: Init = setting(
         f"How the adapter's weights start: {', '.join(INITS)}. They are PEFT's init_lora_weights; pissa_niter_N stands "
         "for any N. pissa and olora start from the base's own weights, and their adapter is saved as plain LoRA of "
@@ -108,6 +114,10 @@ class LoraSettings(Settings):
             raise ValueError("lora_bias and use_dora are both set; DoRA has no bias, choose one of them")
         if self.lora_bias and self.lora_init != "default":
             raise ValueError(f"lora_bias does not go with lora_init {self.lora_init}; leave one of them out")
+        if self.lora_target_parameters and (self.lora_dropout or self.lora_bias or self.use_dora):
+            raise ValueError(
+                "lora_target_parameters does not go with lora_dropout, lora_bias or use_dora; leave them out"
+            )
         if self.use_dora and self.lora_init == "mica":
             raise ValueError("use_dora does not go with lora_init mica; leave one of them out")
         odd = next((rank for rank in (self.lora_r, *self.rank_pattern.values()) if rank % 2), None)

@@ -21,7 +21,7 @@ import torch
 
 from byeori.errors import ConfigError, ModelError
 from byeori.kernels import trained_modules
-from byeori.model import embedding_rows, lora_start, text_model
+from byeori.model import embedding_rows, experts, lora_start, text_model
 from byeori.model.fingerprint import read_header
 from byeori.support.suggestions import nearest
 
@@ -79,7 +79,8 @@ def target_names(model: torch.nn.Module, wanted: list[str], *, by_layer: bool = 
 
     if wanted == ["all-linear"]:
         named = text_model.linear_targets(model)
-        return _linear_endings(model) if by_layer and named is None else named or "all-linear"
+        # PEFT's own all-linear has the router and all experts of some models, as they were in transformers 4
+        return _linear_endings(model) if named is None and (by_layer or experts.found(model)) else named or "all-linear"
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     names = [
         name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")
@@ -128,6 +129,7 @@ class Variant:
     alpha_pattern: tuple[tuple[str, float], ...] = ()
     layers_to_transform: tuple[int, ...] = ()
     modules_to_save: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
 
     @property
@@ -185,6 +187,7 @@ def attach(
             alpha_pattern={name: lora_start.whole_number(value) for name, value in variant.alpha_pattern},
             layers_to_transform=list(variant.layers_to_transform) or None,
             modules_to_save=_modules(model, variant.modules_to_save),
+            target_parameters=experts.parameters(model, variant.target_parameters),
             trainable_token_indices={name: list(variant.tokens) for name in _embeddings(model)} or None
             if variant.tokens
             else None,

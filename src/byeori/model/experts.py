@@ -1,0 +1,59 @@
+"""Experts: weights of many feed-forward layers in one parameter [experts, ., .], which no linear layer holds.
+
+PEFT adapts them by name (`target_parameters`): the adapter of a layer's experts is added to their weights for the
+length of a forward pass, so that whatever transformers runs over them, one by one or by grouped products, sees
+W + s B A. `all-linear`, and quantizing, leave them out; the sentences here say so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from byeori.errors import ConfigError
+from byeori.support.suggestions import nearest
+
+
+def found(model: torch.nn.Module) -> dict[str, int]:
+    """Return the endings of experts' parameters (`experts.down_proj`), and how many weights each has in all layers."""
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 3 and "expert" in name and not name.endswith("bias"):
+            ending = ".".join(name.rsplit(".", 2)[-2:])
+            sizes[ending] = sizes.get(ending, 0) + parameter.numel()
+    return sizes
+
+
+def parameters(model: torch.nn.Module, wanted: tuple[str, ...]) -> list[str] | None:
+    """Return PEFT's target_parameters, checked.
+
+    Raises:
+        ConfigError: if the model has no such parameter.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() in (2, 3)]
+    for ending in wanted:
+        if not any(name == ending or name.endswith(f".{ending}") for name in names):
+            known = list(found(model)) or list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+            raise ConfigError(f"--lora_target_parameters: no parameter is called {ending!r}{nearest(ending, known)}")
+    return list(wanted) or None
+
+
+def notes(model: torch.nn.Module, adapted: tuple[str, ...], bits: int | None) -> list[str]:
+    """Return what becomes of a model's experts. adapted: lora_target_parameters. bits: of quantized weights."""
+    sizes = found(model)
+    if not sizes:
+        return []
+    share = sum(sizes.values()) / max(1, sum(map(_count, model.parameters())))
+    about = f"the experts ({', '.join(sizes)}; {share:.0%} of the weights)"
+    lines = []
+    if not any(ending.endswith(name) or name.endswith(ending) for ending in sizes for name in adapted):
+        command = f"--lora_target_parameters {' '.join(sizes)}"
+        lines.append(f"{about[0].upper()}{about[1:]} are left out of the adapter; {command} includes them")
+    if bits:
+        lines.append(f"{bits} bit: {about} are not linear layers and stay in 16 bit")
+    return lines
+
+
+def _count(parameter: Any) -> int:
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
