@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from starlette.datastructures import FormData
@@ -19,6 +20,7 @@ from byeori.studio.workspace import Workspace
 
 _GIB = 2**30
 _MOST_OVERLAID = 6
+_MOST_DRAWINGS = 16
 _KINDS: dict[str, type[config.TrainSettings]] = {"sft": config.SftSettings, "dpo": config.DpoSettings}
 # title, keys of the log that are drawn, what a value is divided by
 CHARTS = (
@@ -147,8 +149,14 @@ def _span(seconds: float) -> str:
     return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
+_drawings: OrderedDict[tuple[str, ...], list[dict[str, Any]]] = OrderedDict()  # many readers look at the same run
+
+
 def _drawn(shown: list[Run]) -> list[dict[str, Any]]:
     """Return the charts of some runs, one over the other."""
+    wanted = tuple(f"{run.folder} {run.log.version}" for run in shown)
+    if wanted in _drawings:
+        return _drawings[wanted]
     found = []
     for title, keys, scale in CHARTS:
         lines = []
@@ -160,6 +168,9 @@ def _drawn(shown: list[Run]) -> list[dict[str, Any]]:
                     lines.append((label, [(step, value / scale) for step, value in series[key].points()]))
         if drawn := charts.chart(lines):
             found.append(drawn | {"title": title})
+    _drawings[wanted] = found
+    while len(_drawings) > _MOST_DRAWINGS:
+        _drawings.popitem(last=False)
     return found
 
 
