@@ -6,13 +6,15 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from browser import CHROMIUM, DRIVER, MISSING, WIDTHS, browser, complaints, resize, server
+from byeori.studio import jobs
+from byeori.studio.workspace import Workspace
 from studio_page import wait_for
 from tiny_models import SAMPLES
 
@@ -63,7 +65,7 @@ class Road:
         field.clear()
         field.send_keys(text)
 
-    def wait(self, found: Callable[[], Any], seconds: float = 240) -> Any:
+    def wait(self, found: Callable[[], Any], seconds: float = 600) -> Any:
         from selenium.common.exceptions import StaleElementReferenceException
 
         def tried() -> Any:
@@ -106,11 +108,20 @@ def start(road: Road, embedded: Path, steps: int) -> None:
     road.wait(lambda: "run=run-1" in road.window.current_url)
 
 
-@pytest.mark.parametrize("language", ["en", pytest.param("ko", marks=pytest.mark.slow)])
-def test_from_rows_to_a_gguf_file(language: str, embedded: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder with rows; what the page started in it ends with the test."""
     folder = tmp_path / "work"
     folder.mkdir()
     prepare(folder)
+    yield folder
+    for job in jobs.every(Workspace(folder)):
+        jobs.stop(job)
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("language", ["en", pytest.param("ko", marks=pytest.mark.slow)])
+def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -> None:
     words = {"en": ("done", "Resume", "Judged better"), "ko": ("완료", "이어서 학습", "더 낫다고")}[language]
     with server(folder) as address:
         with browser(language) as window:
@@ -143,6 +154,8 @@ def test_from_rows_to_a_gguf_file(language: str, embedded: Path, tmp_path: Path)
             road.wait(lambda: words[2] in road.text("#live"))
             road.go("compare?run=run-1")
             road.type("#f-max_new_tokens", "8")
+            road.click("form[action='compare-start'] details summary")
+            road.type("#f-few_shots", "0")
             road.click("form[action='compare-start'] button.main")
             road.wait(lambda: (folder / "report-1" / "report.html").exists())
             road.go("compare")
@@ -161,11 +174,8 @@ def test_from_rows_to_a_gguf_file(language: str, embedded: Path, tmp_path: Path)
     assert (folder / "judgements.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-def test_no_screen_is_wider_than_a_phone_or_complains(tmp_path: Path) -> None:
+def test_no_screen_is_wider_than_a_phone_or_complains(folder: Path) -> None:
     """On the narrow screen nothing but tables and the navigation scrolls sideways; no script or style is refused."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    prepare(folder)
     shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "dpo", folder / "of-dpo")
     with server(folder) as address, browser() as window:
         road = Road(window, address)
@@ -185,10 +195,7 @@ def test_no_screen_is_wider_than_a_phone_or_complains(tmp_path: Path) -> None:
         assert not complaints(window)
 
 
-def test_keys_and_copies(tmp_path: Path) -> None:
-    folder = tmp_path / "work"
-    folder.mkdir()
-    prepare(folder)
+def test_keys_and_copies(folder: Path) -> None:
     with server(folder) as address, browser() as window:
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.keys import Keys
@@ -223,11 +230,9 @@ def axe(folder: Path) -> str:
     return found.read_text(encoding="utf-8")
 
 
-def test_axe_finds_nothing_on_any_screen(tmp_path: Path) -> None:
+def test_axe_finds_nothing_on_any_screen(folder: Path, tmp_path: Path) -> None:
     """In both languages, light and wide as well as dark and narrow."""
-    script, folder = axe(tmp_path), tmp_path / "work"
-    folder.mkdir()
-    prepare(folder)
+    script = axe(tmp_path)
     shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "dpo", folder / "of-dpo")
     run = "axe.run(document, {iframes: false}).then(found => arguments[0](found.violations.map(rule => rule.id)))"
     with server(folder) as address, browser() as window:

@@ -73,3 +73,15 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     log = Log(path).update()
     assert log.lines == 100_000 and len(log.series) <= 48
     assert max(len(series.buckets) for series in log.series.values()) <= 512
+
+
+def test_answers_at_the_last_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "train_log.jsonl"
+    answers = [[{"prompt": "하나", "answer": "둘"}], [{"prompt": "셋", "answer": "넷"}] * 20]
+    path.write_text(
+        "".join(
+            json.dumps({"step": step, "samples": found}) + "\n" + line(step + 1) for step, found in enumerate(answers)
+        ),
+        encoding="utf-8",
+    )
+    assert Log(path).update().samples == answers[1][:10]

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import byeori
-from studio_page import studio
+from studio_page import meant, studio
 
 
 @pytest.fixture
@@ -55,6 +55,8 @@ def test_what_is_typed_is_shown_and_kept(page: TestClient) -> None:
     draft = page.app.state.workspace.draft("train")
     assert draft["template"] == "요약: {document}\n제목:\n{title}" and draft["cutoff_len"] == 300
     assert "요약: {document}" in unescape(page.get("/template").text)  # a refresh
+    command, settings = meant(page.get("/template").text)
+    assert command == "preview" and settings.template == draft["template"] and settings.cutoff_len == 300
     assert 'hx-swap-oob="true"' in html and "요약: {document}" in unescape(html)  # as a command too
 
 

@@ -16,6 +16,7 @@ from typing import Any
 _BUCKETS = 512  # of a curve; neighbours are joined when there are more
 _MOST_LOGS = 64  # that are kept in memory
 _MOST_KEYS = 48  # numbers of a line that are kept as curves
+_MOST_SAMPLES = 10
 _CHUNK = 1 << 20
 
 
@@ -60,7 +61,7 @@ class Log:
     def _forget(self) -> None:
         self.series: dict[str, Series] = {}
         self.last: dict[str, Any] = {}
-        self.first: dict[str, Any] = {}
+        self.samples: list[dict[str, Any]] = []  # answers at the last evaluation
         self.seconds, self.tokens, self.lines = 0.0, 0, 0
         self.recent = 0.0  # seconds of a step, smoothed
         self._read, self._file, self._head = 0, -1, b""
@@ -103,9 +104,11 @@ class Log:
         if step is None:
             return
         self.lines += 1
+        if isinstance(line.get("samples"), list):
+            self.samples = [item for item in line["samples"][:_MOST_SAMPLES] if isinstance(item, dict)]
         if "loss" in line:
             seconds = _number(line.get("seconds")) or 0.0
-            self.first, self.last = self.first or line, line
+            self.last = line
             self.seconds += seconds
             self.tokens += int(_number(line.get("tokens")) or 0)
             self.recent = seconds if not self.recent else 0.9 * self.recent + 0.1 * seconds

@@ -71,7 +71,7 @@ def _live(space: Workspace, run: Run, beside: list[str]) -> dict[str, Any]:
     """Return everything about a run that changes."""
     log, state, total = run.log, run.state, run.total_steps()
     others = [runs.named(space, name) for name in beside if name != run.name]
-    last, step = log.last, int(log.last.get("step", 0))
+    step = int(log.last.get("step", 0))
     tail = run.job.tail() if run.job else ""
     return {
         "version": version(run),
@@ -82,7 +82,7 @@ def _live(space: Workspace, run: Run, beside: list[str]) -> dict[str, Any]:
         "total": total,
         "facts": _facts(space, run, total),
         "charts": _drawn([run, *others]),
-        "samples": _samples(last),
+        "samples": log.samples,
         "tail": tail,
         "error": run.job.error() if run.job and state in ("failed", "killed") else "",
         "notes": _notes(run),
@@ -172,11 +172,6 @@ def _drawn(shown: list[Run]) -> list[dict[str, Any]]:
     while len(_drawings) > _MOST_DRAWINGS:
         _drawings.popitem(last=False)
     return found
-
-
-def _samples(last: dict[str, Any]) -> list[dict[str, Any]]:
-    samples = last.get("samples")
-    return [item for item in samples if isinstance(item, dict)] if isinstance(samples, list) else []
 
 
 def _notes(run: Run) -> list[str]:
