@@ -123,6 +123,7 @@ def compare(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     metric: str | Sequence[str] = [],
     fail_unless: str | Sequence[str] = [],
+    retention: str | Path | None = None,
     judge: str | None = None,
     judge_model: str | None = None,
     judge_prompt: str | Path | None = None,
@@ -161,6 +162,7 @@ def compare(
         dtype: Compute type of the weights.
         metric: Measures of your own beside the built-in ones.
         fail_unless: Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3.
+        retention: Table of general rows: the loss of both models there shows what the tuned one forgot.
         judge: Address of an OpenAI-compatible endpoint, http://host/v1, whose model says which answer is better,
             asked in both orders, with the key in BYEORI_JUDGE_KEY or OPENAI_API_KEY.
         judge_model: Model of the judge.

@@ -64,7 +64,13 @@ def measurable(settings: CompareSettings) -> list[str]:
         ConfigError: if a metric is unknown.
     """
     own = [measure.name for measure in measures.parse(settings.metric)]
-    return [*metrics.ROW_METRICS, *metrics.PAIR_METRICS, *own, *(["judge"] if settings.judge else [])]
+    return [
+        *metrics.ROW_METRICS,
+        *metrics.PAIR_METRICS,
+        *own,
+        *(["judge"] if settings.judge else []),
+        *([f"{gate.RETENTION}loss"] if settings.retention else []),
+    ]
 
 
 def _check_paths(settings: Settings) -> None:
@@ -97,6 +103,7 @@ def _check_output(settings: Settings) -> None:
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+        places.check_paths([settings.retention] if settings.retention else [], "train")
         judge.read_prompt(settings.judge_prompt)
         gate.parse(settings.fail_unless, measurable(settings), baselines.NAMES)
     elif isinstance(settings, ExportSettings):

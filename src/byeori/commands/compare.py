@@ -13,7 +13,7 @@ from byeori.artifacts import layout, saved_model
 from byeori.artifacts.model_card import public_name
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands import _engine, _trained, checks
+from byeori.commands import _engine, _retention, _trained, checks
 from byeori.commands._page import run_facts, settings_of_page, title_of
 from byeori.commands._rows import with_template_columns
 from byeori.commands.generate import load_and_note
@@ -64,9 +64,11 @@ def compare(settings: CompareSettings) -> CompareResult:
     trained = _trained.rows_of(saved)
     shots = trained.shots(table, settings.few_shots, settings.seed) if trained else []
     shot_prompts = comparison.shot_prompts(rows, shots, encoding, row_kind, sampling)
-    tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]]
+    general = _retention.general_rows(settings.retention, saved, settings.on_bad_rows)
+    every = [*examples, *general.examples]
+    tokens = [prompts, [[[list(example.token_ids), example.targets] for example in pair] for pair in every]]
     tokens += [shot_prompts] if shot_prompts else []
-    read = [*prompts, *shot_prompts, *(example.token_ids for pair in examples for example in pair)]
+    read = [*prompts, *shot_prompts, *(example.token_ids for pair in every for example in pair)]
     suffix = template.suffix if template else ""
     open_engine = _engine.opener(settings, saved, encoding, read, suffix=suffix)
     if whole_base is not None:
@@ -77,8 +79,6 @@ def compare(settings: CompareSettings) -> CompareResult:
     depends_on = _engine.depends_on(settings, saved, sampling, tokens)
     unfinished = journal.unfinished(output / layout.ROWS, depends_on, overwrite=again)
     with output_paths.result(output), unfinished as kept:
-        if kept.items:
-            say("A part of this was computed before; continuing with the rest")
         items = comparison.compare_rows(
             open_engine,
             rows,
@@ -91,14 +91,14 @@ def compare(settings: CompareSettings) -> CompareResult:
             journal=kept,
             progress=console.progress,
         )
-        judged = _judged(settings, items)
         metrics = comparison.summarise(
             items,
             measures=own,
-            judged=judged,
+            judged=_judged(settings, items),
             trained_answers=trained.answers() if trained else (),
             trained_rows=_trained.indices(trained, table, rows),
         )
+        metrics = general.measure(open_engine, kept, metrics)
         shown = replace(saved, base=whole_base.base) if whole_base else saved
         result = _write_results(settings, shown, encoding, items, metrics)
     gate.check(conditions, result.metrics)

@@ -204,6 +204,9 @@ class CompareSettings(GenerationSettings, DataSettings):
         [],
         ESSENTIAL,
     )
+    retention: OptionalPath = setting(
+        "Table of general rows: the loss of both models there shows what the tuned one forgot.", None, ESSENTIAL
+    )
     judge: OptionalText = setting(
         "Address of an OpenAI-compatible endpoint, http://host/v1, whose model says which answer is better, asked "
         "in both orders, with the key in BYEORI_JUDGE_KEY or OPENAI_API_KEY.",

@@ -75,6 +75,8 @@ def compare_rows(
     """
     asked = [row_kind.asked(row, encoding.template) for row in rows]
     prompts, examples, shot_prompts = tokens
+    if journal.items:
+        say("A part of this was computed before; continuing with the rest")
     for side in SIDES:
         with progress(f"Losses of the {side} model") as on_progress:
             _losses(open_engine, examples, side, journal, on_progress, [named(row[ROW]) for row in rows])
@@ -135,13 +137,32 @@ def shot_prompts(
     return []
 
 
+def losses_of(
+    open_engine: generate.OpenEngine,
+    examples: Sequence[list[Example]],
+    names: Sequence[str],
+    journal: Journal,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+) -> dict[str, Any]:
+    """Return the mean losses of both models on other rows, and their difference with its interval (see summarise)."""
+    losses: dict[str, list[float | None]] = {}
+    for side in SIDES:
+        with progress(f"Losses of the {side} model on general rows") as on_progress:
+            _losses(open_engine, examples, side, journal, on_progress, names, prefix="retention ")
+        found = (journal.items[f"retention {side} {row} logprobs"] for row in range(len(examples)))
+        losses[side] = [-answers[0][1] for answers in found]
+    return metrics.summarise({"loss": losses["base"]}, {"loss": losses["tuned"]}, names=["loss"])
+
+
 def _losses(
     open_engine: generate.OpenEngine,
-    examples: list[list[Example]],
+    examples: Sequence[list[Example]],
     side: Side,
     journal: Journal,
     on_progress: Callable[[int, int], None],
     names: Sequence[str],
+    *,
+    prefix: str = "",
 ) -> None:
     """Put the sum and the mean of each reference's log-probs into the journal, a few rows at a time.
 
@@ -150,7 +171,7 @@ def _losses(
     Raises:
         ModelError: if a log-prob is not finite: a mean over the other rows would hide that.
     """
-    missing = [row for row in range(len(examples)) if f"{side} {row} logprobs" not in journal.items]
+    missing = [row for row in range(len(examples)) if f"{prefix}{side} {row} logprobs" not in journal.items]
     done = len(examples) - len(missing)
     for start in range(0, len(missing), _ROWS):
         rows = missing[start : start + _ROWS]
@@ -162,7 +183,7 @@ def _losses(
                     f"the {side} model gives the reference of {names[row]} a log-prob that is not a finite number; try "
                     "--dtype float32, or look for damaged weights"
                 )
-            journal.add(f"{side} {row} logprobs", [[sum(item), sum(item) / len(item)] for item in found])
+            journal.add(f"{prefix}{side} {row} logprobs", [[sum(item), sum(item) / len(item)] for item in found])
         done += len(rows)
         on_progress(done, len(examples))
 

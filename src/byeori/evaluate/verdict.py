@@ -85,6 +85,19 @@ def _preference(metrics: Mapping[str, Any], accuracy: Interval, over: str) -> st
     return f"{words}; the margin between chosen and rejected did not clearly change"
 
 
+def retention_sentence(retention: Mapping[str, Any]) -> str:
+    """Return what general rows say about forgetting. retention: of compare.losses_of."""
+    rows, change = int(retention["rows"]), difference_of(retention, "loss")
+    over = f"On {rows:,} general row{'' if rows == 1 else 's'}"
+    if change is None or rows < FEWEST_ROWS:
+        return f"{over} nothing can be said about forgetting; give at least {SMALL_SAMPLE}."
+    sign = interval_sign(change)
+    if sign == 0:
+        return f"{over} the loss did not clearly change (95% interval {change.low:+.3f} to {change.high:+.3f})."
+    forgot = ": the tuned model forgot some of what the base knew" if sign > 0 else ""
+    return f"{over} the loss {_moved(change, 3)}{forgot}."
+
+
 def _moved(interval: Interval, digits: int) -> str:
     """Return "rose by 12.3 (95% interval 9.1 to 15.4)"; a fall is given in positive numbers, smaller bound first."""
     if interval.mean >= 0:
