@@ -44,9 +44,11 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/bench.py
 
-# RUNS=100 runs killed at random instants, resumed, and compared bit by bit
+# RUNS=100 runs killed at random instants, resumed, and compared bit by bit; then as many of every command that writes,
+# stopped by a signal, a full disk or a folder that is read-only, and run again
 torture: setup
 	$(BIN)/python tests/torture.py $(RUNS)
+	$(BIN)/python tests/torture_commands.py $(RUNS)
 
 # RUNS=20 of each kind: memory that runs out, rows that are not finite, damaged checkpoints, full disks
 faults: setup

@@ -1,4 +1,4 @@
-"""Broken and hostile input to every command: `python tests/fuzz.py [COUNT] [SEED]`.
+"""Broken and hostile input to every command: `python tests/fuzz.py [COUNT] [SEED]`; COUNT 0 tries every field.
 
 Each case copies a small world (a model, its adapter, a merged model, rows, a template, settings), damages one file or
 some flags of it, and runs a command in a fork. Whatever is wrong must be one sentence and exit code 2. What is counted:
@@ -14,7 +14,7 @@ some flags of it, and runs a command in a fork. Whatever is wrong must be one se
 
 from __future__ import annotations
 
-import importlib
+import json
 import os
 import random
 import re
@@ -23,30 +23,19 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
 
-import byeori  # noqa: E402
+from small_world import build, child, imported  # noqa: E402, I001  (first: it sets the environment)
 import mutations  # noqa: E402
-from byeori import cli, config  # noqa: E402
-from tiny_models import byte_level_tokenizer, tiny_llama  # noqa: E402
+from byeori import config  # noqa: E402
 
+COMMANDS = ("preview", "sft", "dpo", "generate", "merge", "compare", "publish", "plan", "export", "chat")
 LIMIT, ROOM, LONG = 20.0, 1.5e9, 2500
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 CASES = (  # how often, command, the file that is damaged or "", further flags
     (8, "preview", "rows.jsonl", ["--template", "template.txt"]),
     (4, "preview", "rows.csv", ["--template", "template.txt"]),
@@ -71,55 +60,27 @@ CASES = (  # how often, command, the file that is damaged or "", further flags
     (3, "publish", "adapter/*", []),
     (3, "publish", "merged/*", ["--folder", "merged"]),
     (4, "plan", "base/config.json", []),
+    (3, "preview", "rows.xlsx", ["--template", "template.txt"]),
+    (3, "preview", "rows.jsonl.gz", ["--template", "template.txt"]),
+    (2, "preview", "rows.jsonl.zst", ["--template", "template.txt"]),
+    (3, "export", "merged/*", []),
+    (2, "chat", "adapter/*", []),
     (10, "", "", []),  # damaged flags of any command
 )  # fmt: skip
 
 
-def build(folder: Path) -> None:
-    """Make the world once."""
-    import pandas
-
-    base = folder / "base"
-    tokenizer = byte_level_tokenizer()
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(base)
-    tiny_llama(len(tokenizer)).save_pretrained(base)
-    rows = [{"document": f"봄이 왔다 {i}", "title": f"봄소식 {i}", "n": i} for i in range(12)]
-    turns = [
-        {"messages": [{"role": "user", "content": f"안녕 {i}"}, {"role": "assistant", "content": "반가워요"}]}
-        for i in range(6)
-    ]
-    pairs = [{"prompt": f"질문 {i}", "chosen": "좋은 답", "rejected": "나쁜 답"} for i in range(6)]
-    for name, items in (("rows", rows), ("chats", turns), ("pairs", pairs)):
-        (folder / f"{name}.jsonl").write_bytes(b"\n".join(map(mutations.dumped, items)) + b"\n")
-    (folder / "rows.json").write_bytes(mutations.dumped(rows))
-    pandas.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
-    pandas.DataFrame(rows).to_parquet(folder / "rows.parquet")
-    (folder / "template.txt").write_text("### 본문: {document}\n\n### 제목: {title}", encoding="utf-8")
-    common = {"base_model": base, "data_path": folder / "rows.jsonl", "template": folder / "template.txt"}
-    small = {"cutoff_len": 128, "lora_r": 2, "batch_size": 4, "dtype": "float32"}
-    byeori.sft(**common, **small, output_dir=folder / "adapter", max_steps=1)
-    byeori.sft(**common, **small, output_dir=folder / "resumed", max_steps=2, save_steps=1)
-    byeori.merge(peft_model_path=folder / "adapter", output_dir=folder / "merged")
-    (folder / "settings.yaml").write_text(
-        (folder / "adapter" / "byeori.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-    )
+FIELDS = (
+    ("base/config.json", "sft"),
+    ("base/generation_config.json", "generate"),
+    ("base/tokenizer_config.json", "sft"),
+    ("adapter/adapter_config.json", "generate"),
+    ("adapter/adapter_config.json", "publish"),
+)
 
 
 def arguments(command: str) -> list[str]:
     """Flags of a command in the world, as its working folder."""
-    train = [
-        "--base_model",
-        "base",
-        "--template",
-        "template.txt",
-        "--output_dir",
-        "out",
-        "--max_steps",
-        "1",
-        "--dtype",
-        "float32",
-    ]
+    train = ["--base_model", "base", "--output_dir", "out", "--max_steps", "1", "--dtype", "float32"]
     short = ["--max_rows", "2", "--max_new_tokens", "2"]
     return {
         "preview": ["--base_model", "base", "--data_path", "rows.jsonl", "--rows", "1"],
@@ -130,6 +91,8 @@ def arguments(command: str) -> list[str]:
         "compare": ["--adapter", "adapter", "--data_path", "rows.jsonl", "--output_dir", "out", *short],
         "publish": ["--folder", "adapter", "--repo_id", "me/x", "--dry-run"],
         "plan": ["--base_model", "base", "--gpu", "t4"],
+        "export": ["--model", "merged", "--output_dir", "out", "--format", "vllm"],
+        "chat": ["--model", "adapter"],
     }[command]  # fmt: skip
 
 
@@ -138,7 +101,7 @@ def damage(dice: random.Random, place: Path) -> tuple[str, list[str]]:
     weights = [case[0] for case in CASES]
     _, command, target, more = dice.choices(CASES, weights)[0]
     if not command:
-        command = dice.choice(["preview", "sft", "dpo", "generate", "merge", "compare", "publish", "plan"])
+        command = dice.choice(COMMANDS)
         given = arguments(command)
         known = [*config.SftSettings.model_fields, "nope", "help", "config"]
         for _ in range(dice.choice([1, 1, 2])):
@@ -150,10 +113,8 @@ def damage(dice: random.Random, place: Path) -> tuple[str, list[str]]:
         return f"{command} {given!r}", [command, *given]
     paths = sorted(path for path in place.glob(target) if path.is_file() and path.name != "manifest.json")
     path = dice.choice(paths)
-    if dice.random() < 0.04:
-        path.unlink()
-        if dice.random() < 0.5:
-            path.mkdir()
+    if dice.random() < 0.06:
+        mutations.another_kind(dice, path)
     else:
         path.write_bytes(mutations.file(dice, path.name, path.read_bytes()))
     given = [command, *arguments(command), *more]
@@ -162,25 +123,21 @@ def damage(dice: random.Random, place: Path) -> tuple[str, list[str]]:
     return f"{command} {path.relative_to(place)}", given
 
 
-def child(place: Path, given: list[str], out: int) -> None:
-    """Run the command in this fork; ends it."""
-    code = 99
-    try:
-        os.chdir(place)
-        for stream in (1, 2):
-            os.dup2(out, stream)
-        sys.stdout, sys.stderr = (
-            os.fdopen(1, "w", errors="backslashreplace"),
-            os.fdopen(2, "w", errors="backslashreplace"),
-        )
-        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
-        code = cli.main(given)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def every_field(world: Path) -> list[tuple[str, list[str], str, object]]:
+    """Return (file, command line, field, wrong value) for every field of the JSON files beside weights."""
+    found = []
+    for name, command in FIELDS:
+        for field in json.loads((world / name).read_text(encoding="utf-8")):
+            found += [(name, [command, *arguments(command)], field, value) for value in mutations.WRONG]
+    return found
+
+
+def spoil(place: Path, name: str, given: list[str], field: str, value: object) -> tuple[str, list[str]]:
+    """Write one wrong value into a JSON file."""
+    path = place / name
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    path.write_bytes(mutations.dumped(loaded | {field: value}))
+    return f"{given[0]} {name} {field} = {str(value)[:60]!r}", given
 
 
 def resident(pid: int) -> int:
@@ -226,21 +183,24 @@ def run(place: Path, given: list[str]) -> tuple[str, str]:
 
 
 def fuzz(count: int, seed: int, report: Callable[[str], None] = print) -> Counter[str]:
-    """Run `count` cases; returns how many there were of each fault. Cases are independent: case n has seed SEED-n."""
+    """Run `count` cases, or one for each field and wrong value with 0; returns how many there were of each fault.
+
+    Cases are independent: case n has seed SEED-n.
+    """
     faults: Counter[str] = Counter()
-    for name in ("preview", "train", "generate", "merge", "compare", "publish", "plan"):
-        importlib.import_module(f"byeori.commands.{name}")  # once, for all forks
+    imported(("preview", "train", "generate", "merge", "compare", "publish", "plan", "export", "chat"))
     with tempfile.TemporaryDirectory(prefix="byeori-fuzz-") as folder:
         os.environ["BYEORI_CACHE"] = os.environ.get("BYEORI_CACHE", str(Path(folder) / "cache"))
         world = Path(folder) / "world"
         world.mkdir()
         build(world)
-        for number in range(count):
+        fields = [] if count else every_field(world)
+        for number in range(count or len(fields)):
             dice = random.Random(f"{seed}-{number}")
             place = Path(folder) / "case"
             shutil.copytree(world, place)
             beside = set(Path(folder).iterdir())
-            what, given = damage(dice, place)
+            what, given = damage(dice, place) if count else spoil(place, *fields[number])
             fault, printed = run(place, given)
             if (place / "ran").exists() or set(Path(folder).iterdir()) - beside:
                 fault = "escaped"
@@ -254,7 +214,7 @@ def fuzz(count: int, seed: int, report: Callable[[str], None] = print) -> Counte
 def main() -> int:
     count, seed = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, int(sys.argv[2]) if len(sys.argv) > 2 else 1
     faults = fuzz(count, seed)
-    print(f"{count} cases, seed {seed}: {sum(faults.values())} faults {dict(faults)}")
+    print(f"{count or 'all fields'} cases, seed {seed}: {sum(faults.values())} faults {dict(faults)}")
     return 1 if faults else 0
 
 

@@ -383,7 +383,8 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
     monkeypatch.setattr(cli, "run", stopped)
     assert cli.main(["sft"]) == 130
-    assert capsys.readouterr().err == "stopped\n"
+    kept = "checkpoints that were finished are kept: go on with --resume_from_checkpoint latest"
+    assert capsys.readouterr().err == f"stopped; {kept}\n"
 
 
 def test_a_sentence_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

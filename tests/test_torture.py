@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import forks
@@ -12,3 +14,11 @@ def test_killed_runs_end_with_the_bits_of_undisturbed_ones() -> None:
     done = forks.run(script, 2, 7, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 ended with the bits of an undisturbed run" in done.stdout
+
+
+def test_stopped_commands_end_as_undisturbed_ones() -> None:
+    """One fault after the other, each for another command; in a process of its own, which sets the environment."""
+    script = Path(__file__).parent / "torture_commands.py"
+    done = subprocess.run([sys.executable, script, "5", "3", "10"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "5 of 5 stopped commands ended as undisturbed ones" in done.stdout

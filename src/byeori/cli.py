@@ -6,9 +6,12 @@ import atexit
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,16 @@ _TOP = {
 # Seconds that a process other than torchrun's first waits with its error: the first one reports the same error, after
 # which torchrun ends the others. Only an error of its own is then printed.
 _OTHERS_WAIT = 5.0
+_CHECKPOINTS = "checkpoints that were finished are kept: go on with --resume_from_checkpoint latest"
+_ANSWERS = "finished answers are kept in the output: the same command goes on behind them"
+_AS_IT_WAS = "what was in the output folder is as it was: run the same command again"
+_KEPT = {
+    **dict.fromkeys(("sft", "dpo"), _CHECKPOINTS),
+    **dict.fromkeys(("generate", "compare"), _ANSWERS),
+    **dict.fromkeys(("merge", "export"), _AS_IT_WAS),
+    "publish": "the repository has all of the files or none: run the same command again",
+}
+"""What is left of a command that was stopped outside its steps."""
 
 
 def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
@@ -168,6 +181,12 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     if arguments is None:  # the process ends with this command: do not collect its garbage once more at the end
         atexit.register(gc.freeze)
     first = os.environ.get("RANK", "0") == "0"
+    with _sigterm_as_ctrl_c():
+        return _guarded(given, command, first)
+
+
+def _guarded(given: list[str], command: str | None, first: bool) -> int:
+    """Run the command line; errors become sentences and exit codes."""
     try:
         given = _language(given)
         if command:
@@ -185,7 +204,8 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
             print(f"{'' if interrupted else tr('error: ')}{language.translated(sentence(error))}", file=sys.stderr)
         return 130 if interrupted else error.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        name = command or (given[0] if given else "")
+        print(f"stopped; {_KEPT[name]}" if name in _KEPT else "stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -194,6 +214,23 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(2 * _OTHERS_WAIT)  # probably a connection that broke when another process ended
         raise
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Stop on SIGTERM as on Ctrl-C: temporary files go, and a line says what is kept.
+
+    Of several processes each ends at once, as torchrun expects it of those that outlive one that failed.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not alone or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

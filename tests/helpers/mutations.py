@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import os
 import random
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import zstandard
 
 WORDS = (
     "", " ", "\n", "\0", "\x1b[2J\x1b]0;x\x07", "\x9b31m", "\u202eabc", "\ufeff", "\ud800", "null", "true", "-1",
@@ -13,8 +20,14 @@ WORDS = (
     "{}", "{{", "{document}", "[[", "]]", "[[[[", "{{ 1 }}", "{% for i in range(10**9) %}x{% endfor %}",
     "{{ 'a' * 10**10 }}", "<script>alert(1)</script>", "<|im_end|>", "</s>", "가" * 50, "\u1100\u1161" * 9, "*", "&a",
     "file:///etc/passwd", "https://me:secret-pw@127.0.0.1:9/x", "s3://x/y", "0", "1" * 400, "-0.0", "inf",
-    "'", '"', "\\", "%s%n", "!!x",
+    "'", '"', "\\", "%s%n", "!!x", " " * 60_000, "\u0301" * 3000, "\U0010ffff\ufdfa\u0130", "\r\n", "a\nb", "\u200b",
+    "-" * 9000, "[" * 9000, "{" * 9000, "(" * 9000, "0x1F", "1_000", "9" * 5000, "1e-400", "2001-99-99", "!", "**", "?",
+    "{{ '%1000000000d' % 1 }}", "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "<!--" * 2000, "`" * 99,
 )  # fmt: skip
+WRONG: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 1e308, float("nan"), 10**30, "", "x", "\x1b[31m", [], [None], {}, {"a": [{}]}, "a" * 5000,
+)  # fmt: skip
+_BOMB = {".gz": gzip.compress(b"a" * 2**26, 9), ".zst": zstandard.compress(b"a" * 2**26, 19)}
 NUMBERS = (0, -1, 1, 2, 3, 1e308, -1e-320, 10**30, 2**31, 2**63, 2**64, 0.5, float("nan"), float("inf"), 7, 1000000)
 
 
@@ -137,11 +150,51 @@ def yaml_text(dice: random.Random, given: str) -> bytes:
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
 
+def archive(dice: random.Random, data: bytes) -> bytes:
+    """Damage one file of a ZIP archive."""
+    with zipfile.ZipFile(io.BytesIO(data)) as given:
+        members = {name: given.read(name) for name in given.namelist()}
+    name = dice.choice(sorted(members))
+    members[name] = raw(dice, members[name])
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as changed:
+        for name, content in members.items():
+            changed.writestr(name, content)
+    return made.getvalue()
+
+
+def another_kind(dice: random.Random, path: Path) -> None:
+    """Put something in a file's place that is no such file."""
+    path.unlink()
+    act = dice.randrange(8)
+    if act == 0:
+        path.mkdir()
+    elif act == 1:
+        os.mkfifo(path)
+    elif act <= 4:
+        path.symlink_to(
+            dice.choice(["/dev/zero", "/dev/full", "/dev/null", path.name, "nowhere", "/proc/self/mem", "."])
+        )
+    elif act == 5:
+        path.touch()
+    elif act == 6:
+        with path.open("wb") as file:
+            file.truncate(dice.choice([1, 10**6, 10**9]))
+
+
 def file(dice: random.Random, name: str, data: bytes) -> bytes:
     """Damage a file as its kind suggests."""
     pick: Callable[[], bytes] = lambda: raw(dice, data)  # noqa: E731
     if dice.random() < 0.25:
         return pick()
+    if name.endswith((".gz", ".zst")):
+        ending, compress = name[name.rindex(".") :], gzip.compress if name.endswith(".gz") else zstandard.compress
+        if dice.random() < 0.1:
+            return _BOMB[ending] * 30
+        rows = gzip.decompress(data) if ending == ".gz" else zstandard.decompress(data)
+        return compress(file(dice, name.removesuffix(ending), rows))
+    if name.endswith(".xlsx"):
+        return archive(dice, data)
     if name.endswith(".jsonl"):
         lines = data.decode().splitlines()
         at = dice.randrange(len(lines))

@@ -63,7 +63,7 @@ def test_a_library_that_is_not_ours_is_compiled_anew(
     assert native._load(COMPILER, "a.so").tiles() == 7
     assert not ran.exists()
     assert "a.so is damaged or not this user's alone; compiling it anew" in capsys.readouterr().err
-    assert not library.is_symlink() and native._is_whole(library, cache / "a.so.sha256")
+    assert not library.is_symlink() and native.atomic_files.is_as_noted(library)
 
 
 def test_a_folder_that_others_can_write_is_not_used(

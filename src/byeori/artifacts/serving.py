@@ -47,7 +47,7 @@ def vllm_refuses(adapter: dict[str, Any]) -> str:
     if str(init).lower() not in _INITS:
         return f"it was initialised with {init}, which changed its base"
     targets = adapter.get("target_modules") or []
-    names = [targets] if isinstance(targets, str) else targets
+    names = [str(name) for name in (targets if isinstance(targets, list) else [targets])]
     if found := [word for word in _WORDS if any(re.search(rf"\b{word}\b", name) for name in names)]:
         return f"it adapts {found[0]}, which vLLM does for few models"
     if _rank(adapter) > VLLM_RANKS[-1]:
@@ -109,7 +109,8 @@ def _request(folder: Path) -> dict[str, Any] | None:
 
 def _auto_class(config: dict[str, Any]) -> str:
     """The auto class that loads a model: another one for checkpoints with an image tower."""
-    classes = config.get("architectures") or []
+    classes = config.get("architectures")
+    classes = classes if isinstance(classes, list) else []
     if "model_type" not in config or any(str(name).endswith("ForCausalLM") for name in classes):
         return "AutoModelForCausalLM"
     from byeori.model.text_model import auto_class

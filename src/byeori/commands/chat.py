@@ -78,6 +78,8 @@ class _Talk:
             except ByeoriError as error:
                 self.chat.forget_question()
                 say(f"error: {error}")
+            if not self.chat.columns:  # the template asks nothing, so there is one answer
+                return
 
     def _question(self) -> dict[str, str]:
         """Read what is asked next, doing what lines with a / say before it."""

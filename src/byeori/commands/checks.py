@@ -26,6 +26,7 @@ from byeori.config import (
 from byeori.data import columns as table_columns
 from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
+from byeori.data.readers.text import DAMAGED
 from byeori.data.template import Template
 from byeori.errors import ConfigError
 from byeori.evaluate import baselines, gate, judge, measures, metrics
@@ -157,6 +158,6 @@ def _columns(paths: Sequence[str]) -> list[str] | None:
         elif ending(path) in jsonl.ENDINGS and path.stat().st_size <= _SMALL:
             for _, row in jsonl.records(path):
                 found.update(dict.fromkeys(row))
-    except (OSError, EOFError, UnicodeDecodeError):  # the reader says what is wrong with the file
+    except (OSError, UnicodeDecodeError, *DAMAGED):  # the reader says what is wrong with the file
         return None
     return [table_columns.plain_name(name) for name in found] or None

@@ -105,7 +105,7 @@ class LoraSettings(Settings):
         "Peak learning rate of what is trained of embedding and head. none is learning_rate.", None, LORA, gt=0, le=10
     )
     neftune_noise_alpha: float = setting(
-        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0
+        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0, le=1e6
     )
 
     @model_validator(mode="after")

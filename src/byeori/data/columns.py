@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from byeori.data.files import Part
 from byeori.data.readers.text import check_unique
+from byeori.errors import DataError
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset, Features
@@ -38,7 +39,7 @@ def plain(part: Part, names: Mapping[str, str]) -> Part:
     their numbers.
 
     Raises:
-        DataError: if two columns get one name.
+        DataError: if two columns get one name, or one has none.
     """
     from datasets import ClassLabel
 
@@ -51,6 +52,8 @@ def plain(part: Part, names: Mapping[str, str]) -> Part:
     }
     rows = rows.remove_columns(list(media))
     plain_names = {name: plain_name(name) for name in rows.column_names}
+    if "" in plain_names:
+        raise DataError(f"{part.name} has a column without a name; give it one.")
     check_unique(part.name, list(plain_names.values()))
     rows = rows.rename_columns(plain_names)
     wanted = {plain_name(old): new for new, old in names.items()}

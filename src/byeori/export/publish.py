@@ -27,6 +27,7 @@ from byeori.model.fingerprint import INDEX
 from byeori.support import hub_errors
 from byeori.support.foreign_files import json_file
 from byeori.support.hub import human_size
+from byeori.support.text_files import visible
 from byeori.support.yaml_files import yaml_mapping
 
 _SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", layout.TEMPLATE, layout.SETTINGS, layout.MERGE_REPORT)
@@ -57,7 +58,7 @@ def publish(
     dry_run: bool,
     revision: str = "main",
     commit_message: str,
-    on_line: Callable[[str], None] = print,
+    on_line: Callable[[str], None] = lambda text: print(visible(text)),
 ) -> PublishResult:
     """Upload the model in `folder` to `repo_id`; with `dry_run` list the files and print the card, without a network.
 

@@ -17,6 +17,7 @@ from byeori.kernels import bf16_matmul, forest_attention, native
 from byeori.kernels.lm_head import Head
 from byeori.model import load_opened, names, text_model
 from byeori.support import collector, hub, hub_errors
+from byeori.support.console import visible_output
 from byeori.support.pickles import missing_weights
 from byeori.support.suggestions import nearest_file
 
@@ -29,6 +30,7 @@ _MOST = {
     r"(num|n)_\w*heads?|num_(local_|routed_)?experts|n_routed_experts": 20_000,
     r"(\w+_)?(hidden|intermediate|ffn)_(size|dim)|n_embd|d_model|head_dim": 1 << 22,
     r"vocab_size": 1 << 26,
+    r"\w*(dropout|pdrop)": 1,
 }
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<end_of_text>")
 
@@ -69,7 +71,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        with collector.paused():
+        with collector.paused(), visible_output():
             tokenizer = AutoTokenizer.from_pretrained(
                 name,
                 revision=revision,
@@ -123,6 +125,11 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     except Exception as error:
         raise explain(error, name, "config.json") from None
     _check_sizes(name, config.to_dict())
+    classes = config.architectures
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(item, str) for item in classes)):
+        raise ModelError(
+            f"config.json of {name} has architectures that are no list of names; copy or download it again"
+        )
     return config
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pathlib import Path
 from byeori.errors import ByeoriError, CheckpointError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+os.umask(_UMASK := os.umask(0o077))
 
 
 # ---- errors ------------------------------------------------------------------------------------------------------
@@ -106,9 +108,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder for the body to fill; it becomes `folder` at the end, unless the body fails.
 
     The folder that was there before stays until then. A body that removes or renames the temporary folder leaves
-    everything as it was.
+    everything as it was. What processes that were killed had written goes first.
     """
     folder = folder.resolve()  # a link stays a link
+    recover(folder)
     temporary = _temporary(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -241,9 +244,14 @@ def is_as_noted(path: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk.
+
+    A file that only its owner may read, as safetensors writes them, is then as readable as others that he makes.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if os.fstat(descriptor).st_mode == stat.S_IFREG | 0o600:
+            os.fchmod(descriptor, 0o666 & ~_UMASK)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

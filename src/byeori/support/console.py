@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from tempfile import TemporaryFile
 
 from byeori.support.language import translated
 from byeori.support.text_files import redacted, visible
@@ -49,6 +50,31 @@ def moving() -> bool:
 
     console = Console(stderr=True)
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+@contextmanager
+def visible_output() -> Iterator[None]:
+    """Show what libraries in other languages write to standard output as text that the terminal does not obey.
+
+    tokenizers, in Rust, prints names that it finds in tokenizer.json.
+    """
+    print(end="", flush=True)
+    with TemporaryFile() as written:
+        try:
+            terminal = os.dup(1)
+        except OSError:  # standard output is closed
+            yield
+            return
+        os.dup2(written.fileno(), 1)
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+            os.dup2(terminal, 1)
+            os.close(terminal)
+            written.seek(0)
+            if text := written.read().decode("utf-8", errors="replace"):
+                say(text.rstrip("\n"))
 
 
 @contextmanager
