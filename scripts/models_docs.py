@@ -1,73 +1,123 @@
-"""Write docs/models.md: every architecture of transformers that writes text, as a tiny random model (`make models`)."""
+"""Write docs/models.md: every architecture of transformers that writes text, as a tiny random model (`make models`).
+
+python scripts/models_docs.py               all of them, on two cores
+python scripts/models_docs.py llama qwen3   these alone, the other rows of the page stay
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
-
-import transformers
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+FOUND = ROOT / "tests" / "fixtures" / "models.json"
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
-import model_table  # noqa: E402
+
+def tried(name: str) -> dict[str, Any]:
+    """One row, in a process of its own kind: models of hundreds of classes fill a process."""
+    import torch
+    import transformers
+
+    import model_table
+
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return asdict(model_table.row(name))
 
 
-def page(korean: bool, counts: dict[str, int], table: list[str]) -> str:
+def page(korean: bool, found: list[dict[str, Any]]) -> str:
     """Return docs/models.md in one language."""
-    version = transformers.__version__
-    if korean:
-        intro = f"""# 모델
+    import transformers
+
+    rows = [row for row in found if row["built"]]
+    trained = [row for row in rows if row["exact"] is not None]
+    shared = sum(row["trains"].startswith("shared") for row in trained)
+    left = {row["name"]: row["trains"] for row in found if not row["built"]}
+    cells = list(trained[0]["cells"])
+    yes = sum(cell == "yes" for row in trained for cell in row["cells"].values())
+    counts = {
+        "version": transformers.__version__,
+        "trained": len(trained),
+        "shared": shared,
+        "apart": len(trained) - shared,
+        "refused": len(rows) - len(trained),
+        "yes": yes,
+        "of": len(trained) * len(cells),
+        "left": len(left),
+    }
+    intro = (KOREAN if korean else ENGLISH).format(**counts)
+    head = ["model_type", "trains", "exact", *cells]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        exact = "" if row["exact"] is None else f"{row['exact']:.0e}"
+        texts = [row["name"], row["trains"], exact, *(row["cells"].get(cell, "") for cell in cells)]
+        lines.append(f"| {' | '.join(texts)} |")
+    names = "빠진 모델" if korean else "Not in the table"
+    lines += ["", f"## {names}", "", *(f"- {name}: {why}" for name, why in left.items())]
+    return intro + "\n" + "\n".join(lines) + "\n"
+
+
+ENGLISH = """# Models
+
+Every architecture in transformers {version}'s mappings for causal language models and for images and text, as a tiny
+random model; `make models` writes this page.
+
+- {trained} train: {shared} share prefixes, {apart} run row by row, for the reason in the table. {refused} are refused
+  with the sentence there. {yes} of {of} cells of those that train are yes.
+- *exact*: the largest relative difference of the loss and of all gradients to the model's own code, one row at a time,
+  in float32.
+- *SFT, DPO*: a step of each makes its loss smaller. *resume*: base and adapter from their files give the log-probs
+  that they had. *4 bit*: loaded with `--load_in_4bit`, with gradients. *generate*: greedy answers of a batch are those
+  of one forward pass after the other. *plan*: `byeori plan` rehearses a step. *merge*: the merged weights are PEFT's.
+- {left} more are not in the table; the list below says why.
+"""
+KOREAN = """# 모델
 
 transformers {version}에 등록된 인과 언어 모델과 이미지-텍스트 모델의
 모든 아키텍처를 아주 작은 무작위 모델로 만들어 돌려 본 결과입니다.
 `make models`가 이 페이지를 만듭니다.
 
-- {counts["shared"]}종은 겹치는 앞부분을 공유하고, {counts["apart"]}종은 한 행씩
-  학습하며, {counts["planned"]}종은 계획할 수 있습니다. 나머지
-  {counts["refused"]}종은 아래 문장과 함께 거절합니다.
-- {counts["left"]}종은 기본 설정을 작게 줄일 수 없었거나 이미지, 음성,
-  별도 패키지가 있어야 실행되어 표에 없습니다.
+- {trained}종을 학습할 수 있습니다. {shared}종은 겹치는 앞부분을 공유하고,
+  {apart}종은 표에 적힌 이유로 한 행씩 학습합니다. {refused}종은 표의 문장과
+  함께 거절합니다. 학습하는 모델의 칸 {of}개 가운데 {yes}개가 yes입니다.
 - *exact*: 손실과 전체 그래디언트가 모델 자체 코드로 한 행씩 계산한 값과
   얼마나 다른지 나타냅니다(float32, 상대 오차 최댓값).
+- *SFT, DPO*: 한 스텝 뒤에 손실이 줄어듭니다. *resume*: 파일에서 다시 읽은
+  기본 모델과 어댑터가 같은 로그 확률을 냅니다. *4 bit*: `--load_in_4bit`로
+  불러와도 그래디언트가 나옵니다. *generate*: 배치로 만든 답이 한 토큰씩
+  계산한 답과 같습니다. *plan*: `byeori plan`이 한 스텝을 계산합니다.
+  *merge*: 병합한 가중치가 PEFT로 병합한 것과 같습니다.
+- {left}종은 표에 없습니다. 이유는 맨 아래에 있습니다.
 """
-    else:
-        intro = f"""# Models
-
-Every architecture in transformers {version}'s mappings for causal language models and for images and text, as a tiny
-random model; `make models` writes this page.
-
-- {counts["shared"]} share prefixes, {counts["apart"]} train row by row, {counts["planned"]} are planned;
-  {counts["refused"]} are refused with the sentence below.
-- {counts["left"]} more are not in the table: their default configuration could not be made small, or they need images,
-  audio or a package to run at all.
-- *exact*: the largest relative difference of the loss and of all gradients to the model's own code, one row at a time,
-  in float32.
-"""
-    return "\n".join([intro, "| model_type | trains | exact | plan |", "|---|---|---|---|", *table]) + "\n"
 
 
 def main() -> None:
-    """Try all of them; takes a few minutes."""
-    transformers.logging.set_verbosity_error()
+    """Try all of them or those that are named; one row takes a few seconds."""
+    import model_table
+
+    names = sys.argv[1:] or list(model_table.NAMES)
     start = time.perf_counter()
-    tried = [model_table.row(name) for name in model_table.NAMES]
-    rows = [row for row in tried if row.built]
-    counts = {
-        "shared": sum(row.trains.startswith("shared") for row in rows),
-        "apart": sum(row.trains.startswith("row by row") for row in rows),
-        "planned": sum(row.plan == model_table.YES for row in rows),
-        "refused": sum(row.exact is None for row in rows),
-        "left": len(tried) - len(rows),
-    }
-    table = [
-        f"| {row.name} | {row.trains} | {'' if row.exact is None else f'{row.exact:.0e}'} | {row.plan} |"
-        for row in rows
-    ]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    known = {row["name"]: row for row in json.loads(FOUND.read_text())} if sys.argv[1:] and FOUND.exists() else {}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=40) as pool:
+        for done, row in enumerate(pool.map(tried, names), 1):
+            known[row["name"]] = row
+            print(f"\r{done} of {len(names)} {row['name']:<30}", end="", file=sys.stderr, flush=True)
+    found = [known[name] for name in sorted(known)]
+    FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for korean, name in ((False, "models.md"), (True, "models.ko.md")):
-        (ROOT / "docs" / name).write_text(page(korean, counts, table), encoding="utf-8")
-    print(f"{len(rows)} architectures in {time.perf_counter() - start:.0f} s")
+        (ROOT / "docs" / name).write_text(page(korean, found), encoding="utf-8")
+    print(f"\n{len(names)} architectures in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -39,27 +39,92 @@ _MOST = [
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _KINDS = ("layer_types", "layers_block_type", "block_types")
 _NEVER = ("transformers_version", "model_type", "architectures", "dtype", "torch_dtype")
+_EXPERTS = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+_BY_KIND = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+# what a published model of this type sets and the class's default values leave open, or what sizes hang on each other
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "cohere_compass": {"rope_parameters": _BY_KIND},
+    "cohere_compass_text": {"rope_parameters": _BY_KIND},
+    "deepseek_ocr2_text": _EXPERTS | {"mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_v2": _EXPERTS,
+    "dots1": _EXPERTS,
+    "emu3": {"vocabulary_map": {"<|extra_200|>": 5, "<image>": 6}},
+    "ernie4_5_vl_moe_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    },
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    "gemma3n_text": {"num_kv_shared_layers": 2},
+    "glm5_next": {"num_key_value_heads": 4},
+    "glm5_next_text": {"num_key_value_heads": 4},
+    "helium": {"head_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
+    "hunyuan_vl_text": {"head_dim": 8},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "ministral": {"head_dim": 8},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "step3p5": {"sliding_window": 8},
+    "xlnet": {"d_head": 8},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4},
+    "zamba2": {
+        "hybrid_layer_ids": [1, 3],
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "mamba_headdim": 16,
+        "n_mamba_heads": 4,
+    },
+}
+# kinds of layers where the first two of the default values are not one of each
+KINDS = {
+    "gemma3n_text": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "zamba": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+    "zamba2": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+}
 
 
 def shrunk(config: Any) -> Any:
     """Return a configuration of the same class with small sizes: one layer of each kind, at least two."""
-    before = next((count for name in _LAYERS if isinstance(count := getattr(config, name, None), int)), 0)
-    kinds = next((list(k) for name in _KINDS if len(k := getattr(config, name, None) or ()) == before), [])
+    given = config.to_dict()
+    before = next((count for name in _LAYERS if isinstance(count := given.get(name), int)), 0)
+    kinds = next((list(k) for name in _KINDS if len(k := given.get(name) or ()) == before), [])
+    kinds = KINDS.get(config.model_type, kinds)
     layers = next((n for n in range(2, len(kinds) + 1) if set(kinds[:n]) == set(kinds)), 2)
+    layers = len(kinds) if config.model_type in KINDS else layers
     values: dict[str, Any] = {}
-    for name, value in config.to_dict().items():
-        own = getattr(config, name, value)
+    for name, value in given.items():
+        own = value if name in _LAYERS or not isinstance(value, dict) else getattr(config, name, value)
         values[name] = shrunk(own).to_dict() if hasattr(own, "model_type") else _value(name, value, before, layers)
+        if name in _KINDS and config.model_type in KINDS:
+            values[name] = kinds
     if values.get("kv_lora_rank") and values.get("qk_rope_head_dim"):  # latent attention: a key for every query head
         values["num_key_value_heads"] = values["num_attention_heads"]
         values["head_dim"] = values["qk_rope_head_dim"]
     _shrink_rope(values)
+    values |= EXCEPTIONS.get(config.model_type, {})
     return type(config)(**{name: value for name, value in values.items() if name not in _NEVER})
 
 
 def _value(name: str, value: Any, before: int, layers: int) -> Any:
     if isinstance(value, bool) or value is None:
         return value
+    if name == "per_layer_config":  # layer -> what is another size there
+        return {
+            layer: {key: 2 * _value(key, each, 0, 2) if isinstance(each, int) else each for key, each in sizes.items()}
+            for layer, sizes in value.items()
+            if int(layer) < layers
+        }
     if isinstance(value, int) and re.fullmatch(r".*(token_id|token_index|_id)", name):
         return {"pad": 0, "bos": 1, "eos": 2}.get(name.split("_")[0], 3 + sum(map(ord, name)) % 20)
     if isinstance(value, int) and name in _LAYERS:
@@ -79,15 +144,16 @@ def _shrink_rope(values: dict[str, Any]) -> None:
     if not isinstance(rope, dict):
         return
     size = values.get("head_dim") or values.get("hidden_size", 32) // (values.get("num_attention_heads") or 4)
+    kept = ("partial_rotary_factor", "mrope_interleaved", "llama_4_scaling_beta", "original_max_position_embeddings")
 
     def plain(rope: dict[str, Any]) -> dict[str, Any]:
         made = {"rope_type": "default", "rope_theta": rope.get("rope_theta") or 1e4}
-        made |= {name: rope[name] for name in ("partial_rotary_factor", "mrope_interleaved") if name in rope}
-        if "mrope_section" in rope:
-            half = int(size * rope.get("partial_rotary_factor", 1.0)) // 2
-            made["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
-        return made
+        made |= {name: rope[name] for name in kept if name in rope}
+        half = int(size * rope.get("partial_rotary_factor", 1.0)) // 2
+        return made | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
 
-    kinds = {name: plain(each) for name, each in rope.items() if isinstance(each, dict)}
-    values["rope_parameters"] = kinds or plain(rope)
+    if any(isinstance(each, dict) for each in rope.values()):  # None: these layers do not rotate
+        values["rope_parameters"] = {name: each and plain(each) for name, each in rope.items()}
+    else:
+        values["rope_parameters"] = plain(rope)
     values.pop("rope_scaling", None)

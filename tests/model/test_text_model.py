@@ -18,7 +18,7 @@ import zoo
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError, ModelError
 from byeori.kernels import forest_attention
-from byeori.model import adapter, forward, load, skeleton, text_model
+from byeori.model import adapter, forward, load, quantize, skeleton, text_model
 from tiny_models import byte_level_tokenizer
 
 _TEXT: dict[str, Any] = {
@@ -144,6 +144,9 @@ def test_what_all_linear_leaves_out() -> None:
     mamba = text_model.linear_targets(zoo.ALL["mamba2"]())
     assert mamba == ["in_proj"]
     assert text_model.linear_targets(zoo.ALL["llama"]()) is None
+    # Mamba computes with the weights of the others, past an adapter on these layers
+    assert text_model.linear_targets(zoo.ALL["mamba"]()) == ["in_proj"]
+    assert [name for _, name, _ in quantize.plain_layers(zoo.ALL["mamba"]())] == ["in_proj"] * 2
 
 
 @pytest.mark.parametrize("wrong", [{"final_logit_softcapping": 3.0}, {"logit_scale": 0.5}])

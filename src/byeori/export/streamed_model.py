@@ -19,6 +19,7 @@ import torch
 from byeori.export import base_names
 from byeori.export.base_names import Names
 from byeori.model.opened import Opened, Source, read, row_blocks, some_rows
+from byeori.model.quantize import reads_weight
 
 Load = Callable[[], torch.Tensor]
 
@@ -62,12 +63,14 @@ def streamed_model(
             name = f"{path}.{short}" if path else short
             module._parameters[short] = _meta(parameter)
             source = _source(name, names, sources)
-            if type(module) in (torch.nn.Linear, StreamedLinear) and short == "weight" and source:
-                module.__class__ = StreamedLinear
-                module.source = source
-            elif isinstance(module, torch.nn.Conv1d):  # layers that carry a state read its weight themselves
+            above, _, own = path.rpartition(".")
+            if isinstance(module, torch.nn.Conv1d) or reads_weight(model.get_submodule(above), own):
+                # layers that carry a state read these weights themselves
                 whole = _load(model, name, names, sources)().to(device)
                 module._parameters[short] = torch.nn.Parameter(whole, requires_grad=False)
+            elif type(module) in (torch.nn.Linear, StreamedLinear) and short == "weight" and source:
+                module.__class__ = StreamedLinear
+                module.source = source
             else:
                 loads[short] = _load(model, name, names, sources)
         for short, buffer in module._buffers.items():

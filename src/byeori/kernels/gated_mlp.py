@@ -32,7 +32,10 @@ _ACTIVATIONS = ((1.0, 0.0), (_GELU, 0.044715 * _GELU))
 
 
 class _GatedMlp(torch.autograd.Function):
-    """x [.., d] -> y [.., d]. The adapters are passed once more, so that autograd sees them."""
+    """x [.., d] -> y [T, d]: a view made in here could not be added to in place.
+
+    The adapters are passed once more, so that autograd sees them.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
@@ -42,7 +45,7 @@ class _GatedMlp(torch.autograd.Function):
         (y,), (h_down,) = project(_gated(gate, up, act), projections[2:], drop_last)
         ctx.save_for_backward(x, gate, up, h_gate, h_up, h_down)
         ctx.act, ctx.projections, ctx.drops = act, projections, (drop, drop_last)
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -102,7 +105,8 @@ def fused_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
 def _apply(
     x: torch.Tensor, act: tuple[float, float], parts: list[Any], drops: tuple[Any, Any] = (None, None)
 ) -> torch.Tensor:
-    return _GatedMlp.apply(x, act, parts, drops, *(matrix for part in parts for matrix in (part.a, part.b)))
+    y: torch.Tensor = _GatedMlp.apply(x, act, parts, drops, *(matrix for part in parts for matrix in (part.a, part.b)))
+    return y.view(*x.shape[:-1], -1)
 
 
 def fuse_mlps(model: torch.nn.Module) -> int:

@@ -18,7 +18,7 @@ import torch
 from byeori.batch import forest as forests
 from byeori.batch.forest import Forest
 from byeori.data.tokenize import Example
-from byeori.errors import ModelError
+from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, dispatch, forest_attention, patch, state_layers
 from byeori.kernels.lm_head import SIZES, target_logprobs
 from byeori.model import load, sharding
@@ -178,14 +178,28 @@ def choose(model: Any, examples: list[Example]) -> str | None:
             logging.getLogger(__name__).debug("not on forests", exc_info=error)
             reason = "its code does not run on forests"
     use_plain_attention(model)
-    _check_causal(model, examples[0])
+    try:
+        _check_causal(model, examples[0])
+        _check_row_by_row(model, examples)
+    except (ByeoriError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("not on text", exc_info=error)
+        raise ModelError(
+            f"transformers' {causal.config.model_type} does not run on rows of text here: it may need images, audio, a "
+            "source text, or weights that are not quantized; give a decoder like Qwen or Llama"
+        ) from error
+    return reason
+
+
+def _check_row_by_row(model: Any, examples: list[Example]) -> None:
+    causal = load.base_of(model)
     try:
         causal.byeori_own_logits = False
         self_check(model, examples, plain=True)
     except ModelError:
         causal.byeori_own_logits = True
         self_check(model, examples, plain=True)
-    return reason
 
 
 def _check_causal(model: Any, example: Example) -> None:

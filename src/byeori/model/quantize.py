@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
+import re
 from typing import Any
 
 import torch
@@ -47,14 +50,28 @@ def stored(config: Any) -> tuple[str, int] | None:
 
 
 def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
-    """Return every plain linear layer but the output embedding: (its parent, its name there, the layer)."""
+    """Return every plain linear layer but the head and those whose weight other code reads: (parent, name, layer)."""
     head = causal.get_output_embeddings()
     return [
         (parent, name, child)
         for parent in causal.modules()
         for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child is not head
+        if type(child) is torch.nn.Linear and child is not head and not reads_weight(parent, name)
     ]
+
+
+def reads_weight(parent: Any, name: str) -> bool:
+    """Return whether a module's code computes with the weight of a layer inside it, past the layer's own forward."""
+    source = _source(type(parent))  # type: ignore[arg-type]  # mypy does not know that types are hashable
+    return re.search(rf"\bself\.{name}\.weight(?!\.(dtype|device|shape))", source) is not None
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # made at run time
+        return ""
 
 
 def refuse_without_layers(causal: Any, bits: int) -> None:

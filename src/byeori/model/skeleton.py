@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,6 +80,23 @@ def frozen_model(config: Any, dtype: torch.dtype, device: str) -> Any:
         raise
     except Exception as error:  # a config can be wrong in as many ways as there are models
         raise ModelError(f"no model can be made of this {config.model_type} config: {one_line(error, 200)}") from None
+
+
+@contextmanager
+def masks_on_meta() -> Iterator[None]:
+    """Inside, transformers makes masks without looking at the numbers of tensors on the meta device, which has none."""
+    from transformers import masking_utils
+
+    before = masking_utils.is_tracing
+
+    def is_tracing(tensor: torch.Tensor | None = None) -> bool:
+        return bool(before(tensor)) or (tensor is not None and tensor.is_meta)
+
+    masking_utils.is_tracing = is_tracing
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = before
 
 
 def with_layers(config: Any, count: int) -> Any:

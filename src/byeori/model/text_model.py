@@ -13,10 +13,8 @@ import torch
 
 from byeori.errors import ModelError
 from byeori.kernels.lm_head import Head
+from byeori.model import quantize
 
-# Layers that PEFT refuses in these models: CUDA kernels of mamba_ssm read their weights directly.
-_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_READ_BY_KERNELS = ("out_proj", "conv1d")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 _ROUTERS = ("gate", "router", "gate_proj_router", "classifier")
 
@@ -111,8 +109,12 @@ def linear_targets(causal: Any) -> list[str] | None:
     for name, module in causal.named_modules():
         if not isinstance(module, torch.nn.Linear) or id(module) not in inside or name in ("lm_head", "output"):
             continue
-        last = name.rsplit(".", 1)[-1]
+        above, _, last = name.rpartition(".")
         router = last in _ROUTERS and experts > 1 and module.out_features == experts
-        by_kernels = causal.config.model_type in _MAMBA and last in _READ_BY_KERNELS
-        (never if router or by_kernels else kept).add(last)
-    return sorted(kept - never) if never or excluded(causal) else None
+        if router or quantize.reads_weight(causal.get_submodule(above), last):  # an adapter would be passed by
+            never.add(last)
+        else:
+            kept.add(name)
+    lasts = {name.rpartition(".")[2] for name in kept}
+    targets = (lasts - never) | {name for name in kept if name.rpartition(".")[2] in never}
+    return sorted(targets) if never or excluded(causal) else None

@@ -204,7 +204,7 @@ def _segments(model: Any, masters: Masters, tracker: Tracker, ends: tuple[int, i
             tracker.enter(segment)
 
         def after(module: Any, args: Any, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, (tuple, list)) else output
             if hidden.requires_grad and tracker.segment == "forward":
                 hidden.register_hook(gradient_arrived)
 

@@ -11,6 +11,7 @@ A model without a period, or a low one, is rehearsed whole.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ class Architecture:
     period: int
     first: int
     prunes: bool
+    shares: bool
 
 
 def architecture(config: Any, bits: int | None = None) -> Architecture:
@@ -101,7 +103,19 @@ def architecture(config: Any, bits: int | None = None) -> Architecture:
         period=period,
         first=first,
         prunes=_prunes(config, min(len(kinds), first + period)),
+        shares=_shares(config, min(len(kinds), first + period)),
     )
+
+
+def _shares(config: Any, layers: int) -> bool:
+    """Whether a small copy with numbers runs on forests; True where no such copy can be made."""
+    one = Adapter(r=1, alpha=1.0, dropout=0.0, targets=("all-linear",))
+    ids = torch.arange(3, 51).tolist()
+    try:
+        copied = build(skeleton.small(config, layers), one, torch.float32, device="cpu")
+        return forward.choose(copied, [Example(token_ids=ids, targets=((40, 48),))]) is None
+    except Exception:  # a config may tie its sizes to each other in its own ways
+        return True
 
 
 def _prunes(config: Any, layers: int) -> bool:
@@ -158,7 +172,10 @@ def rehearse(
             with meta_ops.Remembering():
                 model, *trained = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
                 wrap.recompute_layers(load.base_of(model), recompute, link)
-            with _without_numbers(architecture.config):
+            with _without_numbers(architecture.config), skeleton.masks_on_meta():
+                forests = architecture.shares and forward.use_forest_attention(model)
+                if not forests:
+                    forward.use_plain_attention(model)
                 step = measured_step.run(
                     model,
                     trained[0],
@@ -168,7 +185,7 @@ def rehearse(
                     ends=(architecture.first + period, tail),
                     block=_CUDA_BLOCK if device == "cuda" else 1,
                     accumulates=accumulates,
-                    one_sequence=not forward.use_forest_attention(model),
+                    one_sequence=not forests,
                     share=share,
                     explain=explain,
                 )
@@ -185,8 +202,11 @@ def _without_numbers(config: Any) -> Iterator[None]:
     except ByeoriError:
         raise
     except Exception as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"the model type {config.model_type} cannot be rehearsed without numbers: {text}") from None
+        logging.getLogger(__name__).debug("not without numbers", exc_info=error)
+        raise ModelError(
+            f"the model type {config.model_type} cannot be rehearsed without numbers: its code decides by values of "
+            "tensors, or does not run on PyTorch's meta device; train without a plan, by settings of your own"
+        ) from None
 
 
 @contextmanager
