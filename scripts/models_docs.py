@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 
 def tried(name: str) -> dict[str, Any]:
-    """One row, in a process of its own kind: models of hundreds of classes fill a process."""
+    """One row of the table."""
     import torch
     import transformers
 
@@ -108,9 +107,8 @@ def main() -> None:
     start = time.perf_counter()
     os.environ["OMP_NUM_THREADS"] = "1"
     known = {row["name"]: row for row in json.loads(FOUND.read_text())} if sys.argv[1:] and FOUND.exists() else {}
-    context = get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, max_tasks_per_child=40) as pool:
-        for done, row in enumerate(pool.map(tried, names), 1):
+    with get_context("spawn").Pool(2, maxtasksperchild=40) as pool:  # hundreds of classes fill a process
+        for done, row in enumerate(pool.imap_unordered(tried, names), 1):
             known[row["name"]] = row
             print(f"\r{done} of {len(names)} {row['name']:<30}", end="", file=sys.stderr, flush=True)
     found = [known[name] for name in sorted(known)]

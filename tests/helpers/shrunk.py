@@ -31,6 +31,8 @@ _MOST = [
         (r"(mamba_)?n_groups?|topk_group|num_expert_group", 1),
         (r".*max_position_embeddings|n_positions|max_seq(uence)?_len(gth)?|n_ctx|seq_length|context_length", 256),
         (r".*sliding_window|.*attention_window_size|attention_chunk_size|local_attention|window_size|patch_size", 8),
+        (r"n_words", WORDS),
+        (r"emb_dim|base_channels|codebook_size|num_embeddings", 32),
         (r"(mamba_d_|ssm_)?state(_size)?", 4),
         (r".*chunk_size|image_size", 16),
         (r"index_topk", 256),

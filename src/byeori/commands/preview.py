@@ -15,6 +15,8 @@ from byeori.data import audit, row_kinds, template, tokenized
 from byeori.data.tokenize import Encoding, Example
 from byeori.distributed.processes import init_processes
 from byeori.evaluate import preview as previews
+from byeori.model import load
+from byeori.model.trial import sharing_note
 from byeori.support import atomic_files, console
 from byeori.support.console import say
 from byeori.support.language import tr
@@ -84,7 +86,8 @@ def preview(settings: PreviewSettings) -> PreviewResult:
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     served, facts = served_facts(start, how, shown)
-    words = [*prepared.notes, *facts, *findings]
+    shares = sharing_note(load.load_config(start.base, revision=start.revision))
+    words = [*prepared.notes, *facts, *findings, *([shares] if shares else [])]
     if settings.html:
         rows = tokenized.Rows(table=prepared.train)
         others = [tokenized.example(prepared.train, line) for line in range(min(len(prepared.train), _OTHERS))]

@@ -1,17 +1,20 @@
-"""A small model of random weights, to try accelerations on a machine without downloading anything."""
+"""Small models of random weights: to try accelerations, and how an architecture runs, without downloading anything."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ModelError
-from byeori.kernels import forest_attention, lora_linear
-from byeori.model import adapter, forward
+from byeori.kernels import forest_attention, lora_linear, state_layers
+from byeori.model import adapter, forward, skeleton
+from byeori.model.text_model import text_config
 
 _VOCABULARY, _LENGTH = 8192, 512
+_LAYERS = 8  # of a hybrid, which has every kind of layer among its first
 
 
 def trial_model(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -46,3 +49,19 @@ def trial_rows() -> list[Example]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, _VOCABULARY, (2, _LENGTH), generator=generator).tolist()
     return [Example(token_ids=row, targets=((_LENGTH // 2, _LENGTH),)) for row in ids]
+
+
+def sharing_note(config: Any) -> str | None:
+    """Return a sentence on an architecture that does not share every prefix in every layer, as far as its code shows.
+
+    Nothing is computed: the first layers are made without numbers. Whether sharing is exact is tried when a run starts.
+    """
+    layers = min(_LAYERS, getattr(text_config(config), "num_hidden_layers", _LAYERS))
+    try:
+        model = skeleton.frozen_model(skeleton.with_layers(config, layers), torch.bfloat16, "meta")
+        if not forward.use_forest_attention(model):
+            return "Rows of this model are computed one at a time, since its attention cannot be replaced"
+    except Exception:  # a run says what is wrong with it
+        return None
+    note = state_layers.note(model)
+    return note and re.sub(r"^\d+ layers", "Layers of this model", note)

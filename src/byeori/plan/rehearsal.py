@@ -81,7 +81,6 @@ class Architecture:
     period: int
     first: int
     prunes: bool
-    shares: bool
 
 
 def architecture(config: Any, bits: int | None = None) -> Architecture:
@@ -103,19 +102,7 @@ def architecture(config: Any, bits: int | None = None) -> Architecture:
         period=period,
         first=first,
         prunes=_prunes(config, min(len(kinds), first + period)),
-        shares=_shares(config, min(len(kinds), first + period)),
     )
-
-
-def _shares(config: Any, layers: int) -> bool:
-    """Whether a small copy with numbers runs on forests; True where no such copy can be made."""
-    one = Adapter(r=1, alpha=1.0, dropout=0.0, targets=("all-linear",))
-    ids = torch.arange(3, 51).tolist()
-    try:
-        copied = build(skeleton.small(config, layers), one, torch.float32, device="cpu")
-        return forward.choose(copied, [Example(token_ids=ids, targets=((40, 48),))]) is None
-    except Exception:  # a config may tie its sizes to each other in its own ways
-        return True
 
 
 def _prunes(config: Any, layers: int) -> bool:
@@ -165,7 +152,7 @@ def rehearse(
     heights = [layers] if one_by_one else [low, low + period]
     periods = (layers - low) // period if len(heights) == 2 else 0
 
-    def run(height: int) -> tuple[Step, dict[str, int]]:
+    def run(height: int, *, apart: bool) -> tuple[Step, dict[str, int]]:
         link, offload = _MetaLink(), recompute == "offload"
         make = _on_meta.__wrapped__ if offload else _on_meta  # the hooks of offloading stay with a model
         with device_kind.stand_for(device, capability), _autocast_on_meta():
@@ -173,7 +160,7 @@ def rehearse(
                 model, *trained = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
                 wrap.recompute_layers(load.base_of(model), recompute, link)
             with _without_numbers(architecture.config), skeleton.masks_on_meta():
-                forests = architecture.shares and forward.use_forest_attention(model)
+                forests = not apart and forward.use_forest_attention(model)
                 if not forests:
                     forward.use_plain_attention(model)
                 step = measured_step.run(
@@ -191,7 +178,11 @@ def rehearse(
                 )
             return step, _sizes(model) | {"offloaded": link.copied}
 
-    return _extend([run(height) for height in heights], periods, layers, isinstance(adapter, Full))
+    try:
+        runs = [run(height, apart=False) for height in heights]
+    except ModelError:  # as a run finds by trying: this model's code does not run on forests
+        runs = [run(height, apart=True) for height in heights]
+    return _extend(runs, periods, layers, isinstance(adapter, Full))
 
 
 @contextmanager
