@@ -1,15 +1,18 @@
 """Hybrids: a step over forests against a step over one row at a time, on random weights of a public model's shape.
 
-    python benchmarks/hybrids.py --shape lfm2-350m --header 640 --rows 8 --answer 32
+    python benchmarks/hybrids.py --shape lfm2-350m --header 640 --rows 8 --answer 32 --trl
 
 Rows share a header (as the workload W5 does) and have an answer each. The two ways alternate; the gradients of both are
-compared. Seconds are of one forward and backward pass over all rows.
+compared. Seconds are of one forward and backward pass over all rows. With --trl a step of TRL's SFTTrainer over the
+same rows, as one padded batch without gradient checkpointing, alternates with them.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,8 +58,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(shape: str, dtype: torch.dtype) -> Any:
-    """Return the model with a LoRA adapter on every linear layer, as a run has it."""
+def build(shape: str, dtype: torch.dtype, *, fused: bool = True) -> Any:
+    """Return the model with a LoRA adapter on every linear layer, as a run has it, or as PEFT makes it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kind, sizes = SHAPES[shape]
@@ -67,6 +70,8 @@ def build(shape: str, dtype: torch.dtype) -> Any:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
+    if not fused:
+        return model.train()
     lora_linear.fuse(model)
     patch.fuse(base, patch.parts(["auto"], torch.device("cpu")))
     return model
@@ -83,6 +88,49 @@ def step(model: Any, rows: list[Example], *, plain: bool) -> tuple[float, torch.
     return seconds, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+def trl_step(model: Any, rows: list[Example]) -> Callable[[], float]:
+    """Return what runs one step of TRL's trainer over the rows, and returns its seconds."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    forward.use_plain_attention(model)
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="</s>",
+    )
+    table = [
+        {
+            "input_ids": list(row.token_ids),
+            "completion_mask": [int(at >= row.targets[0][0]) for at in range(len(row.token_ids))],
+        }
+        for row in rows
+    ]
+    folder = tempfile.mkdtemp()
+    settings = SFTConfig(
+        output_dir=folder,
+        per_device_train_batch_size=len(rows),
+        gradient_checkpointing=False,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+    )
+    trainer = SFTTrainer(model=model, args=settings, train_dataset=Dataset.from_list(table), processing_class=words)
+    trainer.current_gradient_accumulation_steps = 1
+    batch = next(iter(trainer.get_train_dataloader()))
+
+    def run() -> float:
+        model.zero_grad(set_to_none=True)
+        start = time.perf_counter()
+        trainer.training_step(trainer.model, batch)
+        return time.perf_counter() - start
+
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="lfm2-350m")
@@ -91,6 +139,7 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--trl", action="store_true")
     given = parser.parse_args()
     dtype = load.resolve_dtype(given.dtype, torch.device("cpu"))
     model = build(given.shape, dtype)
@@ -105,6 +154,7 @@ def main() -> None:
     print(f"{given.shape}: {weights / 1e6:.0f}M weights, {str(dtype).removeprefix('torch.')}, {len(rows)} rows")
     forward.use_forest_attention(model)
     print(state_layers.note(model.get_base_model()))
+    theirs = trl_step(build(given.shape, dtype, fused=False), rows) if given.trl else None
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(given.rounds):
         gradients = []
@@ -120,6 +170,9 @@ def main() -> None:
         off = float((apart - shared).norm() / apart.norm())
         slow, fast = times[True][-1], times[False][-1]
         print(f"row by row {slow:.1f} s, shared {fast:.1f} s: {slow / fast:.1f} x; gradients differ by {off:.1e}")
+        if theirs is not None:
+            seconds = theirs()
+            print(f"TRL {seconds:.1f} s: {seconds / fast:.1f} x")
 
 
 if __name__ == "__main__":
