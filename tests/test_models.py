@@ -33,5 +33,5 @@ def test_trained_exactly_or_refused_with_a_sentence(name: str) -> None:
         assert "Traceback" not in text and "\n" not in text and not text.startswith("no (")
     if row.exact is not None:
         assert row.exact < 2e-5
-    if name in SHORT - {"bert"}:
-        assert set(row.cells.values()) == {model_table.YES}, row.cells
+    if name in SHORT - {"bert"}:  # whether adapters on experts can be merged is said in a sentence
+        assert {cell for key, cell in row.cells.items() if key != "merge"} == {model_table.YES}, row.cells

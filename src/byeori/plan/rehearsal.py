@@ -147,10 +147,8 @@ def rehearse(
     fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, math.lcm(architecture.period, 1 + (recompute == "selective"))
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
-    low = (lowest := architecture.first + period + tail) + (layers - lowest) % period  # differs by full periods
-    one_by_one = every_layer or adapter.differs_by_layer or 2 * low + period >= layers
-    heights = [layers] if one_by_one else [low, low + period]
-    periods = (layers - low) // period if len(heights) == 2 else 0
+    whole = every_layer or adapter.differs_by_layer
+    heights, periods = _heights(layers, architecture.first + period + tail, period, whole=whole)
 
     def run(height: int, *, apart: bool) -> tuple[Step, dict[str, int]]:
         link, offload = _MetaLink(), recompute == "offload"
@@ -178,11 +176,23 @@ def rehearse(
                 )
             return step, _sizes(model) | {"offloaded": link.copied}
 
+    return _extend(_either(run, heights), periods, layers, isinstance(adapter, Full))
+
+
+def _heights(layers: int, lowest: int, period: int, *, whole: bool) -> tuple[list[int], int]:
+    """The heights to rehearse, which differ from the model by full periods, and by how many the lower one does."""
+    low = lowest + (layers - lowest) % period
+    if whole or 2 * low + period >= layers:
+        return [layers], 0
+    return [low, low + period], (layers - low) // period
+
+
+def _either(run: Callable[..., tuple[Step, dict[str, int]]], heights: list[int]) -> list[tuple[Step, dict[str, int]]]:
+    """On forests; row by row where the model's code does not run on them, as a run finds by trying."""
     try:
-        runs = [run(height, apart=False) for height in heights]
-    except ModelError:  # as a run finds by trying: this model's code does not run on forests
-        runs = [run(height, apart=True) for height in heights]
-    return _extend(runs, periods, layers, isinstance(adapter, Full))
+        return [run(height, apart=False) for height in heights]
+    except ModelError:
+        return [run(height, apart=True) for height in heights]
 
 
 @contextmanager
