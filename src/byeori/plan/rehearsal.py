@@ -138,17 +138,15 @@ def rehearse(
     """Run one micro-batch of `examples` through the whole model, without numbers.
 
     bits: 4 or 8 for quantized weights. device: planned for, cpu or cuda. capability: of a GPU. every_layer: build all.
-    accumulates: whether a step has several micro-batches. share: whether examples share prefixes.
-
-    Raises:
-        ModelError: if no model can be made of this config, or its code needs numbers.
+    accumulates: whether a step has several micro-batches. share: whether examples share prefixes. Raises a ModelError
+    if no model can be made of this config, or its code needs numbers.
     """
     parts = patch.parts(list(speed), torch.device(device))
     fast_paths = tuple(part for part in parts if part != "last_layer" or architecture.prunes)
     layers, period = architecture.layers, math.lcm(architecture.period, 1 + (recompute == "selective"))
     tail = period + ("last_layer" in fast_paths)  # the last layer may be a kind of its own
-    whole = every_layer or adapter.differs_by_layer
-    heights, periods = _heights(layers, architecture.first + period + tail, period, whole=whole)
+    lowest, whole = architecture.first + period + tail, every_layer or adapter.differs_by_layer
+    heights, periods = _heights(layers, lowest, period, whole=whole)
 
     def run(height: int, *, apart: bool) -> tuple[Step, dict[str, int]]:
         link, offload = _MetaLink(), recompute == "offload"
