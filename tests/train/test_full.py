@@ -254,6 +254,15 @@ def group(jobs: list[tuple[str, dict[str, Any]]], folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_rows_of_matrices_are_refused(name: str, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Muon's step of a row depends on the other rows, which other processes hold."""
+    job = how(tiny_model, title_rows, tmp_path / "out", max_steps=1) | {"optim": name, "parallel": "fsdp"}
+    (tmp_path / "runs.json").write_text(json.dumps([("sft", job)]), encoding="utf-8")
+    done = forks.run(MANY, tmp_path / "runs.json", 2, env=environment(), timeout=300)
+    assert done.returncode != 0 and f"--optim {name} works on whole matrices" in done.stderr
+
+
 def test_two_processes_with_whole_and_with_sharded_weights(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     """The same losses and weights as one process; sharded, the run stops and goes on with the same bits."""
     base = how(tiny_model, title_rows, tmp_path / "one", dtype="bfloat16", max_steps=4, learning_rate=1e-3)

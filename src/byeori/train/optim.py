@@ -35,6 +35,8 @@ _STATES: dict[str, tuple[set[str], ...]] = {
     "AdamWScheduleFree": ({"z", "exp_avg_sq"},),
     "SGDScheduleFree": ({"z"},),
 }
+OF_WHOLE_MATRICES = ("muon", "adafactor")
+"""The optimizers whose step of one row of a matrix depends on its other rows."""
 RATE = "byeori_rate"
 """The key of a group's learning rate as a factor of the step's."""
 # of schedulefree, which keeps them with its groups; and the weights that it trains, beside those that it averages

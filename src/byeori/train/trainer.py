@@ -21,6 +21,7 @@ import torch
 
 from byeori.batch import forest as forests
 from byeori.distributed.processes import all_reduce_gradients, all_reduce_sum, barrier, connection_lost, whole
+from byeori.errors import ConfigError
 from byeori.losses.base import Sums
 from byeori.model import device_batch, forward, load, sharding, wrap
 from byeori.model.device_batch import DeviceBatch
@@ -113,6 +114,11 @@ def train(job: Job) -> Progress:
 
 def _optimizer(job: Job, masters: Masters) -> torch.optim.Optimizer:
     options, tables, rates = job.options, _tables(job.model), _rates(job)
+    if masters.sharded and options.optim in optim.OF_WHOLE_MATRICES:
+        raise ConfigError(
+            f"--optim {options.optim} works on whole matrices, and each process of this run has rows of them "
+            "(--parallel fsdp); choose --parallel ddp if the weights fit, or --optim adamw"
+        )
     pairs = list(zip(masters.parameters, masters.held, strict=True))
     return optim.make(
         options.optim,
