@@ -179,7 +179,8 @@ def _latin(word: str) -> str:
 @cache
 def _sections() -> dict[str, dict[str, str]]:
     text = files("byeori.support").joinpath("korean.yaml").read_text(encoding="utf-8")
-    sections: dict[str, dict[str, str]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)  # in C, ten times as fast
+    sections: dict[str, dict[str, str]] = loader.get_single_data()
     return sections
 
 
