@@ -95,7 +95,7 @@ def chat(
 
 def compare(
     *,
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path],
     data_path: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     base_model: str | Path | None = None,
@@ -120,6 +120,7 @@ def compare(
     engine: Literal["auto", "transformers", "vllm", "llamacpp"] = "auto",
     generation_batch_size: int = 32,
     generation_batch_tokens: int = 16384,
+    combine: Literal["stack", "average"] | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     metric: str | Sequence[str] = [],
     fail_unless: str | Sequence[str] = [],
@@ -159,6 +160,7 @@ def compare(
         generation_batch_size: Maximum number of prompts per batch.
         generation_batch_tokens: Maximum number of tokens per batch of transformers: prompts and the longest answers
             they may get.
+        combine: Compare a combination of the adapters as well, and write it to output_dir.
         dtype: Compute type of the weights.
         metric: Measures of your own beside the built-in ones.
         fail_unless: Condition that the numbers must meet, such as 'chrf.low > 0', or the exit code is 3.

@@ -38,6 +38,31 @@ _PARALLEL = 8  # requests to llama.cpp at once
 _WEIGHTS: dict[str, export.Weights] = {"auto": "auto", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
 
+class SharedBase:
+    """A loaded base that several adapters are put on, one after another."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str | None, str] | None = None
+        self._tuned: Any = None
+
+    def load(self, saved: SavedModel, dtype: str) -> Any:
+        """Load the model, or put the adapter on the base that is loaded. What was returned before is of no use then.
+
+        Raises:
+            ModelError, HubError: see saved_model.load_weights.
+        """
+        key = (saved.base, saved.revision, dtype)
+        if self._key == key and saved.is_adapter and saved.vocabulary is None:
+            base = self._tuned.unload()
+            self._tuned = saved_model.with_adapter(base, saved)
+            return self._tuned
+        self._key = self._tuned = None  # before the next one is loaded
+        model = saved_model.load_weights(saved, dtype, init_processes().device)
+        if saved.is_adapter and saved.vocabulary is None:  # an adapter with rows of the embedding changes the base
+            self._key, self._tuned = key, model
+        return model
+
+
 def choose(settings: Settings, saved: SavedModel) -> str:
     """Return the engine that the settings mean.
 
@@ -58,11 +83,18 @@ def choose(settings: Settings, saved: SavedModel) -> str:
 
 
 def opener(
-    settings: Settings, saved: SavedModel, encoding: Encoding, texts: Sequence[Sequence[int]], *, suffix: str
+    settings: Settings,
+    saved: SavedModel,
+    encoding: Encoding,
+    texts: Sequence[Sequence[int]],
+    *,
+    suffix: str,
+    shared: SharedBase | None = None,
 ) -> OpenEngine:
     """Return the function that loads the model into the engine of the settings, once, when it is first called.
 
     texts: the token ids of everything that it will read. suffix: text that ends an answer.
+    shared: where the base may be loaded already.
 
     Raises:
         ModelError: if the model has no embedding for one of the tokens, or the engine cannot run it.
@@ -76,7 +108,7 @@ def opener(
     @functools.cache
     def transformers() -> Plain:
         return Plain(
-            saved_model.load_weights(saved, settings.dtype, init_processes().device),
+            (shared or SharedBase()).load(saved, settings.dtype),
             encoding.tokenizer,
             suffix,
             batch_size=settings.generation_batch_size,

@@ -29,7 +29,7 @@ from byeori.data.readers import csv, ending, jsonl
 from byeori.data.readers.text import DAMAGED
 from byeori.data.template import Template
 from byeori.errors import ConfigError
-from byeori.evaluate import baselines, gate, judge, measures, metrics
+from byeori.evaluate import baselines, gate, judge, measures, metrics, several
 from byeori.model import names
 from byeori.support import output_paths
 from byeori.train import output_dir
@@ -45,8 +45,10 @@ def check(settings: Settings) -> None:
     """
     _check_paths(settings)
     for name in ("base_model", "model", "adapter", "peft_model_path", "base_model_name_or_path"):
-        if (model := getattr(settings, name, None)) is not None:
-            names.check_name(model)
+        given = getattr(settings, name, None)
+        for model in given if isinstance(given, list) else [given]:
+            if model is not None:
+                names.check_name(model)
     if isinstance(settings, DataSettings | GenerateSettings):
         chosen = template.resolve(settings.template) if settings.template else None
         places.check_paths(list(settings.data_path or []), settings.dataset_split)
@@ -65,13 +67,15 @@ def measurable(settings: CompareSettings) -> list[str]:
         ConfigError: if a metric is unknown.
     """
     own = [measure.name for measure in measures.parse(settings.metric)]
-    return [
+    found = [
         *metrics.ROW_METRICS,
         *metrics.PAIR_METRICS,
         *own,
         *(["judge"] if settings.judge else []),
         *([f"{gate.RETENTION}loss"] if settings.retention else []),
     ]
+    runs = several.names(settings.adapter, settings.combine)
+    return [f"{run}.{name}" for run in runs for name in found] if runs[1:] else found
 
 
 def _check_paths(settings: Settings) -> None:
@@ -103,6 +107,11 @@ def _check_output(settings: Settings) -> None:
             resumes = settings.resume_from_checkpoint is not None
             output_dir.check_free(output, occupied_ok=resumes or settings.overwrite_output_dir)
     elif isinstance(settings, CompareSettings):
+        for path in settings.data_path:
+            if (Path(path) / layout.ADAPTER_CONFIG).is_file():
+                raise ConfigError(
+                    f"{path} is an adapter and not rows; behind several adapters name them with --data-path"
+                )
         output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
         places.check_paths([settings.retention] if settings.retention else [], "train")
         judge.read_prompt(settings.judge_prompt)

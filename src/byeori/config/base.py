@@ -142,6 +142,7 @@ OptionalFloat = Annotated[float | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 # a text in Annotated is what help shows for the value
 Model = Annotated[str, Field(min_length=1), "MODEL"]
+Models = Annotated[list[str], BeforeValidator(_paths), AfterValidator(_named), "MODEL"]
 Folder = Annotated[str, Field(min_length=1), "PATH"]
 Name = Annotated[str, "NAME"]
 OptionalModel = Annotated[OptionalText, "MODEL"]

@@ -68,8 +68,9 @@ def settings_from(kind: type[S], arguments: Sequence[str], see: str = "--help") 
         if name in values or not line.words:
             continue
         if is_list(fields[name].annotation):
-            values[name] = [word for word, _ in line.words]
-            line.words = []
+            rest = kind.inputs[kind.inputs.index(name) + 1 :]
+            count = len(line.words) if all(other in values for other in rest) else 1  # adapters, before --data-path
+            values[name], line.words = [word for word, _ in line.words[:count]], line.words[count:]
         else:
             values[name] = line.words.pop(0)[0]
     if line.columns and {"data_path", "raw"} & set(values):  # columns make one prompt: these are misspelt flags

@@ -16,6 +16,7 @@ from byeori.config.base import (
     Dtype,
     Folder,
     Model,
+    Models,
     Name,
     OptionalInt,
     OptionalModel,
@@ -187,7 +188,17 @@ class CompareSettings(GenerationSettings, DataSettings):
 
     inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
 
-    adapter: Model = setting("Adapter to compare with its base model: a folder or a Hub id.", ..., ESSENTIAL)
+    adapter: Models = setting(
+        "Adapter to compare with its base model: a folder or a Hub id. Several are compared with each other as well.",
+        ...,
+        ESSENTIAL,
+    )
+    combine: Annotated[Literal["stack", "average"] | None, BeforeValidator(none_from_text)] = setting(
+        "Compare a combination of the adapters as well, and write it to output_dir. stack adds their updates, average "
+        "averages their matrices.",
+        None,
+        ESSENTIAL,
+    )
     output_dir: Folder = setting("Folder for report.html, rows.jsonl and metrics.json.", ..., ESSENTIAL)
     base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
     dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
@@ -227,6 +238,14 @@ class CompareSettings(GenerationSettings, DataSettings):
         le=100,
     )
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
+
+    @model_validator(mode="after")
+    def _combines_several(self) -> Self:
+        if not self.adapter:
+            raise ValueError("--adapter needs the name of an adapter")
+        if self.combine and len(self.adapter) == 1:
+            raise ValueError(f"--combine {self.combine} needs at least two adapters; give another one or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _judge_is_complete(self) -> Self:

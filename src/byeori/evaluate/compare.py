@@ -237,6 +237,15 @@ def row_line(item: dict[str, Any]) -> str:
     return generate.json_line({**item["row"], **results})
 
 
+def row_line_of_runs(items: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a row of a comparison of several runs as a line of rows.jsonl. items: by run."""
+    first = next(iter(items.values()))
+    runs = {run: {"output": item["tuned_output"], "tuned": item["tuned"]} for run, item in items.items()}
+    return generate.json_line(
+        {**first["row"], "base_output": first["base_output"], "base": first["base"], "runs": runs}
+    )
+
+
 def summarise(
     items: Sequence[Mapping[str, Any]],
     *,
@@ -251,12 +260,12 @@ def summarise(
     trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
     indices of the items among them.
     """
-    result = _paired(items, measures)
+    result = paired(items, measures)
     simple = baselines.of_items(items, trained_answers)
     result["baselines"] = baselines.measure(items, simple, measures)
     unseen = [item for row, item in enumerate(items) if row not in set(trained_rows)]
     enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
-    others = _paired(unseen, measures) if enough else None
+    others = paired(unseen, measures) if enough else None
     result["findings"] = findings.find(items, result, trained_rows, others)
     if judged:
         result["judge"] = dict(judged)
@@ -270,19 +279,10 @@ def summarise(
     return result
 
 
-def _paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> dict[str, Any]:
-    """Return means and differences, and under `measures` what the user's own are called."""
-    references = [item["reference"] for item in items]
-    base, tuned = (
-        {name: [item[side][name] for item in items] for name in items[0]["base"]}
-        | {
-            measure.name: measure.over_all(references, [item[f"{side}_output"] for item in items]).tolist()
-            for measure in measures
-            if measure.over_all
-        }
-        for side in SIDES
-    )
-    result = metrics.summarise(base, tuned, names=list(base))
+def paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure], confidence: float = 0.95) -> dict[str, Any]:
+    """Return means and differences (see metrics.summarise), and under `measures` what the user's own are called."""
+    base, tuned = (values_of(items, side, measures) for side in SIDES)
+    result = metrics.summarise(base, tuned, names=list(base), confidence=confidence)
     about: dict[str, Any] = {
         item.name: {"heading": item.heading, "about": item.about, "digits": item.digits} for item in measures
     }
@@ -290,3 +290,15 @@ def _paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> 
         note = "answers that the judge prefers in both orders, a tie counting half, %"
         about["judge"] = {"heading": "Preferred by the judge", "about": note, "digits": 1}
     return result | ({"measures": about} if about else {})
+
+
+def values_of(
+    items: Sequence[Mapping[str, Any]], side: Side, measures: Sequence[Measure]
+) -> dict[str, list[float | None]]:
+    """Return the values of the rows by metric, of one model."""
+    references, answers = ([item[key] for item in items] for key in ("reference", f"{side}_output"))
+    values: dict[str, list[float | None]] = {name: [item[side][name] for item in items] for name in items[0]["base"]}
+    for measure in measures:
+        if measure.over_all:
+            values[measure.name] = measure.over_all(references, answers).tolist()
+    return values

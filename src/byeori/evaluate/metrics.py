@@ -114,6 +114,7 @@ def summarise(
     tuned: Mapping[str, Sequence[float | None]],
     *,
     names: Sequence[str] | None = None,
+    confidence: float = 0.95,
 ) -> dict[str, Any]:
     """Return the means of both models, and tuned - base with its interval, of each metric.
 
@@ -135,7 +136,7 @@ def summarise(
     for name in names:
         before, after = (np.array(side[name], dtype=np.float64) for side in (base, tuned))
         both = np.isfinite(before) & np.isfinite(after)
-        interval = paired_interval((after - before)[both])
+        interval = paired_interval((after - before)[both], confidence)
         result["base"][name] = float(before[both].mean()) if both.any() else None
         result["tuned"][name] = float(after[both].mean()) if both.any() else None
         result["difference"][name] = {

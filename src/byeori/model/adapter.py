@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -293,6 +293,30 @@ def load_adapter(
     # from_pretrained only warns of names that do not fit; loading once more returns them
     keys = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     return tuned, [key for key in keys.missing_keys if "lora_" in key], keys.unexpected_keys
+
+
+def combine(model: torch.nn.Module, folders: Sequence[Path], kind: str, output: Path) -> None:
+    """Write the combination of LoRA adapters as an adapter, with PEFT's add_weighted_adapter.
+
+    kind: stack adds their updates, with as many ranks as they have together (cat); average averages their matrices,
+    with square roots of the weights for A and B, so that it has products of different adapters as well (linear).
+    Raises whatever PEFT raises, of kinds that differ.
+    """
+    with without_bitsandbytes(model):
+        from peft import PeftModel
+
+        names = [f"run_{number}" for number in range(len(folders))]  # a bare number is a layer's name too
+        tuned = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+        for name, folder in zip(names[1:], folders[1:], strict=True):
+            tuned.load_adapter(str(folder), name)
+        for config in tuned.peft_config.values():
+            config.use_rslora = False  # its factor is in the scaling already, and PEFT would apply it once more
+        weight, how = (1.0, "cat") if kind == "stack" else (1 / len(names), "linear")
+        tuned.add_weighted_adapter(names, [weight] * len(names), "combined", combination_type=how)
+        tuned.save_pretrained(str(output), selected_adapters=["combined"])
+    for path in sorted((output / "combined").iterdir()):
+        path.replace(output / path.name)
+    (output / "combined").rmdir()
 
 
 def state(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -37,6 +37,21 @@ class Journal:
                 self._file.write(_line({"name": name, "item": item}))
                 self._file.flush()
 
+    def part(self, prefix: str) -> Journal:
+        """Return a journal of its own whose items are kept here, under names that begin with `prefix`."""
+        return _Part(self, prefix)
+
+
+class _Part(Journal):
+    def __init__(self, whole: Journal, prefix: str) -> None:
+        named = {name: item for name, item in whole.items.items() if name.startswith(prefix)}
+        super().__init__(items={name.removeprefix(prefix): item for name, item in named.items()})
+        self._whole, self._prefix = whole, prefix
+
+    def add(self, name: str, item: Any) -> None:
+        self.items[name] = item
+        self._whole.add(f"{self._prefix}{name}", item)
+
 
 def part_of(output: Path) -> Path:
     """Return where the unfinished results of a file are kept."""

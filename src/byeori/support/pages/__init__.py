@@ -84,10 +84,15 @@ def safe_text(value: object) -> str:
 
 
 def is_longer(segments: list[tuple[str, bool]], lines: int, columns: int) -> bool:
-    """Whether a text fills more lines of so many columns; wide characters (Hangul, Hanzi, kana) take two."""
+    """Whether a text fills more lines of so many columns."""
     text = "".join(part for part, _ in segments)
-    widths = (sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in line) for line in text.split("\n"))
-    return sum(max(1, -(-width // columns)) for width in widths) > lines
+    widths = map(width, text.split("\n"))
+    return sum(max(1, -(-count // columns)) for count in widths) > lines
+
+
+def width(text: str) -> int:
+    """Return the columns that a line takes; wide characters (Hangul, Hanzi, kana) take two."""
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
 
 
 def _words(message: str, **values: Any) -> Markup:
