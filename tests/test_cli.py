@@ -190,7 +190,8 @@ def test_every_setting_has_a_flag_and_a_group() -> None:
         ("merge adapter --output_dir merged", {"peft_model_path": "adapter", "output_dir": "merged"}),
         ("generate adapter text", {"model": "adapter", "input_text": "text", "columns": {}}),
         ("generate adapter text --tone dry", {"model": "adapter", "input_text": "text", "columns": {"tone": "dry"}}),
-        ("compare adapter rows.jsonl --output_dir out", {"adapter": "adapter", "data_path": ["rows.jsonl"]}),
+        ("compare adapter rows.jsonl --output_dir out", {"adapter": ["adapter"], "data_path": ["rows.jsonl"]}),
+        ("compare a b --output_dir out --data_path r.jsonl", {"adapter": ["a", "b"], "data_path": ["r.jsonl"]}),
         ("publish folder user/name", {"folder": "folder", "repo_id": "user/name"}),
     ],
 )

@@ -125,6 +125,13 @@ def token_ids(examples: list[list[Example]]) -> list[Any]:
     return [[[list(example.token_ids), example.targets] for example in pair] for pair in examples]
 
 
+def say_begun(what: str, rows: int, kept: Journal) -> None:
+    """Say what is compared, and whether an earlier, stopped comparison is continued."""
+    say(f"Comparing {what} on {rows} rows")
+    if kept.items:
+        say("A part of this was computed before; continuing with the rest")
+
+
 def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the items of a comparison and the content of its metrics.json. kept: keeps what is computed."""
     own = measures.parse(run.settings.metric)

@@ -47,11 +47,11 @@ def compare(settings: CompareSettings) -> tuple[dict[str, Any], str]:
             folder = output / f"{names[-1]}-adapter"
             _combine([run.saved for run in runs.values()], settings, folder)
             runs[names[-1]] = _prepare(settings, str(folder), shared)
-        count = len(next(iter(runs.values())).rows)
-        say(f"Comparing base and {len(runs)} runs on {count} rows")
         again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
         depends_on = [run.depends_on for run in runs.values()]
         with journal.unfinished(output / layout.ROWS, depends_on, overwrite=again) as kept:
+            rows = len(next(iter(runs.values())).rows)
+            _comparison.say_begun(f"base and {len(runs)} runs", rows, kept)
             measured = _measure(runs, kept)
             result = _summary(runs, measured, settings)
             verdict = several.sentence(result)

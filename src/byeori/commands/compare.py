@@ -45,9 +45,9 @@ def compare(settings: CompareSettings) -> CompareResult:
 
 def _one(settings: CompareSettings, output: Path) -> tuple[dict[str, Any], str]:
     run = _comparison.prepare(settings)
-    say(f"Comparing base and tuned on {len(run.rows)} rows")
     again = None if settings.overwrite_output_dir else "--overwrite_output_dir"
     unfinished = journal.unfinished(output / layout.ROWS, run.depends_on, overwrite=again)
     with output_paths.result(output), unfinished as kept:
+        _comparison.say_begun("base and tuned", len(run.rows), kept)
         items, metrics = _comparison.measure(run, kept)
         return metrics, _comparison.write(run, output, items, metrics)

@@ -75,8 +75,6 @@ def compare_rows(
     """
     asked = [row_kind.asked(row, encoding.template) for row in rows]
     prompts, examples, shot_prompts = tokens
-    if journal.items:
-        say("A part of this was computed before; continuing with the rest")
     for side in SIDES:
         with progress(f"Losses of the {side} model") as on_progress:
             _losses(open_engine, examples, side, journal, on_progress, [named(row[ROW]) for row in rows])
