@@ -2,7 +2,7 @@
 
     values of the rows, by model ── every pair of models ── difference, p ── Holm, Bonferroni ──> pairs of metrics.json
 
-With three runs there are six comparisons, and without a correction one in four such families claims a difference that
+With three runs there are six comparisons, and without a correction one in five such families claims a difference that
 is not there. For each measure, p-values are corrected by Holm's method, whose 0.05 holds for all comparisons together
 and which decides what is called better; intervals are those of the level 1 - 0.05 / comparisons (Bonferroni), which
 hold together in 95 of 100 families. Being simultaneous, they are the wider statement of the two.
@@ -22,7 +22,7 @@ from byeori.evaluate.intervals import Interval, holm, p_value
 from byeori.evaluate.metrics import FEWEST_ROWS, difference_of
 from byeori.evaluate.verdict import SMALL_SAMPLE
 from byeori.support import pages
-from byeori.support.language import tr
+from byeori.support.language import tr, translated
 from byeori.support.pages import number
 
 Values = Mapping[str, Sequence[float | None]]
@@ -140,7 +140,7 @@ def table(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 def printed(result: Mapping[str, Any]) -> list[str]:
     """Return the table of pairs as lines of a terminal, in columns."""
-    head = (result["heading"], tr("difference"), tr("simultaneous interval"), tr("corrected p"), "")
+    head = (translated(result["heading"]), tr("difference"), tr("simultaneous interval"), tr("corrected p"), "")
     lines = [head, *table(result)]
     widths = [max(map(pages.width, column)) for column in zip(*lines, strict=True)]
     padded = (
@@ -162,7 +162,7 @@ def page(result: Mapping[str, Any], *, said: str, rows: str, facts: Mapping[str,
         title=tr("{count} runs on {rows}", count=len(result["runs"]), rows=rows),
         facts=facts,
         said=said,
-        heading=result["heading"],
+        heading=translated(result["heading"]),
         means=means(result),
         lines=table(result),
     )
