@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from byeori import config as config
+from byeori.commands.audit import AuditResult
 from byeori.commands.compare import CompareResult
 from byeori.commands.doctor import DoctorResult
 from byeori.commands.preview import PreviewResult

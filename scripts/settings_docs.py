@@ -10,6 +10,7 @@ from byeori.config.flags import flags
 from byeori.config.help import groups, korean, value_type
 from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
+    AuditSettings,
     ChatSettings,
     CompareSettings,
     DemoSettings,
@@ -35,6 +36,7 @@ _PAGES: dict[str, tuple[type[Settings], type[Settings] | None]] = {
     "export": (ExportSettings, None),
     "generate": (GenerateSettings, None),
     "compare": (CompareSettings, None),
+    "audit": (AuditSettings, None),
     "chat": (ChatSettings, None),
     "serve": (ServeSettings, None),
     "publish": (PublishSettings, None),

@@ -15,6 +15,7 @@ import byeori
 from byeori import cli
 
 FUNCTIONS = [
+    "audit",
     "chat",
     "compare",
     "demo",
@@ -45,6 +46,7 @@ def test_the_public_surface_is_exactly_this() -> None:
         "TemplateError",
         "TooLongError",
         "TrainingError",
+        "audit",
         "chat",
         "compare",
         "demo",

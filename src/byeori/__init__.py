@@ -11,6 +11,7 @@
     byeori.export(model="merged", format="gguf", output_dir="gguf")
     byeori.generate(model="merged", columns={"document": "..."})
     byeori.compare(adapter="adapter", data_path="held_out.jsonl", output_dir="report")
+    byeori.audit(adapter="adapter", output_dir="audit")
     byeori.publish(folder="merged", repo_id="user/name")
     byeori.demo(output_dir="demo-output")
 
@@ -58,6 +59,7 @@ __all__ = [
     "TemplateError",
     "TooLongError",
     "TrainingError",
+    "audit",
     "chat",
     "compare",
     "demo",
@@ -104,6 +106,7 @@ export = _function("export", config.ExportSettings, "ExportResult")
 generate = _function("generate", config.GenerateSettings, "list[str]")
 chat = _function("chat", config.ChatSettings, "None")
 compare = _function("compare", config.CompareSettings, "CompareResult")
+audit = _function("audit", config.AuditSettings, "AuditResult")
 serve = _function("serve", config.ServeSettings, "None")
 publish = _function("publish", config.PublishSettings, "PublishResult")
 studio = _function("studio", config.StudioSettings, "None")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from byeori import config as config
+from byeori.commands.audit import AuditResult
 from byeori.commands.compare import CompareResult
 from byeori.commands.doctor import DoctorResult
 from byeori.commands.preview import PreviewResult
@@ -38,6 +39,7 @@ __all__ = [
     "TemplateError",
     "TooLongError",
     "TrainingError",
+    "audit",
     "chat",
     "compare",
     "demo",
@@ -55,6 +57,39 @@ __all__ = [
     "sft",
     "studio",
 ]
+
+def audit(
+    *,
+    adapter: str | Path,
+    output_dir: str | Path,
+    base_model: str | Path | None = None,
+    data_path: str | Path | Sequence[str | Path] | None = None,
+    test: str | Path | Sequence[str | Path] | None = None,
+    template: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    max_rows: int | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    overwrite_output_dir: bool = False,
+) -> AuditResult:
+    """Find rows that are wrong, useless or repeated, with what a trained adapter knows about them.
+
+    Args:
+        adapter: Adapter whose training rows to audit: a folder or a Hub id.
+        base_model: Base model of the adapter.
+        data_path: Rows to audit.
+        output_dir: Folder for audit.json and rows.jsonl.
+        test: Test rows, which must not be near copies of the audited ones.
+        template: Prompt template.
+        dataset_config: Configuration of a Hub dataset, or sheet of a workbook.
+        dataset_split: Split of a Hub dataset or a datasets folder.
+        max_rows: Audit only the first N rows.
+        dtype: Compute type of the weights.
+        overwrite_output_dir: Replace the audit in output_dir.
+
+    Raises:
+        ByeoriError: if something is wrong that you can fix; the message says how.
+    """
 
 def chat(
     *,

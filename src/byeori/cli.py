@@ -37,6 +37,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
     "chat": config.ChatSettings,
     "serve": config.ServeSettings,
     "compare": config.CompareSettings,
+    "audit": config.AuditSettings,
     "publish": config.PublishSettings,
     "studio": config.StudioSettings,
     "doctor": config.DoctorSettings,
@@ -58,7 +59,7 @@ _ANSWERS = "finished answers are kept in the output: the same command goes on be
 _AS_IT_WAS = "what was in the output folder is as it was: run the same command again"
 _KEPT = {
     **dict.fromkeys(("sft", "dpo"), _CHECKPOINTS),
-    **dict.fromkeys(("generate", "compare"), _ANSWERS),
+    **dict.fromkeys(("generate", "compare", "audit"), _ANSWERS),
     **dict.fromkeys(("merge", "export"), _AS_IT_WAS),
     "publish": "the repository has all of the files or none: run the same command again",
 }

@@ -135,6 +135,18 @@ def opener(
     return transformers if engine == "transformers" else other
 
 
+def losses_opener(saved: SavedModel, dtype: str, encoding: Encoding, texts: Sequence[Sequence[int]]) -> OpenEngine:
+    """Return the function that loads a model, once, to give log-probs of texts in token ids.
+
+    Raises:
+        ModelError: if it has no embedding for one of the tokens.
+    """
+    _fits.check_prompts(saved, encoding.tokenizer, texts)
+    return functools.cache(
+        lambda: Plain(saved_model.load_weights(saved, dtype, init_processes().device), encoding.tokenizer)
+    )
+
+
 def compared(name: str, base: str | None) -> tuple[SavedModel, SavedModel | None]:
     """Return what `compare` is given, and the model that it began from if it is not an adapter.
 

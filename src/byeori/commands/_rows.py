@@ -12,7 +12,7 @@ from byeori.artifacts import layout, saved_model, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.batch import loader
 from byeori.commands._fits import check_embedding
-from byeori.config import DataSettings, GenerateSettings, PreviewSettings, TrainSettings
+from byeori.config import AuditSettings, DataSettings, GenerateSettings, PreviewSettings, TrainSettings
 from byeori.data import (
     audit,
     chat,
@@ -66,7 +66,7 @@ def begin(settings: S) -> tuple[S, StartingModel]:
 
 
 def load_table(
-    settings: DataSettings | GenerateSettings,
+    settings: DataSettings | GenerateSettings | AuditSettings,
     columns: Mapping[str, str] | None = None,
     paths: Sequence[str] | None = None,
 ) -> Table:

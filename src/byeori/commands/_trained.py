@@ -26,9 +26,10 @@ _ANSWERS = 20_000  # rows among which the most frequent answer is looked for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """rows: without those that were held out. columns: those of them that the run read."""
+    """rows: without those that were held out. table: all of them. columns: those that the run read."""
 
     rows: Dataset
+    table: Table
     row_kind: RowKind
     template: Template | None
     columns: list[str]
@@ -84,7 +85,7 @@ def rows_of(saved: SavedModel) -> Trained | None:
         rows, _ = sources.split_rows(table.rows, run["val_set_size"], run["seed"], columns)
     except (ByeoriError, KeyError):
         return None
-    return Trained(rows=rows, row_kind=row_kind, template=template, columns=columns)
+    return Trained(rows=rows, table=table, row_kind=row_kind, template=template, columns=columns)
 
 
 def indices(trained: Trained | None, table: Table, rows: list[dict[str, Any]]) -> list[int]:

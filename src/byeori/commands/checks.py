@@ -11,6 +11,7 @@ from pathlib import Path
 
 from byeori.artifacts import layout
 from byeori.config import (
+    AuditSettings,
     CompareSettings,
     DataSettings,
     DpoSettings,
@@ -28,7 +29,7 @@ from byeori.data import documents, places, row_kinds, template
 from byeori.data.readers import csv, ending, jsonl
 from byeori.data.readers.text import DAMAGED
 from byeori.data.template import Template
-from byeori.errors import ConfigError
+from byeori.errors import CheckpointError, ConfigError
 from byeori.evaluate import baselines, gate, judge, measures, metrics, several
 from byeori.model import names
 from byeori.support import output_paths
@@ -116,6 +117,12 @@ def _check_output(settings: Settings) -> None:
         places.check_paths([settings.retention] if settings.retention else [], "train")
         judge.read_prompt(settings.judge_prompt)
         gate.parse(settings.fail_unless, measurable(settings), baselines.NAMES)
+    elif isinstance(settings, AuditSettings):
+        if (Path(settings.output_dir) / layout.SETTINGS).is_file():  # its audit.json is about tokens
+            raise CheckpointError(f"{settings.output_dir} is the folder of a run; choose another --output_dir")
+        output_paths.check_result(Path(settings.output_dir), layout.ROWS, settings.overwrite_output_dir)
+        places.check_paths(list(settings.data_path or []), settings.dataset_split)
+        places.check_paths(list(settings.test or []), "train")
     elif isinstance(settings, ExportSettings):
         places.check_paths(list(settings.data_path or []), "train")
         overwrite = settings.overwrite_output_dir

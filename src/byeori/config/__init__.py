@@ -16,6 +16,7 @@ from byeori.config.base import (
 )
 from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
+    AuditSettings,
     ChatSettings,
     CompareSettings,
     DemoModelSettings,

@@ -1,4 +1,4 @@
-"""Settings of the commands that use an adapter: merge, export, generate, compare and publish; and of the demo."""
+"""Settings of the commands that use an adapter, such as merge, generate, compare and audit; and of the demo."""
 
 from __future__ import annotations
 
@@ -255,6 +255,37 @@ class CompareSettings(GenerationSettings, DataSettings):
             raise ValueError("--judge needs --judge_model, the name of the model there")
         if self.judge is not None and not re.match(r"https?://[^/]", self.judge):
             raise ValueError(f"--judge {self.judge!r} is no address; give one such as http://localhost:8000/v1")
+        return self
+
+
+class AuditSettings(Settings):
+    """byeori audit: find rows that are wrong, useless or repeated, with what a trained adapter knows about them."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
+
+    adapter: Model = setting("Adapter whose training rows to audit: a folder or a Hub id.", ..., ESSENTIAL)
+    output_dir: Folder = setting("Folder for audit.json and rows.jsonl.", ..., ESSENTIAL)
+    data_path: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Rows to audit. The default is those that the adapter was trained on.", None, ESSENTIAL
+    )
+    test: Annotated[Paths | None, BeforeValidator(none_from_text)] = setting(
+        "Test rows, which must not be near copies of the audited ones.", None, ESSENTIAL
+    )
+    base_model: OptionalModel = setting(_BASE, None, ESSENTIAL)
+    template: OptionalText = setting("Prompt template. The default is the one saved with the weights.", None, ESSENTIAL)
+    dataset_config: OptionalName = setting("Configuration of a Hub dataset, or sheet of a workbook.", None, DATA)
+    dataset_split: Name = setting("Split of a Hub dataset or a datasets folder.", "train", DATA)
+    max_rows: OptionalInt = setting("Audit only the first N rows.", None, DATA, ge=1)
+    dtype: Dtype = setting(_DTYPE, "auto", MEMORY)
+    overwrite_output_dir: bool = setting("Replace the audit in output_dir.", False, SAVING)
+
+    @model_validator(mode="after")
+    def _names_rows(self) -> Self:
+        given = {"dataset_config", "dataset_split"} & self.model_fields_set
+        if given and not self.data_path:
+            raise ValueError(f"--{min(given)} is about data_path, which is not given; leave it out")
+        if self.template is not None and not self.data_path:
+            raise ValueError("--template is for rows of data_path; those of the run are read by its own")
         return self
 
 

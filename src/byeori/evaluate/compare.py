@@ -85,7 +85,7 @@ def compare_rows(
             generate.answer_side(
                 open_engine, shot_prompts, sampling, "base", journal, on_progress, name=baselines.FEW_SHOTS
             )
-    items = [_inputs(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
+    items = [texts_of(*pair, encoding.template) for pair in zip(rows, asked, strict=True)]
     if row_kind.sides == preference.SIDES:
         for pair, item in zip(rows, items, strict=True):
             rejected = preference.side_row(pair, "rejected", encoding.template)
@@ -152,6 +152,28 @@ def losses_of(
     return metrics.summarise({"loss": losses["base"]}, {"loss": losses["tuned"]}, names=["loss"])
 
 
+def row_losses(
+    open_engine: generate.OpenEngine,
+    examples: Sequence[list[Example]],
+    names: Sequence[str],
+    journal: Journal,
+    progress: Callable[[str], AbstractContextManager[Callable[[int, int], None]]],
+) -> dict[Side, list[float]]:
+    """Return the loss of each row with both models: nats a token of its answer, of a pair -log sigmoid(margin)."""
+    for side in SIDES:
+        with progress(f"Losses of the {side} model") as on_progress:
+            _losses(open_engine, examples, side, journal, on_progress, names)
+    found = {side: [journal.items[f"{side} {row} logprobs"] for row in range(len(examples))] for side in SIDES}
+    return {side: list(map(_loss, logprobs)) for side, logprobs in found.items()}
+
+
+def _loss(logprobs: list[list[float]]) -> float:
+    if len(logprobs) == 1:
+        return -logprobs[0][1]
+    margin = logprobs[0][0] - logprobs[1][0]
+    return max(0.0, -margin) + math.log1p(math.exp(-abs(margin)))
+
+
 def _losses(
     open_engine: generate.OpenEngine,
     examples: Sequence[list[Example]],
@@ -186,7 +208,7 @@ def _losses(
         on_progress(done, len(examples))
 
 
-def _inputs(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
+def texts_of(row: Mapping[str, Any], asked: Mapping[str, Any], template: Template | None) -> dict[str, Any]:
     """Return the columns of a row, its prompt, the texts in it that are the row's own, and its reference.
 
     asked: the row with the reference as its answer.
