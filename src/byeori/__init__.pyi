@@ -72,7 +72,7 @@ def audit(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     overwrite_output_dir: bool = False,
 ) -> AuditResult:
-    """Find rows that are wrong, useless or repeated, with what a trained adapter knows about them.
+    """Find wrong, useless and repeated rows, with what a trained adapter knows of them.
 
     Args:
         adapter: Adapter whose training rows to audit: a folder or a Hub id.

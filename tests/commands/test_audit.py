@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import byeori
 from byeori import cli
 from byeori.errors import CheckpointError, ConfigError, DataError
+from byeori.support import language
 from tiny_models import byte_level_tokenizer, short_sft, tiny_llama
 
 ANSWERS = {"x": "A", "y": "B", "z": "C"}  # a question's last letter decides
@@ -82,6 +85,36 @@ def test_the_rows_of_the_run_are_audited_with_the_losses_of_compare(
     for side in ("base", "tuned"):
         assert found[f"{side}_loss"] == pytest.approx(compared.metrics[side]["loss"], abs=1e-3)
     assert len(said.splitlines()) < 24
+
+
+def test_pairs_are_audited_by_the_loss_of_their_margin(tiny_model: Path, tmp_path: Path) -> None:
+    pairs = [
+        {"question": f"{row} 구청은 {word}을 지었나", "chosen": f"{word}을 지었다", "rejected": "아니다"}
+        for row, word in enumerate(["도서관", "공원", "수영장", "학교", "병원", "시장", "극장", "역", "다리"])
+    ]
+    rows = write(tmp_path / "pairs.jsonl", pairs)
+    adapter = tmp_path / "adapter"
+    given: dict[str, Any] = {"template": "{question}{answer}", "dtype": "float32", "max_steps": 1}
+    byeori.dpo(base_model=tiny_model, data_path=rows, output_dir=adapter, cutoff_len=512, **given)
+    found = byeori.audit(adapter=adapter, output_dir=tmp_path / "audit", dtype="float32").found
+    report = {"max_new_tokens": 1, "dtype": "float32", "few_shots": 0}
+    byeori.compare(adapter=adapter, data_path=rows, output_dir=tmp_path / "report", **report)
+    lines = (tmp_path / "report" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    for side in ("base", "tuned"):
+        margins = np.array([json.loads(line)[side]["preference_margin"] for line in lines])
+        assert found[f"{side}_loss"] == pytest.approx(float(np.logaddexp(0, -margins).mean()), abs=2e-3)
+
+
+def test_every_line_has_its_korean(learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write(tmp_path / "rows.jsonl", [*made(60, 2), {"question": "1 x", "answer": "C"}, *made(1, 2)])
+    given = [str(learned), str(rows), "--output_dir", str(tmp_path / "a"), "--test", str(rows), "--dtype", "float32"]
+    language.use("ko")
+    try:
+        assert cli.main(["audit", *given]) == 0
+    finally:
+        language.use(None)
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("Los", "Look", "Load"))]
+    assert len(said) > 4 and all(re.search("[가-힣]", line) for line in said), said
 
 
 def test_errors_are_sentences(trained: Path, title_rows: Path, tmp_path: Path) -> None:

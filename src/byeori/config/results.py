@@ -259,7 +259,7 @@ class CompareSettings(GenerationSettings, DataSettings):
 
 
 class AuditSettings(Settings):
-    """byeori audit: find rows that are wrong, useless or repeated, with what a trained adapter knows about them."""
+    """byeori audit: find wrong, useless and repeated rows, with what a trained adapter knows of them."""
 
     inputs: ClassVar[tuple[str, ...]] = ("adapter", "data_path")
 
