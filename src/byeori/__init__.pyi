@@ -364,10 +364,10 @@ def dpo(
     label_smoothing: float = 0.0,
     simpo_gamma: float = 0.5,
 ) -> TrainResult:
-    """Fine-tune a LoRA adapter, or the whole model, to prefer chosen answers to rejected ones.
+    """Fine-tune a LoRA adapter, or the whole model, to prefer chosen to rejected answers.
 
     Args:
-        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        base_model: Base model, or adapter to train further: folder or Hub id.
         data_path: Rows: files, folders, Hub datasets or URLs.
         output_dir: Folder for the adapter, its checkpoints and its logs.
         lora_r: Rank of the adapter.
@@ -390,7 +390,7 @@ def dpo(
         loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
         embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        finetune: What to train.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
             frozen.
         master_weights: How finetune full adds small updates to bfloat16 weights.
@@ -747,7 +747,7 @@ def plan(
         loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
         embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        finetune: What to train.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
             frozen.
         master_weights: How finetune full adds small updates to bfloat16 weights.
@@ -885,7 +885,7 @@ def preview(
     """Show the tokens that training will see; no weights are loaded.
 
     Args:
-        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        base_model: Base model, or adapter to train further: folder or Hub id.
         data_path: Rows: files, folders, Hub datasets or URLs.
         train_turns: Which assistant turns of a conversation to train.
         chat_template: Chat template to use instead of the model's: a Jinja file, or chatml, llama3 or gemma.
@@ -1111,7 +1111,7 @@ def rent(
         loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
         embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        finetune: What to train.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
             frozen.
         master_weights: How finetune full adds small updates to bfloat16 weights.
@@ -1355,7 +1355,7 @@ def sft(
     """Fine-tune a LoRA adapter, or the whole model, on prompts and answers.
 
     Args:
-        base_model: Base model, or adapter to train further: a folder or a Hub id.
+        base_model: Base model, or adapter to train further: folder or Hub id.
         data_path: Rows: files, folders, Hub datasets or URLs.
         output_dir: Folder for the adapter, its checkpoints and its logs.
         lora_r: Rank of the adapter.
@@ -1378,7 +1378,7 @@ def sft(
         loraplus_lr_ratio: Learning rate of B over that of A (LoRA+, arXiv:2402.12354).
         embedding_learning_rate: Peak learning rate of what is trained of embedding and head.
         neftune_noise_alpha: NEFTune noise on the embeddings (arXiv:2310.05914).
-        finetune: What to train: a LoRA adapter, or with full the model's own weights.
+        finetune: What to train.
         train_layers: Layers that finetune full trains, such as last:8, first:4 or 0-3,20-23; everything else stays
             frozen.
         master_weights: How finetune full adds small updates to bfloat16 weights.

@@ -135,7 +135,8 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
         )
     for adapter_config in model.peft_config.values():
         adapter_config.base_model_name_or_path = rope_scaling.origin(adapter_config.base_model_name_or_path)
-    with console.progress(f"Starting the adapter ({settings.lora_init})", shown=processes.main) as on_progress:
+    slow = processes.main and settings.lora_init not in ("default", "gaussian")
+    with console.progress(f"Starting the adapter ({settings.lora_init})", shown=slow) as on_progress:
         lora_start.begin(model, settings.lora_init, settings.use_dora, on_progress)
     broadcast(lora_start.tensors(model), processes)  # singular vectors have no sign of their own
     if tied := adapter.tied_targets(model):

@@ -62,7 +62,7 @@ def sft(settings: SftSettings) -> TrainResult:
 
 
 def dpo(settings: DpoSettings) -> TrainResult:
-    """Fine-tune a LoRA adapter to prefer chosen answers to rejected ones; see DpoSettings for every setting.
+    """Fine-tune a LoRA adapter to prefer chosen to rejected answers; see DpoSettings for every setting.
 
     Raises:
         ByeoriError: if anything is wrong that a person can put right, in one sentence.

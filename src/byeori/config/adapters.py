@@ -7,7 +7,17 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from byeori.config.base import ESSENTIAL, LORA, Names, OptionalFloat, Settings, Tokens, parse_names, setting
+from byeori.config.base import (
+    ESSENTIAL,
+    LORA,
+    OPTIMISATION,
+    Names,
+    OptionalFloat,
+    Settings,
+    Tokens,
+    parse_names,
+    setting,
+)
 from byeori.support.suggestions import nearest
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica")
@@ -105,7 +115,7 @@ class LoraSettings(Settings):
         "Peak learning rate of what is trained of embedding and head. none is learning_rate.", None, LORA, gt=0, le=10
     )
     neftune_noise_alpha: float = setting(
-        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, LORA, ge=0, le=1e6
+        "NEFTune noise on the embeddings (arXiv:2310.05914). 0 is off.", 0.0, OPTIMISATION, ge=0, le=1e6
     )
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ class FullSettings(Settings):
     full_rate: ClassVar[float | None] = None
 
     finetune: Literal["lora", "full"] = setting(
-        "What to train: a LoRA adapter, or with full the model's own weights. The result of full is a whole model.",
+        "What to train. full trains the model's own weights instead of a LoRA adapter; the result is a whole model.",
         "lora",
         ESSENTIAL,
     )

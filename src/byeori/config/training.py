@@ -50,7 +50,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 class ModelSettings(Settings):
     """Which weights, and in which type."""
 
-    base_model: Model = setting("Base model, or adapter to train further: a folder or a Hub id.", ..., ESSENTIAL)
+    base_model: Model = setting("Base model, or adapter to train further: folder or Hub id.", ..., ESSENTIAL)
     revision: OptionalName = setting("Branch, tag or commit of base_model on the Hub.", None, EXPERT)
     dtype: Dtype = setting(
         "Compute type of the weights. auto is bfloat16 on hardware that computes it natively.", "auto", MEMORY
@@ -344,7 +344,7 @@ class SftSettings(TrainSettings):
 
 
 class DpoSettings(TrainSettings):
-    """byeori dpo: fine-tune a LoRA adapter, or the whole model, to prefer chosen answers to rejected ones."""
+    """byeori dpo: fine-tune a LoRA adapter, or the whole model, to prefer chosen to rejected answers."""
 
     full_rate: ClassVar[float | None] = 5e-7
     inputs: ClassVar[tuple[str, ...]] = ("base_model", "data_path")
