@@ -293,7 +293,6 @@ TABLE: dict[str, Private] = {
         "model/wrap.py: find the decoder's layers by their ModuleList",
     ),
     "accelerate.tracking.LOGGER_TYPE_TO_CLASS": Private(trackers, "train/log.py: list the trackers there"),
-    "bitsandbytes.optim.AdamW": Private(paged_optimizer, "train/optim.py: use the new name of the paged optimizer"),
     "peft.tuners.tuners_utils.BaseTunerLayer": Private(
         tuner_layer, "export/merge_check.py: find PEFT's layers by get_base_layer"
     ),
@@ -335,6 +334,7 @@ TABLE: dict[str, Private] = {
 }
 # Public names whose behaviour is relied on beyond their documentation.
 BEHAVIOUR: dict[str, Private] = {
+    "bitsandbytes.optim.AdamW": Private(paged_optimizer, "train/optim.py: use the new name of the paged optimizer"),
     "torch.library.get_kernel": Private(
         lambda: torch.library.get_kernel("aten::mm", "CPU").call_boxed,
         "kernels/bf16_matmul.py: without PyTorch's own kernel, override in Python and call it for other types",

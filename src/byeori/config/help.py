@@ -6,15 +6,12 @@ import os
 import shutil
 import sys
 import unicodedata
-from functools import cache
-from importlib.resources import files
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, shown
 from byeori.config.flags import flags, value_type
-from byeori.support.language import chosen, tr
+from byeori.support.language import catalogue, chosen, tr
 
 _SHORT = 14  # a command with so many settings shows all of them at once
 
@@ -29,16 +26,9 @@ def groups(kind: type[Settings]) -> dict[str, dict[str, FieldInfo]]:
     return out
 
 
-@cache
-def _korean() -> dict[str, dict[str, str]]:
-    text = files("byeori.config").joinpath("korean.yaml").read_text(encoding="utf-8")
-    texts: dict[str, dict[str, str]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return texts
-
-
 def korean(command: str, name: str) -> str:
     """Return what a setting of a command does, in Korean."""
-    texts, name = _korean(), {"json": "json_output", "for": "order"}.get(name, name)
+    texts, name = catalogue("byeori.config"), {"json": "json_output", "for": "order"}.get(name, name)
     return texts.get(command, {}).get(name) or texts["every command"][name]
 
 

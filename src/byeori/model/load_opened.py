@@ -94,7 +94,7 @@ def load_opened(
     """
     from transformers import GenerationConfig
 
-    sources, name = tensors(folder, config), config._name_or_path
+    sources, name = tensors(folder, config), config.name_or_path
     del config.quantization_config
     with torch.device("meta"):
         kind = type(auto_class(config).from_config(config, dtype=dtype, trust_remote_code=trust_remote_code))
@@ -107,5 +107,5 @@ def load_opened(
         generation_config=GenerationConfig.from_pretrained(folder) if generation else None,
         output_loading_info=True,
     )
-    model.config._name_or_path = model.name_or_path = name
+    model.config.name_or_path = model.name_or_path = name
     return model, info

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from byeori.config import Settings, choices
 from byeori.config.base import ESSENTIAL, is_list
 from byeori.config.flags import flags, value_type
-from byeori.config.help import groups
+from byeori.config.help import groups, korean
 from byeori.support import language
 from byeori.support.yaml_files import yaml_text
 
@@ -123,16 +119,8 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-@functools.cache
-def _korean() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(resources.files("byeori.config").joinpath("korean.yaml").read_text("utf-8"))
-    return loaded
-
-
 def about(command: str, kind: type[Settings], name: str) -> str:
     """Return what a setting does."""
     if language.chosen() == "en":
         return str(flags(kind)[name].description)
-    inner = {"json": "json_output", "for": "order"}.get(name, name)
-    texts = _korean()
-    return str(texts.get(command, {}).get(inner) or texts["every command"].get(inner, ""))
+    return korean(command, name)

@@ -86,7 +86,7 @@ def translated(text: str) -> str:
 
 
 def _found(sentence: str) -> str:
-    known = _sections()["sentences"]
+    known = catalogue("byeori.support")["sentences"]
     if sentence in known and "{" not in sentence:
         return known[sentence]
     for pieces, pattern, korean in _patterns():
@@ -177,8 +177,9 @@ def _latin(word: str) -> str:
 
 
 @cache
-def _sections() -> dict[str, dict[str, str]]:
-    text = files("byeori.support").joinpath("korean.yaml").read_text(encoding="utf-8")
+def catalogue(package: str) -> dict[str, dict[str, str]]:
+    """Return the sections of a package's korean.yaml."""
+    text = files(package).joinpath("korean.yaml").read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)  # in C, ten times as fast
     sections: dict[str, dict[str, str]] = loader.get_single_data()
     return sections
@@ -186,14 +187,14 @@ def _sections() -> dict[str, dict[str, str]]:
 
 @cache
 def _messages() -> dict[str, str]:
-    return {english: korean for section in _sections().values() for english, korean in section.items()}
+    return {english: korean for section in catalogue("byeori.support").values() for english, korean in section.items()}
 
 
 @cache
 def _patterns() -> list[tuple[list[str], str, str]]:
     """The sentences with values: what stands between the values, a pattern, the Korean; the longest first."""
     out = []
-    for english, korean in sorted(_sections()["sentences"].items(), key=lambda item: -len(item[0])):
+    for english, korean in sorted(catalogue("byeori.support")["sentences"].items(), key=lambda item: -len(item[0])):
         parts = list(Formatter().parse(english))
         if all(name is None for _, name, _, _ in parts):
             continue
