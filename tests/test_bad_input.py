@@ -540,7 +540,7 @@ def test_base_that_has_gone(fails: Fails, damaged: Path, title_rows: Path, tmp_p
 
 def test_compare_needs_an_adapter(fails: Fails, tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
     said = fails("compare", tiny_model, f"--data_path={title_rows}", f"--output_dir={tmp_path / 'o'}")
-    assert "is not an adapter" in said
+    assert "is a whole model that does not record what it began from; name that with --base_model" in said
 
 
 def test_base_for_a_whole_model(fails: Fails, tiny_model: Path) -> None:

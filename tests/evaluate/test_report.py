@@ -116,7 +116,7 @@ def test_three_hundred_rows() -> None:
     assert "chrF rose in 300," in html
 
 
-@pytest.mark.parametrize("length", [5, 300, 20_000])
+@pytest.mark.parametrize("length", [5, 300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_page_of_a_hundred_rows_stays_under_300_kb(length: int) -> None:
     """However long the texts; markup counts, and Hangul takes three bytes."""
     rows = [item("본문 " * length, f"제목 {i} " * 8, "답 " * length, "제목 " * length) for i in range(100)]

@@ -365,7 +365,7 @@ def edit(path: Path, change: Any) -> None:
 
 
 def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
-    rejects(tmp_path, base, base, "is not an adapter: it has no adapter_config.json")
+    rejects(tmp_path, base, base, "is a whole model already; generate, export, serve and publish take it as it is")
     rejects(tmp_path, base, tmp_path / "nothing", "there is no folder")
     (adapter / "adapter_config.json").write_text("{")
     rejects(tmp_path, base, adapter, "adapter_config.json is damaged")

@@ -120,7 +120,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("language", ["en", pytest.param("ko", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "ko"])
 def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -> None:
     words = {"en": ("done", "Resume", "Judged better"), "ko": ("완료", "이어서 학습", "더 낫다고")}[language]
     with server(folder) as address:

@@ -41,7 +41,7 @@ class Run:
 
 
 def run(folder: Path, *, sharded: bool = False, **values: Any) -> Run:
-    job: Any = SimpleNamespace(output_dir=folder, processes=SimpleNamespace(sharded=sharded))
+    job: Any = SimpleNamespace(output_dir=folder, processes=SimpleNamespace(sharded=sharded, main=True))
     progress, saved, said = Progress(**values), Saved(), []
     checkpoints: Any = saved
     return Run(progress, saved, said, Recovery(job, progress, checkpoints, said.append))
