@@ -31,7 +31,7 @@ def done(client: TestClient, command: str) -> jobs.Job:
 def test_it_compares_and_shows_the_report(page: TestClient, tmp_path: Path) -> None:
     html = page.get("/compare").text
     command, settings = meant(html)
-    assert command == "compare" and settings.adapter == "tuned" and settings.data_path == ["my test rows.jsonl"]
+    assert command == "compare" and settings.adapter == ["tuned"] and settings.data_path == ["my test rows.jsonl"]
     given = {
         "adapter": "tuned",
         "data_path": "my test rows.jsonl",
