@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from selenium.webdriver import Chrome
+
 from browser import WIDTHS, browser, resize
 
 SCREENS = {
@@ -69,12 +71,12 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def save(window: object, width: int, tall: int, path: Path) -> None:
+def save(window: Chrome, width: int, tall: int, path: Path) -> None:
     """Save what the window shows, compressed."""
     from PIL import Image
 
     clip = {"x": 0, "y": 0, "width": width, "height": tall, "scale": 1}
-    shot = window.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})  # type: ignore[attr-defined]
+    shot = window.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
     Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB").save(path, quality=60, method=6)
 
 

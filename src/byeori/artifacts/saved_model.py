@@ -241,7 +241,7 @@ def with_adapter(model: Any, saved: SavedModel, *, trainable: bool = False) -> A
 def _check_finite(saved: SavedModel) -> None:
     """Raise for an adapter of a run that broke: its answers would be noise, and its losses left out of means."""
     with safe_open(saved.folder / ADAPTER, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (no mapping)
+        for name in file.offset_keys():
             if not file.get_tensor(name).isfinite().all():
                 raise ModelError(
                     f"the adapter {saved.name} is broken: {name} holds NaN or infinity; use an earlier checkpoint of "

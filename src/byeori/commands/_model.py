@@ -96,7 +96,7 @@ def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
 
 
 def write_beside(folder: Path, settings: TrainSettings, start: StartingModel, device: torch.device) -> None:
-    """Write what stands beside the weights of a whole model: its config, its license, the tokens that end an answer."""
+    """Write the files that belong beside a full model's weights: config, license, and the tokens that end an answer."""
     dtype = str(load.resolve_dtype(settings.dtype, device)).removeprefix("torch.")
     model_files.copy_beside(load.local_folder(start.base, start.revision), folder, dtype=dtype)
     stop_tokens.record(folder)

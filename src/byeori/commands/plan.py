@@ -226,7 +226,7 @@ def _notes(training: TrainSettings) -> list[str]:
     if training.dtype == "float32":
         notes.append("float32: no speed is predicted")
     if training.optim.startswith("paged"):
-        notes.append("paged optimizer states are counted on the GPU; they move to the CPU's memory when it is full")
+        notes.append("paged optimizer states count as GPU memory; they move to the CPU's memory if the GPU runs out")
     if training.compile == "on":
         notes.append("compiled layers need less memory than is shown here")
     if training.nproc is not None:

@@ -152,10 +152,10 @@ def length_bias(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     pairs = []
     for item in rows:
-        margins = [finite((item.get(side) or {}).get("preference_margin")) for side in ("base", "tuned")]
+        base, tuned = (finite((item.get(side) or {}).get("preference_margin")) for side in ("base", "tuned"))
         longer = len(str(item["reference"])) - len(str(item.get("rejected") or ""))
-        if None not in margins and item.get("rejected") is not None and longer:
-            pairs.append((longer, margins[1] - margins[0]))  # type: ignore[operator]
+        if base is not None and tuned is not None and item.get("rejected") is not None and longer:
+            pairs.append((longer, tuned - base))
     if len(pairs) < FEWEST_ROWS:
         return []
     chosen = sum(longer > 0 for longer, _ in pairs)

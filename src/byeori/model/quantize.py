@@ -62,7 +62,7 @@ def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
 
 def reads_weight(parent: Any, name: str) -> bool:
     """Return whether a module's code computes with the weight of a layer inside it, past the layer's own forward."""
-    source = _source(type(parent))  # type: ignore[arg-type]  # mypy does not know that types are hashable
+    source = _source(parent.__class__)
     return re.search(rf"\bself\.{name}\.weight(?!\.(dtype|device|shape))", source) is not None
 
 

@@ -61,7 +61,7 @@ def sharing_note(config: Any) -> str | None:
         model = skeleton.frozen_model(skeleton.with_layers(config, layers), torch.bfloat16, "meta")
         if not forward.use_forest_attention(model):
             return "Rows of this model are computed one at a time, since its attention cannot be replaced"
-    except Exception:  # a run says what is wrong with it
+    except ModelError:  # a run says what is wrong with it
         return None
     note = state_layers.note(model)
     return note and re.sub(r"^\d+ layers", "Layers of this model", note)

@@ -15,7 +15,7 @@ from byeori.artifacts import saved_model
 from byeori.data.tokenize import Encoding, encode_prompt
 from byeori.distributed.processes import init_processes
 from byeori.errors import ByeoriError
-from byeori.evaluate.engines.base import Answer, Sampling
+from byeori.evaluate.engines.base import Answer, Sampling, Side
 from byeori.evaluate.engines.plain import Plain
 from byeori.studio import questions
 from byeori.studio.questions import Question
@@ -59,21 +59,27 @@ def _answer(question: Question, engine: Plain, encoding: Encoding, max_length: i
         prompt = encode_prompt(row, encoding)
         sampling = Sampling(max_length=max_length, **question.sampling)
         for side in question.sides:
-            began, answers = time.monotonic(), list[Answer]()
-            path = question.folder / f"{question.name}-{side}.txt"
-            with path.open("w", encoding="utf-8") as file:
-
-                def emit(text: str, file: Any = file) -> None:
-                    file.write(text)
-                    file.flush()
-
-                engine.answers({0: prompt}, sampling, side, lambda _, answer: answers.append(answer), emit)  # type: ignore[arg-type]  # noqa: B023
-            atomic_files.write(path, answers[0].text)
-            facts = {"tokens": answers[0].tokens, "stopped": answers[0].stopped}
+            began = time.monotonic()
+            answer = _stream(engine, prompt, sampling, side, question.folder / f"{question.name}-{side}.txt")
+            facts = {"tokens": answer.tokens, "stopped": answer.stopped}
             found[side] = facts | {"seconds": round(time.monotonic() - began, 2)}
     except ByeoriError as error:
         found["error"] = sentence(error)
     atomic_files.write(question.folder / f"{question.name}-done.json", json.dumps(found))
+
+
+def _stream(engine: Plain, prompt: list[int], sampling: Sampling, side: Side, path: Path) -> Answer:
+    """Return the answer of one side; its text is in the file while it is generated, piece by piece."""
+    answers: dict[int, Answer] = {}
+    with path.open("w", encoding="utf-8") as file:
+
+        def emit(text: str) -> None:
+            file.write(text)
+            file.flush()
+
+        engine.answers({0: prompt}, sampling, side, answers.__setitem__, emit)
+    atomic_files.write(path, answers[0].text)
+    return answers[0]
 
 
 if __name__ == "__main__":

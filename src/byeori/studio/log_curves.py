@@ -51,7 +51,10 @@ class Series:
 
 
 class Log:
-    """What is kept of one train_log.jsonl. last: the newest line of a step. version: changes with every new line."""
+    """The curves of one train_log.jsonl, read as it grows.
+
+    last: the newest step's line. version: changes whenever a line is read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

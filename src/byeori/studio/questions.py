@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.evaluate.engines.base import Side
 from byeori.studio.workspace import Workspace
 from byeori.support import atomic_files
 
@@ -31,7 +32,7 @@ class Question:
     conversation: int
     asked: dict[str, str] | list[dict[str, str]]
     sampling: dict[str, Any]
-    sides: list[str]
+    sides: list[Side]
     blind: bool = False
     judged: str = ""
 
@@ -95,7 +96,7 @@ def ask(
     folder: Path,
     asked: dict[str, str] | list[dict[str, str]],
     sampling: dict[str, Any],
-    sides: list[str],
+    sides: list[Side],
     *,
     blind: bool,
 ) -> Question:

@@ -20,6 +20,7 @@ from byeori.data import template as templates
 from byeori.data.template import Template
 from byeori.errors import ConfigError
 from byeori.evaluate.chat import pair
+from byeori.evaluate.engines.base import Side
 from byeori.evaluate.generate import json_line
 from byeori.studio import answering, jobs, pages, questions, settings_text
 from byeori.studio.jobs import Job
@@ -177,7 +178,7 @@ def ask(request: Request, form: FormData) -> Response:
     asked = messages_or_columns(place, template, form)
     space.save_draft("try", draft | {"model": name, "blind": bool(form.get("blind"))})
     _start(space, name, place)
-    sides = ["base", "tuned"] if _is_adapter(folder) else ["tuned"]
+    sides: list[Side] = ["base", "tuned"] if _is_adapter(folder) else ["tuned"]
     questions.ask(place, asked, sampling, sides, blind=bool(form.get("blind")))
     return pages.go(pages.address("try", run=name))
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
-from string import Formatter
+from string import Formatter, ascii_lowercase
 from typing import Any
 
 import yaml
@@ -159,7 +159,7 @@ def _final(word: str) -> str | None:
         return _DIGITS[last]
     if re.match("[A-Z]", last):
         return _LETTERS.get(last, _NONE)
-    return _latin(re.search(r"[a-z]*$", text)[0]) if re.match("[a-z]", last) else None  # type: ignore[index]
+    return _latin(text[len(text.rstrip(ascii_lowercase)) :]) if re.match("[a-z]", last) else None
 
 
 def _latin(word: str) -> str:
