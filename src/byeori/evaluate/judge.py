@@ -46,7 +46,9 @@ Which answer is better: more correct, complete and to the point? Reply with one 
 KEYS = ("BYEORI_JUDGE_KEY", "OPENAI_API_KEY")
 
 _FIELD = re.compile(r"\{(prompt|reference|first|second)\}")
-_VERDICT = re.compile(r"(?<![A-Za-z])(A|B|T|tie)(?![A-Za-z])", re.IGNORECASE)
+# capitals, and no "isn't": in a sentence `a` is an article
+_VERDICT = re.compile(r"(?<![A-Za-z])(?<![A-Za-z]['’])(A|B|T|(?i:tie))(?![A-Za-z])")
+_LETTER = re.compile(r"\W*[abt]\W*")
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0)
 _AT_ONCE = 8
@@ -153,9 +155,9 @@ def judge_items(
 def verdict_in(text: str) -> str | None:
     """Return A, B or T, the last that stands alone in a judge's answer; None if there is none.
 
-    verdict_in("Both are fine, but B is shorter. [[B]]") == "B"
+    verdict_in("B, because it is a shorter one") == "B"; small letters count if they are the whole answer.
     """
-    found = _VERDICT.findall(text)
+    found = _VERDICT.findall(text.upper() if _LETTER.fullmatch(text) else text)
     return found[-1][0].upper() if found else None
 
 
