@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,6 +143,34 @@ def test_a_refusal_is_one_sentence(server: Server, tmp_path: Path) -> None:
     gone = Judge(url="http://127.0.0.1:1/v1", model="m", prompt="", cache=tmp_path)
     with pytest.raises(ConfigError, match=r"does not answer .*; check the address"):
         gone.ask("x")
+
+
+def test_a_key_with_a_line_break_is_used_without_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BYEORI_JUDGE_KEY", "secret\n")
+    judge_of(server, tmp_path).ask("p|a|b")
+    assert server.keys == ["Bearer secret"]
+    monkeypatch.setenv("BYEORI_JUDGE_KEY", "secret\nmore")
+    with pytest.raises(ConfigError, match="holds characters that no key has") as refused:
+        judge_of(server, tmp_path).ask("p|a|c")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_what_speaks_no_http_is_one_sentence(said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(said)
+
+    monkeypatch.setattr(judging, "_WAITS", (0.0,))
+    with socketserver.TCPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        judge = Judge(url=f"http://127.0.0.1:{other.server_address[1]}/v1", model="m", prompt="", cache=tmp_path)
+        with pytest.raises(ConfigError, match=r"does not answer .*; check the address"):
+            judge.ask("x")
+        other.shutdown()
 
 
 def test_a_comparison_with_a_judge(

@@ -10,6 +10,7 @@ the same again costs nothing. The key comes from the environment (BYEORI_JUDGE_K
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -184,7 +185,9 @@ def _posted(url: str, body: Mapping[str, Any]) -> Any:
         ConfigError: if it does not answer, or refuses.
     """
     shown = redacted(url)
-    key = next((value for name in KEYS if (value := os.environ.get(name))), None)
+    key = next((value for name in KEYS if (value := os.environ.get(name, "").strip())), None)
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the judge's key in {' or '.join(KEYS)} holds characters that no key has; copy it again")
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     for wait in (*_WAITS, None):
@@ -198,7 +201,7 @@ def _posted(url: str, body: Mapping[str, Any]) -> Any:
                 advice = f"; set {KEYS[0]} to your key" if error.code in (401, 403) else ""
                 raise ConfigError(f"--judge {shown} answered {reason}: {said}{advice}") from None
             wait = max(wait, float(asked)) if asked.isdigit() and float(asked) <= _TIMEOUT else wait
-        except (OSError, ValueError) as error:  # no connection, or an answer that is no JSON
+        except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, no HTTP, or no JSON
             if wait is None:
                 raise ConfigError(
                     f"--judge {shown} does not answer ({one_line(str(error), 160)}); check the address"
