@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from byeori.studio.log_curves import Log, Series, log_of
+from byeori.studio.log_curves import CURVES, Log, Series, log_of
+from byeori.studio.train import CHARTS
 
 
 def line(step: int, **more: object) -> str:
@@ -73,6 +74,14 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     log = Log(path).update()
     assert log.lines == 100_000 and len(log.series) <= 48
     assert max(len(series.buckets) for series in log.series.values()) <= 512
+
+
+def test_what_the_charts_draw_is_read_and_nothing_else(tmp_path: Path) -> None:
+    assert {key for _, keys, _ in CHARTS for key in keys} == set(CURVES)
+    path = tmp_path / "train_log.jsonl"
+    path.write_text(line(1, **dict.fromkeys(CURVES, 2.0), rows=8, grad_norm=1.0), encoding="utf-8")
+    series = Log(path).update().series
+    assert set(series) == set(CURVES) and series["speed"].points() == [(1.0, 200.0)]
 
 
 def test_answers_at_the_last_evaluation(tmp_path: Path) -> None:

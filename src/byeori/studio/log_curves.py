@@ -15,7 +15,18 @@ from typing import Any
 
 _BUCKETS = 512  # of a curve; neighbours are joined when there are more
 _MOST_LOGS = 64  # that are kept in memory
-_MOST_KEYS = 48  # numbers of a line that are kept as curves
+# numbers of a line that are kept as curves: those that the charts draw
+CURVES = (
+    "loss",
+    "eval_loss",
+    "accuracy",
+    "eval_accuracy",
+    "margin",
+    "eval_margin",
+    "learning_rate",
+    "speed",
+    "peak_memory_bytes",
+)
 _MOST_SAMPLES = 10
 _CHUNK = 1 << 20
 
@@ -117,11 +128,11 @@ class Log:
             self.recent = seconds if not self.recent else 0.9 * self.recent + 0.1 * seconds
             if seconds:
                 line = line | {"speed": (_number(line.get("tokens")) or 0.0) / seconds}
-        for name, value in line.items():
-            number = _number(value)
-            if name == "step" or number is None or (name not in self.series and len(self.series) >= _MOST_KEYS):
-                continue
-            self.series.setdefault(name, Series()).add(step, number)
+        for name in CURVES:
+            if name in line and (number := _number(line[name])) is not None:
+                if name not in self.series:
+                    self.series[name] = Series()
+                self.series[name].add(step, number)
 
 
 def _number(value: object) -> float | None:
