@@ -22,9 +22,9 @@ def page(trained: Path, title_rows: Path, tmp_path: Path) -> Iterator[TestClient
         yield client
 
 
-def done(client: TestClient, command: str) -> jobs.Job:
+def done(client: TestClient, command: str, state: str = "done") -> jobs.Job:
     job = wait_for(lambda: (job := jobs.latest(client.app.state.workspace, command)) and job.state != "running" and job)
-    assert job.state == "done", job.tail()
+    assert job.state == state, job.tail()
     return job
 
 
@@ -55,6 +55,11 @@ def test_it_compares_and_shows_the_report(page: TestClient, tmp_path: Path) -> N
     done(page, "compare")
     html = page.get("/compare").text
     assert html.count("compare?report=report-") == 2  # against each other
+    page.post("/compare-start", data=given | {"max_rows": "3", "fail_unless": "'rows > 1000'"})
+    done(page, "compare", "gate not met")
+    html = page.get("/compare").text
+    assert 'class="state gate not met"' in html and "does not meet --fail-unless: rows" in html
+    assert html.count("compare?report=report-") == 3  # its report is there all the same
 
 
 def test_a_report_of_elsewhere_is_not_shown(page: TestClient) -> None:

@@ -19,7 +19,20 @@ def test_every_text_has_its_korean() -> None:
     used = set(pages.SCREENS.values()) | set(ship.STEPS.values()) | {title for title, _, _ in train.CHARTS}
     used |= {name for command in ("sft", "dpo") for name in plan.presets(command)}
     used |= {name for kind in jobs.COMMANDS.values() for name in groups(kind) if name != "essentials"}
-    used |= {"starting", "running", "done", "stopped", "failed", "killed", "base", "tuned", "tie", "merged", "export"}
+    used |= {
+        "starting",
+        "running",
+        "done",
+        "stopped",
+        "failed",
+        "killed",
+        "gate not met",
+        "base",
+        "tuned",
+        "tie",
+        "merged",
+        "export",
+    }
     used |= {"this machine", "cheapest", "fastest", "smallest"}
     for path in (FOLDER / "templates").glob("*.html"):
         used |= set(re.findall(r'\bt\("((?:[^"\\]|\\.)+)"', path.read_text(encoding="utf-8")))

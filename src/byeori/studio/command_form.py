@@ -78,6 +78,6 @@ def shown(job: Job) -> dict[str, Any]:
         "state": state,
         "tail": tail,
         "result": job.tail("result.txt"),
-        "error": job.error() if state in ("failed", "killed") else "",
+        "error": job.error() if state in ("failed", "killed", "gate not met") else "",
         "version": f"{state}-{len(tail)}",
     }

@@ -23,7 +23,7 @@ from typing import Any
 
 from byeori import config
 from byeori.commands import checks
-from byeori.errors import ConfigError
+from byeori.errors import ConfigError, GateError
 from byeori.studio import settings_text
 from byeori.studio.workspace import Workspace
 from byeori.support import file_lock
@@ -43,7 +43,7 @@ COMMANDS: dict[str, type[config.Settings]] = {
 }
 # The shell outlives the command, whose exit code it writes; Ctrl-C reaches both and ends only the command.
 _SCRIPT = 'cd -- "$1" && shift; trap : INT TERM; "$@"; echo $? >"$job/exit.new"; mv "$job/exit.new" "$job/exit"'
-_STATES = {0: "done", 130: "stopped", 143: "stopped", 137: "killed"}
+_STATES = {0: "done", GateError.exit_code: "gate not met", 130: "stopped", 143: "stopped", 137: "killed"}
 _TAIL = 20_000  # bytes of output that are shown
 _children: list[subprocess.Popen[bytes]] = []  # to be waited for, or they would stay as zombies
 
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """One of running, done, stopped, failed, killed."""
+        """One of running, done, gate not met, stopped, failed, killed."""
         _reap()
         if self.code is None and file_lock.holder(self.folder / "lock") is not None:
             return "running"
