@@ -96,3 +96,16 @@ def test_a_run_beyond_the_models_length(tiny_model: Path, title_rows: Path, tmp_
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
     assert torch.allclose(logits[0], logits[2], atol=1e-4)
     assert not torch.allclose(logits[0], plain, atol=1e-3)
+
+
+def test_an_adapter_trained_further_keeps_its_positions(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Also with another cutoff_len."""
+    limit = json.loads((tiny_model / "config.json").read_text())["max_position_embeddings"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    long = {"cutoff_len": 2 * limit, "rope_scaling": "yarn"}
+    byeori.sft(**settings(tiny_model, title_rows, first, max_steps=1, **long))
+    further = settings(first, title_rows, second, max_steps=1, cutoff_len=limit)
+    byeori.sft(**{name: value for name, value in further.items() if not name.startswith("lora_")})
+    found = [saved_model.find(str(folder)) for folder in (first, second)]
+    assert found[0].base == found[1].base
+    assert found[1].max_length == 2 * limit

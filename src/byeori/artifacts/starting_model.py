@@ -75,7 +75,7 @@ class StartingModel:
 
 
 def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[StartingModel, dict[str, Any]]:
-    """Find the model, and the settings that it decides: cutoff_len, and the shape of an adapter that is there.
+    """Find the model, and the settings that it decides: cutoff_len, rope_factor, and the shape of an adapter.
 
     settings: of training or a preview, by name. given: the names that the user gave, not the defaults.
 
@@ -83,7 +83,7 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
         ModelError, HubError: if there is no model.
         ConfigError: if the user gave a setting that the model cannot have.
     """
-    name, revision = settings["base_model"], settings["revision"]
+    name, revision, cutoff_len = settings["base_model"], settings["revision"], settings["cutoff_len"]
     decided: dict[str, Any] = {}
     rope = rope_scaling.of_settings(settings)
     if is_adapter(name, revision):
@@ -96,6 +96,7 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
         adapter = saved_model.find(name, revision=revision, moved=moved)
         if "lora_r" in settings:
             decided = _adapter_shape(settings, given, adapter.folder)
+        decided |= {key: adapter.settings.get(key) for key in ("rope_scaling", "rope_factor")}
         start = StartingModel(
             base=adapter.base, revision=adapter.revision, adapter=adapter, tokenizer=adapter.tokenizer, notes=[]
         )
@@ -107,12 +108,12 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
         base = name
         if rope is not None:
             base = str(rope_scaling.view(load.local_folder(name, revision), rope, name))
+            decided["rope_factor"] = rope.factor or cutoff_len / (load.positions_limit(config) or cutoff_len)
             revision, config = None, load.load_config(base, trust_remote_code=trusted)
         start = StartingModel(base=base, revision=revision, adapter=None, tokenizer=tokenizer, notes=notes)
         max_length = load.positions_limit(config)
     if tokens := _trained_tokens(settings, start):
         decided["trainable_token_indices"] = [str(token) for token in tokens]
-    cutoff_len = settings["cutoff_len"]
     if max_length is not None and cutoff_len > max_length and "cutoff_len" not in given:
         start.notes.append(f"cutoff_len is {max_length}, the maximum length of {start.base}")
         cutoff_len = decided["cutoff_len"] = max_length

@@ -16,7 +16,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def view(base: Path, rope: Rope | None, name: str) -> Path:
     if rope is None:
         return base
     config = scaled(json_file(base / _CONFIG), rope, name)
-    parts = json.dumps([name, str(base.resolve()), asdict(rope), config], sort_keys=True)
+    parts = json.dumps([name, str(base.resolve()), config], sort_keys=True)
     folder = cache_folder() / "rope" / hashlib.sha256(parts.encode()).hexdigest()[:16] / base.name
     if not (folder / _CONFIG).is_file() or any(not path.exists() for path in folder.iterdir()):
         folder.parent.mkdir(parents=True, exist_ok=True)
