@@ -76,8 +76,9 @@ def test_a_run_beyond_the_models_length(tiny_model: Path, title_rows: Path, tmp_
     with pytest.raises(ConfigError, match="or train longer rows with --rope_scaling yarn"):
         byeori.sft(**settings(tiny_model, title_rows, tmp_path / "short", **long))
     output = tmp_path / "out"
-    byeori.sft(**settings(tiny_model, title_rows, output, **long, rope_scaling="yarn"))
+    byeori.sft(**settings(tiny_model, title_rows, output, **long, rope_scaling="yarn", revision="v1"))
     adapter = json.loads((output / "adapter_config.json").read_text())
+    assert adapter["revision"] == "v1"
     record = json.loads((output / "byeori_base.json").read_text())
     assert adapter["base_model_name_or_path"] == record["base_model"] == str(tiny_model)
     byeori.merge(peft_model_path=str(output), output_dir=str(tmp_path / "merged"))

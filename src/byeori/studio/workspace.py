@@ -72,8 +72,8 @@ class Workspace:
             what, value = metavar(field), values.get(name)
             texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
             for text in texts:
-                if name in ("template", "chat_template") and text not in template.shipped():
-                    if "\n" not in text and Path(text).is_file():
+                if name in ("template", "chat_template"):
+                    if template.is_file(text):
                         self.inside(text)
                 elif what in ("PATH", "MODEL"):
                     self._check(name, text, model=what == "MODEL")
