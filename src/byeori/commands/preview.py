@@ -86,7 +86,8 @@ def preview(settings: PreviewSettings) -> PreviewResult:
     pieces = [previews.pieces(example, how.tokenizer) for example in shown]
     findings = audit.sentences(prepared.audit, cutoff_len=settings.cutoff_len, policy=settings.on_bad_rows)
     served, facts = served_facts(start, how, shown)
-    shares = sharing_note(load.load_config(start.base, revision=start.revision))
+    trusted = settings.trust_remote_code is not None
+    shares = sharing_note(load.load_config(start.base, revision=start.revision, trust_remote_code=trusted))
     words = [*prepared.notes, *facts, *findings, *([shares] if shares else [])]
     if settings.html:
         rows = tokenized.Rows(table=prepared.train)

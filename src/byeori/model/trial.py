@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from byeori.data.tokenize import Example
-from byeori.errors import ModelError
+from byeori.errors import CheckpointError, ModelError
 from byeori.kernels import forest_attention, lora_linear, state_layers
 from byeori.model import adapter, forward, skeleton
 from byeori.model.text_model import text_config
+from byeori.support import atomic_files
+from byeori.support.cache_folder import cache_folder
 
 _VOCABULARY, _LENGTH = 8192, 512
 _LAYERS = 8  # of a hybrid, which has every kind of layer among its first
@@ -55,7 +60,22 @@ def sharing_note(config: Any) -> str | None:
     """Return a sentence on an architecture that does not share every prefix in every layer, as far as its code shows.
 
     Nothing is computed: the first layers are made without numbers. Whether sharing is exact is tried when a run starts.
+    The sentence is kept in the cache, since making the layers imports the model's code, a third of a preview's time.
     """
+    import transformers
+
+    parts = [version("byeori"), transformers.__version__, config.to_json_string(use_diff=False)]
+    kept = cache_folder() / "sharing" / hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    with suppress(OSError):
+        return kept.read_text(encoding="utf-8") or None
+    note = _sharing_note(config)
+    with suppress(OSError, CheckpointError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        atomic_files.write(kept, note or "")
+    return note
+
+
+def _sharing_note(config: Any) -> str | None:
     layers = min(_LAYERS, getattr(text_config(config), "num_hidden_layers", _LAYERS))
     try:
         model = skeleton.frozen_model(skeleton.with_layers(config, layers), torch.bfloat16, "meta")
