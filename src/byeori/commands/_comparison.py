@@ -90,7 +90,7 @@ def prepare(settings: CompareSettings, shared: _engine.SharedBase | None = None)
     check_prompts(prompts, sampling)
     trained = _trained.rows_of(saved)
     shots = trained.shots(table, settings.few_shots, settings.seed) if trained else []
-    shot_prompts = comparison.shot_prompts(rows, shots, encoding, row_kind, sampling)
+    shot_prompts = comparison.shot_prompts(rows, prompts, shots, encoding, row_kind, sampling)
     general = _retention.general_rows(settings.retention, saved, settings.on_bad_rows)
     every = [*examples, *general.examples]
     tokens = [prompts, token_ids(every)]

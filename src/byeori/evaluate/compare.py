@@ -115,6 +115,7 @@ def examples_of(
 
 def shot_prompts(
     rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Sequence[int]],
     shots: Sequence[Mapping[str, Any]],
     encoding: Encoding,
     row_kind: RowKind,
@@ -124,12 +125,12 @@ def shot_prompts(
     asked = [row_kind.asked(row, encoding.template) for row in rows]
     for count in range(len(shots), 0, -1):
         try:
-            prompts = [encode_with_shots(row, shots[:count], encoding) for row in asked]
+            found = encode_with_shots(asked, prompts, shots[:count], encoding)
         except TemplateError as error:  # a chat template that allows no further turns
             say(f"The base model is not measured with examples in its prompt: {error}")
             return []
-        if all(sampling.new_tokens(prompt) == sampling.max_new_tokens for prompt in prompts):
-            return prompts
+        if all(sampling.new_tokens(prompt) == sampling.max_new_tokens for prompt in found):
+            return found
     if shots:
         say("The base model is not measured with examples in its prompt: they do not fit into its maximum length")
     return []
@@ -283,7 +284,8 @@ def summarise(
     result = paired(items, measures)
     simple = baselines.of_items(items, trained_answers)
     result["baselines"] = baselines.measure(items, simple, measures)
-    unseen = [item for row, item in enumerate(items) if row not in set(trained_rows)]
+    known = set(trained_rows)
+    unseen = [item for row, item in enumerate(items) if row not in known]
     enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
     others = paired(unseen, measures) if enough else None
     result["findings"] = findings.find(items, result, trained_rows, others)
