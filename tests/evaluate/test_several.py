@@ -205,12 +205,15 @@ def test_a_stopped_comparison_of_runs_continues(
 def test_the_gate_reads_the_numbers_of_each_run(trained: Path, other: Path, title_rows: Path, tmp_path: Path) -> None:
     given = {"max_rows": 6, "max_new_tokens": 4}
     met = [f"{trained.name}.loss.low > -1000", f"{other.name}.chrf.base >= 0", "rows == 6"]
+    met += [f"{name}.lead.copy.chrf.low > -1000" for name in (trained.name, other.name)]
     run([trained, other], title_rows, tmp_path / "met", fail_unless=met, **given)
     with pytest.raises(GateError, match=rf"{other.name}\.loss\.mean > 1000"):
         run([trained, other], title_rows, tmp_path / "b", fail_unless=f"{other.name}.loss.mean > 1000", **given)
     assert (tmp_path / "b" / layout.REPORT).is_file()
     with pytest.raises(byeori.ConfigError, match=r"there is no measure 'othr\.chrf'"):
         run([trained, other], title_rows, tmp_path / "c", fail_unless="othr.chrf.low > 0")
+    with pytest.raises(byeori.ConfigError, match=r"there is no measure 'othr\.chrf'"):
+        run([trained, other], title_rows, tmp_path / "c", fail_unless="othr.lead.copy.chrf.low > 0")
 
 
 def test_what_cannot_be_compared_or_combined(

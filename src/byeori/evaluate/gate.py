@@ -1,7 +1,7 @@
 """Conditions that a comparison must meet: `--fail-unless 'chrf.low > 0'` -> pass, or exit code 3 and one sentence.
 
     condition   NAME.PART OPERATOR NUMBER     chrf.low > 0 · retention.loss.high < 0.05 · label.tuned >= 90
-    NAME        a measure; retention.NAME; lead.BASELINE.NAME, what the tuned model has over a baseline
+    NAME        a measure; retention.NAME; lead.BASELINE.NAME, what the tuned model has over a baseline; RUN.NAME
     PART        low, mean, high: of tuned - base with its 95% interval; base, tuned: the means of the models
     also        doubts == 0: reasons why a gain may say nothing about the task; rows >= 40
 
@@ -22,8 +22,9 @@ from byeori.support.suggestions import nearest
 
 PARTS = ("low", "mean", "high", "base", "tuned")
 COUNTS = ("rows", "doubts")
-LEAD, RETENTION = "lead.", "retention."
+RETENTION = "retention."
 
+_LEAD = re.compile(r"((?:[^:]+\.)?)lead\.([^.]+)\.(.+)")  # `contains:TEXT` may hold anything
 _CONDITION = re.compile(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne,
@@ -61,11 +62,9 @@ def _parse(text: str, names: Sequence[str], baselines: Sequence[str]) -> Conditi
     if path in COUNTS:
         return Condition(text=text, name=path, part="", operator=sign, bound=float(bound))
     name, _, part = path.rpartition(".")
-    bare = name
-    if name.startswith(LEAD):
-        rival, _, bare = name.removeprefix(LEAD).partition(".")
-        if rival not in baselines:
-            raise ConfigError(f"{flag}: there is no baseline {rival!r}{nearest(rival, list(baselines))}")
+    rival, bare = _lead(name)
+    if rival and rival not in baselines:
+        raise ConfigError(f"{flag}: there is no baseline {rival!r}{nearest(rival, list(baselines))}")
     if path in names or part not in PARTS:
         name = path if path in names else name or path
         parts = ", ".join(f"{name}.{known}" for known in PARTS) if name in names else ""
@@ -74,7 +73,7 @@ def _parse(text: str, names: Sequence[str], baselines: Sequence[str]) -> Conditi
         raise ConfigError(f"{flag}: {path!r} is not a number of the comparison{near}; {advice}")
     if bare not in names:
         raise ConfigError(f"{flag}: there is no measure {bare!r}{nearest(bare, names)}; they are {', '.join(names)}")
-    if name.startswith(LEAD) and part not in PARTS[:3]:
+    if rival and part not in PARTS[:3]:
         raise ConfigError(f"{flag}: of a lead there are low, mean and high, and no {part!r}")
     return Condition(text=text, name=name, part=part, operator=sign, bound=float(bound))
 
@@ -105,8 +104,8 @@ def value_of(condition: Condition, metrics: Mapping[str, Any]) -> float | None:
     name, source = condition.name, metrics
     if name.startswith(RETENTION):
         name, source = name.removeprefix(RETENTION), metrics.get("retention") or {}
-    if name.startswith(LEAD):
-        rival, _, name = name.removeprefix(LEAD).partition(".")
+    rival, name = _lead(name)
+    if rival:
         found: Mapping[str, Any] = next(
             (item for item in metrics.get("baselines") or () if item["name"] == rival), {"lead": {}}
         )
@@ -116,6 +115,12 @@ def value_of(condition: Condition, metrics: Mapping[str, Any]) -> float | None:
     if condition.part not in ("base", "tuned"):
         value = (value or {}).get(condition.part)
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _lead(name: str) -> tuple[str, str]:
+    """Return the baseline over which a lead is meant, "" for none, and the measure; a run's name may stand before."""
+    match = _LEAD.fullmatch(name)
+    return (match[2], match[1] + match[3]) if match else ("", name)
 
 
 def _shown(value: float) -> str:

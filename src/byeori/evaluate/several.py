@@ -174,15 +174,19 @@ def for_gate(result: Mapping[str, Any]) -> dict[str, Any]:
     The interval of a run is that of its comparison with base, corrected; that of general rows is its own.
     """
     found: dict[str, Any] = {"rows": result["rows"], "base": {}, "tuned": {}, "difference": {}, "findings": []}
+    leads: dict[str, dict[str, Any]] = {}
     against_base = {pair["second"]: pair["difference"] for pair in result["pairs"] if pair["first"] == BASE}
     for run, of_run in result["runs"].items():
         found["findings"] += of_run["findings"]
+        for rival in of_run["baselines"]:
+            by_run = {f"{run}.{name}": interval for name, interval in rival["lead"].items()}
+            leads[rival["name"]] = leads.get(rival["name"], {}) | by_run
         retention = of_run.get("retention") or {}
         for part in ("base", "tuned", "difference"):
             own = of_run[part] if part != "difference" else of_run[part] | against_base[run]
             general = {f"retention.{name}": value for name, value in (retention.get(part) or {}).items()}
             found[part] |= {f"{run}.{name}": value for name, value in (own | general).items()}
-    return found
+    return found | {"baselines": [{"name": name, "lead": lead} for name, lead in leads.items()]}
 
 
 def _p(value: float) -> str:
