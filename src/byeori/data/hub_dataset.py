@@ -35,8 +35,8 @@ _SPLIT = re.compile(r"(?:^|\+)\s*([^\s+\[(]+)")  # the names in "train[:10%] + t
 _UNREACHABLE = re.compile("Connect|Timeout|Network|Proxy|Offline|LocalEntryNotFound")  # in names of errors
 
 Files = dict[str, list[tuple[str, str, str]]]
-_Address = Annotated[list[str], Field(min_length=3, max_length=3)]  # the same in JSON
 """Split -> (repository, commit, path) of every file."""
+_Address = Annotated[list[str], Field(min_length=3, max_length=3)]  # the same in JSON
 
 
 def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> list[Part]:
