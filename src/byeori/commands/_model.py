@@ -130,7 +130,7 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
             dropout=settings.lora_dropout,
             targets=settings.lora_target_modules,
             seed=settings.seed,
-            revision=start.revision,
+            revision=settings.revision,  # a scaled base is a folder, which has none
             variant=variant,
         )
     for adapter_config in model.peft_config.values():
