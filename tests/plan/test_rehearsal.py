@@ -95,6 +95,18 @@ def test_variants_of_the_adapter(variant: Variant) -> None:
     assert (found.resident["adapters"] < plain.resident["adapters"]) == bool(variant.layers_to_transform)
 
 
+@pytest.mark.parametrize("target", ["layers.9.self_attn.q_proj", r".*layers\.(0|15)\..*q_proj"])
+def test_layers_that_are_adapted_by_their_numbers(target: str) -> None:
+    """Lower models than the whole do not have them, or have them twice."""
+    architecture = rehearsal.architecture(_config("llama", num_hidden_layers=16))
+    adapter = replace(_adapter("llama"), targets=(target,))
+    found, whole = (
+        rehearsal.rehearse(architecture, adapter, _rows(40), dtype=torch.float32, device="cpu", every_layer=every_layer)
+        for every_layer in (False, True)
+    )
+    assert found == whole
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("accumulates", [False, True])
 @pytest.mark.parametrize("objective", [SFT, DPO])

@@ -141,10 +141,16 @@ class Variant:
     def differs_by_layer(self) -> bool:
         """Whether layers of the same kind may have other adapters: a pattern can name a layer by its number."""
         patterns = [name for name, _ in (*self.rank_pattern, *self.alpha_pattern)]
-        return bool(self.layers_to_transform) or any(re.search(r"[^\w.]|\d", name) for name in patterns)
+        names = (*patterns, *self.modules_to_save, *self.target_parameters)
+        return bool(self.layers_to_transform) or any(map(may_name_layers, names))
 
 
 PLAIN = Variant()
+
+
+def may_name_layers(name: str) -> bool:
+    """Return whether an ending of names, or a regular expression, may stand for some layers of a kind only."""
+    return re.search(r"(^|\.)\d|[^\w.-]", name) is not None
 
 
 def attach(

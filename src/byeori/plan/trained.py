@@ -7,7 +7,7 @@ from typing import Any
 
 from byeori.kernels import lora_linear
 from byeori.model import embedding_rows, full, lora_start
-from byeori.model.adapter import PLAIN, Variant, attach
+from byeori.model.adapter import PLAIN, Variant, attach, may_name_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class Adapter:
     @property
     def differs_by_layer(self) -> bool:
         """Whether layers of the same kind are trained in different ways."""
-        return self.variant.differs_by_layer
+        return self.variant.differs_by_layer or any(map(may_name_layers, self.targets))
 
     def put_on(self, base: Any) -> Any:
         """Return the model with its adapter."""
