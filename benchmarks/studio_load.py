@@ -1,9 +1,11 @@
 """How byeori studio holds: `python benchmarks/studio_load.py`.
 
-Twenty clients look at the training screen of a run whose log grows from 100,000 lines on, as browsers do: its live part
-each second with the version that they have seen, and now and then the whole screen. Printed: median and 95th percentile
-of the response times, and the server's memory at the beginning and the end. `--hours 1` writes as many steps as an hour
-of training with one step a second has, within `--seconds`.
+Twenty clients look at the training screen of a run whose log grows from 100,000 lines on, as browsers do: its live
+part each second with the version that they have seen, and now and then the whole screen with all runs over each other.
+In the folder are ten runs and thousands of other files. Printed: median and 95th percentile of the response times, and
+the server's memory at the beginning, in the middle and at the end. `--hours 1` writes as many steps as an hour of
+training with one step a second has, within `--seconds`; `--pause 0.02` asks as often as in that hour, a measure of
+memory, not of response times.
 """
 
 from __future__ import annotations
@@ -29,6 +31,15 @@ def line(step: int) -> str:
     return json.dumps(values | {"target_tokens": 160, "seconds": 1.0, "peak_memory_bytes": 2 << 30}) + "\n"
 
 
+def make_run(folder: Path, lines: int) -> None:
+    folder.mkdir()
+    with (folder / "train_log.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(line(step) for step in range(1, lines + 1))
+    settings = {"base_model": "model", "data_path": ["rows.jsonl"], "output_dir": folder.name, "num_epochs": 3}
+    (folder / "byeori.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+
+
 def memory(process: int) -> float:
     """Return the resident memory of a process in MiB."""
     text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
@@ -38,8 +49,9 @@ def memory(process: int) -> float:
 class Client(threading.Thread):
     """A browser. times: seconds of each response; sizes: bytes."""
 
-    def __init__(self, address: str, stop: threading.Event, pause: float) -> None:
+    def __init__(self, address: str, stop: threading.Event, pause: float, whole: str) -> None:
         super().__init__(daemon=True)
+        self.place = whole
         self.parts, self.stop, self.pause = urlsplit(address), stop, pause
         self.times: list[float] = []
         self.whole: list[float] = []
@@ -53,7 +65,7 @@ class Client(threading.Thread):
         seen = ""
         while not self.stop.is_set():
             whole = random.random() < 0.05
-            place = "/train?run=run" if whole else f"/train-live?run=run&seen={quote(seen)}"
+            place = self.place if whole else f"/train-live?run=run&seen={quote(seen)}"
             began = time.perf_counter()
             connection.request("GET", place, headers=headers)
             answer = connection.getresponse()
@@ -70,20 +82,28 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--lines", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two requests of a client")
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--files", type=int, default=3000, help="beside the runs")
     parser.add_argument("--hours", type=float, default=1.0, help="of training, whose steps are written in --seconds")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "run").mkdir()
+        others = [f"run-{number}" for number in range(1, given.runs)]
+        for name in ("run", *others):
+            make_run(folder / name, given.lines if name == "run" else given.lines // 10)
         log = folder / "run" / "train_log.jsonl"
-        with log.open("w", encoding="utf-8") as file:
-            file.writelines(line(step) for step in range(1, given.lines + 1))
+        for number in range(given.files):
+            place = folder / "files" / f"{number // 100}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
         words = [sys.executable, "-m", "byeori", "studio", str(folder), "--port", "0", "--open_browser", "off"]
         server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert server.stderr is not None
         address = next(found[0] for text in server.stderr if (found := re.search(r"http://\S+", text)))
         stop = threading.Event()
-        clients = [Client(address, stop, pause=1.0) for _ in range(given.clients)]
+        whole_screen = "/train?run=run" + "".join(f"&with={name}" for name in others)
+        clients = [Client(address, stop, given.pause, whole_screen) for _ in range(given.clients)]
         began = time.perf_counter()
         clients[0].start()
         while not clients[0].times and not clients[0].whole:
@@ -115,7 +135,9 @@ def main() -> None:
             print(
                 f"{what}: {len(values)} responses, median {1000 * median:.1f} ms, 95th percentile {1000 * high:.1f} ms"
             )
-    print(f"memory of the server: {before:.0f} MiB, at the end {samples[-1]:.0f} MiB, at most {max(samples):.0f} MiB")
+    middle = samples[len(samples) // 2]
+    print(f"memory of the server in MiB: {before:.0f}, then {middle:.0f}, at the end {samples[-1]:.0f}; ", end="")
+    print(f"at most {max(samples):.0f}")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ WIDTHS = (1280, 390)
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """The address, with its token, of a studio in a process of its own."""
+def server(folder: Path, *more: str) -> Iterator[str]:
+    """The address, with its token, of a studio in a process of its own. more: words of its command."""
     log = folder.parent / f"{folder.name}.log"
     with log.open("w") as file:
-        words = [sys.executable, "-m", "byeori", "studio", str(folder), "--port", "0", "--open_browser", "off"]
+        words = [sys.executable, "-m", "byeori", "studio", str(folder), "--port", "0", "--open_browser", "off", *more]
         process = subprocess.Popen(words, stderr=file, env=os.environ | {"LANG": "C.UTF-8"})
     try:
         found = wait_for(lambda: re.search(r"http://\S+", log.read_text()) or (process.poll() is not None and "ended"))

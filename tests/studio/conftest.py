@@ -1,14 +1,18 @@
-"""What a test's page started ends with the test."""
+"""A page on which rows and a model are chosen; what a test's page started ends with the test."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
+
+from studio_page import studio
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +23,14 @@ def end_of_what_it_started(tmp_path: Path) -> Iterator[None]:
         with suppress(OSError):
             if place.readlink().is_relative_to(tmp_path) and int(place.parent.name) != os.getpid():
                 os.kill(int(place.parent.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def page(tiny_model: Path, title_rows: Path, tmp_path: Path) -> Iterator[TestClient]:
+    """Rows and a tiny model are chosen."""
+    shutil.copy(title_rows, tmp_path / "rows.jsonl")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    with studio(tmp_path) as client:
+        client.post("/data-choose", data={"path": "rows.jsonl"})
+        client.post("/template-model", data={"base_model": "model"})
+        yield client

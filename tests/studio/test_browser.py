@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from browser import CHROMIUM, DRIVER, MISSING, WIDTHS, browser, complaints, resize, server
-from byeori.studio import jobs
+from byeori.studio import jobs, pages
 from byeori.studio.workspace import Workspace
+from proxy import PLACE, proxy
 from studio_page import wait_for
 from tiny_models import SAMPLES
 
@@ -86,7 +91,7 @@ def prepare(folder: Path) -> None:
         (folder / name).write_text("".join(lines[:rows]), encoding="utf-8")
 
 
-def start(road: Road, embedded: Path, steps: int) -> None:
+def start(road: Road, model: str, steps: int) -> None:
     """Rows, template and settings by clicks, and a run."""
     road.go("data")
     road.choose("#path", "titles-ko-train.jsonl")
@@ -95,7 +100,7 @@ def start(road: Road, embedded: Path, steps: int) -> None:
     road.go("template")
     from selenium.webdriver.support.ui import Select
 
-    Select(road.find("#base_model")).select_by_value(str(embedded))
+    Select(road.find("#base_model")).select_by_value(model)
     road.click("form[action='template-model'] button")
     road.wait(lambda: road.window.find_elements("css selector", "#live mark"))
     road.go("plan")
@@ -103,7 +108,6 @@ def start(road: Road, embedded: Path, steps: int) -> None:
     road.click("form[action='plan-keep'] details summary")
     road.type("#f-max_steps", str(steps))
     road.type("#f-batch_size", "2")
-    road.type("#f-save_steps", "1")
     road.click("button[value='train']")
     road.wait(lambda: "run=run-1" in road.window.current_url)
 
@@ -120,30 +124,38 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(2400)
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_from_rows_to_a_gguf_file(language: str, tiny_model: Path, folder: Path) -> None:
+    """A tiny model takes as many steps as last until the page is opened again."""
+    shutil.copytree(tiny_model, folder / "model")
+    walk(language, "model", 400, folder)
+
+
+@pytest.mark.timeout(2400)
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "ko"])
-def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -> None:
-    words = {"en": ("done", "Resume", "Judged better"), "ko": ("완료", "이어서 학습", "더 낫다고")}[language]
+def test_the_embedded_model_goes_the_same_road(language: str, embedded: Path, folder: Path) -> None:
+    walk(language, str(embedded), 10, folder)
+
+
+def walk(language: str, model: str, steps: int, folder: Path) -> None:
+    """From rows to a GGUF file; the page is closed while it trains."""
+    words = {"en": ("running", "done", "Judged better"), "ko": ("실행 중", "완료", "더 낫다고")}[language]
     with server(folder) as address:
         with browser(language) as window:
             road = Road(window, address)
-            start(road, embedded, 10)
-            road.wait(lambda: "10" in road.text("#live") and road.window.find_elements("css selector", "#live svg"))
+            start(road, model, steps)
+            road.wait(lambda: road.window.find_elements("css selector", "#live svg"))
+            assert words[0] in road.text("#live [role=status]")
             before = complaints(window)
-        # the page is closed while it trains
         log = folder / "run-1" / "train_log.jsonl"
         seen = log.read_text(encoding="utf-8").count("\n")
-        wait_for(
-            lambda: (
-                log.read_text(encoding="utf-8").count("\n") > seen
-                or (folder / "run-1" / "adapter_model.safetensors").exists()
-            )
-        )
         with browser(language) as window:
             road = Road(window, address)
+            assert log.read_text(encoding="utf-8").count("\n") > seen  # it went on without a page
             road.go("train?run=run-1")
-            road.wait(lambda: words[0] in road.text("#live [role=status]"), 400)
-            assert log.read_text(encoding="utf-8").count("\n") >= 10
+            road.wait(lambda: words[1] in road.text("#live [role=status]"), 400)
+            assert log.read_text(encoding="utf-8").count("\n") >= steps
             road.go("try?run=run-1")
             road.type("textarea[name='column:document']", "봄꽃이 피었다.")
             road.click("#blind")
@@ -153,6 +165,7 @@ def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -
             road.wait(lambda: road.window.find_elements("css selector", "form[action='try-judge'] button"))
             road.click("form[action='try-judge'] button")
             road.wait(lambda: words[2] in road.text("#live"))
+            road.click("form[action='try-unload'] button")
             road.go("compare?run=run-1")
             road.type("#f-max_new_tokens", "8")
             road.click("form[action='compare-start'] details summary")
@@ -160,8 +173,8 @@ def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -
             road.click("form[action='compare-start'] button.main")
             road.wait(lambda: (folder / "report-1" / "report.html").exists())
             road.go("compare")
-            frame = road.find("iframe")
-            window.switch_to.frame(frame)
+            assert road.window.find_elements("css selector", "#people")  # the thumb
+            window.switch_to.frame(road.find("iframe"))
             assert road.wait(lambda: window.find_elements("css selector", "h1"))
             window.switch_to.default_content()
             road.go("ship?do=merge")
@@ -170,30 +183,122 @@ def test_from_rows_to_a_gguf_file(language: str, embedded: Path, folder: Path) -
             road.go("ship?do=export")
             road.type("#f-check_rows", "2")
             road.click("form[action='ship-export'] button.main")
-            road.wait(lambda: list(folder.glob("export-1/*.gguf")))
+            road.wait(lambda: (folder / "export-1" / "export_report.json").exists())
+            assert list(folder.glob("export-1/*.gguf"))
             assert not [line for line in [*before, *complaints(window)] if "compare-report" not in line]
     assert (folder / "judgements.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-def test_no_screen_is_wider_than_a_phone_or_complains(folder: Path) -> None:
-    """On the narrow screen nothing but tables and the navigation scrolls sideways; no script or style is refused."""
-    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "dpo", folder / "of-dpo")
+@pytest.mark.parametrize(("keeps_path", "keeps_host"), [(False, True), (True, True), (True, False)])
+def test_behind_a_proxy_with_a_path_of_its_own(keeps_path: bool, keeps_host: bool, folder: Path) -> None:
+    """As jupyter-server-proxy (which removes its path, or keeps it under proxy/absolute) and nginx (another host)."""
+    with proxy(keeps_path=keeps_path, keeps_host=keeps_host) as front:
+        more = [*(["--root_path", PLACE] if keeps_path else []), *([] if keeps_host else ["--origin", front.origin])]
+        with server(folder, *more) as address, browser() as window:
+            behind = urlsplit(address)
+            front.behind = int(behind.port or 0)
+            road = Road(window, f"{front.origin}{PLACE}/?{behind.query}")
+            for place, screen in enumerate(pages.SCREENS, 1):
+                road.click(f"nav a[data-key='{place}']")
+                road.wait(lambda: window.execute_script("return document.readyState") == "complete")
+                assert window.current_url.startswith(f"{front.origin}{PLACE}/"), screen
+            road.go("data")
+            road.choose("#path", "titles-ko-train.jsonl")
+            road.click("form[action='data-choose'] button.main")
+            assert "titles-ko-train.jsonl line" in road.text("table.rows")
+            road.click(".where a")  # the other language
+            assert road.wait(lambda: window.current_url.endswith("/data") and "데이터" in road.text("nav"))
+            assert not complaints(window)
+
+
+def test_dark_and_light_by_a_button(folder: Path) -> None:
+    """The choice outlives the page; the other choice follows the system again."""
+    with server(folder) as address, browser() as window:
+        road = Road(window, address)
+        color = "return getComputedStyle(document.body).backgroundColor"
+        resize(window, 1280)
+        light = window.execute_script(color)
+        assert road.text("#look") == "Dark"
+        road.click("#look")
+        dark = window.execute_script(color)
+        assert dark != light and road.text("#look") == "Light"
+        road.go("data")
+        assert window.execute_script(color) == dark
+        resize(window, 1280, dark=True)
+        road.click("#look")
+        assert window.execute_script(color) == light
+        resize(window, 1280)
+        road.click("#look")
+        road.click("#look")
+        assert window.execute_script("return localStorage.length") == 0
+        resize(window, 1280, dark=True)
+        assert window.execute_script(color) == dark
+        assert not complaints(window)
+
+
+SCRIPT = "<script>window.hit = 1</script>\"'><img src=x onerror='window.hit = 1'>"
+FILL = """for (const field of arguments[0].querySelectorAll("input:not([type]), input[inputmode], textarea"))
+    field.value = arguments[1];
+arguments[0].requestSubmit();"""
+
+
+def test_scripts_in_data_and_in_every_text_field_do_not_run(folder: Path) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "sft", folder / SCRIPT.replace("/", ""))
+    row = {"document": SCRIPT, SCRIPT: SCRIPT, "title": SCRIPT}
+    (folder / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     with server(folder) as address, browser() as window:
         road = Road(window, address)
         road.go("data")
+        road.choose("#path", "rows.jsonl")
+        road.click("form[action='data-choose'] button.main")
+        assert "window.hit = 1" in road.text("table.rows")
+        tried = 0
+        for screen in SCREENS:
+            road.go(screen)
+            for number in range(len(window.find_elements("css selector", "form"))):
+                road.go(screen)
+                assert window.execute_script("return window.hit") is None, screen
+                form = window.find_elements("css selector", "form")[number]
+                if form.find_elements("css selector", "input:not([type]), input[inputmode], textarea"):
+                    window.execute_script(FILL, form, SCRIPT)
+                    road.wait(lambda: window.execute_script("return document.readyState") == "complete")
+                    assert window.execute_script("return window.hit") is None, (screen, number)
+                    tried += 1
+        assert tried > 8
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_another_page_reads_and_changes_nothing(name: str, folder: Path) -> None:
+    """A page of another site, and one of the same site (another port), whose requests carry the cookie."""
+    attack = """const done = arguments[1], choose = arguments[0] + "data-choose";
+        const body = new URLSearchParams({other: "titles-ko-test.jsonl"}), credentials = "include";
+        Promise.allSettled([
+            fetch(choose, {method: "POST", mode: "no-cors", credentials, body}),
+            fetch(arguments[0] + "data", {credentials}),
+            fetch(arguments[0] + "data", {credentials, mode: "no-cors"}),
+        ]).then((all) => done(all.map((one) => one.status + (one.value ? one.value.type : ""))));"""
+    form = """document.body.innerHTML = "<form method=post><input name=other value=titles-ko-test.jsonl></form>";
+        document.forms[0].action = arguments[0] + "data-choose"; document.forms[0].submit();"""
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    with server(folder) as address, browser() as window:
+        window.get(address.split("?")[0])
+        assert "needs the address with the token" in window.page_source
+        road = Road(window, address)
+        road.go("data")
+        road.type("#other", "../outside.jsonl")
+        road.click("form[action='data-choose'] button.main")
+        assert "is outside" in road.text("[role=alert]")
         road.choose("#path", "titles-ko-train.jsonl")
         road.click("form[action='data-choose'] button.main")
-        for code in ("en", "ko"):
-            road.go(f"language?code={code}")
-            for width in WIDTHS:
-                resize(window, width)
-                for screen in SCREENS:
-                    road.go(screen)
-                    assert window.execute_script("return document.documentElement.scrollWidth") <= width, (
-                        screen,
-                        width,
-                    )
-        assert not complaints(window)
+        assert road.text("table.rows")
+        window.get(f"http://{name}:{listener.server_port}/")
+        read = window.execute_async_script(attack, road.base)
+        assert read[1] == "rejected" and "basic" not in "".join(read)
+        window.execute_script(form, road.base)
+        road.wait(lambda: "comes from another page" in window.page_source)
+        assert Workspace(folder).draft("train")["data_path"] == ["titles-ko-train.jsonl"]
+    listener.shutdown()
 
 
 def test_keys_and_copies(folder: Path) -> None:
@@ -231,20 +336,38 @@ def axe(folder: Path) -> str:
     return found.read_text(encoding="utf-8")
 
 
-def test_axe_finds_nothing_on_any_screen(folder: Path, tmp_path: Path) -> None:
-    """In both languages, light and wide as well as dark and narrow."""
+LOOKS = [(code, width, dark) for code in ("en", "ko") for width in WIDTHS for dark in (False, True)]
+SHORT = [("en", WIDTHS[0], False), ("ko", WIDTHS[1], True)]
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        pytest.param(SHORT, id="two"),
+        pytest.param([look for look in LOOKS if look not in SHORT], marks=pytest.mark.slow),
+    ],
+)
+def test_axe_finds_nothing_on_any_screen(looks: list[tuple[str, int, bool]], folder: Path, tmp_path: Path) -> None:
+    """In both languages, wide and narrow, light and dark, with runs, thumbs and a report to show."""
     script = axe(tmp_path)
-    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / "dpo", folder / "of-dpo")
+    for name in ("dpo", "sft"):
+        shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0_1" / name, folder / name)
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").write_text("<h1>A report</h1>", encoding="utf-8")
+    numbers = {"rows": 4, "tuned": {"chrf": 30.0}, "difference": {"chrf": {"mean": 1.0, "low": -1.0, "high": 3.0}}}
+    (folder / "report" / "metrics.json").write_text(json.dumps(numbers), encoding="utf-8")
+    line = {"model": "sft", "better": "tuned", "blind": True}
+    (folder / "judgements.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     run = "axe.run(document, {iframes: false}).then(found => arguments[0](found.violations.map(rule => rule.id)))"
     with server(folder) as address, browser() as window:
         road = Road(window, address)
         road.go("data")
         road.choose("#path", "titles-ko-train.jsonl")
         road.click("form[action='data-choose'] button.main")
-        for code, width in (("en", WIDTHS[0]), ("ko", WIDTHS[1])):
+        for code, width, dark in looks:
             road.go(f"language?code={code}")
-            resize(window, width, dark=code == "ko")
-            for screen in SCREENS:
+            resize(window, width, dark=dark)
+            for screen in [*SCREENS, "train?run=dpo&with=sft"]:
                 road.go(screen)
                 window.execute_script(script)
-                assert not window.execute_async_script(run), (screen, width)
+                assert not window.execute_async_script(run), (screen, code, width, dark)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from byeori.studio.log_curves import CURVES, Log, Series, log_of
+from byeori.studio.log_curves import CURVES, Log, Series, last_step, log_of
 from byeori.studio.train import CHARTS
 
 
@@ -18,12 +18,14 @@ def line(step: int, **more: object) -> str:
 
 
 def test_buckets_are_means_of_neighbours() -> None:
-    values = np.random.default_rng(0).normal(size=5000)
-    series = Series()
-    for step, value in enumerate(values, 1):
-        series.add(step, float(value))
+    values = np.random.default_rng(0).normal(size=6000)
+    series, at = Series(), 0
+    for count in [1, 2, 500, 20, *[97] * 50]:  # as they come
+        series.extend(range(at + 1, at + count + 1), values[at : at + count].tolist())
+        at += count
+    values = values[:at]
     assert 256 <= len(series.buckets) <= 512 and series.width == 16
-    expected = [values[at : at + 16].mean() for at in range(0, 5000, 16)]
+    expected = [values[at : at + 16].mean() for at in range(0, len(values), 16)]
     assert np.allclose([value for _, value in series.points()], expected)
     assert series.range() == (values.min(), values.max())
 
@@ -57,13 +59,26 @@ def test_nonsense_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "train_log.jsonl"
     deep = "[" * 5000
     path.write_text(
-        f'{deep}\n[]\n\n"x"\n{{"step": "one"}}\n{{"step": 1, "loss": null, "seconds": NaN}}\n' + line(2),
+        f'{deep}\n[]\n\n"x"\n{{"step": "one"}}\n{{"step": 1, "loss": null, "seconds": NaN}}\n'
+        f'[1\n2]\n{{"step": 1{"0" * 400}}}\n' + line(2),
         encoding="utf-8",
     )
     log = Log(path).update()
     assert log.last["step"] == 2 and len(log.series["loss"].buckets) == 1
     path.unlink()
     assert log.update().lines == 0
+
+
+def test_the_newest_step_is_read_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "train_log.jsonl"
+    assert last_step(path) == {}
+    path.write_text(line(1), encoding="utf-8")
+    assert last_step(path)["step"] == 1
+    long = json.dumps({"step": 7, "samples": [{"answer": "가" * 100_000}]}) + "\n"
+    path.write_text(line(1) + line(2) + long + '{"step": 3, "loss"', encoding="utf-8")
+    assert last_step(path)["step"] == 2
+    path.write_text(long, encoding="utf-8")
+    assert last_step(path) == {}
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
@@ -84,7 +99,7 @@ def test_what_the_charts_draw_is_read_and_nothing_else(tmp_path: Path) -> None:
     assert set(series) == set(CURVES) and series["speed"].points() == [(1.0, 200.0)]
 
 
-def test_answers_at_the_last_evaluation(tmp_path: Path) -> None:
+def test_answers_at_the_last_evaluations(tmp_path: Path) -> None:
     path = tmp_path / "train_log.jsonl"
     answers = [[{"prompt": "하나", "answer": "둘"}], [{"prompt": "셋", "answer": "넷"}] * 20]
     path.write_text(
@@ -93,4 +108,8 @@ def test_answers_at_the_last_evaluation(tmp_path: Path) -> None:
         ),
         encoding="utf-8",
     )
-    assert Log(path).update().samples == answers[1][:10]
+    first, second = Log(path).update().samples
+    assert first == {"step": 0, "answers": answers[0]} and second == {"step": 1, "answers": answers[1][:10]}
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"step": step, "samples": [{"answer": "x"}]}) + "\n" for step in range(9))
+    assert [found["step"] for found in Log(path).update().samples] == [4, 5, 6, 7, 8]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,7 @@ from starlette.testclient import TestClient
 
 from byeori import config
 from byeori.studio import plan
-from studio_page import meant, studio, wait_for
-
-
-@pytest.fixture
-def page(tiny_model: Path, title_rows: Path, tmp_path: Path) -> TestClient:
-    shutil.copy(title_rows, tmp_path / "rows.jsonl")
-    shutil.copytree(tiny_model, tmp_path / "model")
-    with studio(tmp_path) as client:
-        client.post("/data-choose", data={"path": "rows.jsonl"})
-        client.post("/template-model", data={"base_model": "model"})
-        yield client
+from studio_page import meant, wait_for
 
 
 @pytest.mark.parametrize("command", ["sft", "dpo"])

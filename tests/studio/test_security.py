@@ -131,6 +131,75 @@ def test_files_outside_the_folder_are_not_opened(path: str, tmp_path: Path) -> N
         assert "geheim" not in answer.text and "is outside" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("address", "query"),
+    [
+        ("file://{outside}", ""),
+        ("FILE://{outside}", ""),
+        ("local://{outside}", ""),
+        ("file://{outside}:0.5", ""),
+        ("simplecache::file://{outside}", ""),
+        ("https://a.example/x.zip::file://{outside}", ""),
+        ("zip://rows.jsonl::file://{outside}", ""),
+        ("dir://{outside}", ""),
+        ("git://{outside}", ""),
+        ("sqlite:///{outside}", "SELECT * FROM t"),
+        ("sqlite:////../{outside}", "SELECT * FROM t"),
+        ("sqlite+pysqlite:///{outside}?mode=ro", "SELECT * FROM t"),
+        ("sqlite:///file:{outside}?uri=true", "SELECT * FROM t"),
+        ("sqlite:///file:%2F{outside}?uri=true", "SELECT * FROM t"),
+        ("sqlite:///link.db", "SELECT * FROM t"),
+        ("sqlite:///link.db:0.5", "SELECT * FROM t"),
+        ("sqlite:///own.db", "VACUUM INTO '{outside}-copy'"),
+        ("sqlite:///own.db", "ATTACH '{outside}' AS o"),
+        ("duckdb:///:memory:", "SELECT * FROM read_text('{outside}')"),
+        ("duckdb:///own.db", "COPY t TO '{outside}-copy'"),
+    ],
+)
+def test_addresses_lead_to_no_file_outside(address: str, query: str, tmp_path: Path) -> None:
+    """As rows on the screen, as rows of a command, and as the place that checkpoints are copied to."""
+    import sqlite3
+
+    from byeori import config
+    from byeori.errors import ByeoriError
+
+    folder, outside = tmp_path / "work", tmp_path / "outside.jsonl"
+    folder.mkdir()
+    for path in (outside, folder / "own.db"):
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE t AS SELECT 'geheim' AS prompt, 'b' AS completion")
+    (folder / "link.db").symlink_to(outside)
+    address, query = address.format(outside=outside), query.format(outside=outside)
+    with studio(folder) as client:
+        answer = client.post("/data-choose", data={"other": address, "query": query})
+        assert answer.status_code == 200 and "geheim" not in answer.text and 'role="alert"' in answer.text
+        space = client.app.state.workspace
+        space.save_draft("train", {"data_path": [address], "query": query})
+        answer = client.get("/data")
+        assert "geheim" not in answer.text and 'role="alert"' in answer.text
+        for name in ("data_path", "validation_path"):
+            with pytest.raises(ByeoriError):
+                space.check(config.SftSettings, {name: [address], "query": query})
+        if "own.db" not in address:
+            with pytest.raises(ByeoriError):
+                space.check(config.SftSettings, {"mirror_to": address})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside.jsonl", "work"]
+
+
+def test_addresses_elsewhere_are_allowed(tmp_path: Path) -> None:
+    import sqlite3
+
+    from byeori import config
+
+    with sqlite3.connect(tmp_path / "own.db") as connection:
+        connection.execute("CREATE TABLE t AS SELECT 'offen' AS prompt, 'b' AS completion")
+    with studio(tmp_path) as client:
+        for address in ("https://a.example/x.csv", "s3://bucket/x.jsonl", "hf://datasets/a/b/x", "postgresql://h/db"):
+            client.app.state.workspace.check(config.SftSettings, {"data_path": [address]})
+        answer = client.post("/data-choose", data={"other": "sqlite:///own.db", "query": "SELECT * FROM t"})
+        assert "offen" in answer.text and 'role="alert"' not in answer.text
+
+
 @pytest.mark.parametrize("name", ["../../x.jsonl", "/abs/x.jsonl", "..\\x.jsonl", ".hidden.jsonl", "<img src=x>.jsonl"])
 def test_a_sent_file_stays_in_the_folder(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "work"
@@ -158,8 +227,9 @@ def test_scripts_in_data_are_text(tmp_path: Path) -> None:
         assert "<script>alert" not in answer.text and "<img" not in answer.text and "49" not in answer.text
 
 
-def test_scripts_in_every_text_field_are_text(page: TestClient) -> None:
-    """Every form of every screen, with every field holding a script: no answer shows it as one."""
+@pytest.mark.parametrize("text", [SCRIPT, "x" * 300, "~nobody", "a\0['"])
+def test_scripts_in_every_text_field_are_text(text: str, page: TestClient) -> None:
+    """Every form of every screen, with every field holding a script, or no path: no answer fails or shows it as one."""
     from html.parser import HTMLParser
 
     class Forms(HTMLParser):
@@ -172,12 +242,12 @@ def test_scripts_in_every_text_field_are_text(page: TestClient) -> None:
             if tag == "form":
                 self.forms.append((str(given.get("action") or ""), {}))
             elif tag in ("input", "select", "textarea", "button") and given.get("name") and self.forms:
-                self.forms[-1][1][str(given["name"])] = SCRIPT
+                self.forms[-1][1][str(given["name"])] = text
 
     tried = 0
     for name in ("", "data", "template", "plan", "train", "try", "compare", "ship"):
         found = Forms()
-        found.feed(page.get(f"/{name}", params={"run": SCRIPT, "error": SCRIPT}).text)
+        found.feed(page.get(f"/{name}", params={"run": text, "error": text}).text)
         for action, fields in found.forms:
             answer = page.post(f"/{action}", data=fields)
             assert answer.status_code < 500 and "<script>alert" not in answer.text and "<img" not in answer.text

@@ -14,16 +14,6 @@ import byeori
 from studio_page import meant, studio
 
 
-@pytest.fixture
-def page(tiny_model: Path, title_rows: Path, tmp_path: Path) -> TestClient:
-    shutil.copy(title_rows, tmp_path / "rows.jsonl")
-    shutil.copytree(tiny_model, tmp_path / "model")
-    with studio(tmp_path) as client:
-        client.post("/data-choose", data={"path": "rows.jsonl"})
-        client.post("/template-model", data={"base_model": "model"})
-        yield client
-
-
 def marked(html: str) -> tuple[str, str]:
     """The prompt and the trained text of the first example on the page."""
     import re

@@ -61,6 +61,9 @@ def test_blind_answers_have_no_names_until_they_are_judged(page: TestClient, tmp
     assert line["answers"] == {side: question.answer(side) for side in ("base", "tuned")}
     html = page.get("/try", params={"run": "tuned"}).text
     assert ">base<" in html and ">tuned<" in html and "Judged better:" in html and "of 1 times" in html
+    html = page.get("/compare").text
+    low, high = ("21", "100") if line["better"] == "tuned" else ("0", "79")  # Wilson, 1 or 0 of 1
+    assert "Judged by people" in html and f"<small>{low} … {high}%</small>" in html
 
 
 def test_a_pair_is_kept_for_dpo(page: TestClient, tmp_path: Path) -> None:
@@ -70,6 +73,14 @@ def test_a_pair_is_kept_for_dpo(page: TestClient, tmp_path: Path) -> None:
     )
     line = json.loads((tmp_path / "pairs.jsonl").read_text(encoding="utf-8"))
     assert line == {"document": "봄", "chosen": "더 나은 답", "rejected": question.answer("base")}
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    page.post(
+        "/try-keep", data={"run": "tuned", "number": str(question.number), "better": "1", "written": "더 나은 답"}
+    )
+    assert "1 pairs kept in pairs-2.jsonl" in page.get("/try", params={"run": "tuned"}).text  # other columns
+    more = {"max_steps": 1, "batch_size": 1, "cutoff_len": 512}
+    byeori.dpo(base_model="tuned", data_path="pairs-2.jsonl", output_dir="preferred", **more)
+    assert (tmp_path / "preferred" / "adapter_model.safetensors").exists()
 
 
 def test_the_interval_is_wilsons(tmp_path: Path) -> None:
@@ -77,8 +88,8 @@ def test_the_interval_is_wilsons(tmp_path: Path) -> None:
     lines = [{"model": "m", "better": "tuned"}] * 7 + [{"model": "m", "better": "base"}] * 3 + [{"better": "tuned"}]
     lines += [{"model": "m", "better": "tie"}] * 5
     (tmp_path / "judgements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    found = trying.counts(Workspace(tmp_path), "m")
-    assert found and (found["wins"], found["count"], found["ties"]) == (7, 10, 5)
+    found = trying.counts(Workspace(tmp_path))["m"]
+    assert (found["tuned"], found["base"], found["tie"], found["blind"]) == (7, 3, 5, 0)
     assert (round(found["low"], 4), round(found["high"], 4)) == (0.3968, 0.8922)
 
 

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 220, 64, 550, 10, 190
 
 
-def chart(lines: Sequence[tuple[str, Points]], *, limit: float | None = None) -> dict[str, Any] | None:
-    """Return the coordinates of lines of (name, points), or None without any point. limit: a level to draw as well."""
-    drawn = [(name, points) for name, points in lines if points]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A curve. number: of the run, whose lines look the same in every chart. points: (step, value)."""
+
+    name: str
+    number: int
+    evaluation: bool
+    points: Sequence[tuple[float, float]]
+
+
+def chart(lines: Sequence[Line]) -> dict[str, Any] | None:
+    """Return the coordinates of lines, or None without any point."""
+    drawn = [line for line in lines if line.points]
     if not drawn:
         return None
-    steps = [step for _, points in drawn for step, _ in points]
-    values = [value for _, points in drawn for _, value in points] + ([limit] if limit is not None else [])
+    steps = [step for line in drawn for step, _ in line.points]
+    values = [value for line in drawn for _, value in line.points]
     ticks = _ticks(min(values), max(values))
     low, high = min(ticks[0], *values), max(ticks[-1], *values)
     first, last = min(steps), max(steps)
@@ -31,15 +40,16 @@ def chart(lines: Sequence[tuple[str, Points]], *, limit: float | None = None) ->
     return {
         "lines": [
             {
-                "name": name,
-                "path": "M" + "L".join(f"{across(step)} {up(value)}" for step, value in points),
-                "dot": (across(points[0][0]), up(points[0][1])) if len(points) == 1 else None,
-                "last": short(points[-1][1]),
-                "first": short(points[0][1]),
+                "name": line.name,
+                "number": line.number,
+                "evaluation": line.evaluation,
+                "path": "M" + "L".join(f"{across(step)} {up(value)}" for step, value in line.points),
+                "dot": (across(line.points[0][0]), up(line.points[0][1])) if len(line.points) == 1 else None,
+                "last": short(line.points[-1][1]),
+                "first": short(line.points[0][1]),
             }
-            for name, points in drawn
+            for line in drawn
         ],
-        "limit": up(limit) if limit is not None else None,
         "y_ticks": [(up(tick), short(tick)) for tick in ticks],
         "x_ticks": [(across(step), f"{step:,.0f}") for step in (first, (first + last) / 2, last)][
             : 3 if last > first else 1

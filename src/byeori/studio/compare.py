@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from byeori.artifacts import layout
 from byeori.evaluate import verdict
-from byeori.studio import command_form, pages, plan, questions, runs
+from byeori.studio import command_form, pages, plan, questions, runs, trying
 from byeori.studio.workspace import Workspace
 from byeori.support import language
 
@@ -34,6 +34,7 @@ def screen(request: Request, error: str = "") -> Response:
         tables=space.tables(),
         comparisons=_comparisons(space, pages.spoken(request)),
         measures=list(_MEASURES),
+        judged=trying.counts(space),
         report=report,
         **command_form.context(request, "compare", _defaults(request), without=("adapter", "data_path")),
     )

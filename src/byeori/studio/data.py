@@ -97,6 +97,7 @@ def load(space: Workspace, draft: dict[str, Any], most: int = _GLANCE) -> Table 
         list(draft["data_path"]),
         config=draft.get("dataset_config"),
         split=draft.get("dataset_split", "train"),
+        query=draft.get("query"),
         max_rows=min(most, draft.get("max_rows") or most),
         columns=draft.get("columns"),
     )
@@ -160,7 +161,9 @@ def choose(request: Request, form: FormData) -> Response:
     if not path:
         raise ConfigError("no rows are chosen; choose a file, or type the name of a dataset on the Hub")
     draft = space.draft("train") | {"data_path": [path], "columns": None, "template": None}
-    draft |= {name: str(form[name]).strip() or None for name in ("dataset_config", "dataset_split") if name in form}
+    draft |= {
+        name: str(form[name]).strip() or None for name in ("dataset_config", "dataset_split", "query") if name in form
+    }
     space.check(config.PreviewSettings, draft)
     places.check_paths([path], draft.get("dataset_split") or "train")
     space.save_draft("train", draft)

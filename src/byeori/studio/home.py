@@ -42,14 +42,14 @@ def screen(request: Request, error: str = "") -> Response:
 
 
 def _line(run: Run, spoken: str) -> dict[str, Any]:
-    log = run.log
+    last = run.last
     return {
         "name": run.name,
         "command": run.command,
         "state": run.state,
-        "step": log.last.get("step"),
+        "step": last.get("step"),
         "total": run.total_steps(),
-        "loss": log.last.get("loss"),
+        "loss": last.get("loss"),
         "verdict": compare.verdict_of(run.read(layout.METRICS), spoken),
     }
 

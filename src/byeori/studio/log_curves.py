@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -28,6 +30,7 @@ CURVES = (
     "peak_memory_bytes",
 )
 _MOST_SAMPLES = 10
+_MOST_EVALUATIONS = 5  # whose answers are kept
 _CHUNK = 1 << 20
 
 
@@ -38,23 +41,31 @@ class Series:
     width: int = 1
     buckets: list[list[float]] = field(default_factory=list)
 
-    def add(self, step: float, value: float) -> None:
-        """Add a value of a later step."""
-        last = self.buckets[-1] if self.buckets else None
-        if last is not None and last[3] < self.width:
-            last[1], last[2], last[3] = step, last[2] + value, last[3] + 1
-            last[4], last[5] = min(last[4], value), max(last[5], value)
-            return
-        self.buckets.append([step, step, value, 1, value, value])
-        if len(self.buckets) > _BUCKETS:
-            pairs = zip(self.buckets[::2], self.buckets[1::2], strict=False)
-            joined = [[a[0], b[1], a[2] + b[2], a[3] + b[3], min(a[4], b[4]), max(a[5], b[5])] for a, b in pairs]
-            self.buckets = joined + ([self.buckets[-1]] if len(self.buckets) % 2 else [])
-            self.width *= 2
+    def extend(self, steps: Sequence[float], values: Sequence[float]) -> None:
+        """Add values of later steps."""
+        at = 0
+        while at < len(values):
+            if not self.buckets or self.buckets[-1][3] >= self.width:
+                self.buckets.append([steps[at], steps[at], 0.0, 0, values[at], values[at]])
+            last = self.buckets[-1]
+            part = values[at : at + self.width - int(last[3])]
+            at += len(part)
+            last[1], last[2], last[3] = steps[at - 1], last[2] + sum(part), last[3] + len(part)
+            last[4], last[5] = min(last[4], *part), max(last[5], *part)
+            if len(self.buckets) > _BUCKETS:
+                pairs = zip(self.buckets[::2], self.buckets[1::2], strict=False)
+                joined = [[a[0], b[1], a[2] + b[2], a[3] + b[3], min(a[4], b[4]), max(a[5], b[5])] for a, b in pairs]
+                self.buckets = joined + ([self.buckets[-1]] if len(self.buckets) % 2 else [])
+                self.width *= 2
 
-    def points(self) -> list[tuple[float, float]]:
-        """Return (step, mean) of each bucket."""
-        return [((first + last) / 2, total / count) for first, last, total, count, _, _ in self.buckets]
+    def points(self, most: int = _BUCKETS) -> list[tuple[float, float]]:
+        """Return (step, mean) of each bucket, or of as many neighbours as make `most` points or fewer."""
+        width = max(1, -(-len(self.buckets) // most))
+        groups = [self.buckets[at : at + width] for at in range(0, len(self.buckets), width)]
+        return [
+            ((group[0][0] + group[-1][1]) / 2, sum(item[2] for item in group) / sum(item[3] for item in group))
+            for group in groups
+        ]
 
     def range(self) -> tuple[float, float]:
         """Return the lowest and the highest value of all."""
@@ -75,7 +86,7 @@ class Log:
     def _forget(self) -> None:
         self.series: dict[str, Series] = {}
         self.last: dict[str, Any] = {}
-        self.samples: list[dict[str, Any]] = []  # answers at the last evaluation
+        self.samples: list[dict[str, Any]] = []  # answers at the last evaluations, as step and answers
         self.seconds, self.tokens, self.lines = 0.0, 0, 0
         self.recent = 0.0  # seconds of a step, smoothed
         self._read, self._file, self._head = 0, -1, b""
@@ -105,40 +116,73 @@ class Log:
         rest = b""
         while chunk := file.read(_CHUNK):
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._read += len(line) + 1
-                self._add(line)
+            self._read += sum(map(len, lines)) + len(lines)
+            self._add(_parsed(lines))
 
-    def _add(self, text: bytes) -> None:
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            return
-        step = _number(line.get("step")) if isinstance(line, dict) else None
-        if step is None:
-            return
-        self.lines += 1
-        if isinstance(line.get("samples"), list):
-            self.samples = [item for item in line["samples"][:_MOST_SAMPLES] if isinstance(item, dict)]
-        if "loss" in line:
-            seconds = _number(line.get("seconds")) or 0.0
+    def _add(self, found: list[Any]) -> None:
+        lines = [line for line in found if isinstance(line, dict) and _number(line.get("step")) is not None]
+        self.lines += len(lines)
+        for line in lines:
+            if isinstance(line.get("samples"), list):
+                answers = [item for item in line["samples"][:_MOST_SAMPLES] if isinstance(item, dict)]
+                self.samples = [*self.samples[1 - _MOST_EVALUATIONS :], {"step": line["step"], "answers": answers}]
+            if "loss" not in line:
+                continue
+            seconds, tokens = _number(line.get("seconds")) or 0.0, _number(line.get("tokens")) or 0.0
             self.last = line
             self.seconds += seconds
-            self.tokens += int(_number(line.get("tokens")) or 0)
+            self.tokens += int(tokens)
             self.recent = seconds if not self.recent else 0.9 * self.recent + 0.1 * seconds
             if seconds:
-                line = line | {"speed": (_number(line.get("tokens")) or 0.0) / seconds}
+                line["speed"] = tokens / seconds
         for name in CURVES:
-            if name in line and (number := _number(line[name])) is not None:
-                if name not in self.series:
-                    self.series[name] = Series()
-                self.series[name].add(step, number)
+            curve = [(line["step"], line[name]) for line in lines if name in line and _number(line[name]) is not None]
+            if curve:
+                steps, values = zip(*curve, strict=True)
+                self.series.setdefault(name, Series()).extend(steps, values)
+
+
+def last_step(path: Path) -> dict[str, Any]:
+    """Return the newest step's line of a log, whose end is read; {} without one."""
+    length = 1 << 14
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            while True:
+                file.seek(max(0, size - length))
+                lines = file.read().split(b"\n")[:-1]
+                for text in reversed(lines[length < size :]):  # the first may be half a line
+                    for line in _parsed([text]):
+                        if isinstance(line, dict) and "loss" in line and _number(line.get("step")) is not None:
+                            return line
+                if length >= size:
+                    return {}
+                length *= 8
+    except OSError:
+        return {}
+
+
+def _parsed(lines: list[bytes]) -> list[Any]:
+    """Return the values of lines of JSON, without those that are none. All at once takes half the time."""
+    try:
+        found: list[Any] = json.loads(b"[" + b",".join(lines) + b"]")
+        if len(found) == len(lines):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    if len(lines) < 2:
+        return []
+    middle = len(lines) // 2
+    return _parsed(lines[:middle]) + _parsed(lines[middle:])
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # more digits than a float has
+        return None
 
 
 _logs: OrderedDict[Path, Log] = OrderedDict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from byeori.artifacts import layout
 from byeori.errors import ConfigError
 from byeori.studio import jobs
 from byeori.studio.jobs import Job
-from byeori.studio.log_curves import Log, log_of
+from byeori.studio.log_curves import Log, last_step, log_of
 from byeori.studio.workspace import Workspace
 from byeori.support import file_lock
 from byeori.train.output_dir import LOCK
@@ -37,6 +38,11 @@ class Run:
     def log(self) -> Log:
         """Its log, up to date."""
         return log_of(self.folder / layout.LOG)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """The newest step's line of its log; {} before the first."""
+        return last_step(self.folder / layout.LOG)
 
     @property
     def holder(self) -> str | None:
@@ -74,11 +80,11 @@ class Run:
         settings = self.settings()
         if settings.get("row_kind") == "preference" or "loss" in settings:
             return "dpo"
-        return self.job.command if self.job else "dpo" if "margin" in self.log.last else "sft"
+        return self.job.command if self.job else "dpo" if "margin" in self.last else "sft"
 
     def total_steps(self) -> int | None:
         """Return how many steps it will have, as far as its log and settings tell."""
-        last, settings = self.log.last, self.settings()
+        last, settings = self.last, self.settings()
         if not last or not last.get("epoch"):
             return None
         per_epoch = last["step"] / last["epoch"]
@@ -149,8 +155,15 @@ def _changed(run: Run) -> float:
 def _mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON or YAML file; {} if there is none."""
     try:
-        if path.stat().st_size > _LONGEST:
-            return {}
+        facts = path.stat()
+    except OSError:
+        return {}
+    return _loaded(path, (facts.st_ino, facts.st_mtime_ns, facts.st_size)) if facts.st_size <= _LONGEST else {}
+
+
+@functools.lru_cache(maxsize=256)  # a page that follows a run asks for the same each second
+def _loaded(path: Path, version: tuple[int, ...]) -> dict[str, Any]:
+    try:
         text = path.read_text(encoding="utf-8")
         loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

@@ -36,7 +36,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str, origins: Sequence[str] = (), root_path: str = "") -> None:
         self.app, self.token = app, token
-        self.origins, self.root_path = list(origins), root_path.rstrip("/")
+        self.origins, self.root_path = [origin.rstrip("/") for origin in origins], root_path.rstrip("/")
         # browsers send cookies of one port to all others of a machine, so each page has a name of its own
         self.cookie = f"byeori-studio-{hashlib.sha256(token.encode()).hexdigest()[:10]}"
 
@@ -69,8 +69,13 @@ class Guard:
             )
         if origin is None and request.method not in _SAFE:
             return PlainTextResponse("A form of this page sends an Origin; this request has none.", 403)
-        if origin is not None and urlsplit(origin).netloc != host:
-            return PlainTextResponse("This request comes from another page.", 403)
+        # a proxy may put this machine's name in the place of its own, as nginx does
+        if origin is not None and urlsplit(origin).netloc != host and origin not in self.origins:
+            return PlainTextResponse(
+                "This request comes from another page. If you came here through a proxy, start byeori studio with "
+                f"--origin {origin}",
+                403,
+            )
         if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") and not _is_visit(request):
             return PlainTextResponse("This request comes from another page.", 403)
         given = request.query_params.get("token")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from byeori.config import Settings, choices
@@ -13,6 +12,7 @@ from byeori.config.base import ESSENTIAL, is_list
 from byeori.config.flags import flags, value_type
 from byeori.config.help import groups, korean
 from byeori.support import language
+from byeori.support.text_files import exists
 from byeori.support.yaml_files import yaml_text
 
 _BOOLEAN = "[BOOL]"
@@ -65,7 +65,7 @@ def from_form(kind: type[Settings], form: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(text: str) -> list[str]:
     """Return the words of a field that holds several, quoted as a shell has them; a path may have spaces."""
-    if "\0" not in text and len(text) < 1000 and Path(text).exists():
+    if exists(text):
         return [text]
     try:
         return shlex.split(text)
@@ -115,7 +115,7 @@ def _as_text(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}={item}" for name, item in value.items())
     if isinstance(value, (list, tuple)):
-        return str(value[0]) if len(value) == 1 and Path(str(value[0])).exists() else shlex.join(map(str, value))
+        return str(value[0]) if len(value) == 1 and exists(str(value[0])) else shlex.join(map(str, value))
     return str(value)
 
 

@@ -19,7 +19,8 @@ from byeori.studio.runs import Run
 from byeori.studio.workspace import Workspace
 
 _GIB = 2**30
-_MOST_OVERLAID = 6
+_MOST_OVERLAID = 11  # studio.css has twelve styles
+_POINTS = 512  # of a run in a chart; fewer where there are many, whose lines are as wide as ever
 _MOST_DRAWINGS = 16
 _KINDS: dict[str, type[config.TrainSettings]] = {"sft": config.SftSettings, "dpo": config.DpoSettings}
 # title, keys of the log that are drawn, what a value is divided by
@@ -85,7 +86,7 @@ def _live(space: Workspace, run: Run, beside: list[str]) -> dict[str, Any]:
         "samples": log.samples,
         "tail": tail,
         "error": run.job.error() if run.job and state in ("failed", "killed") else "",
-        "notes": _notes(run),
+        "dropped": run.read(layout.AUDIT).get("dropped_rows"),
     }
 
 
@@ -160,23 +161,25 @@ def _drawn(shown: list[Run]) -> list[dict[str, Any]]:
     found = []
     for title, keys, scale in CHARTS:
         lines = []
-        for run in shown:
+        for number, run in enumerate(shown):
             series = run.log.series
             for key in keys:
                 if key in series:
-                    label = run.name + (" (evaluation)" if key.startswith("eval_") else "")
-                    lines.append((label, [(step, value / scale) for step, value in series[key].points()]))
+                    points = series[key].points(max(96, _POINTS // len(shown)))
+                    lines.append(
+                        charts.Line(
+                            name=run.name,
+                            number=number,
+                            evaluation=key.startswith("eval_"),
+                            points=[(step, value / scale) for step, value in points],
+                        )
+                    )
         if drawn := charts.chart(lines):
             found.append(drawn | {"title": title})
     _drawings[wanted] = found
     while len(_drawings) > _MOST_DRAWINGS:
         _drawings.popitem(last=False)
     return found
-
-
-def _notes(run: Run) -> list[str]:
-    audit = run.read(layout.AUDIT)
-    return [f"{audit['dropped_rows']} rows were dropped"] if audit.get("dropped_rows") else []
 
 
 def live(request: Request) -> Response:

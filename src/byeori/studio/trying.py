@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -58,8 +59,8 @@ def screen(request: Request, error: str = "") -> Response:
         kind=config.ChatSettings,
         fields=[field for group in fields.values() for field in group if field["name"] in SAMPLING],
         live=_live(space, name) if name else None,
-        counts=counts(space, name),
-        pairs=_lines(space.folder / _PAIRS),
+        counts=counts(space).get(name),
+        pairs=_pairs(space),
         copies=pages.copies(
             "chat", config.ChatSettings, {"model": name, "base": bool(folder and _is_adapter(folder)) or None} | values
         ),
@@ -138,16 +139,24 @@ def _worker(space: Workspace, name: str) -> Job | None:
     return jobs.latest(space, "try", output=name)
 
 
-def counts(space: Workspace, name: str) -> dict[str, Any] | None:
-    """Return how often the tuned model was judged better, with Wilson's 95% interval; ties are left out."""
-    found = [line.get("better") for line in _lines(space.folder / _JUDGEMENTS) if line.get("model") == name]
-    count, wins = sum(side in ("base", "tuned") for side in found), found.count("tuned")
-    if not count:
-        return None
-    z, share = 1.959964, wins / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return {"wins": wins, "count": count, "ties": found.count("tie"), "low": middle - half, "high": middle + half}
+def counts(space: Workspace) -> dict[str, dict[str, Any]]:
+    """Return for each model how often it was judged better than its base, with Wilson's 95% interval of that share.
+
+    Ties are counted, and left out of the share.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in _lines(space.folder / _JUDGEMENTS):
+        if line.get("better") in _CHOICES:
+            one = found.setdefault(str(line.get("model")), {"base": 0, "tuned": 0, "tie": 0, "blind": 0})
+            one[line["better"]] += 1
+            one["blind"] += bool(line.get("blind"))
+    for one in found.values():
+        if count := one["base"] + one["tuned"]:
+            z, share = 1.959964, one["tuned"] / count
+            middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+            half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+            one |= {"share": share, "low": middle - half, "high": middle + half}
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -283,8 +292,24 @@ def keep(request: Request, form: FormData) -> Response:
     if not written and not others:
         raise ConfigError("there is one answer only; write a better one")
     found = pair(question.asked, written, picked) if written else pair(question.asked, picked, others[0])
-    _append(space.folder / _PAIRS, found)
+    _append(_file_for(space, found), found)
     return pages.go(pages.address("try", run=name))
+
+
+def _pairs(space: Workspace) -> dict[str, int]:
+    """Return how many pairs each file of them has."""
+    paths = [space.folder / _PAIRS, *sorted(space.folder.glob("pairs-[0-9]*.jsonl"))]
+    return {path.name: len(lines) for path in paths if (lines := _lines(path))}
+
+
+def _file_for(space: Workspace, pair: dict[str, Any]) -> Path:
+    """Return pairs.jsonl, or another one if that has rows of other columns, since dpo reads one kind."""
+    for number in itertools.count(1):
+        path = space.folder / (f"pairs-{number}.jsonl" if number > 1 else _PAIRS)
+        lines = _lines(path)
+        if not path.exists() or (lines and set(lines[-1]) == set(pair)):
+            break
+    return path
 
 
 def _question(space: Workspace, form: FormData) -> tuple[str, Question]:

@@ -22,11 +22,18 @@ from byeori.data.readers import READERS, ending
 from byeori.errors import ConfigError
 from byeori.model import demo_model
 from byeori.support import atomic_files, hub
-from byeori.support.data_urls import is_database, is_url
+from byeori.support.text_files import redacted
 
 _STATE = ".byeori-studio"
-_MOST_FILES = 5000  # that a scan of the folder looks at
+_MOST_FILES = 50_000  # that a scan of the folder looks at
+_SKIPPED = ("checkpoint-", ".", "node_modules", "__pycache__", "venv")
 _DEPTH = 4
+_NO_PATH = "{!r} is no path; check it"
+_ROWS = ("data_path", "validation_path", "retention")
+# where rows may lie beside the folder: file://, git:// and others of fsspec are on this machine
+_REMOTE = ("https", "http", "hf", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci")
+_SERVERS = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle", "snowflake")
+_READS = ("select", "with", "values")  # other queries of SQLite write files: VACUUM INTO, ATTACH
 
 
 class Workspace:
@@ -48,8 +55,9 @@ class Workspace:
         """
         try:
             path = (self.folder / Path(text).expanduser()).resolve()
+            path.exists()  # a name may be longer than any file's
         except (OSError, ValueError, RuntimeError):
-            raise ConfigError(f"{str(text)[:200]!r} is no path; check it") from None
+            raise ConfigError(_NO_PATH.format(str(text)[:200])) from None
         allowed = [self.folder, *(self.models if models else [])]
         if not any(path.is_relative_to(root) for root in allowed):
             raise ConfigError(
@@ -75,32 +83,54 @@ class Workspace:
                 if name in ("template", "chat_template"):
                     if template.is_file(text):
                         self.inside(text)
+                elif "://" in text and name in (*_ROWS, "mirror_to"):
+                    self._check_url(places.split_weight(text)[0], str(values.get("query") or ""))
                 elif what in ("PATH", "MODEL"):
                     self._check(name, text, model=what == "MODEL")
 
     def _check(self, name: str, text: str, *, model: bool) -> None:
-        path, _ = places.split_weight(text)
-        if is_url(path) or is_database(path) or name == "vllm_python":
+        if name == "vllm_python" or (name == "resume_from_checkpoint" and text == "latest"):
             return
-        if name == "resume_from_checkpoint" and text == "latest":
-            return
-        rows = name in ("data_path", "validation_path")
-        if hub.looks_local(path) or Path(path).exists() or not (model or rows):
+        rows = name in _ROWS
+        try:
+            path, _ = places.split_weight(text)
+            there = Path(path).exists()
+        except OSError:  # longer than a name may be
+            raise ConfigError(_NO_PATH.format(text[:200])) from None
+        if there or hub.looks_local(path) or not (model or rows):
             self.inside(path, models=model)
         if rows:  # of a folder or a glob, some may be links
             for file in (places.local_files(path, "train") or {}).values():
                 self.inside(file)
 
+    def _check_url(self, text: str, query: str) -> None:
+        """Raise if an address, or the query of a database, leads to files of this machine that are outside."""
+        scheme, _, rest = text.partition("://")
+        kind = scheme.lower().partition("+")[0]
+        if kind == "sqlite" and not rest.startswith("/file:"):
+            self.inside(rest.partition("?")[0].removeprefix("/"))
+            if query.strip() and query.split(maxsplit=1)[0].lower() not in _READS:
+                raise ConfigError(
+                    f"the page reads rows of {redacted(text)} only; give a --query that begins with SELECT"
+                )
+        elif "::" in rest or not (kind in _SERVERS or scheme.lower() in _REMOTE):
+            raise ConfigError(
+                f"the page does not open {redacted(text)}; give a file of {self.folder}, a database, or an address "
+                f"that begins with {', '.join(_REMOTE)}, followed by ://"
+            )
+
     # ---- what is there -----------------------------------------------------------------------------------------
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
-        """Yield folders with the names of the folders and files in them, without hidden ones, checkpoints and links."""
-        seen = 0
-        for place, folders, files in os.walk(self.folder):
-            here = Path(place)
-            deep = len(here.relative_to(self.folder).parts) >= _DEPTH
-            skipped = ("checkpoint-", ".", "node_modules", "__pycache__", "venv")
-            folders[:] = [] if deep else sorted(name for name in folders if not name.startswith(skipped))
+        """Yield folders with the names of the folders and files in them, without hidden ones, checkpoints and links.
+
+        Those near the top come first, so that a deep one with very many files hides none of them.
+        """
+        seen, waiting = 0, [(self.folder, 0)]
+        for here, depth in waiting:
+            _, folders, files = next(os.walk(here), (None, [], []))
+            folders = sorted(name for name in folders if not name.startswith(_SKIPPED)) if depth < _DEPTH else []
+            waiting += [(here / name, depth + 1) for name in folders if not (here / name).is_symlink()]
             yield here, folders, files
             seen += len(files) + 1
             if seen > _MOST_FILES:

@@ -30,6 +30,14 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def exists(text: str) -> bool:
+    """Return whether a text is the path of something that is there; one that is longer than a name may be is none."""
+    try:
+        return Path(text).exists()
+    except OSError:
+        return False
+
+
 def redacted(text: str) -> str:
     """Return a text without the passwords and keys of its URLs: `ftp://me:pw@host/x` -> `ftp://***@host/x`."""
     if "://" not in text:
