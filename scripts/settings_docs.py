@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from byeori.config.base import Settings, alone, shown
+from byeori.config.base import Settings, alone, korean, shown
 from byeori.config.flags import flags
-from byeori.config.help import groups, korean, value_type
+from byeori.config.help import groups, value_type
 from byeori.config.plan import PlanSettings, RentSettings
 from byeori.config.results import (
     AuditSettings,

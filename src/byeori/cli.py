@@ -21,6 +21,7 @@ from byeori.config import help as helps
 from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
 from byeori.support import collector, language
+from byeori.support.console import say
 from byeori.support.language import later, tr
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import sentence
@@ -77,11 +78,12 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
 
     checks.check(settings)
     if isinstance(settings, config.TrainSettings):
-        code = launch.start_group(settings.nproc, [name, *arguments])
+        code = launch.start_group(settings.nproc, [name, *arguments], say)
         if code is not None:
             return code
     if name in ("plan", "rent") and sys.stderr.isatty():
-        print("Loading PyTorch ...", end="\r", file=sys.stderr, flush=True)  # the first seconds have no bar
+        # the first seconds have no bar
+        print(language.translated("Loading PyTorch ..."), end="\r", file=sys.stderr, flush=True)
     function = name.replace("-", "_")
     with collector.paused():
         module = importlib.import_module(f"byeori.commands.{'train' if name in ('sft', 'dpo') else function}")
@@ -206,7 +208,8 @@ def _guarded(given: list[str], command: str | None, first: bool) -> int:
         return 130 if interrupted else error.exit_code
     except KeyboardInterrupt:
         name = command or (given[0] if given else "")
-        print(f"stopped; {_KEPT[name]}" if name in _KEPT else "stopped", file=sys.stderr)
+        stopped = f"stopped; {_KEPT[name]}" if name in _KEPT else "stopped"
+        say(stopped)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

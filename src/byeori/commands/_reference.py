@@ -54,7 +54,7 @@ def with_reference(
     key_parts += [str(settings.speed), dispatch.sources(), version("torch"), version("transformers")]
     name = hashlib.sha256("\0".join(key_parts).encode()).hexdigest()[:32]
     began = time.perf_counter()
-    with console.progress("Reference", shown=processes.main) as on_progress:
+    with console.progress("Log-probs of the reference model", shown=processes.main) as on_progress:
         rows = reference.with_reference(
             model,
             rows,

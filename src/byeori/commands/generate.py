@@ -160,7 +160,7 @@ def _standard_input(name: str) -> str:
     if sys.stdin is None or sys.stdin.closed:
         raise ConfigError(missing)
     if sys.stdin.isatty():
-        print(f"Type {name}, then press Ctrl-D:", file=sys.stderr)
+        say(f"Type {name}, then press Ctrl-D:")
     try:
         text = sys.stdin.read().strip("\n")
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from byeori.errors import ConfigError
+from byeori.support.language import catalogue, chosen
 from byeori.support.suggestions import nearest
 from byeori.support.text_files import redacted
 from byeori.support.yaml_files import yaml_mapping
@@ -205,7 +206,10 @@ def check(kind: type[S], values: dict[str, Any]) -> S:
 def _sentence(kind: type[Settings], item: Any) -> str:
     name = str(item["loc"][0]) if item["loc"] else ""
     if item["type"] == "missing":
-        return f"--{name} is missing: {summary(kind.model_fields[name])}"
+        text = summary(kind.model_fields[name])
+        if chosen() == "ko":
+            text = korean(kind.__name__.removesuffix("Settings").lower(), name).split(". ")[0].rstrip(".")
+        return f"--{name} is missing: {text}"
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{nearest(name, list(kind.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
@@ -314,6 +318,12 @@ def metavar(field: FieldInfo) -> str | None:
 def summary(field: FieldInfo) -> str:
     """Return the first sentence of what a setting does, without its full stop."""
     return str(field.description).split(". ")[0].rstrip(".")
+
+
+def korean(command: str, name: str) -> str:
+    """Return what a setting of a command does, in Korean."""
+    texts, name = catalogue("byeori.config"), {"json": "json_output", "for": "order"}.get(name, name)
+    return texts.get(command, {}).get(name) or texts["every command"][name]
 
 
 def shown(value: object) -> str:

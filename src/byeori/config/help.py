@@ -9,9 +9,9 @@ import unicodedata
 
 from pydantic.fields import FieldInfo
 
-from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, shown
+from byeori.config.base import ESSENTIAL, GROUPS, Settings, about, extra, korean, shown
 from byeori.config.flags import flags, value_type
-from byeori.support.language import catalogue, chosen, tr
+from byeori.support.language import chosen, tr
 
 _SHORT = 14  # a command with so many settings shows all of them at once
 
@@ -24,12 +24,6 @@ def groups(kind: type[Settings]) -> dict[str, dict[str, FieldInfo]]:
         if members:
             out[group] = members
     return out
-
-
-def korean(command: str, name: str) -> str:
-    """Return what a setting of a command does, in Korean."""
-    texts, name = catalogue("byeori.config"), {"json": "json_output", "for": "order"}.get(name, name)
-    return texts.get(command, {}).get(name) or texts["every command"][name]
 
 
 def help_text(kind: type[Settings], command: str, *, prog: str, full: bool = False) -> str:

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,10 +24,10 @@ from byeori.errors import AGAIN, SAID, ConfigError
 _LOOPBACK = "127.0.0.1"
 
 
-def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
+def start_group(wanted: int | None, arguments: Sequence[str], say: Callable[[str], None]) -> int | None:
     """Run `byeori ARGUMENTS` in several processes and return their exit code, or None if one process is enough.
 
-    wanted: number of processes; None is one per GPU.
+    wanted: number of processes; None is one per GPU. say: shows a line to the user.
 
     Raises:
         ConfigError: if torchrun started another number of processes, or there are fewer GPUs.
@@ -44,8 +44,8 @@ def start_group(wanted: int | None, arguments: Sequence[str]) -> int | None:
         raise ConfigError(f"--nproc is {count}, but this machine has {_gpus()} GPUs; give {_gpus()} or less")
     with tempfile.TemporaryDirectory(prefix="byeori-") as folder, _environment(count, Path(folder)):
         # -P: a yaml.py in the working folder is not Python's yaml
-        while (code := _run(count, [sys.executable, "-P", "-m", "byeori", *arguments], Path(folder))) == AGAIN:
-            print("Out of memory: resuming from the last step with micro-batches split in two", file=sys.stderr)
+        while (code := _run(count, [sys.executable, "-P", "-m", "byeori", *arguments], Path(folder), say)) == AGAIN:
+            say("Out of memory: resuming from the last step with micro-batches split in two")
             arguments = [*arguments, "--resume_from_checkpoint=latest", "--overwrite_output_dir=False"]
         return code
 
@@ -72,7 +72,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _run(count: int, command: list[str], folder: Path) -> int:
+def _run(count: int, command: list[str], folder: Path, say: Callable[[str], None]) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -103,7 +103,7 @@ def _run(count: int, command: list[str], folder: Path) -> int:
         rank, code = next(((r, c) for r, c in codes.items() if c not in (0, -signal.SIGTERM)), (0, 1))
         if code > 0:  # Python has printed a traceback
             return code
-        print(f"error: process {rank} of {count} was killed (signal {-code}; out of memory?)", file=sys.stderr)
+        say(f"error: process {rank} of {count} was killed (signal {-code}; out of memory?)")
         return 2
     except SignalException:
         return 130

@@ -21,6 +21,7 @@ from byeori.studio import questions
 from byeori.studio.questions import Question
 from byeori.support import atomic_files, console
 from byeori.support.console import say
+from byeori.support.language import tr, translated
 from byeori.support.text_files import sentence
 
 _IDLE = 900.0  # seconds without a question, after which the memory is given back
@@ -86,7 +87,7 @@ if __name__ == "__main__":
     try:
         serve(sys.argv[1], Path(sys.argv[2]))
     except ByeoriError as problem:
-        print(f"error: {sentence(problem)}", file=sys.stderr)
+        print(f"{tr('error: ')}{translated(sentence(problem))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

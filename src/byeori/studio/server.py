@@ -16,6 +16,7 @@ from byeori.config import StudioSettings
 from byeori.errors import ConfigError
 from byeori.studio.app import make_app
 from byeori.studio.workspace import Workspace
+from byeori.support.language import translated
 
 HOST = "127.0.0.1"
 
@@ -34,7 +35,7 @@ def serve(settings: StudioSettings) -> None:
     address = f"http://{HOST}:{listener.getsockname()[1]}/?token={token}"
     # not by `say`, which takes tokens out of what it prints
     print(
-        f"byeori studio in {workspace.folder}\n\n    {address}\n\nCtrl-C ends the page; runs go on.",
+        translated(f"byeori studio in {workspace.folder}\n\n    {address}\n\nCtrl-C ends the page; runs go on."),
         file=sys.stderr,
         flush=True,
     )

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from byeori.config import Settings, choices
-from byeori.config.base import ESSENTIAL, is_list
+from byeori.config.base import ESSENTIAL, is_list, korean
 from byeori.config.flags import flags, value_type
-from byeori.config.help import groups, korean
+from byeori.config.help import groups
 from byeori.support import language
 from byeori.support.text_files import exists
 from byeori.support.yaml_files import yaml_text

@@ -28,6 +28,7 @@ def progress(words: str, *, shown: bool = True) -> Iterator[Callable[[int, int],
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    words = translated(words)
     console = Console(stderr=True)
     in_place = shown and moving()
     columns = (TextColumn(words), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import glob
 import os
-import sys
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from byeori.support import hub_errors
+from byeori.support.console import say
 
 WEIGHTS = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 MODEL = (*WEIGHTS, "adapter_config.json", "adapter*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*")
@@ -78,7 +78,7 @@ def fetch(name: str, patterns: tuple[str, ...], *, revision: str | None = None, 
     if new and os.environ.get("RANK", "0") == "0":
         count = f"{len(new)} files" if len(new) > 1 else new[0]
         total = human_size(sum(sizes[file] for file in new))
-        print(f"Downloading {name} from the Hugging Face Hub: {count}, {total}", file=sys.stderr, flush=True)
+        say(f"Downloading {name} from the Hugging Face Hub: {count}, {total}")
     exact = [glob.escape(file) for file in files]
     with hub_errors.announced(name):
         folder = hub_errors.retried(

@@ -25,6 +25,11 @@ LANGUAGES = ("en", "ko")
 VARIABLE = "BYEORI_LANG"
 """Environment variable with the language that `--lang` asks for, also for the processes of a group."""
 
+_FEW_LETTERS, _CERTAIN = 8, 12
+"""Letters of a pattern without its values. With few, as in {one} and {two}, it would match anything: its values are
+words then. With many it is tried on several sentences together.
+"""
+
 _asked: str | None = None
 _here: ContextVar[str | None] = ContextVar("language", default=None)
 
@@ -82,18 +87,38 @@ def translated(text: str) -> str:
         return text
     if text in _messages() and "{" not in text:
         return _messages()[text]
-    return " ".join(map(_found, re.split(r"(?<=[.!?]) (?=[A-Z0-9'])", text)))
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z0-9'])", text)
+    found = [_known(sentence) for sentence in sentences]
+    if None in found and (whole := _known(text, least=_CERTAIN)):  # a value in it ends like a sentence
+        return whole
+    return " ".join(known or _value(sentence) for known, sentence in zip(found, sentences, strict=True))
 
 
-def _found(sentence: str) -> str:
-    known = catalogue("byeori.support")["sentences"]
-    if sentence in known and "{" not in sentence:
-        return known[sentence]
-    for pieces, pattern, korean in _patterns():
+def _known(sentence: str, least: int = 0) -> str | None:
+    """Return a sentence in Korean, None if the catalogue has no pattern of it with as many letters of its own."""
+    whole, patterns = _patterns()
+    if sentence in whole:
+        return whole[sentence]
+    for letters, pieces, pattern, korean in patterns:
+        if letters < least:
+            break
         if all(piece in sentence for piece in pieces) and (match := re.fullmatch(pattern, sentence, re.DOTALL)):
-            values = {name: _found(text or "") for name, text in match.groupdict().items()}
+            values = {name: _value(text or "") for name, text in match.groupdict().items()}
             return _formatted(korean, values, plain=True)
-    return sentence
+    return None
+
+
+def _value(text: str) -> str:
+    """Return a value of a sentence in Korean: what the catalogue knows of it, or of its parts if it is a list."""
+    if known := _known(text):
+        return known
+    head, mark, rest = text.partition(": ")
+    if mark and (known := _known(rest)):
+        return f"{_value(head)}: {known}"
+    for mark in ("; ", ": ", ", "):
+        if mark in text:
+            return mark.join(map(_value, text.split(mark)))
+    return text.replace("' or '", "', '")
 
 
 def _formatted(message: str, values: dict[str, Any], *, plain: bool = False) -> str:
@@ -191,20 +216,30 @@ def _messages() -> dict[str, str]:
 
 
 @cache
-def _patterns() -> list[tuple[list[str], str, str]]:
-    """The sentences with values: what stands between the values, a pattern, the Korean; the longest first."""
-    out = []
-    for english, korean in sorted(catalogue("byeori.support")["sentences"].items(), key=lambda item: -len(item[0])):
+def _patterns() -> tuple[dict[str, str], list[tuple[int, list[str], str, str]]]:
+    """The sentences without values, by their text; and those with values, the most specific first.
+
+    Of each: how many letters it has, what stands between the values, its pattern, its Korean. A value right behind
+    another is empty, or begins like a part of a sentence: {name}{nearest} is `tran (did you mean train?)`.
+    """
+    sentences = catalogue("byeori.support")["sentences"]
+    begins = {found[0] for english in sentences if (found := re.match(r" \(\w*|[ ,;:.]+\w+", english))}
+    behind = f"(?:(?:{'|'.join(map(re.escape, sorted(begins)))}).*?)?"
+    whole, out = {}, []
+    for english, korean in sentences.items():
         parts = list(Formatter().parse(english))
+        pieces = [literal for literal, _, _, _ in parts if literal]
         if all(name is None for _, name, _, _ in parts):
-            continue
-        pieces, pattern, seen = [], "", set[str]()
-        for literal, name, _, _ in parts:
-            pieces += [literal] if literal else []
-            pattern += re.escape(literal)
-            if name:
-                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>.*?)"
-                seen.add(name)
-        if max(map(len, pieces), default=0) >= 4:  # shorter ones would match anything
-            out.append((pieces, pattern, korean))
-    return out
+            whole["".join(pieces)] = _formatted(korean, {})
+        elif max(map(len, pieces), default=0) >= 4:  # shorter ones would match anything
+            letters = len(re.findall(r"\w", "".join(pieces)))
+            value = ".*?" if letters >= _FEW_LETTERS or english.endswith(".") else r"\S+?(?:, \S+?)*?"
+            pattern, seen = "", set[str]()
+            for place, (literal, name, _, _) in enumerate(parts):
+                pattern += re.escape(literal)
+                if name:
+                    values = behind if place and not literal else value
+                    pattern += f"(?P={name})" if name in seen else f"(?P<{name}>{values})"
+                    seen.add(name)
+            out.append((letters, pieces, pattern, korean))
+    return whole, sorted(out, key=lambda item: (-item[0], -sum(map(len, item[1]))))

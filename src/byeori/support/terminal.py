@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from byeori.errors import ConfigError
+from byeori.support.language import translated
 from byeori.support.text_files import visible
 
 _QUOTES = '"""'
@@ -29,7 +30,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Show a line to a person."""
         if self.by_hand:
-            print(text, file=sys.stderr, flush=True)
+            print(translated(text), file=sys.stderr, flush=True)
 
     def ask(self, name: str, about: str = "") -> str:
         """Return the next line, or several between triple quotes.
@@ -38,7 +39,7 @@ class Terminal:
             EOFError: at the end of the input.
             ConfigError: if it is not UTF-8.
         """
-        line = self._line(f"{name}{about}> ")
+        line = self._line(f"{translated(name)}{translated(about)}> ")
         if not line.lstrip().startswith(_QUOTES):
             return line
         text = line.lstrip().removeprefix(_QUOTES)

@@ -50,8 +50,8 @@ def records(path: Path) -> Records:
                     _check_delimiter(path, names, delimiter)
                 elif fields and len(fields) != len(names):
                     raise DataError(
-                        f"{path} line {line} has {len(fields)} field{'s'[: len(fields) != 1]} and the header has "
-                        f"{len(names)}; put a value with a separator or a line break in it in double quotes."
+                        f"{path} line {line} has {len(fields)} field{'' if len(fields) == 1 else 's'} and the "
+                        f"header has {len(names)}; put a value with a separator or a line break in it in double quotes."
                     )
                 elif fields:
                     yield line, dict(zip(names, fields, strict=True))
