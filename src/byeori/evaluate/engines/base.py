@@ -67,17 +67,17 @@ class Ending:
         return Answer(text=text.strip(), stopped=stopped, tokens=len(ids[:stop]))
 
 
+Prompts = Mapping[int, Sequence[int]]
+"""Rows -> token ids of their prompts, in any order."""
+OnAnswer = Callable[[int, Answer], None]
+"""What is called with each row and its answer when it is finished."""
+
+
 class Engine(Protocol):
     """A model, with an adapter that can be switched off, somewhere it can generate."""
 
-    def answers(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        sampling: Sampling,
-        side: Side,
-        on_answer: Callable[[int, Answer], None],
-    ) -> None:
-        """Answer prompts (row -> token ids), in any order; on_answer is called with each row when it is finished."""
+    def answers(self, prompts: Prompts, sampling: Sampling, side: Side, on_answer: OnAnswer) -> None:
+        """Answer prompts, in any order."""
 
     def logprobs(self, examples: Sequence[Example], side: Side) -> list[list[float]]:
         """Return the log-probs of the trained tokens of each example."""

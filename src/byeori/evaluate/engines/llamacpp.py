@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
 from byeori.data.tokenize import Example
-from byeori.evaluate.engines.base import Answer, Ending, Engine, Sampling, Side
+from byeori.evaluate.engines.base import Answer, Ending, Engine, OnAnswer, Prompts, Sampling, Side
 
 
 class Server(Protocol):
@@ -25,13 +25,7 @@ class LlamaCpp:
     def __init__(self, server: Server, ending: Ending, *, has_adapter: bool, losses: Callable[[], Engine]) -> None:
         self._server, self._ending, self._has_adapter, self._losses = server, ending, has_adapter, losses
 
-    def answers(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        sampling: Sampling,
-        side: Side,
-        on_answer: Callable[[int, Answer], None],
-    ) -> None:
+    def answers(self, prompts: Prompts, sampling: Sampling, side: Side, on_answer: OnAnswer) -> None:
         """See `Engine`. A row's random numbers depend on the seed and its number."""
         with ThreadPoolExecutor(self._server.parallel) as pool:
             try:

@@ -5,7 +5,7 @@ prompts ── longest first, as many as fit into batch_tokens ──> batches �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.evaluate import stop_tokens
-from byeori.evaluate.engines.base import Answer, Ending, Sampling, Side, check_prompts
+from byeori.evaluate.engines.base import Ending, OnAnswer, Prompts, Sampling, Side, check_prompts
 from byeori.model import decode, forward
 from byeori.model.streamer import text_streamer
 
@@ -38,10 +38,10 @@ class Plain:
 
     def answers(
         self,
-        prompts: Mapping[int, Sequence[int]],
+        prompts: Prompts,
         sampling: Sampling,
         side: Side,
-        on_answer: Callable[[int, Answer], None],
+        on_answer: OnAnswer,
         stream: Callable[[str], None] | None = None,
     ) -> None:
         """See `Engine`. stream: called with each new piece of text (one prompt only).
@@ -104,7 +104,7 @@ class Plain:
 
 
 def batches(
-    prompts: Mapping[int, Sequence[int]],
+    prompts: Prompts,
     sampling: Sampling,
     batch_size: int,
     batch_tokens: int,

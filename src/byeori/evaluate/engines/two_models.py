@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 
 from byeori.data.tokenize import Example
-from byeori.evaluate.engines.base import Answer, Engine, Sampling, Side
+from byeori.evaluate.engines.base import Engine, OnAnswer, Prompts, Sampling, Side
 
 
 class TwoModels:
@@ -16,13 +16,7 @@ class TwoModels:
         self._openers = openers
         self._loaded: dict[Side, Engine] = {}
 
-    def answers(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        sampling: Sampling,
-        side: Side,
-        on_answer: Callable[[int, Answer], None],
-    ) -> None:
+    def answers(self, prompts: Prompts, sampling: Sampling, side: Side, on_answer: OnAnswer) -> None:
         """See `Engine`."""
         if prompts:
             self._engine(side).answers(prompts, sampling, "tuned", on_answer)

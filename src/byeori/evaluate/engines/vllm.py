@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from byeori.data.tokenize import Example
 from byeori.errors import ConfigError, ModelError
-from byeori.evaluate.engines.base import Answer, Ending, Sampling, Side
+from byeori.evaluate.engines.base import Ending, OnAnswer, Prompts, Sampling, Side
 from byeori.support.text_files import one_line
 
 # Rows that are handed over together: enough to keep a GPU busy, few enough to be kept as they are finished.
@@ -67,13 +67,7 @@ class VLLM:
         self._adapter = LoRARequest("tuned", 1, str(adapter[0])) if adapter else None
         self._ending = ending
 
-    def answers(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        sampling: Sampling,
-        side: Side,
-        on_answer: Callable[[int, Answer], None],
-    ) -> None:
+    def answers(self, prompts: Prompts, sampling: Sampling, side: Side, on_answer: OnAnswer) -> None:
         """See `Engine`. A row's random numbers depend on the seed and its number."""
         order = list(prompts)
         for rows in (order[start : start + _ROWS] for start in range(0, len(order), _ROWS)):
