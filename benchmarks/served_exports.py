@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -124,7 +123,13 @@ def in_go(model: Path, rows: Path, folder: Path) -> dict[str, Any]:
 
 
 def transformers_serve(folder: Path, rows: Path) -> dict[str, Any]:
-    """Ask `transformers serve`: it tells the number of a prompt's tokens, and the answer's reasoning and text."""
+    """Ask `transformers serve`: it tells the number of a prompt's and an answer's tokens, and the answer in parts.
+
+    The expected parts are what the server's own parser makes of the expected token ids: for Qwen's models it parts
+    reasoning from text and tool calls, and leaves out what stands before or around them.
+    """
+    from transformers.cli.serving.utils import parse_assistant_message
+
     saved = saved_model.find(str(folder))
     asked, _ = export_check.rows_of(saved, [str(rows)], ROWS, NEW_TOKENS)
     loaded = saved_model.load_weights(saved, "auto", torch.device("cpu"))
@@ -134,24 +139,25 @@ def transformers_serve(folder: Path, rows: Path) -> dict[str, Any]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{PORT}/health")
-        prompts = answers = 0
+        prompts = answers = plain = 0
         for row, ids in zip(asked, expected, strict=True):
             body = {"model": str(folder), **row.request, "max_tokens": NEW_TOKENS, "temperature": 0, "stream": False}
             found = post(f"http://127.0.0.1:{PORT}/v1/chat/completions", body)
-            prompts += found["usage"]["prompt_tokens"] == len(row.ids)
-            message = found["choices"][0][
-                "message"
-            ]  # the server cuts reasoning out of an answer, also if it never ends
-            said = f"{message.get('reasoning_content') or ''} {message['content'] or ''}"
-            answers += words(said) == words(saved.tokenizer.decode(ids, skip_special_tokens=True))
+            message, usage = found["choices"][0]["message"], found["usage"]
+            prompts += usage["prompt_tokens"] == len(row.ids)
+            whole = saved.tokenizer.decode(ids, skip_special_tokens=True)
+            text, reasoning, _ = parse_assistant_message(saved.tokenizer, loaded, ids, row.ids, cleaned_content=whole)
+            same_text = ((message["content"] or "").strip(), message.get("reasoning_content")) == (
+                text.strip(),
+                reasoning,
+            )
+            ended = len(ids) < NEW_TOKENS
+            answers += same_text and usage["completion_tokens"] == len(ids) + ended
+            plain += (message["content"] or "").strip() == whole.strip()
     finally:
         server.terminate()
         server.wait()
-    return {"rows": len(asked), "equal_prompts": prompts, "equal_answers": answers}
-
-
-def words(text: str) -> list[str]:
-    return re.sub("</?think>", " ", text).split()
+    return {"rows": len(asked), "equal_prompts": prompts, "equal_answers": answers, "of_them_unparsed": plain}
 
 
 def wait_for(url: str) -> None:
