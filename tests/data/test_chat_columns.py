@@ -111,7 +111,7 @@ TALK = {"messages": [user("Q1"), assistant("A1"), user("Q2"), assistant("A2")]}
         {"conversations": [{"from": "human", "value": "Q9"}]},
         {"prompt": "Q9"},
         {"reasoning": "because"},
-        {"system_prompt": "Be brief."},
+        {"context": "Korea"},
         {"tool_calls": [{"name": "find"}]},
     ],
     ids=lambda beside: next(iter(beside)),

@@ -169,5 +169,5 @@ def test_rows_without_a_pair() -> None:
         template.choose(list(ROW))
     with pytest.raises(TemplateError, match="no built-in template fits the columns topic"):
         preference.choose(table({"topic": "t", "chosen": "c", "rejected": "r"}))
-    with pytest.raises(TemplateError, match=r"'completions' \(as in openbmb/UltraFeedback\) holds several answers"):
+    with pytest.raises(TemplateError, match=r"'completions' \(as in openbmb/UltraFeedback and Nectar\) holds several"):
         preference.check_columns(["source", "instruction", "models", "completions"])

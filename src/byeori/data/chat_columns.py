@@ -16,19 +16,23 @@ from byeori.errors import TemplateError
 
 COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 """Columns of a row that may hold the messages; the first that holds something is read."""
-CONTEXT_COLUMNS = ("system", "tools", "functions")
+SYSTEM = ("system", "system_prompt")
+"""Columns that may hold the system message."""
+CONTEXT_COLUMNS = (*SYSTEM, "tools", "functions")
 """Columns beside the messages that belong to the conversation."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of the reasoning before an answer, as a key of a message or as a column beside a single answer."""
 EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 """Values of a column that hold nothing."""
 
-_ASKED = ("prompt", "instruction", "question", "query")
-_ANSWERED = ("completion", "output", "answer", "response")
-_SINGLE = (*_ASKED, "input", *_ANSWERED, "history", *REASONING)
+_ASKED = ("prompt", "instruction", "question", "query", "input")
+_ANSWERED = ("completion", "output", "answer", "response", "generation")
+_SINGLE = (*_ASKED, *_ANSWERED, "history", *REASONING)
+# what a question is about or chooses from, and answers that are better than the one beside them (Axolotl's names)
+_BESIDE = ("context", "article", "passage", "choices", "options", "reflection", "corrected", "revision")
 _CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
 ONLY_TEXT = "byeori trains text alone, also on models that see images"
-CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, "prompt", "system_prompt", "history", *REASONING, *_CALLS, *_MEDIA)
+CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, *_ASKED, "history", *REASONING, *_CALLS, *_MEDIA, *_BESIDE)
 """Columns that look as if the model should see them: a row whose example lacks them is refused."""
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -103,15 +107,13 @@ def turns_of_row(row: Mapping[str, object]) -> tuple[list[Turn], int]:
 
 def question_of_row(row: Mapping[str, object]) -> list[Turn]:
     """Return the turns before the answer, of a row whose columns hold one question: with its history and its input."""
-    if isinstance(row.get("input"), Mapping):  # OpenAI's preferences
-        return question_of_row(dict(row["input"]))  # type: ignore[call-overload]
     name = next((name for name in COLUMNS if row.get(name) not in EMPTY), _first(row, _ASKED))
     if name is None:
         return []
     if name in COLUMNS or is_turns(row[name]):
         turns = list_of_turns(row[name], name)
     else:
-        parts = [row[name], row.get("input") if name == "instruction" else None]
+        parts = [row[name], row.get("input") if name != "input" else None]
         text = "\n".join(str(part) for part in parts if part not in EMPTY)  # as LLaMA-Factory joins them
         turns = [{"role": "user", "content": text}]
     return [*_history(row.get("history")), *turns]
@@ -120,7 +122,9 @@ def question_of_row(row: Mapping[str, object]) -> list[Turn]:
 def needs_chat(row: Mapping[str, object]) -> bool:
     """Return whether a row of one question has more beside it than the built-in templates have a place for."""
     asked = _first(row, _ASKED)
-    beside = ("history", "tools", "functions", *REASONING, *(["system"] if asked == "prompt" else []))
+    beside = ["history", "tools", "functions", "system_prompt", *REASONING]
+    beside += ["system"] if asked == "prompt" else []
+    beside += ["input"] if asked not in ("instruction", "input") else []
     return asked is not None and any(parsed(row.get(name)) not in EMPTY for name in beside)
 
 
@@ -148,6 +152,11 @@ def has_conversation(columns: Sequence[str]) -> bool:
     return bool(set(COLUMNS) & set(columns)) or all(set(names) & set(columns) for names in (_ASKED, _ANSWERED))
 
 
+def has_question(columns: Sequence[str]) -> bool:
+    """Return whether a table has columns that the turns before an answer can be read from."""
+    return bool({*COLUMNS, *_ASKED} & set(columns))
+
+
 def columns_read(columns: Sequence[str]) -> set[str]:
     """Return those of a table's columns that its conversations are made of."""
     return (set(COLUMNS) & set(columns) or set(_SINGLE)) | set(CONTEXT_COLUMNS)
@@ -165,8 +174,9 @@ def check_nothing_is_left_out(
         TemplateError: naming the column.
     """
     if read is None:
-        messages = _first(row, COLUMNS)
-        read = {*CONTEXT_COLUMNS, *((messages,) if messages else _SINGLE)}
+        first = _first(row, COLUMNS) or _first(row, _ASKED) or ""
+        beside = () if first in COLUMNS else ("input", "history", *REASONING)
+        read = {*CONTEXT_COLUMNS, first, *beside}
     left = [name for name in CARRYING if name not in read and parsed(row.get(name)) not in EMPTY]
     if not left:
         return

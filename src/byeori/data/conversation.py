@@ -15,12 +15,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from byeori.data.chat_columns import EMPTY, ONLY_TEXT, REASONING, check_nothing_is_left_out, parsed, turns_of_row
+from byeori.data.chat_columns import (
+    EMPTY,
+    ONLY_TEXT,
+    REASONING,
+    SYSTEM,
+    check_nothing_is_left_out,
+    parsed,
+    turns_of_row,
+)
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 
 _ROLES = {
-    "human": "user",
+    **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "model", "bing", "bard", "bot", "ai", "chatbot"), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "tool_response", "ipython"), "tool"),
     "tool_call": "function_call",
@@ -100,17 +108,20 @@ def _says_something(message: Message) -> bool:
 
 def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
     """Put the column `system` in front, where the messages do not begin with one; how many messages that adds."""
-    system = row.get("system")
-    if system in EMPTY or (isinstance(system, str) and not system.strip()):
-        return 0
-    if not isinstance(system, str):
-        raise TemplateError(f"the column `system` is not text (a {type(system).__name__})")
-    if messages and messages[0]["role"] in ("system", "developer"):
-        if messages[0]["content"].strip() != system.strip():
-            raise TemplateError("the column `system` and the first message are two different system prompts; keep one")
-        return 0
-    messages.insert(0, {"role": "system", "content": system})
-    return 1
+    added = 0
+    for name in SYSTEM:
+        system = row.get(name)
+        if system in EMPTY or (isinstance(system, str) and not system.strip()):
+            continue
+        if not isinstance(system, str):
+            raise TemplateError(f"the column `{name}` is not text (a {type(system).__name__})")
+        if not messages or messages[0]["role"] not in ("system", "developer"):
+            messages.insert(0, {"role": "system", "content": system})
+            added += 1
+        elif messages[0]["content"].strip() != system.strip():
+            other = f"the column `{SYSTEM[0]}`" if added else "the first message"
+            raise TemplateError(f"the column `{name}` and {other} are two different system prompts; keep one")
+    return added
 
 
 # ---- turns -------------------------------------------------------------------------------------------------------

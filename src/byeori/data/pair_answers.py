@@ -46,6 +46,12 @@ def is_implicit(columns: Sequence[str]) -> bool:
     return all(name in sides or name.startswith("__") for name in columns)
 
 
+def flat(row: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a row with what OpenAI's preferences hold inside `input` (messages, tools) as columns of its own."""
+    inside = row.get("input")
+    return {**row, "input": None, **inside} if isinstance(inside, Mapping) else row
+
+
 def is_chat(row: Mapping[str, object]) -> bool:
     """Return whether a row of pairs is one of messages."""
     answers = [row.get(column_of(list(row), side)) for side in SIDES]
@@ -115,7 +121,7 @@ def _conversation(row: Mapping[str, object], question: list[Any], answer: list[A
     ends = answer and conversation({"messages": answer[-1:]})
     if not ends or not ends.trained:
         raise TemplateError(f"the answer, column {column!r}, is empty: its messages do not end with an assistant turn")
-    context = {"system": row.get("system")}
+    context = {name: row.get(name) for name in chat_columns.SYSTEM}
     before = list(conversation({"messages": question}).messages) if question else []
     ending = list(conversation({"messages": answer}).messages)
     repeats = before and ending[0]["role"] != "assistant"

@@ -55,10 +55,11 @@ def check_columns(columns: Sequence[str]) -> None:
         raise TemplateError(
             f"{UNPAIRED}, and dpo needs `chosen` and `rejected`: join a good and a bad answer to one row"
         )
-    if not is_pairs(columns) and "completions" in columns:
+    several = next((name for name in ("completions", "answers") if name in columns), None)
+    if not is_pairs(columns) and several:
         raise TemplateError(
-            "the column 'completions' (as in openbmb/UltraFeedback) holds several answers with their scores, and dpo "
-            "needs `chosen` and `rejected`: make pairs of them, for example of the best and the worst overall_score"
+            f"the column {several!r} (as in openbmb/UltraFeedback and Nectar) holds several answers with their scores, "
+            "and dpo needs `chosen` and `rejected`: make pairs of them, for example of the best and the worst"
         )
     for side in SIDES:
         if column_of(columns, side) not in columns:
@@ -92,6 +93,7 @@ def side_row(row: Mapping[str, object], side: str, chosen: Template | None) -> d
 
 
 def _sides(row: Mapping[str, object], chosen: Template | None) -> dict[str, dict[str, object]]:
+    row = pair_answers.flat(row)
     if chosen is not None:
         return pair_answers.with_texts(row, chosen)
     kept = {name: row[name] for name in ("tools", "functions", "__row__") if name in row}

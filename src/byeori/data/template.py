@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from byeori.data import chat_columns
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest, nearest_file
@@ -37,6 +38,14 @@ _HALF = re.compile("[\ud800-\udfff]")
 CHAT = "chat"
 SPACES = " \t\u00a0\u3000"
 """What a prompt does not end with. A line break stays: tokenizers end a token with it."""
+_OTHER_ROWS = {
+    "input_ids": "token ids, and byeori makes the tokens itself; give the texts or messages that they were made of",
+    "segments": "pieces of a finished text (Axolotl's input_output), and byeori reads columns; write what is not "
+    "trained and what is into two columns, such as `prompt` and `completion`",
+    "completions": "several answers or steps, and byeori trains one answer; write a row for each that is right, with "
+    "the columns `prompt` and `completion`",
+}
+"""Columns of rows that others train and byeori does not, and what to do."""
 _EXAMPLE = "for example `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
 
 
@@ -345,7 +354,11 @@ def choose(columns: list[str], *, with_answer: bool = True) -> str:
         needed = set(template.prompt_columns) | ({template.answer_column} if with_answer else set())
         if needed - template.optional_columns <= set(columns):
             return name
+    if chat_columns.has_conversation(columns) if with_answer else chat_columns.has_question(columns):
+        return CHAT
     own = [name for name in columns if not name.startswith("__")]
+    if other := next((name for name in _OTHER_ROWS if name in columns), None):
+        raise TemplateError(f"the column {other!r} holds {_OTHER_ROWS[other]}")
     names, example = one_line(", ".join(own), 1000), _example(own) if with_answer else _EXAMPLE
     pairs = "; or use `byeori dpo`, which trains on such pairs" if {"chosen", "rejected"} <= set(columns) else ""
     whole = f"; or train all of its text with --text_column {own[0]}" if with_answer and len(own) == 1 else ""
