@@ -15,6 +15,7 @@ import pytest
 import byeori
 from byeori.commands.chat import _chosen
 from byeori.errors import ByeoriError
+from tiny_models import byte_level_tokenizer, tiny_llama
 
 
 def talk(model: Path, lines: str, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
@@ -126,10 +127,21 @@ def test_which_answers_make_a_pair(numbers: str, count: int, found: tuple[int, i
             _chosen(wrong, 3)
 
 
-def test_a_session_at_a_terminal(trained: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def endless(tmp_path: Path) -> Path:
+    """A model whose answers take minutes: its end-of-text token is never among the 50 most likely ones."""
+    tokenizer = byte_level_tokenizer()
+    model = tiny_llama(len(tokenizer), max_position_embeddings=100_000)
+    model.lm_head.weight.data[tokenizer.eos_token_id] = 0
+    model.save_pretrained(tmp_path / "endless")
+    tokenizer.save_pretrained(tmp_path / "endless")
+    return tmp_path / "endless"
+
+
+def test_a_session_at_a_terminal(endless: Path, tmp_path: Path) -> None:
     """Ctrl-C stops an answer and keeps the session; Korean can be typed, erased and sent; Ctrl-D ends."""
-    flags = [str(trained), "--dtype", "float32", "--max_new_tokens", "480", "--pairs", str(tmp_path / "pairs.jsonl")]
-    flags += ["--temperature", "5"]
+    flags = [str(endless), "--dtype", "float32", "--max_new_tokens", "90000", "--pairs", str(tmp_path / "pairs.jsonl")]
+    flags += ["--template", "title-ko", "--temperature", "5", "--top_k", "50"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm", "LC_ALL": "C.UTF-8"}
     shell = pexpect.spawn(
         sys.executable,
@@ -143,7 +155,7 @@ def test_a_session_at_a_terminal(trained: Path, tmp_path: Path) -> None:
     shell.expect("document> ")
     shell.send("봄이 왔나\x7f다.\r")
     shell.expect("\r\n")
-    shell.expect(r"\w")  # the answer has begun
+    shell.expect("[가-힣]{2}")  # the answer has begun: what the line editor sends has no Korean
     shell.sendintr()
     shell.expect(r"\[stopped\]")
     shell.expect("document> ")

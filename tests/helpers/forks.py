@@ -152,6 +152,14 @@ def run(*program: object, timeout: float = 300, **how: Any) -> subprocess.Comple
     return subprocess.CompletedProcess(program, process.wait(), out, err)
 
 
+def python(folder: Path) -> str:
+    """A program that starts a fork, for code that starts sys.executable with -m or -c."""
+    path = folder / "forked-python"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} as-python "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
 # ---- the server's side -------------------------------------------------------------------------------------------
 
 
@@ -362,5 +370,14 @@ def _group(program: list[str], asked: dict[str, Any]) -> None:
     elastic_launch(settings, sys.executable)(*program)
 
 
+def _in_its_place(program: list[str]) -> None:
+    """Be a fork, for whoever started this process as Python: its streams, its signals, its exit code."""
+    process = start(*program, stdio=(0, 1, 2))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    code = process.wait()
+    sys.exit(128 - code if code < 0 else code)
+
+
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _in_its_place(sys.argv[2:]) if sys.argv[1] == "as-python" else _serve(sys.argv[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from studio_page import studio
+
+import forks
+
+
+@pytest.fixture(autouse=True)
+def forked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a page starts is a fork of a process that has imported torch, but for tests with the mark `own_processes`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("own_processes"):
+            patch.setattr(sys, "executable", forks.python(tmp_path_factory.mktemp("python")))
+        yield
 
 
 @pytest.fixture(autouse=True)

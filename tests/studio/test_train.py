@@ -35,6 +35,7 @@ def state(client: TestClient, name: str) -> str:
     return runs.named(client.app.state.workspace, name).state
 
 
+@pytest.mark.own_processes
 def test_a_run_outlives_the_page_is_stopped_and_resumed(folder: Path) -> None:
     with studio(folder) as client:
         name = begin(
