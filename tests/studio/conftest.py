@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from studio_page import studio
-
 import forks
+from studio_page import studio
 
 
 @pytest.fixture(autouse=True)
 def forked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a page starts is a fork of a process that has imported torch, but for tests with the mark `own_processes`."""
+    """A page starts forks of a process that has imported torch, but in tests with the mark `own_processes`."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.node.get_closest_marker("own_processes"):
             patch.setattr(sys, "executable", forks.python(tmp_path_factory.mktemp("python")))
