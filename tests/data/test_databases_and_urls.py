@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import http.server
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,3 +153,43 @@ def test_files_of_fsspec(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             sources.load_rows([url])
+
+
+@pytest.fixture
+def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a web server with rows.jsonl; it forbids what begins with `secret` and fails for `broken`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = {"secret": 403, "broken": 500, "rows.j": 200}.get(self.path[1:7], 404)
+            body = "".join(json.dumps(row) + "\n" for row in ROWS).encode() if status == 200 else b""
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_of_a_web_server(web: str) -> None:
+    read = sources.load_rows([f"{web}/rows.jsonl?download=true"])
+    assert values(read) == ROWS
+    for name, words in (
+        ("none.jsonl", "there is no file"),
+        ("secret.jsonl", r"cannot be read: 403, message='Forbidden'"),
+        ("broken.jsonl", r"cannot be read: 500, message='Internal Server Error'"),
+    ):
+        with pytest.raises(DataError, match=words):
+            sources.load_rows([f"{web}/{name}"])
+    with pytest.raises(DataError, match=r"cannot be read: Cannot connect to host 127\.0\.0\.1:9"):
+        sources.load_rows(["http://127.0.0.1:9/rows.jsonl"])

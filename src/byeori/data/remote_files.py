@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from byeori.data import places
 from byeori.errors import ByeoriError, DataError
@@ -50,7 +51,8 @@ def _copy(system: Any, path: str) -> Path:
 
     about = system.info(path)
     version = hashlib.blake2b(f"{system.unstrip_protocol(path)} {sorted(about.items())}".encode(), digest_size=16)
-    copy = Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / "remote" / version.hexdigest() / Path(path).name
+    name = Path(urlsplit(path).path if "://" in path else path).name  # of an address, without ?download=true
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "byeori" / "remote" / version.hexdigest() / name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         if (size := about.get("size") or 0) > 1 << 24:
@@ -68,7 +70,10 @@ def _reading(url: str) -> Iterator[None]:
         raise
     except ImportError as error:  # fsspec says which package the protocol needs
         raise DataError(f"{url} cannot be opened ({one_line(error)}); install that package with pip.") from None
-    except FileNotFoundError:
-        raise DataError(f"there is no file {url}; check the address, and that you may read it.") from None
     except Exception as error:  # whatever a client of a storage service can raise
-        raise DataError(f"{url} cannot be read: {one_line(error)}; check the address and your credentials.") from None
+        # fsspec raises FileNotFoundError for whatever a web server answers, and for a certificate nobody knows
+        cause = (error.__cause__ or error) if isinstance(error, FileNotFoundError) else error
+        if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
+            raise DataError(f"there is no file {url}; check the address, and that you may read it.") from None
+        reason = one_line(redacted(str(cause)) or type(cause).__name__)
+        raise DataError(f"{url} cannot be read: {reason}; check the address and your credentials.") from None
