@@ -20,7 +20,7 @@ from byeori.config import flags
 from byeori.config import help as helps
 from byeori.distributed import launch
 from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
-from byeori.support import collector, language
+from byeori.support import cgroups, collector, language
 from byeori.support.console import say
 from byeori.support.language import later, tr
 from byeori.support.suggestions import nearest
@@ -78,7 +78,7 @@ def run(name: str, arguments: Sequence[str], prog: str | None = None) -> int:
 
     checks.check(settings)
     if isinstance(settings, config.TrainSettings):
-        code = launch.start_group(settings.nproc, [name, *arguments], say)
+        code = launch.start_group(settings.nproc, [name, *arguments], say, cores=cgroups.cores_to_divide())
         if code is not None:
             return code
     if name in ("plan", "rent") and sys.stderr.isatty():
@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None, command: str | None = None) -> 
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:  # the process ends with this command: do not collect its garbage once more at the end
         atexit.register(gc.freeze)
+        cgroups.make_threads_polite()
     first = os.environ.get("RANK", "0") == "0"
     with _sigterm_as_ctrl_c():
         return _guarded(given, command, first)

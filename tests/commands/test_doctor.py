@@ -11,6 +11,7 @@ import byeori
 from byeori.cli import main
 from byeori.commands import doctor
 from byeori.kernels import native, patch
+from byeori.support import cgroups
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,8 @@ def test_what_fails_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         raise OSError("undefined symbol: norm_bf16")
 
     monkeypatch.setattr(native, "call", broken)
-    monkeypatch.setattr(doctor, "_quota", lambda: 0.25)
+    monkeypatch.setattr(cgroups, "quota", lambda: 0.25)
+    monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 2)
     assert main(["doctor", "--offline"]) == 0
     told = capsys.readouterr().out
     assert "  kernels     fails " in told and "  norms       as the plain form" in told

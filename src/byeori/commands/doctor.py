@@ -18,7 +18,7 @@ from byeori.config import DoctorSettings
 from byeori.kernels import dispatch, native, patch
 from byeori.model import first_use, load
 from byeori.model.trial import trial_model, trial_rows
-from byeori.support import console
+from byeori.support import cgroups, console
 from byeori.support.cache_folder import cache_folder
 from byeori.support.console import say
 from byeori.support.text_files import one_line, redacted
@@ -98,25 +98,16 @@ def _outside(found: dict[str, str | None]) -> Iterator[str]:
 def _machine(problems: list[str]) -> Iterator[str]:
     name = re.search(r"^model name\s*: (.*)$", native.processor(), flags=re.MULTILINE)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _quota()
+    quota = cgroups.quota()
     threads = f"{torch.get_num_threads()} threads"
     limit = f", limited to {quota:g} by the container" if quota else ""
     yield f"CPU: {name[1] if name else platform.machine()}, {allowed} of {os.cpu_count()} cores{limit}, {threads}"
-    if quota and torch.get_num_threads() > quota + 0.5:
-        problems.append(f"more threads than the container's {quota:g} cores; set OMP_NUM_THREADS={max(1, int(quota))}")
+    if quota and torch.get_num_threads() > cgroups.cores():
+        problems.append(f"more threads than the container's {quota:g} cores; set OMP_NUM_THREADS={cgroups.cores()}")
     free = memory.available_bytes(torch.device("cpu"))
     yield f"memory: {memory.total_bytes() / _GIB:.1f} GiB, {free / _GIB:.1f} GiB available"
     yield from _disks(problems)
     yield from _gpus(problems)
-
-
-def _quota() -> float | None:
-    """The cores that a control group grants, or None."""
-    try:
-        most, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _disks(problems: list[str]) -> Iterator[str]:

@@ -33,6 +33,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.text_values import is_decomposed
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import DataError, TemplateError, TooLongError
+from byeori.support import cgroups
 from byeori.support.atomic_files import disk_errors, is_as_noted, note_hash
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ def encode_table(rows: Dataset, encoding: Encoding, row_kind: RowKind, *, progre
 
     if not len(rows):
         return Dataset.from_dict({name: [] for name in _features()}, features=_features())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(cores, len(rows) // _ROWS_PER_PROCESS)
+    processes = min(cgroups.cores(), len(rows) // _ROWS_PER_PROCESS)
     cache = f"the cache of tokenized rows in {config.HF_DATASETS_CACHE}"
     advice = "free space there, or set HF_DATASETS_CACHE to another folder"
     with _progress_bars(progress), _environment(), disk_errors(cache, advice=advice, error=DataError):

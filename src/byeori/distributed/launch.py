@@ -24,10 +24,13 @@ from byeori.errors import AGAIN, SAID, ConfigError
 _LOOPBACK = "127.0.0.1"
 
 
-def start_group(wanted: int | None, arguments: Sequence[str], say: Callable[[str], None]) -> int | None:
+def start_group(
+    wanted: int | None, arguments: Sequence[str], say: Callable[[str], None], *, cores: int | None = None
+) -> int | None:
     """Run `byeori ARGUMENTS` in several processes and return their exit code, or None if one process is enough.
 
-    wanted: number of processes; None is one per GPU. say: shows a line to the user.
+    wanted: number of processes; None is one per GPU. say: shows a line to the user. cores: threads of all processes
+    together; None if the user has said how many each has.
 
     Raises:
         ConfigError: if torchrun started another number of processes, or there are fewer GPUs.
@@ -42,7 +45,7 @@ def start_group(wanted: int | None, arguments: Sequence[str], say: Callable[[str
         return None
     if 0 < _gpus() < count:
         raise ConfigError(f"--nproc is {count}, but this machine has {_gpus()} GPUs; give {_gpus()} or less")
-    with tempfile.TemporaryDirectory(prefix="byeori-") as folder, _environment(count, Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="byeori-") as folder, _environment(count, cores, Path(folder)):
         # -P: a yaml.py in the working folder is not Python's yaml
         while (code := _run(count, [sys.executable, "-P", "-m", "byeori", *arguments], Path(folder), say)) == AGAIN:
             say("Out of memory: resuming from the last step with micro-batches split in two")
@@ -51,19 +54,23 @@ def start_group(wanted: int | None, arguments: Sequence[str], say: Callable[[str
 
 
 @contextmanager
-def _environment(count: int, folder: Path) -> Iterator[None]:
+def _environment(count: int, cores: int | None, folder: Path) -> Iterator[None]:
     """The environment of the group's processes; what the user has set stays."""
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    wanted = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
-    if loopback:
-        wanted |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    wanted = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback) if loopback else {}
     added = {name: value for name, value in wanted.items() if name not in os.environ} | {SAID: str(folder / "said")}
+    if cores:
+        added["OMP_NUM_THREADS"] = str(max(1, cores // count))
+    before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _gpus() -> int:

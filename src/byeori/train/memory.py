@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from byeori.support import cgroups
+
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the second since PyTorch 2.9
 
@@ -59,21 +61,21 @@ def resident_bytes() -> int:
 def total_bytes() -> int:
     """Return the memory of the machine, or of this process's container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
-    return total
+    granted = cgroups.memory()
+    return min(total, granted[0]) if granted else total
 
 
 def available_bytes(device: torch.device) -> int:
     """Return the memory that a run can still use on this device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    granted = cgroups.memory()
+    left = granted[1] if granted else total_bytes()
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return min(total_bytes(), int(line.split()[1]) * 1024)
-    return total_bytes()
+                return min(left, int(line.split()[1]) * 1024)
+    return left
 
 
 def keep_large_blocks_apart() -> None:
