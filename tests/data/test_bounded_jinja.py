@@ -73,6 +73,10 @@ ENDLESS = {
     "doubled views": DOUBLED.replace("EXPRESSION", "{'a': ns.x, 'b': ns.x}.items()"),
     "doubled batches": DOUBLED.replace("'ab'", "[1]").replace("EXPRESSION", "(ns.x + ns.x)|batch(9)|list"),
     "doubled namespace": DOUBLED.replace("EXPRESSION", "namespace(a=ns.x, b=ns.x)"),
+    "searches": "{% set s = 'a' * 400000 %}{% set t = 'a' * 200000 ~ 'b' %}{% for i in range(99999) %}"
+    "{% for j in range(99) %}{% if t in s %}{% endif %}{% endfor %}{% endfor %}",
+    "comparisons": "{% set s = 'a' * 400000 %}{% set t = 'a' * 399999 ~ 'b' %}{% for i in range(99999) %}"
+    "{% for j in range(99) %}{% if s == t %}{% endif %}{% endfor %}{% endfor %}",
     "constant folding": "{% if false %}{{ 'a' * 10**10 }}{% endif %}{{ 'a'|center(10**10) }}",
 }
 PLAIN = (
@@ -84,6 +88,8 @@ PLAIN = (
     "{{ messages | tojson(indent=2) }}{{ 'a,b'.split(',') }}{{ [3, 1]|sort }}{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 5 }}",
     "{%- macro f(x, n=2) -%}<{{ x }}{{ n * '!' }}>{%- endmacro -%}{{ f('a') }}{{ f(x='b', n=3) }}"
     "{% set y %} z {% endset %}[{{ y }}]",
+    "{{ 'a' in messages[0].content }}{{ messages[0] == messages[1] }}{{ 1 < 2 < 3 }}{{ 'x' not in ['x', 'y'] }}"
+    "{{ messages[0].role in ('user', 'system') }}{{ loop is defined and 1 in none }}{{ none == none }}",
     "\n{% set ns = namespace(a=0) %}\n{% for c in 'abc' %}{% if c == 'b' %}{% continue %}{% endif %}"
     "{% set ns.a = ns.a + 1 %}{% endfor %}\n{{ ns.a }}{% filter upper %}q{{ ns.a }}{% endfilter %}\n",
     "{% for a in [1, [2, [3]]] recursive %}{% if a is iterable %}({{ loop(a) }}){% else %}{{ a }}{% endif %}"

@@ -13,27 +13,23 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
-from jinja2 import Environment, nodes, pass_context
+from jinja2 import Environment, nodes, pass_context, pass_environment
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from byeori.data.jinja_nodes import cost, filtered, watch
 from byeori.errors import ByeoriError, ModelError, TemplateError
 from byeori.support.text_files import one_line
 
 _SOURCE = 1_000_000  # characters of a template; the longest of a known model has 20,000
 _WORK, _WORK_EACH = 50_000_000, 3_000  # characters made or read, and for each character of the messages
 _ONE, _ONE_EACH = 1_000_000, 20  # characters or items of one value
-_STEP, _CALL = 5, 50  # what an operation costs, and what it costs to come here, beside what is made
+_CALL = 50  # what it costs to come here, beside what is made
 _BITS = 4_096
-_FILTERS_LEFT_OUT = (
-    "urlize",
-    "wordwrap",
-    "xmlattr",
-    "pprint",
-)  # quadratic in their input
+_FILTERS_LEFT_OUT = ("urlize", "wordwrap", "xmlattr", "pprint")  # quadratic in their input
 # Marks a template as compiled here: transformers keeps compiled templates by their text. `+` keeps a line break behind.
 _MARK = "{# bounded +#}"
 _MANY: tuple[Any, ...] = (list, tuple, type({}.items()), type({}.values()), type({}.keys()))
@@ -42,6 +38,7 @@ _WIDE = re.compile(r"\d{4,}|\*")
 _OF_DICT = frozenset(dir(dict))
 _OF_STR = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
 _OF_LOOP = frozenset(name for name in dir(LoopContext) if not name.startswith("_"))
+_TEXT = {str}
 _PLAIN = (str, int, bool, list, dict)
 _lock = threading.RLock()
 
@@ -87,7 +84,7 @@ def render(tokenizer: Any, messages: Sequence[Any], *, chat_template: str | None
         template = _marked(str(tokenizer.get_chat_template(chat_template, options.get("tools"))))
     try:
         with _lock:
-            _budget.begin(len(str([messages, options.get("tools")])))
+            _budget.begin(sum(map(_characters, messages)) + len(str(options.get("tools"))))
             chat_template_utils.ImmutableSandboxedEnvironment = _BoundedEnvironment
             try:
                 text = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template, **options)
@@ -108,6 +105,14 @@ def _marked(template: str) -> str:
     return _MARK + template
 
 
+def _characters(message: Any) -> int:
+    """Return about how long a message is in Python's notation, which is slow to write."""
+    if not isinstance(message, dict):
+        return len(str(message))
+    lengths = [len(value) if type(value) is str else len(str(value)) for value in message.values()]
+    return sum(lengths) + 16 * len(lengths)
+
+
 def spent() -> float:
     """Return the share of the budget that the last text took."""
     return 1 - _budget.left / _budget.given
@@ -122,16 +127,16 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(*args, finalize=_shown, optimized=False, **kwargs)
         del self.globals["lipsum"]
         kept = {name: made for name, made in self.filters.items() if name not in _FILTERS_LEFT_OUT}
-        own = {"_each": _each, "_literal": _literal, "_joined": _joined, "_slice": _slice}
+        own = {made.__name__: made for made in (_each, _literal, _joined, _added, _slice, _compared)}
         self.filters = _Filters({name: _paid(name, made) for name, made in kept.items()} | own)
         self.body: dict[str, int] = {}  # of each macro, and of the whole template ("")
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        self.body = {"": _cost(source), "caller": sum(map(_cost, source.find_all(nodes.CallBlock)))}
-        self.body |= {macro.name: _cost(macro) for macro in source.find_all(nodes.Macro)}
+        self.body = {"": cost(source), "caller": sum(map(cost, source.find_all(nodes.CallBlock)))}
+        self.body |= {macro.name: cost(macro) for macro in source.find_all(nodes.Macro)}
         for loop in source.find_all(nodes.For):
-            loop.iter = _filtered("_each", loop.iter, self, nodes.Const(_cost(loop)))
-        _watch(source, self)
+            loop.iter = filtered("_each", loop.iter, self, nodes.Const(cost(loop)))
+        watch(source, self)
         return super()._generate(source, *args, **kwargs)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -187,43 +192,14 @@ class _Filters(dict[str, Any]):
         super().__setitem__(name, _paid(name, made))
 
 
-def _cost(node: nodes.Node) -> int:
-    """Return what a part of a template costs once: its operations, and the characters that it writes by itself."""
-    return sum(_STEP + len(getattr(part, "data", "")) for part in node.find_all(nodes.Node))
-
-
-def _watch(node: nodes.Node, environment: Environment) -> None:
-    """Have lists, joined texts and slices pay."""
-    for child in node.iter_child_nodes():
-        _watch(child, environment)
-    for name, value in node.iter_fields():
-        if isinstance(value, list):
-            setattr(node, name, [_watched(item, environment) for item in value])
-        elif isinstance(value, nodes.Node):
-            setattr(node, name, _watched(value, environment))
-
-
-def _watched(node: Any, environment: Environment) -> Any:
-    if isinstance(node, nodes.Concat):
-        return _filtered("_joined", nodes.List(node.nodes, lineno=node.lineno), environment)
-    if isinstance(node, (nodes.List, nodes.Dict)) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
-        return _filtered("_literal", node, environment)
-    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
-        return _filtered("_slice", node, environment)
-    return node
-
-
-def _filtered(name: str, node: nodes.Node, environment: Environment, *args: nodes.Expr) -> nodes.Filter:
-    made = nodes.Filter(cast(nodes.Expr, node), name, list(args), [], None, None, lineno=node.lineno)
-    made.set_environment(environment)
-    return made
-
-
 def _paid(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that pays for what it reads and makes."""
 
     @functools.wraps(made)  # with the mark of filters that are given the context
     def filtered(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and type(args[0]) is str:  # `content | trim`
+            _budget.spend(_CALL + len(args[0]))
+            return _made(made(args[0]))
         args = _read(args)
         given = args[1:] if isinstance(args[0], (Context, nodes.EvalContext, Environment)) else args
         if more := (*given[1:], *kwargs.values()):
@@ -338,6 +314,21 @@ def _joined(values: list[Any]) -> str:
     return "".join(map(str, values))
 
 
+@pass_environment
+def _added(environment: _BoundedEnvironment, values: list[Any]) -> Any:
+    """The sum of several values: of texts, as they are most often, in one go."""
+    if set(map(type, values)) == _TEXT:
+        _budget.spend(_CALL, sum(map(len, values)))
+        return "".join(values)
+    return functools.reduce(lambda left, right: environment.call_binop(None, "+", left, right), values)
+
+
+def _compared(value: Any) -> Any:
+    """What is searched, or compared with something that is not written out in the template."""
+    _budget.spend(_CALL + (len(value) if type(value) is str else _expanded([value], _budget.one)))
+    return value
+
+
 def _slice(values: Any) -> Any:
     _budget.spend(_CALL + _size(values))
     return values
@@ -354,10 +345,7 @@ def _made(value: Any) -> Any:
 @pass_context
 def _shown(context: Context, value: Any) -> Any:
     """What is written into the text."""
-    if type(value) is str:
-        _budget.spend(_CALL, len(value))
-        return value
-    _budget.spend(_CALL, _expanded([value], _budget.one))
+    _budget.spend(_CALL, len(value) if type(value) is str else _expanded([value], _budget.one))
     return value
 
 
