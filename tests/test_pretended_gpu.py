@@ -22,6 +22,7 @@ CHOSEN = "test_cuda.py or not nodes_apart or 64-8-2"
 # One or two tests of each kind: a run, memory, a model's kernels, attention's and its calls.
 SHORT = (
     "resumed_runs or halves or cpus_memory or sft-none or preferences or small_tiles"
+    " or first_use or pinned_copies or works_here"
     " or takes_them and (llama or gemma3) or 18 and kernels or some_tokens or 64-8-2-50"
 )
 

@@ -24,7 +24,7 @@ def test_a_sound_machine(capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join(result.lines)
     assert result.problems == () and result.lines[-1] == "No problem was found."
     assert capsys.readouterr().out.strip() == text.strip()
-    for part in (*patch.PARTS, "lora"):
+    for part in (*patch.PARTS, "lora", "quantized"):
         assert f"\n  {part:<12}as the plain form" in text
     assert "torch 2." in text and "memory: " in text and text.count("GiB free for the") == 2
 

@@ -16,10 +16,19 @@ import byeori
 import zoo
 from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
-from byeori.kernels import forest_attention, lora_linear, rms_norm
+from byeori.kernels import (
+    cuda_attention,
+    cuda_calls,
+    dispatch,
+    forest_attention,
+    lora_linear,
+    patch,
+    rms_norm,
+    switches,
+)
 from byeori.kernels.dropout import SeededDropout
 from byeori.kernels.lm_head import Head, target_logprobs
-from byeori.model import activation_offload, adapter, forward, wrap
+from byeori.model import activation_offload, adapter, first_use, forward, wrap
 from byeori.model.device_batch import place, windows
 from runs import log, losses, settings, sha
 from runs import sft as run_sft
@@ -141,6 +150,85 @@ def test_what_is_kept_in_the_cpus_memory(wide_model: Any, monkeypatch: pytest.Mo
     batch = place(forests.build(long_rows()), GPU, windows(model.config))
     with no_waiting():
         (-forward.forest_logprobs(model, batch)).sum().backward()
+
+
+@pytest.fixture
+def accelerated(wide_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    monkeypatch.setenv("BYEORI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(activation_offload, "LEAST", 1)
+    model = copy.deepcopy(wide_model).to(torch.bfloat16)
+    lora_linear.fuse(model)
+    wrap.recompute_layers(model.get_base_model(), "offload")
+    patch.fuse(model.get_base_model(), patch.parts(["auto"], GPU))
+    return model
+
+
+def test_what_works_here_is_kept(accelerated: Any) -> None:
+    used = patch.in_use(accelerated.get_base_model())
+    assert {"flash", "offload", "lora"} <= set(used)
+    assert first_use.give_up_broken(accelerated, long_rows()) == []
+    assert patch.in_use(accelerated.get_base_model()) == used
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+@pytest.mark.parametrize("part", ["flash", "cascade", "offload", "kernels"])
+def test_what_fails_on_its_first_use_is_given_up(
+    part: str, fault: str, accelerated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash attention, the merging of its cascade, copies of activations, a fused kernel: broken one at a time."""
+    base = accelerated.get_base_model()
+    if part == "kernels" and not dispatch.has_triton():
+        pytest.skip("needs Triton")
+    owner, name = {
+        "flash": (cuda_attention, "_flash_backward"),
+        "cascade": (cuda_attention, "_merge"),
+        "offload": (activation_offload.Link, "copy"),
+        "kernels": (dispatch, "call"),
+    }[part]
+    right = getattr(owner, name)
+
+    def broken(*given: Any, **named: Any) -> Any:
+        if part == "offload" and not switches.current().offload:
+            return right(*given, **named)
+        if fault == "raises":
+            raise RuntimeError("CUDA error: invalid configuration argument")
+        result = right(*given, **named)
+        if part == "flash":
+            return tuple(1.5 * each for each in result)
+        with torch.no_grad():  # what it wrote: the first of its tensors, or the last
+            written = [each for each in given if isinstance(each, torch.Tensor)]
+            written[0 if part == "cascade" or given[0] == "online_softmax" else -1].mul_(1.5)
+        return result
+
+    if part == "flash":
+        monkeypatch.setattr(
+            cuda_attention, "FLASH", cuda_attention.Kernel(forward=cuda_attention.FLASH.forward, backward=broken)
+        )
+    else:
+        monkeypatch.setattr(owner, name, broken)
+    (line,) = first_use.give_up_broken(accelerated, long_rows())
+    gone = "flash" if part == "cascade" else part
+    assert f"({gone}) " in line and ("invalid configuration" if fault == "raises" else "gives other") in line
+    assert gone not in patch.in_use(base) and first_use.give_up_broken(accelerated, long_rows()) == []
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_pinned_copies_that_fail(fault: str, accelerated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: torch.Tensor) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("CUDA error: out of memory")
+        return torch.zeros_like(self)
+
+    expected = first_use.compute(accelerated, [long_rows()], plain=False).logprobs
+    monkeypatch.setattr(torch.Tensor, "pin_memory", broken)
+    cuda_calls.pinning_problem.cache_clear()
+    try:
+        base = accelerated.get_base_model()
+        notes = [note for note in patch.notes(base, [], torch.bfloat16, GPU) if "pinned" in note]
+        assert len(notes) == 1 and ("out of memory" if fault == "raises" else "other numbers arrive") in notes[0]
+        assert torch.equal(first_use.compute(accelerated, [long_rows()], plain=False).logprobs, expected)
+    finally:
+        cuda_calls.pinning_problem.cache_clear()
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.silicon)])

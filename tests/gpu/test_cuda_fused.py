@@ -108,8 +108,8 @@ def test_dropout_leaves_out_what_it_does_on_the_cpu(dtype: torch.dtype) -> None:
 def test_without_them_nothing_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = counted(monkeypatch)
     with switches.using(switches.Switches(kernels=False)):
-        assert not dispatch.supports(torch.ones(4, device=GPU))
-    assert dispatch.supports(torch.ones(4, device=GPU))
-    assert not dispatch.supports(torch.ones(4, device=GPU, dtype=torch.float64))
-    assert not dispatch.supports(torch.ones(4, 4, device=GPU).t())
+        assert not dispatch.supports(torch.ones(4, device=GPU), kernel="norm")
+    assert dispatch.supports(torch.ones(4, device=GPU), kernel="norm")
+    assert not dispatch.supports(torch.ones(4, device=GPU, dtype=torch.float64), kernel="norm")
+    assert not dispatch.supports(torch.ones(4, 4, device=GPU).t(), kernel="norm")
     assert calls == []

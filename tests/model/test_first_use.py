@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional
 
 import zoo
+from byeori.distributed import processes
 from byeori.errors import ModelError
 from byeori.kernels import (
     cpu_attention,
     cpu_tiles,
+    dispatch,
     forest_attention,
     gated_mlp,
     lora_linear,
@@ -22,9 +25,11 @@ from byeori.kernels import (
     qkv_rope,
     rms_norm,
 )
-from byeori.model import first_use, forward
+from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.model import adapter, first_use, forward, load_streamed, wrap
 from runs import log, sft
 
+ALONE = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
 FAULTS: dict[str, tuple[Any, str]] = {
     "mlp": (gated_mlp, "_gated_backward"),
     "norms": (rms_norm, "fused_forward"),
@@ -39,8 +44,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "first_use"
 
 
-def adapted(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def adapted(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> tuple[Any, Any]:
     model = zoo.tiny("llama", dtype)[0]
+    for module in model.modules():
+        if dropout and hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = torch.nn.Dropout(dropout)
     base = model.get_base_model()
     assert forward.use_forest_attention(model)
     patch.fuse(base, list(patch.PARTS))
@@ -109,6 +117,90 @@ def test_a_switch_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> None
     (line,) = first_use.give_up_broken(model, zoo.tree())
     assert f"({part}) fails here (undefined symbol)" in line
     assert set(patch.in_use(base)) == used - {part}
+
+
+@pytest.mark.parametrize("kernel", dispatch.KERNELS)
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_a_kernel_that_fails_is_given_up_alone(fault: str, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It, or the one of its backward pass; the other kernels stay."""
+    right, spoiled = native.call, kernel if kernel in ("dropout", "online_softmax") else f"{kernel}_back"
+
+    def call(name: str, *given: Any) -> None:
+        if name == spoiled and fault == "raises":
+            raise RuntimeError("CompilationError: at 12:8: tl.load")
+        right(name, *given)
+        if name == spoiled:
+            written = [each for each in given if isinstance(each, torch.Tensor)]
+            written[0 if name == "online_softmax" else -1].mul_(1.5)
+
+    monkeypatch.setattr(native, "call", call)
+    model, base = adapted(dropout=0.1)
+    used = patch.in_use(base)
+    (line,) = first_use.give_up_broken(model, zoo.tree())
+    assert f"the fused kernel {kernel} (kernels.{kernel}) ".lower() in line.lower()
+    assert ("CompilationError" if fault == "raises" else "other") in line
+    assert patch.in_use(base) == used and base.byeori_switches.without == {kernel}
+    assert first_use.give_up_broken(model, zoo.tree()) == []
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_dequantizing_that_fails(fault: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bitsandbytes; the written-out form takes its place, forward and backward."""
+    zoo.KINDS["llama"]().save_pretrained(tmp_path)
+    base = load_streamed.load_streamed(str(tmp_path), dtype=torch.float32, processes=ALONE, bits=bits)
+    model = adapter.attach(base, r=3, alpha=5, dropout=0.1, targets=["q_proj", "v_proj"], seed=1)
+    lora_linear.fuse(model)
+    assert forward.use_forest_attention(model)
+    assert any(isinstance(layer, QuantizedLinear) for layer in base.modules()) and "quantized" in patch.in_use(base)
+    assert first_use.give_up_broken(model, zoo.tree()) == []
+    name = "dequantize_4bit" if bits == 4 else "int8_vectorwise_dequant"
+    right = getattr(functional, name)
+
+    def broken(*given: Any) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("Error named symbol not found at line 90 in file ops.cu")
+        return right(*given) * 1.5
+
+    monkeypatch.setattr(functional, name, broken)
+    (line,) = first_use.give_up_broken(model, zoo.tree())
+    assert line.startswith("Dequantizing by bitsandbytes (quantized) ") and "several times as long" in line
+    assert ("named symbol not found" if fault == "raises" else "gives other") in line
+    assert "quantized" not in patch.in_use(base) and first_use.give_up_broken(model, zoo.tree()) == []
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_compiled_layers_that_fail(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler ends with an error, or what it made computes something else; the layers then run uncompiled."""
+    model, base = adapted()
+
+    def compiled(self: Any, **options: Any) -> None:
+        def call(*given: Any, **named: Any) -> Any:
+            if fault == "raises":
+                raise RuntimeError("InductorError: CalledProcessError: g++ returned non-zero exit status 1")
+            return 1.5 * self._call_impl(*given, **named)
+
+        self._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    assert wrap.compile_layers(base) == 2 and "compile" in patch.in_use(base)
+    (line,) = first_use.give_up_broken(model, zoo.tree())
+    assert line.startswith("Compiled layers (compile) ") and "steps take about a fifth longer" in line
+    assert ("InductorError" if fault == "raises" else "gives other") in line
+    assert "compile" not in patch.in_use(base) and first_use.give_up_broken(model, zoo.tree()) == []
+
+
+def test_layers_are_tried_as_they_train() -> None:
+    """Recomputed and in training, or they would be compiled once more for it, but without anything random."""
+    model, base = adapted(dropout=0.1)
+    wrap.recompute_layers(base, "full")
+    passes, drops = [], [module for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
+    layer = wrap.layers(base)[0]
+    layer.mlp.register_forward_pre_hook(lambda module, _: passes.append(module.training))
+    first = first_use.compute(model, [zoo.tree()], plain=False)
+    assert passes == [True, True]  # the second time for the backward pass
+    again = first_use.compute(model, [zoo.tree()], plain=False)
+    assert drops and torch.equal(first.logprobs, again.logprobs)
 
 
 def test_a_run_goes_on_without(

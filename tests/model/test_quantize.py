@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import ConfigError
-from byeori.kernels import lora_linear
+from byeori.kernels import lora_linear, switches
 from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import adapter, forward, load, load_streamed, quantize
 from zoo import KINDS, gradients, tree, worst
@@ -59,6 +59,18 @@ def test_eight_bit_rounds_rows() -> None:
         layer.dequantize(layer.weight), (weight / scale).round() * scale, atol=float(scale.max()) * 1.01
     )
     assert layer.weight.dtype == torch.int8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(24, 128), (33, 7), (300, 130)])
+def test_written_out_as_bitsandbytes_does(shape: tuple[int, int], bits: int, dtype: torch.dtype) -> None:
+    layer, _ = packed(*shape, bits, dtype)
+    by_library = layer.dequantize(layer.weight)
+    with switches.using(switches.Switches(quantized=False)):
+        written = layer.dequantize(layer.weight)
+    assert written.dtype == dtype
+    torch.testing.assert_close(written, by_library, rtol=1e-6 if dtype == torch.float32 else 0.01, atol=1e-7)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

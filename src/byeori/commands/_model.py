@@ -225,11 +225,11 @@ def tried(model: Any, first: list[Example], processes: Processes, say: Say) -> s
         if failed:
             with patch.without(base, patch.in_use(base)):
                 apart = forward.choose(model, first)
-        plain = apart is not None
-        known = first_use.known_to_work(model, plain=plain) and not (failed and not plain)
-        if all_reduce_min(float(known), processes) < 1:  # sharded weights need every process
-            for line in first_use.give_up_broken(model, first, plain=plain):
-                say(line)
+    plain = apart is not None
+    known = first_use.known_to_work(model, plain=plain) and not (failed and not plain)
+    if all_reduce_min(float(known), processes) < 1:  # sharded weights need every process
+        for line in first_use.give_up_broken(model, first, plain=plain):
+            say(line)
     return apart
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ import torch
 from byeori import __version__
 from byeori.config import DoctorSettings
 from byeori.kernels import dispatch, native, patch
-from byeori.model import first_use, load
+from byeori.model import first_use, load, wrap
 from byeori.model.trial import trial_model, trial_rows
 from byeori.support import cgroups, console
 from byeori.support.cache_folder import cache_folder
@@ -173,13 +174,27 @@ def _hub(problems: list[str]) -> Iterator[str]:
 def _accelerations(device: torch.device, problems: list[str]) -> Iterator[str]:
     """Try each on a small model of random weights: what it computes, and its time beside the plain form's."""
     dtype = load.resolve_dtype("auto", device)
-    model, base = trial_model(device, dtype)
-    patch.fuse(base, patch.parts(["auto"], device))
     yield f"accelerations, on a small model in {str(dtype).removeprefix('torch.')} on {device}:"
     yield f"  {'':<12}{'result':<28}{'plain':>10}{'accelerated':>14}"
-    for trial in first_use.trials(model, trial_rows()):
+    for trial in _trials(device, dtype):
         seconds = [f"{1000 * value:.0f} ms" if value else "-" for value in (trial.plain, trial.fast)]
         result = "fails" if trial.problem else "as the plain form"
         yield f"  {trial.part:<12}{result:<28}{seconds[0]:>10}{seconds[1]:>14}"
         if trial.problem:
             problems.append(f"{first_use.NAMES[trial.part]} ({trial.part}) {trial.problem}; runs do without it")
+
+
+def _trials(device: torch.device, dtype: torch.dtype) -> Iterator[first_use.Trial]:
+    """Those of every run; then those that some runs have, each on a model of its own."""
+    model, base = trial_model(device, dtype)
+    patch.fuse(base, patch.parts(["auto"], device))
+    yield from first_use.trials(model, trial_rows())
+    if importlib.util.find_spec("bitsandbytes"):
+        yield from first_use.trials(trial_model(device, dtype, bits=4)[0], trial_rows(), ["quantized"])
+    if device.type == "cuda":  # on a CPU nothing is moved, and compiling takes minutes
+        model, base = trial_model(device, dtype)
+        wrap.recompute_layers(base, "offload")
+        yield from first_use.trials(model, trial_rows(), ["offload"])
+        model, base = trial_model(device, dtype)
+        wrap.compile_layers(base)
+        yield from first_use.trials(model, trial_rows(), ["compile"])

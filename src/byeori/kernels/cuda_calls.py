@@ -18,12 +18,15 @@ aligned to the last key.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+
+from byeori.support.text_files import one_line
 
 # (start, end, parent) of a forest's node; a first child follows its parent.
 Node = tuple[int, int, int]
@@ -175,7 +178,20 @@ def _place(spans: list[_Spans], window: int | None, device: torch.device) -> lis
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy on the device; to a GPU from pinned memory, so that the host does not wait for the GPU."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    if device.type != "cuda" or pinning_problem():
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def pinning_problem() -> str | None:
+    """Return why copies from pinned memory do not work on this GPU, or None: tried once."""
+    numbers = torch.arange(1000)
+    try:
+        arrived = numbers.pin_memory().to("cuda", non_blocking=True).cpu()
+    except Exception as error:  # a limit on locked memory, a driver
+        return one_line(error, 200)
+    return None if torch.equal(arrived, numbers) else "other numbers arrive"
 
 
 def _rows(rows: np.ndarray, placed: torch.Tensor) -> Rows:

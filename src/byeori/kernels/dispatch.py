@@ -15,15 +15,20 @@ import torch
 
 from byeori.kernels import device_kind, native, switches
 
+KERNELS = ("norm", "glu", "rope", "online_softmax", "dropout")
+"""What can be given up alone: a kernel together with the one of its backward pass."""
+
 _CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def supports(*tensors: torch.Tensor) -> bool:
-    """Return whether the kernels accept these tensors: contiguous, and all of one type that the kernels know.
+def supports(*tensors: torch.Tensor, kernel: str) -> bool:
+    """Return whether a kernel accepts these tensors: contiguous, and all of one type that the kernels know.
 
-    Layers that torch.compile traces are fused by the compiler instead.
+    kernel: one of KERNELS. Layers that torch.compile traces are fused by the compiler instead.
     """
     first = tensors[0]
+    if kernel in switches.current().without:
+        return False
     if device_kind.kind(first) != "cuda":
         return native.supports(*tensors)
     return (

@@ -32,7 +32,7 @@ class SeededDropout:
         rows, columns = x.shape
         least = min(round(self.rate * 2**16), 2**16 - 1)
         scale = 2**16 / (2**16 - least)
-        if dispatch.supports(x):
+        if dispatch.supports(x, kernel="dropout"):
             out = torch.empty_like(x)
             dispatch.call("dropout", x, out, scale, self.seed, least, rows, columns)
             return out

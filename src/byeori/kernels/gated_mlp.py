@@ -64,7 +64,7 @@ class _GatedMlp(torch.autograd.Function):
 
 def _gated(gate: torch.Tensor, up: torch.Tensor, act: tuple[float, float]) -> torch.Tensor:
     """act(gate) * up, all [T, f]."""
-    if dispatch.supports(gate, up):
+    if dispatch.supports(gate, up, kernel="glu"):
         out = torch.empty_like(gate)
         dispatch.call("glu", gate, up, out, *act, *gate.shape)
         return out
@@ -75,7 +75,7 @@ def _gated_backward(
     gate: torch.Tensor, up: torch.Tensor, product: torch.Tensor, act: tuple[float, float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of gate and up from that of the product in `product`, which is overwritten with the product itself."""
-    if dispatch.supports(gate, up, product):
+    if dispatch.supports(gate, up, product, kernel="glu"):
         to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
         dispatch.call("glu_back", gate, up, product, to_gate, to_up, *act, *gate.shape)
         return to_gate, to_up

@@ -118,7 +118,7 @@ def _add_words(
     Returns exp(logit - top) [C, n], which may overwrite the logits, and the factor [C, 1] for sums over earlier blocks.
     wanted: the weights are for a gradient and include the slope of the soft cap.
     """
-    if softcap is None and dispatch.supports(raw):
+    if softcap is None and dispatch.supports(raw, kernel="online_softmax"):
         fade = torch.empty_like(sums.top)
         dispatch.call("online_softmax", raw, ids, sums.own, sums.top, sums.total, fade, scale, *raw.shape)
         return raw, fade

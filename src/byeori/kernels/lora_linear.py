@@ -285,7 +285,7 @@ def _lengths(layer: Any, part: Projection, scale: float) -> torch.Tensor:
 def _rate(module: Any) -> float:
     """The rate of dropout now."""
     dropout = module.lora_dropout[module.active_adapters[0]]
-    return float(dropout.p) if module.training and isinstance(dropout, torch.nn.Dropout) else 0.0
+    return float(dropout.p) if isinstance(dropout, torch.nn.Dropout) and dropout.training else 0.0
 
 
 def dropout_of(parts: Sequence[Projection]) -> SeededDropout | None:

@@ -18,6 +18,7 @@ import torch
 from byeori.kernels import (
     bf16_matmul,
     cuda_attention,
+    cuda_calls,
     device_kind,
     dispatch,
     gated_mlp,
@@ -28,6 +29,7 @@ from byeori.kernels import (
     rms_norm,
     switches,
 )
+from byeori.kernels.quantized_linear import QuantizedLinear
 
 PARTS = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_words")
 _CPU_ONLY = ("attention", "rare_words")
@@ -39,6 +41,8 @@ _FORWARDS = {
     "lora": lora_linear.fused_forward,
 }
 _HEADS = "byeori_attention"  # by which the last layer knows that its heads are fused
+_KERNEL = "kernels."  # before the name of one that is given up alone
+_COMPILED = "_compiled_call_impl"  # of torch.nn.Module
 # Without Triton the other functions move three times as much memory on a GPU as the models' own code.
 _WITHOUT_TRITON = ["norms"]
 
@@ -78,11 +82,22 @@ def fuse(model: Any, chosen: list[str]) -> int:
 
 
 def in_use(model: Any) -> list[str]:
-    """Return the accelerations that a model has now; `lora` is lora_linear.py's, `flash` a GPU's attention."""
-    own, kind = _switches(model), device_kind.kind(next(model.parameters()))
-    on = [name for name in ("kernels", *_CPU_ONLY, "flash") if getattr(own, name) and _runs_on(name, kind)]
-    bound = {getattr(module.__dict__.get("forward"), "__func__", None) for module in model.modules()}
-    return on + [part for part, forward in _FORWARDS.items() if forward in bound]
+    """Return the accelerations that a model has now: PARTS, and those that others gave it.
+
+    lora: lora_linear.py. flash: a GPU's attention. quantized: bitsandbytes. offload: activation_offload.py. compile.
+    """
+    own, kind, modules = _switches(model), device_kind.kind(next(model.parameters())), list(model.modules())
+    there = {
+        "kernels": True,
+        **dict.fromkeys(_CPU_ONLY, kind == "cpu"),
+        "flash": kind == "cuda",
+        "quantized": any(type(module) is QuantizedLinear for module in modules),
+        "offload": kind == "cuda" and any("byeori_offload" in module.__dict__ for module in modules),
+    }
+    on = [name for name, is_there in there.items() if is_there and getattr(own, name)]
+    bound = {getattr(module.__dict__.get("forward"), "__func__", None) for module in modules}
+    compiled = ["compile"] if any(module.__dict__.get(_COMPILED) for module in modules) else []
+    return on + [part for part, forward in _FORWARDS.items() if forward in bound] + compiled
 
 
 @contextmanager
@@ -99,20 +114,22 @@ def without(model: Any, parts: Collection[str]) -> Iterator[None]:
 
 
 def drop(model: Any, parts: Collection[str]) -> list[tuple[Any, dict[str, Any]]]:
-    """Give up some accelerations for good. Returns the modules that run their own code, and what they ran before."""
+    """Give up some accelerations for good, or single kernels (`kernels.norm`).
+
+    Returns the modules that run their own code, and what they ran before.
+    """
     removed, given_up = [], {*parts, *(["last_layer"] if "heads" in parts else [])}  # which needs the heads
     forwards = {forward for part, forward in _FORWARDS.items() if part in given_up}
     for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__func__", None) in forwards:
-            taken = {name: module.__dict__.pop(name) for name in ("forward", _HEADS) if name in module.__dict__}
+        names = ["forward", _HEADS] if getattr(module.__dict__.get("forward"), "__func__", None) in forwards else []
+        names += [_COMPILED] if "compile" in given_up else []
+        if taken := {name: module.__dict__.pop(name) for name in names if name in module.__dict__}:
             removed.append((module, taken))
     own = _switches(model)
-    model.byeori_switches = replace(own, **{name: False for name in given_up if hasattr(own, name)})
+    kernels = own.without | {part.removeprefix(_KERNEL) for part in parts if part.startswith(_KERNEL)}
+    off = {name: False for name in given_up if hasattr(own, name)}
+    model.byeori_switches = replace(own, without=kernels, **off)
     return removed
-
-
-def _runs_on(name: str, kind: str) -> bool:
-    return kind == "cpu" if name in _CPU_ONLY else kind == "cuda" if name == "flash" else True
 
 
 def _switches(model: Any) -> switches.Switches:
@@ -142,6 +159,8 @@ def notes(model: Any, chosen: list[str], dtype: torch.dtype, device: torch.devic
             found.append("The fused GPU kernels are off: Triton is not installed; pip install triton")
         if not cuda_attention.ampere(device):
             found.append("Flash attention is off: it needs an Ampere GPU or newer; PyTorch's attention is used")
+        if why := cuda_calls.pinning_problem():
+            found.append(f"Copies from pinned memory are off: they fail here ({why}). Each step waits for its copies")
     if "heads" in chosen and (unknown := qkv_rope.unknown(model)):
         found.append(f"{', '.join(unknown)} has no fused form and runs its own code, which is slower")
     return found

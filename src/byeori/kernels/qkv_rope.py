@@ -128,7 +128,7 @@ class _Qkv(torch.autograd.Function):
 def _rope(x: torch.Tensor, rope: Rope, norm: HeadNorm | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """x [T, H, D], cos and sin [T, D] -> the same shape, and 1 / rms [T, H, 1] if there is a norm."""
     cos, sin = rope
-    if dispatch.supports(x, cos, sin):
+    if dispatch.supports(x, cos, sin, kernel="rope"):
         out, r = torch.empty_like(x), x.new_empty(*x.shape[:2], 1, dtype=torch.float32) if norm else None
         scale, eps = (norm.scale, norm.eps) if norm else (None, 0.0)
         dispatch.call("rope", x, cos, sin, scale, eps, out, r, *x.shape)
@@ -147,7 +147,7 @@ def _rope_backward(
 ) -> torch.Tensor:
     """The gradient of _rope's x; x itself is needed only if there is a norm."""
     cos, sin = rope
-    if dispatch.supports(cos, sin) and grad.dtype == cos.dtype:
+    if dispatch.supports(cos, sin, kernel="rope") and grad.dtype == cos.dtype:
         grad, out = grad.contiguous(), torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
         dispatch.call("rope_back", grad, x, cos, sin, norm.scale if norm else None, r, out, *grad.shape)
         return out

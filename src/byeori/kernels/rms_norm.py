@@ -24,7 +24,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, scale, eps = args
         flat, y = _memory_order(x, x), torch.empty_like(x)
-        if dispatch.supports(flat):
+        if dispatch.supports(flat, kernel="norm"):
             r = scale.new_empty(*flat.shape[:-1], 1)
             dispatch.call("norm", flat, scale, float(eps), y, r, r.numel(), x.shape[-1])
         else:
@@ -38,7 +38,7 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, scale, r = ctx.saved_tensors
         flat = _memory_order(x, x)
-        if dispatch.supports(flat):
+        if dispatch.supports(flat, kernel="norm"):
             out = torch.empty_like(x)
             grad = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
             dispatch.call("norm_back", grad, flat, scale, r, out, r.numel(), x.shape[-1])

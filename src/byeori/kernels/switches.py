@@ -16,12 +16,17 @@ from dataclasses import dataclass
 class Switches:
     """attention: the CPU's own attention instead of PyTorch's. kernels: C on a CPU, Triton on a GPU.
     rare_words: gradients in bfloat16 on a CPU leave rare words out. flash: a GPU's flash attention.
+    quantized: bitsandbytes dequantizes weights. offload: activations are copied while layers compute.
+    without: kernels of dispatch.KERNELS that fail on this machine.
     """
 
     attention: bool = True
     kernels: bool = True
     rare_words: bool = True
     flash: bool = True
+    quantized: bool = True
+    offload: bool = True
+    without: frozenset[str] = frozenset()
 
 
 _current = Switches()

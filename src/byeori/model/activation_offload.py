@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from byeori.kernels import cuda_calls, switches
+
 LEAST = 2**20  # bytes; smaller tensors stay on the GPU
 _COPYING = 2  # activations on the GPU whose copies may be in progress
 
 
 class Link:
-    """Copies between a GPU and the CPU's memory."""
+    """Copies between a GPU and the CPU's memory; without the model's `offload` switch everybody waits for each."""
 
     @cached_property
     def _stream(self) -> torch.cuda.Stream:
@@ -32,10 +34,14 @@ class Link:
 
     def empty_like(self, like: torch.Tensor) -> torch.Tensor:
         """Return an empty tensor in pinned memory."""
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        pinned = switches.current().offload and not cuda_calls.pinning_problem()
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> Any:
-        """Queue a copy after everything queued so far; return the event to wait for."""
+        """Queue a copy after everything queued so far; return the event to wait for, None if it is made already."""
+        if not switches.current().offload:
+            target.copy_(source)
+            return None
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
@@ -43,7 +49,8 @@ class Link:
 
     def wait(self, copied: Any) -> None:
         """Let everything queued from here on wait for a copy."""
-        torch.cuda.current_stream().wait_event(copied)
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,6 +113,7 @@ class _Stack:
 def offload(module: torch.nn.Module, link: Link | None = None) -> None:
     """Hold the activations of a module's forward pass in the CPU's memory until the backward pass needs them."""
     link, entered = link or Link(), list[Any]()
+    module.byeori_offload = True
 
     def enter(*_: Any) -> None:
         stack = _Stack(link)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from byeori.batch import forest as forests
 from byeori.data.tokenize import Example
 from byeori.distributed.processes import local
 from byeori.kernels import dispatch, native, patch
+from byeori.kernels.dropout import SeededDropout
 from byeori.model import forward, load, sharding
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
@@ -37,6 +38,8 @@ _REPEATS = 3
 # How far log-probs (relative to 1 + |log p|) and the gradients of one kind of matrix (relative to their norm) may be
 # apart, in 32 and in 16 bit. Rounding makes 1e-6 and 1e-5, 0.011 and 0.08 of it on Gemma 3 270M.
 _WIDE, _NARROW = (5e-4, 2e-3), (0.1, 0.3)
+_LAYERS = "those layers take longer and more memory"
+# What accelerations are called, and what a run without them pays.
 NAMES = {
     "attention": "the CPU's own attention",
     "flash": "flash attention",
@@ -47,6 +50,23 @@ NAMES = {
     "last_layer": "the shorter last layer",
     "lora": "fused LoRA layers",
     "rare_words": "leaving rare words out of gradients",
+    "quantized": "dequantizing by bitsandbytes",
+    "offload": "copying activations beside the computation",
+    "compile": "compiled layers",
+    **{f"kernels.{name}": f"the fused kernel {name}" for name in dispatch.KERNELS},
+}
+_COSTS = {
+    **dict.fromkeys(("attention", "flash"), "attention to long rows takes longer and more memory"),
+    **dict.fromkeys(
+        ("kernels", *(f"kernels.{name}" for name in dispatch.KERNELS)),
+        "PyTorch's own operations pass over memory several times instead of once",
+    ),
+    **dict.fromkeys(("norms", "mlp", "heads", "lora"), _LAYERS),
+    "last_layer": "it computes every token there, also those that predict nothing",
+    "rare_words": "gradients of the vocabulary take longer",
+    "quantized": "PyTorch's own operations dequantize, which takes several times as long",
+    "offload": "each copy is waited for",
+    "compile": "steps take about a fifth longer",
 }
 
 
@@ -82,7 +102,7 @@ def give_up_broken(model: Any, examples: list[Example], *, plain: bool = False) 
             note.parent.mkdir(parents=True, exist_ok=True)
             atomic_files.write(note, json.dumps(used))
     return [
-        f"{NAMES[part][0].upper()}{NAMES[part][1:]} ({part}) {why}, so this run does without; its steps take longer. "
+        f"{NAMES[part][0].upper()}{NAMES[part][1:]} ({part}) {why}, so this run does without; {_COSTS[part]}. "
         "Please report it with the output of `byeori doctor`"
         for part, why in broken.items()
     ]
@@ -98,15 +118,15 @@ class Trial:
     fast: float | None = None
 
 
-def trials(model: Any, examples: list[Example]) -> Iterator[Trial]:
-    """Try each of the model's accelerations alone against its plain form, and measure both."""
+def trials(model: Any, examples: list[Example], only: Collection[str] | None = None) -> Iterator[Trial]:
+    """Try each of the model's accelerations alone against its plain form, and measure both. only: some of them."""
     base = load.base_of(model)
     used = patch.in_use(base)
     groups = _groups(examples, load.positions_limit(base.config), plain=False)
     with _moved_adapters(model):
         with patch.without(base, used):
             expected = compute(model, groups, plain=False)
-        for part in used:
+        for part in used if only is None else only:
             others = [other for other in used if other != part and (part, other) != ("last_layer", "heads")]
             without = [*others, part]
             with patch.without(base, others):
@@ -130,20 +150,48 @@ def _seconds(model: Any, groups: list[list[Example]]) -> float:
 def _broken(
     model: Any, base: Any, used: list[str], groups: list[list[Example]], expected: Computed, *, plain: bool
 ) -> dict[str, str]:
-    """The parts that fail, and how: tried all at once, else one by one, then what is left all at once."""
-    if problem(model, groups, expected, plain=plain) is None:
-        return {}
-    broken: dict[str, str] = {}
+    """The parts that fail, and how: tried all at once, else one by one, then what is left all at once.
+
+    Kernels are tried within the parts that call them, also one by one; dropout's, which is off here, by itself.
+    """
+
+    def with_(parts: Collection[str], without: Collection[str]) -> str | None:
+        with patch.without(base, [*(part for part in used if part not in parts), *without]):
+            return problem(model, groups, expected, plain=plain)
+
+    broken = _dropout_problem(model) if "kernels" in used else {}
+    if with_(used, broken) is None:
+        return broken
     for part in used:
-        if part == "last_layer" and "heads" in broken:  # it goes with them
+        if part == "kernels" or (part == "last_layer" and "heads" in broken):  # which goes with them
             continue
-        needed = {part, "heads"} if part == "last_layer" else {part}
-        with patch.without(base, [other for other in used if other not in needed]):
-            if why := problem(model, groups, expected, plain=plain):
-                broken[part] = why
-    with patch.without(base, broken):
-        why = problem(model, groups, expected, plain=plain)
+        if why := with_({part, "heads"} if part == "last_layer" else {part}, ()):
+            broken[part] = why
+    rest = [part for part in used if part not in broken]
+    if "kernels" in used and with_(rest, broken):
+        single = [f"kernels.{name}" for name in dispatch.KERNELS]
+        found = {one: why for one in single if (why := with_(rest, [other for other in single if other != one]))}
+        all_of_them = found and (len(found) > 1 or with_(rest, found))  # a compiler's or a driver's fault
+        broken |= {"kernels": next(iter(found.values()))} if all_of_them else found
+    why = with_([part for part in used if part not in broken], [part for part in broken if "." in part])
     return broken if why is None else {part: broken.get(part, f"with the others {why}") for part in used}
+
+
+def _dropout_problem(model: Any) -> dict[str, str]:
+    """What is wrong with the kernel of dropout, if the model has any: it drops what PyTorch's operations drop."""
+    if not any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+        return {}
+    ones = torch.ones(64, 96, device=forward.compute_device(model), dtype=load.compute_dtype(model))
+    found = []
+    try:
+        for without in ((), ("kernels",)):
+            with patch.without(load.base_of(model), without), forward.accelerated(model):
+                found.append(SeededDropout(0.25, 1).apply(ones).cpu())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return {"kernels.dropout": f"fails here ({one_line(error, 200)})"}
+    return {} if torch.equal(*found) else {"kernels.dropout": "drops other numbers here"}
 
 
 def problem(model: Any, groups: list[list[Example]], expected: Computed, *, plain: bool) -> str | None:
@@ -158,9 +206,11 @@ def problem(model: Any, groups: list[list[Example]], expected: Computed, *, plai
 
 
 def compute(model: Any, groups: list[list[Example]], *, plain: bool) -> Computed:
-    """Return the log-probs and the gradients of their negative mean, without dropout."""
+    """Return the log-probs and the gradients of their negative mean, as in training but for dropout."""
     training = model.training
-    model.eval()
+    model.train()  # or nothing is recomputed, and compiled layers are compiled once more in training
+    for module in model.modules():
+        module.training = not _is_random(module)
     sharding.reshard(load.base_of(model))  # the gradients are those of the shards
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     logprobs = []
@@ -180,6 +230,13 @@ def compute(model: Any, groups: list[list[Example]], *, plain: bool) -> Computed
         kind = ".".join(word for word in name.split(".") if not word.isdecimal())
         kinds.setdefault(kind, []).append(grad.detach().float().cpu().flatten())
     return Computed(logprobs=torch.cat(logprobs), grads={kind: torch.cat(parts) for kind, parts in kinds.items()})
+
+
+def _is_random(module: Any) -> bool:
+    """Whether a module draws random numbers while it trains: its own rate of dropout, or a router's noise."""
+    rates = [value for name, value in vars(module).items() if "drop" in name or "jitter" in name]
+    rates += [module.p] if isinstance(module, torch.nn.modules.dropout._DropoutNd) else []
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def differs(computed: Computed, expected: Computed, limits: tuple[float, float]) -> str | None:

@@ -13,17 +13,21 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import CheckpointError, ModelError
 from byeori.kernels import forest_attention, lora_linear, state_layers
-from byeori.model import adapter, forward, skeleton
+from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.model import adapter, forward, quantize, skeleton
 from byeori.model.text_model import text_config
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
+from byeori.support.text_files import visible
 
 _VOCABULARY, _LENGTH = 8192, 512
 _LAYERS = 8  # of a hybrid, which has every kind of layer among its first
 
 
-def trial_model(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+def trial_model(device: torch.device, dtype: torch.dtype, bits: int | None = None) -> tuple[Any, Any]:
     """Return a Llama of 22M random weights with an adapter on every layer, switched to forests, and its base.
+
+    bits: 4 or 8 to quantize it.
 
     Raises:
         ModelError: if not even this model runs on forests.
@@ -42,6 +46,12 @@ def trial_model(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     torch.manual_seed(0)
     forest_attention.register()
     base = LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
+    if bits:
+        weights = {name: parameter.detach() for name, parameter in base.named_parameters()}
+        quantize.quantize_layers(base, bits)
+        for name, layer in base.named_modules():
+            if isinstance(layer, QuantizedLinear):
+                layer.weight = torch.nn.Parameter(layer.quantize(weights[f"{name}.weight"]), requires_grad=False)
     model = adapter.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
     lora_linear.fuse(model)
     if not forward.use_forest_attention(model):
@@ -66,8 +76,8 @@ def sharing_note(config: Any) -> str | None:
 
     parts = [version("byeori"), transformers.__version__, config.to_json_string(use_diff=False)]
     kept = cache_folder() / "sharing" / hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    with suppress(OSError):
-        return kept.read_text(encoding="utf-8") or None
+    with suppress(OSError, ValueError):
+        return visible(kept.read_text(encoding="utf-8")) or None
     note = _sharing_note(config)
     with suppress(OSError, CheckpointError):
         kept.parent.mkdir(parents=True, exist_ok=True)
