@@ -13,6 +13,7 @@ import pytest
 
 import byeori
 import forks
+from byeori.train import log as run_log
 from runs import environment, flags, log, settings, sft
 from tiny_models import sample_rows
 
@@ -118,3 +119,20 @@ def test_preference_lines_have_their_documented_fields_as_well(
     trained, evaluated = log(tmp_path / "out")
     assert set(trained) == own | always
     assert set(evaluated) == {"step", "epoch", "eval_loss"} | {f"eval_{name}" for name in own}
+
+
+def test_what_is_no_line_of_a_run_is_left_out(tmp_path: Path) -> None:
+    """Of another program, or damaged: what is shown, summed and compared afterwards are numbers."""
+    lines = [
+        {"step": 1, "loss": 2.5, "samples": ["a"], "x": {"y": 1}},
+        {"step": "1"},
+        {"loss": 1},
+        {"step": None},
+        [1],
+        3,
+    ]
+    lines += [{"step": 2, "loss": "low", "tokens": 10**40, "skipped_rows": 7, "epoch": None}, {"step": True}]
+    (tmp_path / "train_log.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + "{", encoding="utf-8"
+    )
+    assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.5, "samples": ["a"]}, {"step": 2, "epoch": None}]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from byeori.train import memory
+from runs import log, losses, sft
 
 
 def test_pages_go_back_above_a_limit_only() -> None:
@@ -37,6 +41,26 @@ def test_a_peak_is_that_of_its_run() -> None:
     again = torch.ones(16 * 2**20)
     assert memory.peak_memory_bytes(cpu) > memory.resident_bytes() - 2**20
     del again
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_micro_batch_is_split_before_the_kernel_ends_the_process(
+    alone: bool, tiny_model: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of what was free in the first layer is gone in the second. A row alone is computed as far as it goes."""
+    asked: list[int] = []
+
+    def available(device: torch.device) -> int:
+        asked.append(1)
+        return 2**27 if len(asked) == 2 else 2**32
+
+    sft(tiny_model, title_rows, tmp_path / "undisturbed", max_steps=2)
+    monkeypatch.setattr(memory, "available_bytes", available)
+    sft(tiny_model, title_rows, tmp_path / "out", max_steps=2, micro_batch_size=1 if alone else 2)
+    assert bool(asked) is not alone
+    halved = [line.get("micro_batches_halved", 0) for line in log(tmp_path / "out")]
+    assert halved == [0 if alone else 1] * len(halved)
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "undisturbed"), rel=1e-5)
 
 
 def holes() -> tuple[int, torch.Tensor]:

@@ -42,9 +42,20 @@ class RunLog:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's log, if there is one; a last line cut short by a crash is left out."""
+    """Return the lines of a run's log, if there is one, and of those its numbers and lists.
+
+    A last line cut short by a crash is left out, as is what is no line of a run.
+    """
     path = folder / LOG
-    return list(json_lines(path)) if path.is_file() else []
+    lines = json_lines(path) if path.is_file() else ()
+    found = [{name: value for name, value in line.items() if _belongs(name, value)} for line in lines]
+    return [line for line in found if isinstance(line.get("step"), int)]
+
+
+def _belongs(name: str, value: Any) -> bool:
+    if name in ("samples", "skipped_rows"):
+        return isinstance(value, list)
+    return value is None or (type(value) in (int, float) and abs(value) < 2**62)
 
 
 def check_trackers(names: list[str]) -> None:

@@ -6,13 +6,18 @@ size stays for the rest of the run and is part of its checkpoints: a resumed run
 If weights are sharded, the other processes wait for a layer of the failed pass and cannot leave it. The run then ends
 with a checkpoint and a note of the smaller size, and goes on from both: by itself if byeori or torchrun --max-restarts
 started its processes.
+
+On a CPU nothing fails: memory is granted before it is there, and the kernel ends the process that uses it. So each
+layer asks first how much is left (`watched`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +27,10 @@ from byeori.train import memory
 
 T = TypeVar("T")
 NOTE = ".micro_batches_halved"
+_CPU = torch.device("cpu")
+_LEAST = 256 * 2**20  # bytes that are left alone
+# What was free in each layer of a pass so far; None outside of one, and where it cannot be split.
+_FREE: ContextVar[list[int] | None] = ContextVar("free", default=None)
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
@@ -65,12 +74,40 @@ def attempt(compute: Callable[[], T], rows: Sequence[int], tokens: int) -> T:
     Raises:
         NoRoom: if it ran out of memory; what it held is free again.
     """
+    pass_ = _FREE.set([] if len(set(rows)) > 1 else None)
     try:
         return compute()
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
+    finally:
+        _FREE.reset(pass_)
     raise NoRoom(rows, tokens)  # outside the handler, which keeps everything alive that the failed pass computed
+
+
+@contextmanager
+def watched(layers: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """End a pass of several rows inside where a layer may not find the memory that it needs.
+
+    That is: less is left than twice what the layer before took, and the pass took more than is left. Compiled layers
+    do not ask.
+    """
+    watching = [layer for layer in layers if device.type == "cpu" and not layer.__dict__.get("_compiled_call_impl")]
+    hooks = [layer.register_forward_pre_hook(_ask) for layer in watching]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _ask(*_: Any) -> None:
+    seen = _FREE.get()
+    if seen is None:
+        return
+    seen.append(free := memory.available_bytes(_CPU))
+    if free < max(_LEAST, 2 * (seen[-2:][0] - free)) and seen[0] - free > free:
+        raise MemoryError(f"not enough memory: {free / 2**20:.0f} MiB are left in the middle of a pass")
 
 
 def summed(

@@ -64,22 +64,21 @@ def train(job: Job) -> Progress:
     optimizer = _optimizer(job, masters)
     progress, resumed = _restored(job, optimizer, masters)
     job.model.train()
-    if main:
-        atomic_files.sweep(job.output_dir)
-        checkpoint.prune(job.output_dir, options.save_total_limit, best=progress.best_step, latest=progress.step)
-    run_log = log.RunLog(job.output_dir, after_step=progress.step if resumed else None) if main else None
+    run_log = _run_log(job, progress, resumed=resumed) if main else None
 
     def write(line: dict[str, Any]) -> None:
         if run_log:
             run_log.write(line)
         trackers.write(line)
 
-    report_to = options.report_to if main else []
     with (
         hooks.stop_signals() as stop,
         hooks.neftune(job.model, options.neftune_noise_alpha) as noise,
+        oom.watched(wrap.layers(load.base_of(job.model)), job.processes.device),
         _display(job, progress) as live,
-        log.Trackers(report_to, folder=job.output_dir, settings=job.settings, say=live.say) as trackers,
+        log.Trackers(
+            options.report_to if main else [], folder=job.output_dir, settings=job.settings, say=live.say
+        ) as trackers,
         Checkpoints(job, optimizer, masters, live.say) as checkpoints,
         steps_from(job, progress) as steps,
     ):
@@ -110,6 +109,13 @@ def train(job: Job) -> Progress:
     masters.finish(optimizer)
     job.model.eval()
     return progress
+
+
+def _run_log(job: Job, progress: Progress, *, resumed: bool) -> log.RunLog:
+    """The log of the run, in a folder without what killed processes left and checkpoints that are not kept."""
+    atomic_files.sweep(job.output_dir)
+    checkpoint.prune(job.output_dir, job.options.save_total_limit, best=progress.best_step, latest=progress.step)
+    return log.RunLog(job.output_dir, after_step=progress.step if resumed else None)
 
 
 def _optimizer(job: Job, masters: Masters) -> torch.optim.Optimizer:
