@@ -72,11 +72,16 @@ def test_the_repository_has_one_address() -> None:
 
 
 def test_security_names_tests_that_exist() -> None:
-    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", text)
     assert len(named) > 10
     for path, name in named:
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, f"{path}::{name}"
+    promises = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| promise ")]
+    for promise in promises:
+        files = re.findall(r"`(tests/[\w/]+\.py)", promise.rsplit("|", 2)[1])
+        assert files and all((ROOT / file).is_file() for file in files), promise
 
 
 def test_contributing_names_files_that_exist() -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,27 @@ def test_code_of_a_repository_runs_for_nobody(
     for act in acts:
         refusal(act)
         assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapters_config_imports_nothing(
+    adapter: Path, title_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT imports the modules that these fields name: always before 0.20, and in its automatic classes."""
+    (tmp_path / "evil_core.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = adapter / "adapter_config.json"
+    evil = {"megatron_config": {"x": 1}, "megatron_core": "evil_core", "task_type": None}
+    evil |= {"auto_mapping": {"base_model_class": "Model", "parent_library": "evil_core"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | evil))
+    acts: list[Callable[[], Any]] = [
+        lambda: byeori.generate(model=adapter, columns={"document": "봄"}, max_new_tokens=2),
+        lambda: byeori.merge(peft_model_path=adapter, output_dir=tmp_path / "merged"),
+        lambda: train(adapter, title_rows, tmp_path / "out", max_steps=1),
+    ]
+    for act in acts:
+        with suppress(ByeoriError):  # the adapter may be refused, or used without them
+            act()
+        assert "evil_core" not in sys.modules and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "experts_implementation"])

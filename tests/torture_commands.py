@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -47,6 +49,7 @@ COMMANDS = {
     "plan": "--base_model base --gpu t4 --data_path rows.jsonl --template template.txt --write new/out.yaml",
     "preview": "--base_model base --data_path rows.jsonl --template template.txt --rows 2",
 }
+LIMIT = 120  # seconds
 SAME = ("*.safetensors", "out.jsonl", "rows.jsonl", "out.yaml", "config.json", "tokenizer.json", "byeori.yaml")
 
 
@@ -61,13 +64,18 @@ def fork(place: Path, url: str, command: str, fault: str = "", size: int = 0) ->
     huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     datasets.config.HF_DATASETS_CACHE = place / "cache" / "datasets"
     tempfile.tempdir = str(place / "temporary")
-    if fault == "full":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    if fault == "read-only":
-        mount_read_only(place / "new")
     out = os.open(place.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    small_world.child(place, [command, *COMMANDS[command].split()], out)
-    raise AssertionError
+    try:
+        if fault == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        if fault == "read-only":
+            mount_read_only(place / "new")
+        faulthandler.dump_traceback_later(LIMIT - 5, file=out)  # where it hangs; a thread, so after the mount
+        small_world.child(place, [command, *COMMANDS[command].split()], out)
+    except BaseException:  # the fork must not go on as this program, whose server of the Hub has no thread here
+        os.write(out, traceback.format_exc().encode())
+    finally:
+        os._exit(98)
 
 
 def mount_read_only(folder: Path) -> None:
@@ -139,7 +147,7 @@ def disturbed(
         time.sleep(dice.uniform(0, life))
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SIGNALS[fault])
-    code = ended(pid, 120)
+    code = ended(pid, LIMIT)
     if code is None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -147,7 +155,7 @@ def disturbed(
     wrong = judged(fault, code, words)
     if code == 0:  # it came too late
         return wrong + wrong_left(place, fault)
-    again = ended(fork(place, hub.url, command), 120)
+    again = ended(fork(place, hub.url, command), LIMIT)
     words = (folder / "said").read_text(encoding="utf-8", errors="replace")
     late = code in (-9, 130) and re.search(
         "is not empty|exists already|holds results already", words
@@ -182,7 +190,7 @@ def torture(runs: int, seed: int, stride: int) -> int:
             command, fault = list(COMMANDS)[number % len(COMMANDS)], FAULTS[number // len(COMMANDS) % len(FAULTS)]
             if command not in whole:
                 place, began = made(folder, world, hub), time.monotonic()
-                assert ended(fork(place, hub.url, command), 120) == 0, (folder / "said").read_text()
+                assert ended(fork(place, hub.url, command), LIMIT) == 0, (folder / "said").read_text()
                 whole[command] = results(place, hub), time.monotonic() - began
             wrong = disturbed(folder, world, hub, command, fault, whole[command][1], dice)
             found, expected = results(folder / "place", hub), whole[command][0]

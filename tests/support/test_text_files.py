@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
-from byeori.support.text_files import one_line, redacted, sentence, visible
+from byeori.errors import ConfigError
+from byeori.support.text_files import hollow, one_line, read_text, redacted, sentence, visible
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,23 @@ def test_sentence() -> None:
     text = sentence(error)
     assert text.startswith("column '␛[2J' of https://***@h/ is missing; x, x")
     assert text.endswith("x, give one of them") and len(text) < 2000
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 30_000 + "://", "x://" * 15_000, "x://?" + "token" * 12_000, "x://" + "a:" * 30_000]
+)
+def test_a_long_address_takes_no_longer_than_it_is(text: str) -> None:
+    began = time.process_time()
+    redacted(text)
+    assert time.process_time() - began < 3
+
+
+def test_small_files_are_small(tmp_path: Path) -> None:
+    """Neither a device without an end nor a file of holes is read into memory."""
+    with pytest.raises(ConfigError, match="more than 64 MiB"):
+        read_text(Path("/dev/zero"), ConfigError)
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(2**40)
+    assert hollow((tmp_path / "holes").stat())
+    (tmp_path / "text").write_text("words")
+    assert not hollow((tmp_path / "text").stat()) and read_text(tmp_path / "text", ConfigError) == "words"

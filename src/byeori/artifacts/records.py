@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Required
 
@@ -10,12 +11,16 @@ from typing_extensions import TypedDict
 
 from byeori.artifacts import layout
 from byeori.errors import ByeoriError, ModelError
+from byeori.model.fingerprint import read_header
+from byeori.support import patterns
 from byeori.support.foreign_files import json_record
+from byeori.support.text_files import one_line
 
 _Number = int | Annotated[float, Field(allow_inf_nan=False)]  # a whole one stays an int
 _Rank = Annotated[int, Field(ge=1, le=1 << 20)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 _OPEN = ConfigDict(extra="allow")
+_LAYER = "model.layers.0.post_attention_layernorm"
 
 
 @with_config(_OPEN)
@@ -29,6 +34,7 @@ class AdapterConfig(TypedDict, total=False):
     lora_alpha: _Number
     lora_dropout: Annotated[float, Field(ge=0, le=1)]
     target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
     rank_pattern: dict[str, _Rank] | None
     alpha_pattern: dict[str, _Number] | None
     init_lora_weights: bool | str | None
@@ -77,8 +83,27 @@ def adapter_config(folder: Path, error: type[ByeoriError] = ModelError) -> dict[
     Raises:
         ByeoriError: of the class `error`, if it cannot be read, or a field is not what PEFT writes.
     """
-    path = folder / layout.ADAPTER_CONFIG
-    return dict(json_record(path, AdapterConfig, error, advice="copy the adapter again"))
+    path, advice = folder / layout.ADAPTER_CONFIG, "copy the adapter again"
+    config = dict(json_record(path, AdapterConfig, error, advice=advice))
+    names = _layers(folder / layout.ADAPTER)
+    for field in ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"):
+        given = config.get(field) or ()
+        for pattern in [given] if isinstance(given, str) else given if isinstance(given, dict) else ():
+            if why := patterns.problem(pattern, names):
+                raise error(f"{path} is damaged: {field} {pattern[:80]!r} {one_line(why, 120)}; {advice}")
+    return config
+
+
+def _layers(weights: Path) -> list[str]:
+    """The names of the layers that an adapter changes, and of one that most models have."""
+    with suppress(ModelError):  # a file that is missing or damaged is reported where it is needed
+        return [
+            *dict.fromkeys(
+                name.removeprefix("base_model.model.").partition(".lora_")[0] for name in read_header(weights)
+            ),
+            _LAYER,
+        ]
+    return [_LAYER]
 
 
 def base_record(folder: Path) -> BaseRecord | None:

@@ -194,7 +194,7 @@ def _chosen(numbers: str, count: int) -> tuple[int, int]:
         TemplateError: if that names no two answers.
     """
     words = numbers.split()
-    wanted = [int(word) - 1 for word in words if word.isdigit()]
+    wanted = [int(word) - 1 for word in words if word.isdecimal() and len(word) < 10]
     if len(wanted) == 1 and count == 2:
         wanted.append(1 - wanted[0])
     if len(wanted) != 2 or len(words) > 2 or not all(0 <= at < count for at in wanted):

@@ -71,7 +71,7 @@ def _answer_table(settings: GenerateSettings, saved: SavedModel, output: Path | 
     if output:
         say(f"Answers in {output}")
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(console.shown(text))
     return answers
 
 
@@ -89,13 +89,13 @@ def _answer_prompt(settings: GenerateSettings, saved: SavedModel, output: Path |
     found: list[Answer] = []
     sampling = _engine.sampling_of(settings, saved)
     shown = output is None and isinstance(engine, Plain)
-    stream = {"stream": lambda text: print(text, end="", flush=True)} if shown else {}
+    stream = {"stream": lambda text: print(console.shown(text), end="", flush=True)} if shown else {}
     engine.answers({0: prompt}, sampling, "tuned", lambda _, answer: found.append(answer), **stream)
     answer = found[0].text
     if output:
         atomic_files.write(output, answer + "\n")
     elif not shown:
-        print(answer)
+        print(console.shown(answer))
     return answer
 
 

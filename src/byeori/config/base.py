@@ -201,6 +201,8 @@ def check(kind: type[S], values: dict[str, Any]) -> S:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_sentence(kind, item) for item in error.errors())) from None
+    except UnicodeEncodeError as error:  # of a name that is not UTF-8, in a setting that is compared with a pattern
+        raise ConfigError(f"a setting holds bytes that are no text: {error.object[:80]!r}; give it as UTF-8") from None
 
 
 def _sentence(kind: type[Settings], item: Any) -> str:

@@ -14,7 +14,7 @@ from byeori.data.readers import READERS, ending, workbook
 from byeori.data.readers.text import COMPRESSED, DAMAGED, FileRows, check_unique, open_bytes
 from byeori.errors import DataError
 from byeori.support.atomic_files import is_as_noted, new_file, note_hash
-from byeori.support.text_files import not_utf8, one_line
+from byeori.support.text_files import hollow, not_utf8, one_line
 
 if TYPE_CHECKING:  # importing it takes half a second, which `byeori --help` must not
     from datasets import Dataset
@@ -58,8 +58,10 @@ def check_file(path: Path) -> None:
             if path.suffix.lower() in endings:
                 raise DataError(f"{path} is no table of rows: {advice}.")
         raise DataError(f"{path} has an unknown ending; known endings are {KNOWN_ENDINGS}.")
-    if path.stat().st_size == 0:
+    if (status := path.stat()).st_size == 0:
         raise DataError(f"{path} is empty; give a file with at least one row.")
+    if hollow(status):
+        raise DataError(f"{path} has {status.st_size:,} bytes, nearly all of which were never written; copy it again.")
 
 
 def load_file(path: Path, *, name: str | None = None, sheet: str | None = None) -> Part:

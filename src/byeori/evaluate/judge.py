@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _WAITS = (1.0, 2.0, 4.0)
 _AT_ONCE = 8
 _TIMEOUT = 120
+_MOST = 16 << 20  # bytes of a completion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +76,10 @@ class Judge:
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         path = self.cache / f"{key}.json"
-        if path.is_file():
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return kept | {"cached": True}
+        with suppress(OSError, ValueError, TypeError):  # damaged: it is asked again
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            counts = {name: int(kept[name]) for name in ("prompt_tokens", "completion_tokens")}
+            return {"text": str(kept["text"]), **counts, "cached": True}
         answer = _posted(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
             usage = answer.get("usage") or {}
@@ -85,7 +88,7 @@ class Judge:
                 "prompt_tokens": int(usage.get("prompt_tokens") or 0),
                 "completion_tokens": int(usage.get("completion_tokens") or 0),
             }
-        except (KeyError, IndexError, TypeError, AttributeError):
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             shown = one_line(json.dumps(answer, ensure_ascii=False), 120)
             raise ConfigError(
                 f"--judge {redacted(self.url)} answered no completion ({shown}); check the address"
@@ -193,15 +196,15 @@ def _posted(url: str, body: Mapping[str, Any]) -> Any:
     for wait in (*_WAITS, None):
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                return json.loads(response.read())
+                return json.loads(response.read(_MOST))
         except urllib.error.HTTPError as error:
             reason, asked = f"{error.code} {error.reason}", error.headers.get("Retry-After", "")
             said = one_line(error.read(2000).decode("utf-8", "replace"), 160)
             if wait is None or error.code not in _TEMPORARY:
                 advice = f"; set {KEYS[0]} to your key" if error.code in (401, 403) else ""
                 raise ConfigError(f"--judge {shown} answered {reason}: {said}{advice}") from None
-            wait = max(wait, float(asked)) if asked.isdigit() and float(asked) <= _TIMEOUT else wait
-        except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, no HTTP, or no JSON
+            wait = max(wait, float(asked)) if asked.isdecimal() and float(asked) <= _TIMEOUT else wait
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:  # no connection, HTTP, JSON
             if wait is None:
                 raise ConfigError(
                     f"--judge {shown} does not answer ({one_line(str(error), 160)}); check the address"

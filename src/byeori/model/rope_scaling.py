@@ -109,4 +109,4 @@ def view(base: Path, rope: Rope | None, name: str) -> Path:
 def origin(base: str) -> str:
     """Return what the user calls a base that may be a scaled view of it."""
     note = Path(base) / _ORIGIN
-    return note.read_text(encoding="utf-8") if note.is_file() else base
+    return note.read_text(encoding="utf-8") if cache_folder() in note.parents and note.is_file() else base

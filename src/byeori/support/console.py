@@ -138,6 +138,11 @@ def _no_half_bars() -> Iterator[None]:
                 library.enable_progress_bars()
 
 
+def shown(text: str) -> str:
+    """Return a result as standard output gets it: as it is, but on a terminal as text that it does not obey."""
+    return visible(text) if sys.stdout.isatty() else text
+
+
 def say(text: str) -> None:
     """Print a line to standard error; standard output is for results alone."""
     print(visible(redacted(translated(text))), file=sys.stderr, flush=True)

@@ -123,7 +123,7 @@ def _response(links: list[BaseException]) -> Any:
 def retry_after(response: Any) -> int | None:
     """Return the seconds after which the Hub wants to be asked again, from its headers, or None."""
     value = response.headers.get("retry-after", "").strip()
-    if value.isdigit():
+    if value.isdecimal():
         return int(value)
     if value:
         try:

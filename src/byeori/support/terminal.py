@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from byeori.errors import ConfigError
+from byeori.support import console
 from byeori.support.language import translated
-from byeori.support.text_files import visible
 
 _QUOTES = '"""'
 
@@ -68,7 +68,7 @@ class Terminal:
         def emit(text: str) -> None:
             nonlocal last
             last = text or last
-            print(visible(text) if sys.stdout.isatty() else text, end="", flush=True)
+            print(console.shown(text), end="", flush=True)
 
         yield emit
         if not last.endswith("\n"):

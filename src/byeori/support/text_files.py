@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import re
 import shlex
 from pathlib import Path
@@ -20,9 +21,14 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | 
 _VISIBLE |= dict.fromkeys(
     [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], 0x2426
 )
-_PASSWORD = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)(?:[^/\s'"@:]*:(?!\d+/)[^\s'"]*|[^/\s'"@]*)@""", re.IGNORECASE)
-_KEYS = r"[\w-]*(?:token|password|passwd|pwd|secret|signature|api[_-]?key|access[_-]?key)[\w-]*|sig|key"
+# Every repetition has an end: a hostile address of 60,000 characters would take its square.
+_PASSWORD = re.compile(
+    r"""([a-z][a-z0-9+.-]{0,30}://)(?:[^/\s'"@:]{0,999}:(?!\d+/)[^\s'"]{0,999}|[^/\s'"@]{0,999})@""", re.IGNORECASE
+)
+_KEYS = r"[\w-]{0,99}(?:token|password|passwd|pwd|secret|signature|api[_-]?key|access[_-]?key)[\w-]{0,99}|sig|key"
 _SECRET = re.compile(rf"""([?&;](?:{_KEYS})=)[^&\s'";]+""", re.IGNORECASE)
+
+_MOST = 64 << 20  # bytes of a small file
 
 
 def visible(text: str) -> str:
@@ -59,13 +65,21 @@ def read_text(path: Path, error: type[ByeoriError]) -> str:
 
     Raises:
         OSError: if it cannot be read.
-        ByeoriError: of the class `error`, if it is not UTF-8.
+        ByeoriError: of the class `error`, if it is not UTF-8, or not small.
     """
-    data = path.read_bytes()
+    with path.open("rb") as file:
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise error(f"{path} has more than {_MOST >> 20} MiB, too many for such a file; give another one.")
     try:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
         raise error(not_utf8(path, io.BytesIO(data))) from None
+
+
+def hollow(status: os.stat_result) -> bool:
+    """Return whether nearly nothing of a large file was ever written: a copy that was cut off, or a trap."""
+    return status.st_size > _MOST and status.st_blocks * 512 * 1000 < status.st_size
 
 
 def not_utf8(path: Path, lines: io.BufferedIOBase) -> str:

@@ -257,8 +257,8 @@ def load_adapter(folder: Path, model: Any) -> None:
         missing, unexpected = peft_adapter.load_state(model, load_file(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from None
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
+    except (RuntimeError, ValueError, KeyError) as error:  # PEFT looks up what its settings ask for
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[-1].strip()
         raise CheckpointError(
             f"the adapter in {folder} does not fit this run's model and LoRA settings: {reason}"
         ) from None

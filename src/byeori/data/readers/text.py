@@ -215,6 +215,8 @@ def too_large(path: Path) -> DataError:
 
 
 def check_unique(path: Path | str, columns: list[str]) -> None:
-    """Raise DataError if two columns have the same name."""
+    """Raise DataError if two columns have the same name, or one a name that no table can have."""
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise DataError(f"{path} has the column {twice[0]!r} twice; rename one of them.")
+    if nul := [name for name in columns if "\0" in name]:  # where Arrow's schema ends a name
+        raise DataError(f"{path} has the column {nul[0]!r}, whose name holds a NUL; rename it.")

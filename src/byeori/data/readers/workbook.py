@@ -23,13 +23,13 @@ def read(path: Path, sheet: str | None = None) -> FileRows:
     """
     from python_calamine import CalamineError, CalamineWorkbook
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as parts:
-            check_decoded(path, sum(part.file_size for part in parts.infolist()))
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as parts:
+                check_decoded(path, sum(part.file_size for part in parts.infolist()))
         book = CalamineWorkbook.from_path(str(path))
         tables = {name: book.get_sheet_by_name(name).to_python() for name in book.sheet_names}
-    except CalamineError as error:
+    except (CalamineError, zipfile.BadZipFile, NotImplementedError) as error:
         locked = "it may be encrypted: remove its password" if "ncrypt" in str(error) else "save it again"
         raise DataError(f"{path} is damaged or not a workbook ({one_line(error)}); {locked}.") from None
     filled = [name for name, rows in tables.items() if len(rows) > 1]

@@ -1,0 +1,20 @@
+#!/bin/sh
+# The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer: scripts/sanitize.sh [pytest arguments]
+# kernels/native.py compiles with $CC, which here adds them; their runtime has to be loaded before Python's.
+set -eu
+cd "$(dirname "$0")/.."
+compiler=${CC:-gcc}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cat >"$folder/cc" <<EOF
+#!/bin/sh
+exec $compiler "\$@" -g -O1 -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+EOF
+chmod +x "$folder/cc"
+if [ $# = 0 ]; then
+    set -- tests/kernels --ignore tests/kernels/test_triton_kernels.py --ignore tests/kernels/test_native.py
+fi
+runtime="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)"
+python=$(command -v .venv/bin/python || command -v python)
+CC="$folder/cc" BYEORI_CACHE="$folder/cache" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+    LD_PRELOAD="$runtime" "$python" -m pytest -x -q -p no:cacheprovider -p no:xdist "$@"
