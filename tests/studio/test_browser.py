@@ -107,6 +107,7 @@ def start(road: Road, model: str, steps: int) -> None:
     road.click("button[value='quick']")
     road.click("form[action='plan-keep'] details summary")
     road.type("#f-max_steps", str(steps))
+    road.type("#f-num_epochs", "20")
     road.type("#f-batch_size", "2")
     road.click("button[value='train']")
     road.wait(lambda: "run=run-1" in road.window.current_url)
