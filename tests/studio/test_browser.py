@@ -166,7 +166,6 @@ def walk(language: str, model: str, steps: int, folder: Path) -> None:
             road.wait(lambda: road.window.find_elements("css selector", "form[action='try-judge'] button"))
             road.click("form[action='try-judge'] button")
             road.wait(lambda: words[2] in road.text("#live"))
-            road.click("form[action='try-unload'] button")
             road.go("compare?run=run-1")
             road.type("#f-max_new_tokens", "8")
             road.click("form[action='compare-start'] details summary")

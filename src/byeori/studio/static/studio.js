@@ -50,13 +50,14 @@ document.addEventListener("keydown", (event) => {
 });
 
 // a part that is loaded again keeps what was opened in it
-let opened = new Map();
+let opened = new Map(), before = new Set();
 const summaries = () => [...document.querySelectorAll("main details > summary")];
 document.addEventListener("htmx:beforeSwap", () => {
+  before = new Set(summaries());
   opened = new Map(summaries().map((summary) => [summary.textContent, summary.parentElement.open]));
 });
 document.addEventListener("htmx:afterSwap", () => {
   for (const summary of summaries()) {
-    if (opened.has(summary.textContent)) summary.parentElement.open = opened.get(summary.textContent);
+    if (!before.has(summary) && opened.has(summary.textContent)) summary.parentElement.open = opened.get(summary.textContent);
   }
 });
