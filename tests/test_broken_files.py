@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ import pytest
 from byeori.cli import main
 
 Edit = Callable[[Path], None]
+# a list of nine lists of nine ..., eight deep
+ALIASES = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (name, name, b", ".join([b"*%c" % (name - 1)] * 9)) for name in b"bcdefgh"
+)
 
 
 def field(name: str, value: Any) -> Edit:
@@ -30,12 +35,22 @@ def content(data: bytes) -> Edit:
     return lambda path: path.write_bytes(data)
 
 
+def cut_workbook(path: Path) -> None:
+    """A workbook whose directory names a place before its beginning."""
+    with zipfile.ZipFile(path, "w") as parts:
+        parts.writestr("xl/workbook.xml", "x" * 500)
+    path.write_bytes(path.read_bytes()[300:])
+
+
 def another(kind: str) -> Edit:
     """An edit that puts something else in a file's place."""
 
     def edit(path: Path) -> None:
         path.unlink(missing_ok=True)
-        if kind == "folder":
+        if kind == "holes":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        elif kind == "folder":
             path.mkdir()
         elif kind == "pipe":
             os.mkfifo(path)
@@ -60,12 +75,12 @@ def world(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS = {
     "preview": "preview --base_model base --data_path rows.jsonl --template template.txt --rows 1",
-    "audit": "audit --data_path rows.jsonl --template template.txt",
     "sft": "sft --base_model base --data_path rows.jsonl --template template.txt --output_dir out --max_steps 1 "
     "--dtype float32 --cutoff_len 128",
     "generate": "generate --model adapter --base_model base --max_new_tokens 2 --column document=봄",
     "merge": "merge --peft_model_path adapter --base_model_name_or_path base --output_dir out",
     "publish": "publish --folder adapter --repo_id me/x --dry-run",
+    "studio": "studio nowhere",
     "chat": "chat --model adapter --base_model base",
 }
 
@@ -99,6 +114,15 @@ REFUSED: list[tuple[str, str, Edit | None, tuple[str, ...], str]] = [
     ("preview", "rows.jsonl", content(b'{"": 1, "document": "a", "title": "b"}\n'), (), "column without a name"),
     ("preview", "rows.jsonl.gz", content(gzip.compress(b"{}\n" * 999)[:-9]), ("--data_path", "rows.jsonl.gz"), "gzip"),
     ("preview", "rows.jsonl", another("/dev/zero"), (), "rows.jsonl"),
+    ("preview", "rows.jsonl", another("holes"), (), "never written"),
+    ("preview", "rows.jsonl", content(b'{"document": "a", "document\\u0000": "b", "title": "c"}\n'), (), "holds a NUL"),
+    ("preview", "rows.xlsx", cut_workbook, ("--data_path", "rows.xlsx"), "damaged or not a workbook"),
+    ("preview", "template.txt", another("holes"), (), "more than 64 MiB"),
+    ("generate", "base/config.json", another("holes"), (), "config.json"),
+    ("studio", "", None, ("--origin", "\ud83d"), "no text"),
+    ("generate", "adapter/adapter_config.json", field("target_modules", "(([a-z_.0-9])*)*Z"), (), "takes for ever"),
+    ("merge", "adapter/adapter_config.json", field("rank_pattern", {"(": 4}), (), "no regular expression"),
+    ("sft", "settings.yaml", content(ALIASES), ("--config", "settings.yaml"), "settings.yaml"),
     ("preview", "template.txt", another("pipe"), (), "template.txt"),
     ("preview", "template.txt", another("template.txt"), (), "template.txt"),
     ("generate", "adapter/adapter_config.json", another("folder"), (), "whole model"),

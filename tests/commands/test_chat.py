@@ -122,7 +122,7 @@ def test_what_is_refused(trained: Path, merged: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("numbers", "count", "found"), [("2", 2, (1, 0)), ("1", 2, (0, 1)), ("3 1", 3, (2, 0))])
 def test_which_answers_make_a_pair(numbers: str, count: int, found: tuple[int, int]) -> None:
     assert _chosen(numbers, count) == found
-    for wrong in ("0", "4 1", "x", "1 2 3", "1"):
+    for wrong in ("0", "4 1", "x", "1 2 3", "1", "\N{SUPERSCRIPT TWO} 1", "9" * 5000 + " 1"):
         with pytest.raises(ByeoriError, match=r"there (is|are) \d answers?;"):
             _chosen(wrong, 3)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socketserver
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,6 +93,27 @@ def test_both_orders_ties_and_cost(server: Server, tmp_path: Path) -> None:
     before = len(server.asked)
     again = judge_items(rows, judge_of(server, tmp_path), lambda done, total: None)
     assert len(server.asked) == before and again["cached"] == 6 and again["prompt_tokens"] == 0
+
+
+def test_a_damaged_cache_is_asked_again(server: Server, tmp_path: Path) -> None:
+    rows = items(("a", "aaa"))
+    judge_items(rows, judge_of(server, tmp_path), lambda done, total: None)
+    for path, said in zip(sorted(tmp_path.rglob("*.json")), (b"\xff{", b'{"text": "A"}'), strict=True):
+        path.write_bytes(said)
+    asked = len(server.asked)
+    found = judge_items(rows, judge_of(server, tmp_path), lambda done, total: None)
+    assert len(server.asked) == asked + 2 and found["cached"] == 0 and found["wins"] == 1
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"choices": [{"message": {"content": "A"}}], "usage": {"prompt_tokens": "x"}}', b"[" * 100_000]
+)
+def test_an_odd_answer_is_one_sentence(said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "_WAITS", ())
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *given, **named: io.BytesIO(said))
+    judge = Judge(url="http://127.0.0.1:9/v1", model="m", prompt="{prompt}", cache=tmp_path)
+    with pytest.raises(ConfigError, match="--judge"):
+        judge_items(items(("a", "b")), judge, lambda done, total: None)
 
 
 def test_a_judge_that_prefers_the_first_proves_nothing(server: Server, tmp_path: Path) -> None:

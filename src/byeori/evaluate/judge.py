@@ -76,7 +76,7 @@ class Judge:
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "temperature": 0}
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         path = self.cache / f"{key}.json"
-        with suppress(OSError, ValueError, TypeError):  # damaged: it is asked again
+        with suppress(OSError, ValueError, TypeError, KeyError):  # damaged: it is asked again
             kept = json.loads(path.read_text(encoding="utf-8"))
             counts = {name: int(kept[name]) for name in ("prompt_tokens", "completion_tokens")}
             return {"text": str(kept["text"]), **counts, "cached": True}
