@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo studio browser test test-all check bench torture faults exactness models docs dist clean
+.PHONY: setup demo studio browser test test-all check bench torture faults sanitize exactness models docs dist clean
 
 setup: $(READY)
 
@@ -53,6 +53,10 @@ torture: setup
 # RUNS=20 of each kind: memory that runs out, rows that are not finite, damaged checkpoints, full disks
 faults: setup
 	BYEORI_TEST_FAULTS=$(or $(RUNS),20) $(BIN)/python -m pytest -n 2 --dist worksteal tests/train/test_faults.py
+
+# the C kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: setup
+	scripts/sanitize.sh
 
 # SEEDS=1000 random cases for each test that compares with a plain computation
 exactness: setup
