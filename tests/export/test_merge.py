@@ -378,7 +378,6 @@ def test_not_an_adapter(tmp_path: Path, base: Path, adapter: Path) -> None:
         ({"use_dora": True}, "only half of the adapter"),
         ({"alora_invocation_tokens": [1]}, "activated LoRA"),
         ({"sparsity": 0.5}, "has the setting sparsity, which byeori does not know"),
-        ({"target_parameters": ["experts.up"]}, "target_parameters"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"r": 8}, "not of rank 8"),
         ({"base_model_name_or_path": None}, "--base_model_name_or_path"),

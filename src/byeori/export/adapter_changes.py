@@ -15,6 +15,8 @@ from typing import Any
 
 from byeori.artifacts import layout, records
 from byeori.errors import ModelError
+from byeori.export import expert_changes
+from byeori.export.expert_changes import Fused
 from byeori.model.fingerprint import Stored, read_header
 from byeori.model.opened import FLOATS
 from byeori.support.pickles import missing_weights
@@ -28,7 +30,6 @@ _OTHER_KINDS = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
     "layer_replication": "replicated layers",
-    "target_parameters": "adapters on bare parameters",
 }
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Settings whose effect is computed here, or that have none on what the trained tensors do.
@@ -46,7 +47,7 @@ _KNOWN = {
     *("bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying", "init_lora_weights"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "runtime_config"),
     *("megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-    *("velora_config", "qalora_group_size", *_OTHER_KINDS),
+    *("velora_config", "qalora_group_size", "target_parameters", *_OTHER_KINDS),
 }
 _RANK = _ALPHA = 8  # PEFT's own defaults
 
@@ -58,7 +59,8 @@ class Change:
     whole: replaces it. a, b: scale * L R is added, where L = B [out, r] and R = A [r, in] for a linear layer; L = A^T
     and R = B^T if the weight is stored transposed (`transposed`: GPT-2's Conv1D [in, out], an embedding [words,
     hidden]). magnitude (DoRA): then every output's weights get this length. added: scale * added is added to a bias.
-    tokens, token_rows: rows of an embedding, and their values.
+    tokens, token_rows: rows of an embedding, and their values. experts: W is [experts, ., .], with L R for each.
+    fused: W is one tensor of several that transformers makes a parameter of, whose change this is.
     """
 
     module: str
@@ -71,6 +73,16 @@ class Change:
     token_rows: Stored | None = None
     transposed: bool = False
     scale: float = 0.0
+    experts: int = 0
+    fused: Fused | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what A and B add."""
+        assert self.a is not None and self.b is not None
+        pair = (self.b.shape[0], self.a.shape[1])
+        pair = pair[::-1] if self.transposed else pair
+        return (self.experts, *pair) if self.experts else pair
 
     @property
     def for_tied(self) -> bool:
@@ -136,24 +148,30 @@ def adapter_tensors(adapter: Path) -> dict[str, Stored]:
     return tensors
 
 
-def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
-    """Return parameter -> change (Conv1D layers are not known here).
+def adapter_changes(adapter: Path, config: dict[str, Any], shapes: expert_changes.Shapes) -> dict[str, Change]:
+    """Return parameter -> change (Conv1D layers are not known here). shapes: of the base's parameters.
 
     Raises:
         ModelError: if there are no safetensors weights, or if they are damaged or of a kind that is not known.
     """
     path = adapter / layout.ADAPTER
     changes: dict[str, Change] = {}
+    wrappers = expert_changes.wrappers(config, shapes)
     for key, stored in adapter_tensors(adapter).items():
         name = key.removeprefix("base_model.model.")
         module, _, part = name.partition(".lora_")
-        parameter = f"{module}.weight" if part else name.replace(".base_layer.", ".").replace(".token_adapter.", ".")
+        parameter = (
+            wrappers.get(module, f"{module}.weight")
+            if part
+            else name.replace(".base_layer.", ".").replace(".token_adapter.", ".")
+        )
         if part == "B.bias":
             parameter = f"{module}.bias"
         elif name.endswith(".token_adapter.trainable_tokens_delta"):
             module = name.removesuffix(".token_adapter.trainable_tokens_delta")
             parameter, part = f"{module}.weight", "tokens"
-        change = changes.get(parameter) or Change(module=parameter.rpartition(".")[0])
+        stacked = shapes[parameter][0] if parameter in wrappers.values() and len(shapes[parameter]) == 3 else 0
+        change = changes.get(parameter) or Change(module=parameter.rpartition(".")[0], experts=stacked)
         if not part:
             changes[parameter] = replace(change, whole=stored)
         elif part in ("A.weight", "embedding_A"):
@@ -168,7 +186,10 @@ def adapter_changes(adapter: Path, config: dict[str, Any]) -> dict[str, Change]:
             changes[parameter] = replace(change, token_rows=stored, tokens=_tokens(config, module, stored, path))
         else:
             raise ModelError(f"{path} holds {key}, which plain LoRA does not have; serve the adapter unmerged")
-    return {name: _scaled(change, config, path) for name, change in changes.items()}
+    bare = set(wrappers.values())
+    return {
+        name: _scaled(change, config, path, name if name in bare else change.module) for name, change in changes.items()
+    }
 
 
 def _tokens(config: dict[str, Any], module: str, stored: Stored, path: Path) -> tuple[int, ...]:
@@ -184,8 +205,8 @@ def _tokens(config: dict[str, Any], module: str, stored: Stored, path: Path) -> 
     return tuple(int(token) for token in given)
 
 
-def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
-    """Return the change with its scale, after checking that A and B have the rank that the config names."""
+def _scaled(change: Change, config: dict[str, Any], path: Path, name: str) -> Change:
+    """Return the change with its scale, after checking that A and B have the rank that the config gives its name."""
     from peft.utils.other import get_pattern_key
 
     if change.a is None and change.b is None and change.added is None:
@@ -193,15 +214,15 @@ def _scaled(change: Change, config: dict[str, Any], path: Path) -> Change:
             raise ModelError(f"{path} has only half of the adapter of {change.module}; copy the adapter again")
         return change
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    rank = ranks.get(get_pattern_key(list(ranks), change.module), config.get("r", _RANK))
-    alpha = alphas.get(get_pattern_key(list(alphas), change.module), config.get("lora_alpha", _ALPHA))
+    rank = ranks.get(get_pattern_key(list(ranks), name), config.get("r", _RANK))
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config.get("lora_alpha", _ALPHA))
     change = replace(change, scale=alpha / (rank**0.5 if config.get("use_rslora") else rank))
     if change.added is not None:
         return change
     if change.a is None or change.b is None or bool(config.get("use_dora")) != (change.magnitude is not None):
         raise ModelError(f"{path} has only half of the adapter of {change.module}; copy the adapter again")
-    a, b = change.a.shape, change.b.shape
-    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rank, rank):
+    a, b, rows = change.a.shape, change.b.shape, rank * (change.experts or 1)
+    if len(a) != 2 or len(b) != 2 or (a[0], b[1]) != (rows, rows):
         raise ModelError(
             f"{path}: A {list(a)} and B {list(b)} of {change.module} are not of rank {rank}, as adapter_config.json "
             "says; copy the adapter again"

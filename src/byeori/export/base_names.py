@@ -22,8 +22,9 @@ class Names:
 
     stored: parameter -> tensor in the files. embeddings: the weights of embedding and head. fused: parameter made of
     several tensors -> (tensor, the pattern that it matches) of each, and what converts them. tied: parameter -> the one
-    that it shares its weight with. transposed: weights of Conv1D layers. quantizable: weights that training in 4 or 8
-    bit quantizes. rename: tensor in the files -> parameter.
+    that it shares its weight with. transposed: weights of Conv1D layers, and of experts stored as these are.
+    quantizable: weights that training in 4 or 8 bit quantizes. rename: tensor in the files -> parameter. shapes: of all
+    parameters, in the model's order. model: itself, without weights.
     """
 
     stored: dict[str, str]
@@ -34,6 +35,8 @@ class Names:
     quantizable: set[str]
     model_type: str
     rename: Callable[[str], str]
+    shapes: dict[str, tuple[int, ...]]
+    model: Any
 
 
 def empty_model(folder: Path, *, buffers: bool = False, **changes: Any) -> Any:
@@ -97,7 +100,13 @@ def parameter_names(folder: Path, keys: list[str]) -> Names:
         embeddings={f"{name}.weight" for name, module in modules.items() if any(module is end for end in ends)},
         fused=fused,
         tied=dict(model.all_tied_weights_keys),
-        transposed={f"{name}.weight" for name, module in modules.items() if isinstance(module, Conv1D)},
+        transposed={f"{name}.weight" for name, module in modules.items() if isinstance(module, Conv1D)}
+        | {
+            f"{name}.{short}"
+            for name, module in modules.items()
+            if getattr(module, "is_transposed", False)
+            for short, _ in module.named_parameters(recurse=False)
+        },
         quantizable={
             f"{name}.weight"
             for _, _, layer in plain_layers(model)
@@ -105,6 +114,8 @@ def parameter_names(folder: Path, keys: list[str]) -> Names:
         },
         model_type=model.config.get_text_config().model_type,
         rename=lambda key: rename(key)[0],
+        shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},
+        model=model,
     )
 
 

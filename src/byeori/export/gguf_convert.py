@@ -30,6 +30,7 @@ from byeori.support.text_files import one_line
 Precision = Literal["auto", "f32", "f16", "bf16", "q8_0"]
 
 _STORED = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+_SCALED = ("linear", "dynamic", "yarn", "llama3", "longrope", "su")
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 # Splits of byte-level tokenizers, and llama.cpp's name for each: for vocabularies that the converter does not know.
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -71,6 +72,7 @@ def write_model(
         except Exception as error:  # the converter checks with assertions, KeyError and ValueError alike
             raise ModelError(f"llama.cpp's converter cannot read {folder}: {_reason(error)}") from None
         writer = model.gguf_writer
+        _check_positions(model, folder)
         if turn_end is not None:
             writer.kv_data[0].pop(gguf.Keys.Tokenizer.EOT_ID, None)
             writer.add_eot_token_id(turn_end)
@@ -78,6 +80,24 @@ def write_model(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file(progress=progress)
         writer.close()
+
+
+def _check_positions(model: Any, folder: Path) -> None:
+    """Raise where the converter leaves scaled positions out without a word.
+
+    Raises:
+        ModelError: if the file would have the plain ones.
+    """
+    rope = model.rope_parameters.get("full_attention", model.rope_parameters)
+    kind, writer = rope.get("rope_type", "default"), model.gguf_writer
+    names = [name for tensors in writer.tensors for name in tensors]
+    written = any(key.endswith(".rope.scaling.type") for key in writer.kv_data[0])
+    written = written or any(name.startswith("rope_") for name in names) or "HunYuan" in type(model).__name__
+    if kind in _SCALED and not written:
+        raise ModelError(
+            f"{folder} has scaled positions ({kind}), which llama.cpp's converter leaves out for this kind of model; "
+            "export it with --format vllm"
+        )
 
 
 def write_adapter(folder: Path, adapter: Path, config: dict[str, Any], out: Path) -> None:

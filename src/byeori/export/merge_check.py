@@ -26,6 +26,7 @@ from byeori.export.adapter_changes import adapter_tensors
 from byeori.export.base_names import parameter_names
 from byeori.export.check_prompts import prompts
 from byeori.export.merge_plan import MergedModel, Progress
+from byeori.kernels import grouped_experts
 from byeori.model import adapter as peft_adapter
 from byeori.model import packed
 from byeori.model.load import base_of
@@ -114,8 +115,14 @@ def _distances(check: _Check, actual: torch.Tensor, plain: torch.Tensor) -> dict
 
 
 def _needs_weight(layer: Any) -> bool:
-    """Whether PEFT's layer computes with the base's weight, not only with its output: DoRA and trainable tokens do."""
-    return bool(getattr(layer, "lora_variant", None)) or not hasattr(layer, "lora_A")
+    """Whether PEFT's layer computes with the base's weight, not only with its output: all but plain LoRA do."""
+    variant = bool(getattr(layer, "lora_variant", None))
+    return variant or not hasattr(layer, "lora_A") or hasattr(layer, "parameter_name")
+
+
+def _nested(tuned: Any) -> set[int]:
+    """Wrappers inside others, by id; these run for them."""
+    return {id(each.base_layer) for each in tuned.modules() if hasattr(each, "parameter_name")}
 
 
 def _is_real(weight: torch.Tensor | None) -> bool:
@@ -145,8 +152,9 @@ class _Check:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         tuned = self._tuned(sources)
+        nested = _nested(tuned)
         for module in tuned.modules():
-            if isinstance(module, BaseTunerLayer) and _needs_weight(module):
+            if isinstance(module, BaseTunerLayer) and _needs_weight(module) and id(module) not in nested:
                 module.register_forward_pre_hook(lambda layer, args: streamed_model.fill(layer, self.device))
                 module.register_forward_hook(lambda layer, args, output: streamed_model.empty(layer))
         return self._logits(tuned)
@@ -156,7 +164,12 @@ class _Check:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         tuned = self._tuned(self.model.plain)
-        dtypes = {item.parameter: DTYPES[item.dtype] for item in self.model.tensors if item.change}
+        nested = _nested(tuned)
+        dtypes = {
+            item.change.fused.parameter if item.change.fused else item.parameter: DTYPES[item.dtype]
+            for item in self.model.tensors
+            if item.change
+        }
 
         def merge(layer: Any, args: Any, *, name: str) -> None:
             base = layer.get_base_layer()
@@ -164,7 +177,8 @@ class _Check:
             for short, weight in layer.byeori_own.items():  # came with the adapter, and is needed again
                 base._parameters[short] = torch.nn.Parameter(weight.clone(), requires_grad=False)
             streamed_model.fill(layer, self.device)
-            layer.merge()
+            for each in grouped_experts.wrappers(layer):
+                each.merge()
             for short, parameter in base.named_parameters(recurse=False):
                 kept = dtypes.get(f"{name}.{short}", parameter.dtype)
                 parameter.data = parameter.data.to(kept).float()
@@ -172,11 +186,12 @@ class _Check:
         def unmerge(layer: Any, args: Any, output: Any) -> None:
             streamed_model.empty(layer)
             layer.get_base_layer()._parameters.update(layer.byeori_own)
-            layer.merged_adapters.clear()
+            for each in grouped_experts.wrappers(layer):
+                each.merged_adapters.clear()
 
         for path, module in tuned.named_modules():
             name = path.removeprefix("base_model.model.").removesuffix(".token_adapter")
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, BaseTunerLayer) and id(module) not in nested:
                 module.register_forward_pre_hook(partial(merge, name=name))
                 module.register_forward_hook(unmerge)
             elif ".modules_to_save." in path:

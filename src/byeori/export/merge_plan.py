@@ -18,6 +18,7 @@ import torch
 from byeori.artifacts import layout
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
+from byeori.export import expert_changes
 from byeori.export.adapter_changes import Change, adapter_changes
 from byeori.export.base_names import Names, parameter_names, untie
 from byeori.export.quantized_base import TrainedOn
@@ -109,8 +110,8 @@ def plan(
     raw = stored_tensors(folder)
     weights = packed.sources(folder, raw)
     opened = {name for name, source in weights.items() if isinstance(source, opening.Opened)}
-    changes = adapter_changes(adapter, config)
     names = parameter_names(folder, sorted(weights))
+    changes = adapter_changes(adapter, config, names.shapes)
     split, untied = untie(names, changes, keep=bool(config.get("ensure_weight_tying")))
     stored = {**names.stored, **{parameter: names.stored[twin] for parameter, twin in split.items()}}
     _check_modules(changes, stored, names, base, adapter, config, _method(folder))
@@ -120,25 +121,18 @@ def plan(
         held = _as_trained(adapter, names, own) if (_method(folder) or "") not in BITSANDBYTES else {}
     else:
         held = {parameter: trained.weights[name] for parameter, name in stored.items() if name in trained.weights}
-    changed = {stored[parameter] for parameter in changes}
+    parts = _parts(changes, names)
+    changed = {*parts, *(stored[parameter] for parameter in changes if parameter in stored)}
     quantized = bool(opened) and not changed & opened  # then every code stays as it is
     if onto == "opened":
         weights |= {stored[parameter]: source for parameter, source in held.items()}
-    if opened and not quantized and onto == "base":
-        raise ModelError(
-            f"{base} is stored quantized ({_method(folder)}): there are no other weights to merge onto; leave --onto "
-            "out, or give --base_model_name_or_path the folder of the full-precision model that it was made from"
-        )
-    if onto == "opened" and not (held or opened):
-        raise ModelError(
-            f"--onto opened: {adapter} was not trained in 4 or 8 bit, and {base} is not stored so; leave it out"
-        )
+    _check_onto(onto, base, adapter, folder, needed=bool(opened) and not quantized, opened=bool(held or opened))
     model = MergedModel(
         base=folder,
         adapter=adapter,
         config=config,
         dtype=dtype,
-        tensors=_merged(dict(raw) if quantized else weights, changes, names, split, stored, base, config, dtype),
+        tensors=_merged(dict(raw) if quantized else weights, changes, parts, names, split, stored, base, config, dtype),
         untied=untied,
         names=names,
         quantized=quantized,
@@ -147,6 +141,23 @@ def plan(
         trained=held if onto != "opened" else {},
     )
     return _with_vocabulary(model)
+
+
+def _check_onto(onto: Onto, base: str, adapter: Path, folder: Path, *, needed: bool, opened: bool) -> None:
+    """Raise unless there are weights to merge onto. needed: there are only opened ones. opened: there are such."""
+    if needed and onto == "base":
+        raise ModelError(
+            f"{base} is stored quantized ({_method(folder)}): there are no other weights to merge onto; leave --onto "
+            "out, or give --base_model_name_or_path the folder of the full-precision model that it was made from"
+        )
+    if onto == "opened" and _made_up(adapter):
+        raise ModelError(
+            f"--onto opened: {adapter} started by LoftQ and belongs to the weights before 4 bit; leave it out"
+        )
+    if onto == "opened" and not opened:
+        raise ModelError(
+            f"--onto opened: {adapter} was not trained in 4 or 8 bit, and {base} is not stored so; leave it out"
+        )
 
 
 def _check_modules(
@@ -159,7 +170,11 @@ def _check_modules(
     method: str | None,
 ) -> None:
     """Raise unless the base has every parameter that the adapter changes."""
-    unknown = [parameter for parameter in changes if parameter not in stored]
+    unknown = [
+        parameter
+        for parameter, change in changes.items()
+        if parameter not in stored and not (change.experts and parameter in names.fused)
+    ]
     if not unknown:
         return
     if changes[unknown[0]].added is not None:
@@ -179,9 +194,27 @@ def _check_modules(
     )
 
 
+def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
+    """The changes of tensors of the files that transformers makes parameters of experts of."""
+    parts: dict[str, Change] = {}
+    for parameter, change in changes.items():
+        if change.experts and parameter in names.fused:
+            keys = tuple(key for key, _ in names.fused[parameter][0])
+            change = replace(change, transposed=parameter in names.transposed)
+            if change.shape != names.shapes[parameter]:
+                raise ModelError(
+                    f"{parameter} is {list(names.shapes[parameter])} in the base and {list(change.shape)} in the "
+                    "adapter; use the base it was trained on"
+                )
+            fused = expert_changes.Fused(parameter=parameter, keys=keys, change=change, model=names.model)
+            parts |= dict.fromkeys(keys, Change(module=change.module, fused=fused))
+    return parts
+
+
 def _merged(
     weights: dict[str, Source],
     changes: dict[str, Change],
+    parts: dict[str, Change],
     names: Names,
     split: dict[str, str],
     stored: dict[str, str],
@@ -193,7 +226,7 @@ def _merged(
     merged = []
     for name, parameter in [*((name, by_file.get(name)) for name in weights), *((name, name) for name in split)]:
         source = weights[name if parameter is None else stored[parameter]]
-        change = changes.get(parameter) if parameter else None
+        change = changes.get(parameter) if parameter else parts.get(name)
         if change and parameter in names.transposed:
             change = replace(change, transposed=True)
         same = dtype == "auto" or source.dtype not in BYTES
@@ -217,8 +250,7 @@ def _fitted(item: MergedTensor, change: Change, base: str, config: dict[str, Any
         base_shape = (change.whole.shape[0], *base_shape[1:]) if resized else base_shape
         shapes.append(change.whole.shape)
     if change.a and change.b:
-        pair = (change.b.shape[0], change.a.shape[1])
-        shapes.append(pair[::-1] if change.transposed else pair)
+        shapes.append(change.shape)
     if change.token_rows:
         fits = change.token_rows.shape[1:] == base_shape[1:] and max(change.tokens, default=0) < base_shape[0]
         shapes.append(base_shape if fits else change.token_rows.shape)
@@ -273,10 +305,15 @@ def trained_bits(adapter: Path) -> int | None:
     return next((bits for bits in (4, 8) if settings.get(f"load_in_{bits}bit") is True), None)
 
 
+def _made_up(adapter: Path) -> bool:
+    """Whether training made up for what 4 or 8 bit lose (LoftQ); what is saved belongs to the base's own weights."""
+    return run_settings(adapter).get("lora_init") == "loftq"
+
+
 def _as_trained(adapter: Path, names: Names, sources: dict[str, Source]) -> Mapping[str, Source]:
     """The weights that training held in 4 or 8 bit, by parameter."""
     bits = trained_bits(adapter)
-    if bits is None:
+    if bits is None or _made_up(adapter):
         return {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute = resolve_dtype(str(run_settings(adapter).get("dtype", "auto")), device)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from byeori.errors import ModelError
+from byeori.export import expert_changes
 from byeori.export.adapter_changes import Change
 from byeori.export.merge_plan import MergedTensor
 from byeori.model.fingerprint import Stored
@@ -59,19 +60,33 @@ def _changed(item: MergedTensor, change: Change) -> Iterator[torch.Tensor]:
 
 def _added(item: MergedTensor, change: Change) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (first row, last row + 1, rows [n, columns] of W + scale * L R), in float32 or wider."""
-    factors = None
-    if change.a and change.b:
-        a, b = _numbers(change.a, "lora_A", change), _numbers(change.b, "lora_B", change)
-        factors = (a.t(), b.t()) if change.transposed else (b, a)
+    factors = _factors(change)
+    whole = change.fused.of(item.name) if change.fused else None
     bias = change.scale * _numbers(change.added, "lora_B's bias", change) if change.added else None
     for first, last, block in row_blocks(item.source):
         wide = block.to(torch.promote_types(block.dtype, torch.float32)).view(last - first, -1)
-        if factors:
+        if whole is not None:
+            wide = wide + whole[first:last].reshape(wide.shape).to(wide.dtype)
+        if factors and change.experts:
+            left, right = (factor[first:last].to(wide.dtype) for factor in factors)
+            stack = wide.view(last - first, left.shape[1], right.shape[2])
+            wide = stack.baddbmm(left, right, alpha=change.scale).view(wide.shape)
+        elif factors:
             left, right = factors
             wide = wide.addmm(left[first:last].to(wide.dtype), right.to(wide.dtype), alpha=change.scale)
         if bias is not None:
             wide = wide + bias[first:last].to(wide.dtype).unsqueeze(1)
         yield first, last, wide
+
+
+def _factors(change: Change) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """L and R."""
+    if not (change.a and change.b):
+        return None
+    if change.experts:
+        return expert_changes.factors(change)
+    a, b = _numbers(change.a, "lora_A", change), _numbers(change.b, "lora_B", change)
+    return (a.t(), b.t()) if change.transposed else (b, a)
 
 
 def _column_lengths(item: MergedTensor, change: Change) -> torch.Tensor:

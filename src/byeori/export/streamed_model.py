@@ -118,7 +118,8 @@ def _read_float(source: Source) -> torch.Tensor:
 
 def _fill(module: Any, args: Any = None, *, device: torch.device) -> None:
     for short, load in module.byeori_loads.items():
-        if module._parameters[short].is_meta:
+        parameter = module._parameters.get(short)  # PEFT hides those of experts for a forward pass
+        if parameter is not None and parameter.is_meta:
             module._parameters[short] = torch.nn.Parameter(load().to(device), requires_grad=False)
             module.byeori_filled.add(short)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from byeori.kernels import amx_linear
+from byeori.kernels import amx_linear, grouped_experts
 from byeori.kernels.dispatch import wide
 from byeori.kernels.dropout import DropoutMask, SeededDropout, draw, draw_mask
 from byeori.kernels.quantized_linear import QuantizedLinear
@@ -294,14 +294,14 @@ def dropout_of(parts: Sequence[Projection]) -> SeededDropout | None:
 
 
 def fuse(model: torch.nn.Module) -> int:
-    """Give LoRA layers over frozen linear layers the fused forward pass; return how many.
+    """Give LoRA layers over frozen linear layers and experts the fused forward pass; return how many.
 
     Other layers (Conv1D, embeddings, PEFT's other variants) keep PEFT's own.
     """
     layers = [module for module in model.modules() if _fusable(module)]
     for layer in layers:
         layer.forward = MethodType(fused_forward, layer)
-    return len(layers)
+    return len(layers) + grouped_experts.fuse(model)
 
 
 def _fusable(module: torch.nn.Module) -> bool:
@@ -324,7 +324,7 @@ def _is_more(module: Any) -> bool:
 def note(model: torch.nn.Module) -> str | None:
     """Return a sentence about layers whose adapter has no fused form, or not with what surrounds them."""
     layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
-    own = sorted({type(layer).__name__ for layer in layers if not _fusable(layer)})
+    own = sorted({type(each).__name__ for each in layers if not (_fusable(each) or grouped_experts.fusable(each))})
     more = [layer for layer in layers if _fusable(layer) and _is_more(layer)]
     if own:
         return f"Adapters on some layers ({', '.join(own)}) have no fused form and run PEFT's own code, which is slower"

@@ -22,6 +22,7 @@ from byeori.kernels import (
     device_kind,
     dispatch,
     gated_mlp,
+    grouped_experts,
     last_layer,
     lora_linear,
     native,
@@ -39,6 +40,7 @@ _FORWARDS = {
     "heads": qkv_rope.fused_forward,
     "last_layer": last_layer.fused_forward,
     "lora": lora_linear.fused_forward,
+    "experts": grouped_experts.fused_forward,
 }
 _HEADS = "byeori_attention"  # by which the last layer knows that its heads are fused
 _KERNEL = "kernels."  # before the name of one that is given up alone

@@ -78,9 +78,11 @@ def target_names(model: torch.nn.Module, wanted: list[str], *, by_layer: bool = 
     from transformers.pytorch_utils import Conv1D
 
     if wanted == ["all-linear"]:
-        named = text_model.linear_targets(model)
+        named, old = text_model.linear_targets(model), experts.old_names(model)
         # PEFT's own all-linear has the router and all experts of some models, as they were in transformers 4
-        return _linear_endings(model) if named is None and (by_layer or experts.found(model)) else named or "all-linear"
+        if named is None and (by_layer or old or experts.found(model)):
+            named = _linear_endings(model)
+        return [name for name in named if name.rpartition(".")[2] not in old] if named else "all-linear"
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
     names = [
         name for name, module in model.named_modules() if isinstance(module, kinds) or hasattr(module, "quant_state")
@@ -94,6 +96,11 @@ def target_names(model: torch.nn.Module, wanted: list[str], *, by_layer: bool = 
                 f"--lora_target_modules: no layer is called {name!r}{nearest(name, known)}; "
                 f"the layers are {', '.join(known)}"
             )
+    if taken := sorted({name.rpartition(".")[2] for name in wanted} & experts.old_names(model)):
+        raise ConfigError(
+            f"--lora_target_modules: PEFT takes {', '.join(taken)} of this model for its experts, which had these "
+            "names in transformers 4; leave them out, and adapt experts by --lora_target_parameters"
+        )
     return wanted
 
 

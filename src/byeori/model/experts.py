@@ -25,6 +25,28 @@ def found(model: torch.nn.Module) -> dict[str, int]:
     return sizes
 
 
+def old_names(model: torch.nn.Module) -> set[str]:
+    """Return the names of linear layers that PEFT takes for those of the experts in transformers 4.
+
+    Shared experts and dense layers have such names now. PEFT adapts the experts instead of them, and could not load
+    adapters on them.
+    """
+    linear = (module for module in model.named_modules() if isinstance(module[1], torch.nn.Linear))
+    return {name for name in {full.rpartition(".")[2] for full, _ in linear} if _means_experts(model, name)}
+
+
+def _means_experts(model: torch.nn.Module, name: str) -> bool:
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config: Any = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # only together with another name
+        return True
+    return bool(config.target_parameters)
+
+
 def parameters(model: torch.nn.Module, wanted: tuple[str, ...]) -> list[str] | None:
     """Return PEFT's target_parameters, checked.
 
@@ -50,6 +72,11 @@ def notes(model: torch.nn.Module, adapted: tuple[str, ...], bits: int | None) ->
     if not any(ending.endswith(name) or name.endswith(ending) for ending in sizes for name in adapted):
         command = f"--lora_target_parameters {' '.join(sizes)}"
         lines.append(f"{about[0].upper()}{about[1:]} are left out of the adapter; {command} includes them")
+    if old := sorted(old_names(model)):
+        lines.append(
+            f"{', '.join(old)} of shared experts and dense layers are left out of the adapter: PEFT takes these names "
+            "for the experts"
+        )
     if bits:
         lines.append(f"{bits} bit: {about} are not linear layers and stay in 16 bit")
     return lines

@@ -49,6 +49,7 @@ NAMES = {
     "heads": "fused attention heads",
     "last_layer": "the shorter last layer",
     "lora": "fused LoRA layers",
+    "experts": "fused adapters on experts",
     "rare_words": "leaving rare words out of gradients",
     "quantized": "dequantizing by bitsandbytes",
     "offload": "copying activations beside the computation",

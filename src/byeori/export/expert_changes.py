@@ -1,0 +1,82 @@
+"""Adapters on bare parameters (PEFT's `target_parameters`): those of experts, [experts, ., .].
+
+PEFT wraps a module once for each of its parameters, the first one innermost, and saves the matrices of all experts in
+one: A [experts * r, in], an expert's rows together, and B [out, r * experts], an expert's columns apart.
+
+    W[e] + scale * B[e] A[e], or its transpose where a model stores experts as [in, out]
+
+Where a base's files hold experts one by one, the change of the whole parameter is taken apart by transformers' own
+conversion, as it takes apart the parameter itself when it saves a model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from byeori.errors import ModelError
+from byeori.model.opened import read
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def wrappers(config: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
+    """Return {module, as an adapter's file names it: the parameter that it wraps}. shapes: of the base's parameters."""
+    wanted = tuple(config.get("target_parameters") or ())
+    inside: dict[str, list[str]] = {}
+    for name in shapes:
+        if any(f".{name}".endswith(f".{ending}") for ending in wanted):
+            inside.setdefault(name.rpartition(".")[0], []).append(name)
+    return {
+        module + ".base_layer" * (len(names) - 1 - at): name
+        for module, names in inside.items()
+        for at, name in enumerate(names)
+    }
+
+
+def factors(change: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return L [experts, rows, r] and R [experts, r, columns] of an `adapter_changes.Change`, in float32."""
+    a, b = read(change.a).float(), read(change.b).float()
+    a = a.view(change.experts, -1, a.shape[1])
+    b = b.view(b.shape[0], -1, change.experts).permute(2, 0, 1)
+    return (a.transpose(1, 2), b.transpose(1, 2)) if change.transposed else (b, a)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fused:
+    """The change of a parameter that transformers makes of several tensors of the files.
+
+    keys: these tensors. change: of the whole parameter. model: transformers', without weights.
+    """
+
+    parameter: str
+    keys: tuple[str, ...]
+    change: Any
+    model: Any
+
+    def of(self, key: str) -> torch.Tensor:
+        """Return what is added to one tensor of the files, in float32.
+
+        Raises:
+            ModelError: if transformers would save the parameter under other names.
+        """
+        return _taken_apart(self)[key]
+
+
+@functools.lru_cache(maxsize=2)  # a layer's two parameters, whose tensors alternate in the files
+def _taken_apart(fused: Fused) -> dict[str, torch.Tensor]:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    left, right = factors(fused.change)
+    whole = fused.change.scale * (left @ right)
+    found: dict[str, torch.Tensor] = revert_weight_conversion(fused.model, {fused.parameter: whole})
+    if set(found) != set(fused.keys):
+        raise ModelError(
+            f"{fused.parameter} is stored as {fused.keys[0]} and others, and transformers would save it as "
+            f"{next(iter(found))}; serve the adapter unmerged"
+        )
+    return found
