@@ -103,7 +103,9 @@ def _tried(name: str, config: Any, base: Any, folder: Path) -> Row:
     found = _gradients(model, -_logprobs(model, apart=bool(why)).sum())
     exact = max(float((found[i] - expected[i]).norm() / expected[i].norm().clamp(min=1e-12)) for i in range(2))
     states = state_layers.note(base) or ""
-    trains = f"row by row: {why}" if why else "shared" + (", states over whole rows" if "whole rows" in states else "")
+    how = ", states over whole rows" if "whole rows" in states else ""
+    how = ", by a mask" if getattr(text_model.text_config(config), "index_topk", None) else how
+    trains = f"row by row: {why}" if why else "shared" + how
     tiny = _Tiny(config=config, model=model, folder=folder, apart=bool(why))
     return Row(name=name, trains=trains, exact=exact, cells={cell: _cell(check, tiny) for cell, check in CELLS.items()})
 

@@ -109,6 +109,19 @@ def of_rows(whole: Layout, kv_input: torch.Tensor) -> Layout:
     return Layout(nodes=tuple(nodes), rows=whole.rows, row_numbers=rows, kv_input=kv_input, calls=whole.calls)
 
 
+def dense_mask(whole: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """Return the forest as a mask [1, 1, T, T]: 0 where a query sees a key, else the smallest number of the type."""
+    lowest, device = torch.finfo(dtype).min, whole.rows.device
+    tokens = max(end for _, end, _ in whole.nodes)
+    mask = torch.full((tokens, tokens), lowest, dtype=dtype, device=device)
+    for start, end, path in whole.nodes:
+        for begin, stop in path:
+            mask[start:end, begin:stop] = 0
+        own = torch.full((end - start, end - start), lowest, dtype=dtype, device=device)
+        mask[start:end, start:end] = own.triu_(1)
+    return mask[None, None]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One layer's attention: query [1, H, T, D], key and value [1, G, T, D]; the rest as in `forest_attention`.
@@ -178,6 +191,8 @@ def forest_attention(
         raise RuntimeError("forest attention was called without a layout")
     if attention_mask is not None:
         raise ModelError("its attention masks tokens by rules of its own")
+    if rest.get("position_bias") is not None:  # made for the order of a row
+        raise ModelError("its attention adds a bias by distance to the scores")
     forest_layout.calls[0] += 1
     window, chunk = _limits(module, sliding_window, forest_layout)
     call = Call(

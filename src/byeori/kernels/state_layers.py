@@ -7,7 +7,8 @@ its parent's final states and keeps its own; both are differentiable.
     nodes 0 | 1 2 (children of 0) | 3 (child of 2)      calls: [0], [2], then the leaves [1, 3] as rows of one batch
 
 Leaves need no final state, so they are padded on the right and run together, whatever their depth. A layer whose code
-knows no initial state (Mamba 1) runs over whole paths instead; all other layers still compute a shared prefix once.
+knows no initial state (Mamba 1), or keeps its states elsewhere (MiniMax, RecurrentGemma), runs over whole paths;
+all other layers still compute a shared prefix once.
 
 T tokens, B rows of a call, L its length
 """
@@ -28,6 +29,8 @@ from byeori.kernels import device_kind, forest_attention
 _WRITES = {"update_conv_state", "update_recurrent_state"}
 _CACHES = ("cache_params", "past_key_values")
 _INITIAL = {"initial_state", "initial_states"}
+# Layers that carry a state past that protocol: in a cache or in attributes of their own.
+_OTHERS = {"MiniMaxLightningAttention", "RecurrentGemmaRecurrentBlock"}
 # Padded leaves are at most this much more than their tokens; a GPU rather computes idle tokens than starts kernels.
 _PADDED = {"cpu": 1.25, "cuda": 2.0}
 
@@ -165,7 +168,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     layout.calls[0] += 1
     names = list(inspect.signature(type(self).forward).parameters)[1:]
     given = dict(zip(names, args, strict=False)) | kwargs
-    given.pop("attention_mask", None)
+    given |= dict.fromkeys({"attention_mask"} & set(given))
     tokens, device = layout.tree[-1][1], layout.rows.device
     cache = self.byeori_state
     plan = layout.schedules.get(cache is None)
@@ -179,7 +182,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = _Cache(_stack(states, call.runs))
         inputs = pytree.tree_map(lambda value, index=call.index: _take(value, index, tokens), given)
         output = type(self).forward(self, **inputs | ({} if cache is None else {cache: before}))
-        parts.append(pytree.tree_map(lambda value, own=call.own: _own(value, own), output))
+        parts.append(pytree.tree_map(lambda value, call=call: _own(value, call), output))
         if call.kept:
             for row, run in enumerate(call.runs):
                 states[run.node] = {key: value[row : row + 1] for key, value in before.after.items()}
@@ -203,8 +206,11 @@ def _take(value: Any, index: torch.Tensor, tokens: int) -> Any:
     return value[0][index]  # not index_select, whose backward pass adds in no fixed order on a GPU
 
 
-def _own(value: Any, own: torch.Tensor) -> Any:
-    return value.flatten(0, 1)[own] if isinstance(value, torch.Tensor) else value
+def _own(value: Any, call: Call) -> Any:
+    """The kept places of an output [B, L, ...]; None for final states, which some layers return as well."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.flatten(0, 1)[call.own] if value.shape[:2] == call.index.shape else None
 
 
 def _joined(values: tuple[Any, ...], place: torch.Tensor) -> Any:
@@ -223,7 +229,9 @@ def ignores_padding(causal: torch.nn.Module) -> bool:
 
 
 def by_paths(module: torch.nn.Module) -> bool:
-    """Return whether a module keeps a recurrent state that its scan cannot start with."""
+    """Return whether a module keeps a recurrent state that its scan cannot start with, or keeps it elsewhere."""
+    if type(module).__name__ in _OTHERS:
+        return True
     code = inspect.unwrap(type(module).forward).__code__
     named = {name for constant in code.co_consts if isinstance(constant, tuple) for name in constant}
     return "update_recurrent_state" in code.co_names and not _INITIAL & named
@@ -231,7 +239,7 @@ def by_paths(module: torch.nn.Module) -> bool:
 
 def attach(model: torch.nn.Module, *, paths: bool = False) -> int:
     """Give the layers that carry a state the function above; return how many. paths: run all of them over paths."""
-    found = [module for module in model.modules() if carries_state(module)]
+    found = [each for each in model.modules() if carries_state(each) or type(each).__name__ in _OTHERS]
     for module in found:
         names = inspect.signature(type(module).forward).parameters
         module.byeori_state = None if paths or by_paths(module) else next(name for name in _CACHES if name in names)

@@ -1,7 +1,8 @@
 """Forest -> log-probs at its targets, through any causal model of transformers.
 
 Attention runs on the forest (kernels/forest_attention.py), layers that carry a state run node by node
-(kernels/state_layers.py). Which models that works for is found by trying; the others run one example at a time.
+(kernels/state_layers.py), and attention that chooses its keys by scores gets the forest as a mask. Which models that
+works for is found by trying; the others run one example at a time.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def use_forest_attention(model: Any, *, paths: bool = False) -> bool:
     paths: layers that carry a state run over whole paths.
     """
     causal = load.base_of(model)
+    if _takes_mask(causal):
+        use_plain_attention(model)
+        return True
     try:
         _set_attention(model, forest_attention.NAME)
     except (ValueError, ImportError):
@@ -53,6 +57,15 @@ def use_forest_attention(model: Any, *, paths: bool = False) -> bool:
         use_plain_attention(model)
         return False
     return True
+
+
+def _takes_mask(causal: Any) -> bool:
+    """Whether its attention chooses keys by scores under the causal mask (DeepSeek V3.2's sparse attention).
+
+    Of a mask of the forest, where a query sees its own path, it chooses what it would of that path alone.
+    """
+    text = text_config(causal.config)
+    return isinstance(getattr(text, "index_topk", None), int) and not getattr(text, "sliding_window", None)
 
 
 def _set_attention(model: Any, name: str) -> None:
@@ -110,6 +123,10 @@ def _forest_logprobs(model: Any, forest: Forest | DeviceBatch, plain: bool) -> t
         nodes = batch.forest.nodes
         parts = [backbone(input_ids=batch.ids[:, start:end], use_cache=False) for start, end, _ in nodes]
         hidden = torch.cat([_rows(part, own) for part in parts])
+    elif _takes_mask(causal):
+        mask = forest_attention.dense_mask(batch.layout, load.compute_dtype(model))
+        output = backbone(input_ids=batch.ids, position_ids=batch.positions, attention_mask=mask, use_cache=False)
+        hidden = _rows(output, own)
     else:
         with forest_attention.using(batch.layout):
             output = backbone(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
@@ -156,7 +173,9 @@ def choose(model: Any, examples: list[Example]) -> str | None:
     """
     causal = load.base_of(model)
     tried = [*examples, *branches(examples[0], load.positions_limit(causal.config))]
-    reason, ways = "its attention cannot be replaced", [*itertools.product((False, True), repeat=2)]
+    stateful = getattr(causal, "_is_stateful", False)
+    reason = "its layers keep their states to themselves" if stateful else "its attention cannot be replaced"
+    ways = [*itertools.product((False, True), repeat=2)]
     if (getattr(text_config(causal.config), "rope_parameters", None) or {}).get("rope_type") == "dynamic":
         reason, ways = "dynamic RoPE scaling depends on the length of a row", []
     for own, paths in ways:
@@ -236,7 +255,7 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
     Raises:
         ModelError: if they differ by more than rounding (5e-4 in float32, 0.1 in 16 bit, relative to 1 + |log p|).
     """
-    training = model.training
+    training, attention = model.training, text_config(load.base_of(model).config)._attn_implementation
     model.eval()
     groups = [[example] for example in examples] if plain else [examples]
     at = [[i for start, end in example.targets for i in range(start, end)] for example in examples]
@@ -247,7 +266,7 @@ def self_check(model: Any, examples: list[Example], *, plain: bool = False) -> f
             use_plain_attention(model)
         alone = [plain_logprobs(model, list(e.token_ids), where) for e, where in zip(examples, at, strict=True)]
         if not plain:
-            _set_attention(model, forest_attention.NAME)
+            _set_attention(model, attention)
     finally:
         model.train(training)
     expected = torch.cat(alone)
