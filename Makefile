@@ -62,7 +62,7 @@ sanitize: setup
 exactness: setup
 	BYEORI_TEST_SEEDS=$(or $(SEEDS),1000) $(BIN)/python -m pytest -n 2 --dist worksteal -m exactness tests
 
-# docs/models.md: every architecture of transformers as a tiny random model
+# docs/models.md: every architecture of transformers as a tiny random model; JOBS=1 takes one core
 models: setup
 	$(BIN)/python scripts/models_docs.py
 
@@ -77,4 +77,4 @@ dist: setup
 	PYTHON=$(PYTHON) .ci/try_dist dist/*
 
 clean:
-	rm -rf .venv .venv-peers demo-output bench-output docs-output dist
+	rm -rf .venv .venv-peers demo-output bench-output docs-output models-output dist

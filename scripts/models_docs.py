@@ -1,27 +1,36 @@
 """Write docs/models.md: every architecture of transformers that writes text, as a tiny random model (`make models`).
 
-python scripts/models_docs.py               all of them, on two cores
+python scripts/models_docs.py               all of them, on two cores (JOBS=1: one); a stopped run goes on where it was
 python scripts/models_docs.py llama qwen3   these alone, the other rows of the page stay
+
+Rows are computed by processes that this one starts, and kept in models-output/ until the page is written. A row that
+takes longer than LIMIT stops its process and gets a sentence.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "tests" / "fixtures" / "models.json"
+KEPT = ROOT / "models-output"
+LIMIT = 600  # seconds
+AT_ONCE = 20  # rows of a process; hundreds of classes fill it
 sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 
-def tried(name: str) -> dict[str, Any]:
-    """One row of the table."""
+def compute(names: list[str]) -> None:
+    """Write the rows of these architectures; one that is begun and not ended has no seconds."""
     import torch
     import transformers
 
@@ -30,7 +39,26 @@ def tried(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return asdict(model_table.row(name))
+    started_by = os.getppid()
+    for name in names:
+        if os.getppid() != started_by:  # which was stopped
+            return
+        start, path = time.perf_counter(), KEPT / f"{name}.json"
+        begun = model_table.Row(name=name, trains=f"did not end within {LIMIT} s", built=False, cells={})
+        path.write_text(json.dumps(asdict(begun)))
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
+        row = asdict(model_table.row(name))
+        faulthandler.cancel_dump_traceback_later()
+        path.write_text(json.dumps(row | {"seconds": time.perf_counter() - start}, ensure_ascii=False))
+        print(f"{len(list(KEPT.iterdir()))} rows: {name}", file=sys.stderr, flush=True)
+
+
+def computed(names: list[str]) -> None:
+    """Have a process compute the rows that are missing, and another one go on where a row ended it."""
+    while left := [name for name in names if not (KEPT / f"{name}.json").exists()]:
+        subprocess.run([sys.executable, __file__, "--rows", *left], check=False)
+        if not (KEPT / f"{left[0]}.json").exists():
+            raise SystemExit("the process for the rows does not start")
 
 
 def page(korean: bool, found: list[dict[str, Any]]) -> str:
@@ -100,23 +128,29 @@ transformers {version}에 등록된 인과 언어 모델과 이미지-텍스트 
 
 
 def main() -> None:
-    """Try all of them or those that are named; one row takes a few seconds."""
+    """Compute all rows or those that are named, and write the page."""
     import model_table
 
     names = sys.argv[1:] or list(model_table.NAMES)
-    start = time.perf_counter()
+    KEPT.mkdir(exist_ok=True)
+    for path in KEPT.iterdir():
+        if "seconds" not in json.loads(path.read_text()):  # stopped in the middle of it
+            path.unlink()
     os.environ["OMP_NUM_THREADS"] = "1"
+    groups = [names[at : at + AT_ONCE] for at in range(0, len(names), AT_ONCE)]
+    with ThreadPoolExecutor(int(os.environ.get("JOBS", "2"))) as pool:
+        list(pool.map(computed, groups))
+    rows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in KEPT.iterdir()}
     known = {row["name"]: row for row in json.loads(FOUND.read_text())} if sys.argv[1:] and FOUND.exists() else {}
-    with get_context("spawn").Pool(2, maxtasksperchild=40) as pool:  # hundreds of classes fill a process
-        for done, row in enumerate(pool.imap_unordered(tried, names), 1):
-            known[row["name"]] = row
-            print(f"\r{done} of {len(names)} {row['name']:<30}", end="", file=sys.stderr, flush=True)
+    known |= {name: rows[name] for name in names}
     found = [known[name] for name in sorted(known)]
-    FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for korean, name in ((False, "models.md"), (True, "models.ko.md")):
         (ROOT / "docs" / name).write_text(page(korean, found), encoding="utf-8")
-    print(f"\n{len(names)} architectures in {time.perf_counter() - start:.0f} s")
+    shutil.rmtree(KEPT)
+    seconds = sum(rows[name].get("seconds", LIMIT) for name in names)
+    print(f"{len(names)} architectures in {seconds:.0f} s of one process")
 
 
 if __name__ == "__main__":
-    main()
+    compute(sys.argv[2:]) if sys.argv[1:2] == ["--rows"] else main()
