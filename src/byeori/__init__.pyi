@@ -377,7 +377,7 @@ def dpo(
         lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
             such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
-            mica.
+            mica, eva, loftq.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
         use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
         lora_bias: Give B a bias.
@@ -734,7 +734,7 @@ def plan(
         lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
             such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
-            mica.
+            mica, eva, loftq.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
         use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
         lora_bias: Give B a bias.
@@ -1098,7 +1098,7 @@ def rent(
         lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
             such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
-            mica.
+            mica, eva, loftq.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
         use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
         lora_bias: Give B a bias.
@@ -1365,7 +1365,7 @@ def sft(
         lora_target_parameters: Bare parameters to adapt as well, by the endings of their names: those of experts,
             such as `experts.gate_up_proj experts.down_proj`.
         lora_init: How the adapter's weights start: default, gaussian, orthogonal, pissa, pissa_niter_16, olora,
-            mica.
+            mica, eva, loftq.
         use_rslora: Multiply the adapter's output by lora_alpha / sqrt(lora_r) (rsLoRA, arXiv:2312.03732).
         use_dora: Train the length of every weight row apart (DoRA, arXiv:2402.09353).
         lora_bias: Give B a bias.

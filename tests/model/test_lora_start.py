@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
 from peft.tuners.lora import Linear as LoraLinear
 
+from byeori.data.tokenize import Example
 from byeori.errors import ConfigError
 from byeori.kernels import lora_linear
 from byeori.kernels.quantized_linear import QuantizedLinear
@@ -211,15 +212,62 @@ def quantized(model: Any) -> dict[str, Any]:
     return layers
 
 
-def started_quantized(init: str, bits: int) -> Any:
+def started_quantized(init: str, bits: int, *, use_dora: bool = True, **more: Any) -> Any:
     whole = tiny_llama(50)
     weights = {name: module.weight.detach() for name, module in whole.named_modules() if hasattr(module, "weight")}
     quantize.quantize_layers(whole, bits)
     for name, module in whole.named_modules():
         if isinstance(module, QuantizedLinear):
             module.weight = torch.nn.Parameter(module.quantize(weights[name]), requires_grad=False)
-    variant = Variant(init=init, use_dora=True)
+    variant = Variant(init=init, use_dora=use_dora)
     model = adapter.attach(whole, r=4, alpha=6, dropout=0, targets=["all-linear"], seed=5, variant=variant)
-    lora_start.begin(model, init, True)
+    lora_start.begin(model, init, use_dora, **more)
     lora_linear.fuse(model)
     return model
+
+
+def test_loftq_makes_up_for_what_quantizing_loses(tmp_path: Path) -> None:
+    """Q + s B A is as near to W as its rank allows; what is saved changes nothing before the first step."""
+    whole = tiny_llama(50)
+    model = started_quantized("loftq", 4, use_dora=False, stored=lambda name: whole.get_parameter(name).detach())
+    for name, layer in quantized(model).items():
+        weight = whole.get_submodule(name).weight.detach().double()
+        held = layer.base_layer.dequantize(layer.base_layer.weight).double()
+        a, b = (part["default"].weight.detach().double() for part in (layer.lora_A, layer.lora_B))
+        left = torch.linalg.matrix_norm(weight - held - layer.scaling["default"] * b @ a)
+        rest = torch.linalg.svdvals(weight - held)[4:].norm()
+        assert float(left) == pytest.approx(float(rest), rel=1e-4)
+    expected = whole(IDS).logits
+    checkpoint.save_adapter(tmp_path, model)
+    torch.testing.assert_close(PeftModel.from_pretrained(tiny_llama(50), str(tmp_path))(IDS).logits, expected)
+    with model.disable_adapter():
+        rounded = model(IDS).logits
+    assert (model(IDS).logits - expected).norm() < (rounded - expected).norm()
+    steps(model)
+    checkpoint.save_adapter(tmp_path, model)
+    again = started_quantized("loftq", 4, use_dora=False, stored=lambda name: whole.get_parameter(name).detach())
+    checkpoint.load_adapter(tmp_path, again)
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+def test_eva_starts_as_pefts_does() -> None:
+    torch.manual_seed(0)
+    rows = [Example(token_ids=torch.randint(3, 50, (n,)).tolist(), targets=((2, n),)) for n in (9, 14, 20, 31)]
+    batches = lora_start.batches(iter(rows), rank=4, device=torch.device("cpu"))
+    assert [batch["input_ids"].shape for batch in batches] == [(2, 14), (1, 20), (1, 31)]
+    assert int((batches[0]["labels"] != -100).sum()) == 9 + 14 - 4
+    model = adapter.attach(
+        tiny_llama(50), r=4, alpha=6, dropout=0, targets=["all-linear"], seed=5, variant=Variant(init="eva")
+    )
+    lora_start.begin(model, "eva", batches=batches)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights="eva", task_type="CAUSAL_LM")
+    config.eva_config = EvaConfig(rho=1.0)
+    plain = get_peft_model(tiny_llama(50), config)
+    initialize_lora_eva_weights(plain, batches, show_progress_bar=False)
+    for name, layer in lora_start.adapted_layers(plain).items():
+        own = lora_start.adapted_layers(model)[name]
+        torch.testing.assert_close(own.lora_A["default"].weight, layer.lora_A["default"].weight)
+        assert not own.lora_B["default"].weight.any()
+    assert model.peft_config["default"].init_lora_weights is True
+    with pytest.raises(ConfigError, match="fewer trained tokens than the rank 400"):
+        lora_start.batches(iter(rows), rank=400, device=torch.device("cpu"))

@@ -28,6 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "olora": {"lora_init": "olora", "use_rslora": True, "lora_dropout": 0.1},
     "dora": {"use_dora": True, "rank_pattern": "q_proj=2 down_proj=6"},
     "mica": {"lora_init": "mica", "layers_to_transform": "1"},
+    "eva": {"lora_init": "eva", "rank_pattern": "down_proj=6"},
+    "loftq": {"lora_init": "loftq", "load_in_4bit": True, "use_rslora": True},
 }
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 

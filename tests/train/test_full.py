@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 import byeori
 import forks
@@ -286,3 +286,23 @@ def test_two_processes_with_whole_and_with_sharded_weights(tiny_model: Path, tit
     group([("sft", jobs[1][1] | more)], tmp_path)
     for file in ("model.safetensors", "checkpoint-4/optimizer.safetensors"):
         assert sha(again / file) == sha(tmp_path / "fsdp" / file), file
+
+
+def test_new_tokens(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:
+    """Their rows start at the mean and are trained; the output is a whole model with the longer vocabulary."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(title_rows.read_text(encoding="utf-8").replace('": "', '": "<tool>'), encoding="utf-8")
+    result = full(tiny_model, rows, tmp_path / "out", add_tokens="<tool>", num_epochs=1)
+    assert result.last_loss < result.first_loss
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    (number,) = tokenizer("<tool>", add_special_tokens=False).input_ids
+    model, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (tmp_path / "out", tiny_model))
+    count = model.config.vocab_size
+    assert count == len(model.get_input_embeddings().weight) == number + 1 > before.config.vocab_size
+    mean = before.get_input_embeddings().weight.detach().mean(dim=0)
+    moved = (model.get_input_embeddings().weight[number] - mean).norm()
+    assert 0 < float(moved.detach()) < 0.5 * float(mean.norm() + 1)
+    answers = byeori.generate(model=tmp_path / "out", data_path=rows, max_rows=2, max_new_tokens=4)
+    assert answers
+    with pytest.raises(ConfigError, match="train_layers leaves frozen"):
+        full(tiny_model, rows, tmp_path / "two", add_tokens="<tool>", train_layers="last:1")

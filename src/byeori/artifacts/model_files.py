@@ -21,11 +21,11 @@ SIDE_FILES = (
 )
 
 
-def copy_beside(base: Path, folder: Path, *, dtype: str) -> None:
+def copy_beside(base: Path, folder: Path, *, dtype: str, vocabulary: int | None = None) -> None:
     """Copy config.json and what goes with it for weights that were trained in full.
 
-    dtype: their type, as a config names it. A config that names another one, or says that the weights are quantized,
-    is changed in that alone.
+    dtype: their type, as a config names it. vocabulary: the rows that the embedding has at least. A config that says
+    otherwise, or that the weights are quantized, is changed in that alone.
     """
     for name in SIDE_FILES:
         if (base / name).is_file():
@@ -36,6 +36,9 @@ def copy_beside(base: Path, folder: Path, *, dtype: str) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in {"dtype", "torch_dtype"} & set(part):
             part[key] = dtype
+    for part in (config, config.get("text_config") or {}):
+        if "vocab_size" in part:
+            part["vocab_size"] = max(part["vocab_size"], vocabulary or 0)
     if config == before:
         shutil.copyfile(base / layout.CONFIG, folder / layout.CONFIG)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from byeori.distributed.processes import Processes, all_reduce_min, broadcast
 from byeori.errors import ConfigError
 from byeori.evaluate import stop_tokens
 from byeori.kernels import lora_linear, patch
+from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
@@ -98,12 +100,21 @@ def check(settings: TrainSettings, processes: Processes, say: Say) -> None:
 def write_beside(folder: Path, settings: TrainSettings, start: StartingModel, device: torch.device) -> None:
     """Write the files that belong beside a full model's weights: config, license, and the tokens that end an answer."""
     dtype = str(load.resolve_dtype(settings.dtype, device)).removeprefix("torch.")
-    model_files.copy_beside(load.local_folder(start.base, start.revision), folder, dtype=dtype)
+    rows = variant_of(settings).rows
+    model_files.copy_beside(load.local_folder(start.base, start.revision), folder, dtype=dtype, vocabulary=rows)
     stop_tokens.record(folder)
 
 
-def trained_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
+def trained_model(
+    settings: TrainSettings,
+    start: StartingModel,
+    processes: Processes,
+    say: Say,
+    first_rows: Iterator[Example] | None,
+) -> Any:
     """Load the base model with a new adapter, with the one that is trained further, or with its own weights trained.
+
+    first_rows: those of the first epoch, by which EVA starts an adapter; None if it is loaded from a checkpoint.
 
     Raises:
         ConfigError: if it cannot be trained as the settings say.
@@ -116,7 +127,9 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
         raise ConfigError(
             "sharded weights are not trained themselves; add --parallel ddp for trained tokens and modules"
         )
-    for line in experts.notes(base, variant.target_parameters, bits(settings)):
+    with adapter.without_bitsandbytes(base):
+        lines = experts.notes(base, variant.target_parameters, bits(settings))
+    for line in lines:
         say(line)
     if start.adapter is None:
         embedding_rows.resize(base, variant.rows)
@@ -137,7 +150,8 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
         adapter_config.base_model_name_or_path = rope_scaling.origin(adapter_config.base_model_name_or_path)
     slow = processes.main and settings.lora_init not in ("default", "gaussian")
     with console.progress(f"Starting the adapter ({settings.lora_init})", shown=slow) as on_progress:
-        lora_start.begin(model, settings.lora_init, settings.use_dora, on_progress)
+        more = _start_values(model, settings, start, processes, first_rows)
+        lora_start.begin(model, settings.lora_init, settings.use_dora, on_progress, **more)
     broadcast(lora_start.tensors(model), processes)  # singular vectors have no sign of their own
     if tied := adapter.tied_targets(model):
         kind = text_config(base.config).model_type
@@ -146,6 +160,30 @@ def trained_model(settings: TrainSettings, start: StartingModel, processes: Proc
     if note := lora_linear.note(model):
         say(note)
     return model
+
+
+def _start_values(
+    model: Any,
+    settings: TrainSettings,
+    start: StartingModel,
+    processes: Processes,
+    first_rows: Iterator[Example] | None,
+) -> dict[str, Any]:
+    """What lora_start.begin needs besides the weights that are trained on."""
+    base = load.base_of(model)
+    if settings.lora_init == "loftq":
+        if not any(isinstance(module, QuantizedLinear) for module in base.modules()):
+            raise ConfigError(f"--lora_init loftq: {settings.base_model} is stored in 4 or 8 bit; give its original")
+        trusted = settings.trust_remote_code is not None
+        read = load_streamed.before_quantizing(start.base, base, revision=start.revision, trust_remote_code=trusted)
+        return {"stored": read}
+    if settings.lora_init != "eva" or first_rows is None:
+        return {}
+    if processes.sharded:
+        raise ConfigError("--lora_init eva runs the whole model before training; add --parallel ddp")
+    forward.use_plain_attention(model)
+    ranks = max(settings.lora_r, *settings.rank_pattern.values(), 0)
+    return {"batches": lora_start.batches(first_rows, rank=ranks, device=processes.device)}
 
 
 def _whole_model(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say) -> Any:
@@ -157,9 +195,10 @@ def _whole_model(settings: TrainSettings, start: StartingModel, processes: Proce
     if load.resolve_dtype(settings.dtype, processes.device) == torch.float16:
         raise ConfigError("finetune full: this GPU computes in float16, where gradients overflow; add --dtype float32")
     train = partial(full.unfreeze, layers=settings.train_layers)
-    if not processes.sharded:
-        return train(_base(settings, start, processes, say))
-    return _base(settings, start, processes, say, train=train, masters=settings.master_weights == "float32")
+    sharded = {"train": train, "masters": settings.master_weights == "float32"} if processes.sharded else {}
+    base = _base(settings, start, processes, say, **sharded)
+    embedding_rows.resize(base, variant_of(settings).rows)
+    return base if processes.sharded else train(base)
 
 
 def _base(settings: TrainSettings, start: StartingModel, processes: Processes, say: Say, **trained: Any) -> Any:

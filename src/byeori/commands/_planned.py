@@ -22,7 +22,7 @@ def planned_run(settings: TrainSettings, objective: Objective | None = None) -> 
         targets=tuple(settings.lora_target_modules),
         variant=variant_of(settings),
     )
-    whole = Full(layers=settings.train_layers, masters=settings.master_weights)
+    whole = Full(layers=settings.train_layers, masters=settings.master_weights, rows=adapter.variant.rows)
     four_bit = False if settings.finetune == "full" else settings.load_in_4bit
     return PlannedRun(
         objective=objective or objective_of(settings),

@@ -240,7 +240,9 @@ def _load_model(run: _Run, data: _Data, plan: _Plan) -> Job:
     """Load the model with its adapter, speed it up and check it against its own forward pass."""
     settings, processes, schedule = plan.settings, plan.processes, plan.schedule
     rows, held_out = data.rows, data.held_out
-    model = _model.trained_model(settings, run.start, processes, run.say)
+    met = reference.rows_of_first_epoch(schedule) if run.resume is None else []
+    examples = (example for step in met for row in step for example in rows.unit(int(row)))
+    model = _model.trained_model(settings, run.start, processes, run.say, None if run.resume else examples)
     forward.use_forest_attention(model)
     _model.speed_up(model, settings, int(rows.lengths().mean() * schedule.total_steps), processes, run.say)
     first = [rows.unit(int(i))[0] for i in loader.step_rows(schedule, 0, {})[:4]]

@@ -20,7 +20,7 @@ from byeori.config.base import (
 )
 from byeori.support.suggestions import nearest
 
-INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica")
+INITS = ("default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica", "eva", "loftq")
 
 
 def _init(name: str) -> str:
@@ -84,8 +84,8 @@ class LoraSettings(Settings):
     )
     lora_init: Init = setting(
         f"How the adapter's weights start: {', '.join(INITS)}. They are PEFT's init_lora_weights; pissa_niter_N stands "
-        "for any N. pissa and olora start from the base's own weights, and their adapter is saved as plain LoRA of "
-        "twice the rank.",
+        "for any N. pissa and olora start from the base's own weights, loftq from what 4 or 8 bit lose of them, and "
+        "their adapter is saved as plain LoRA of twice the rank; eva starts from what the first rows give the layers.",
         "default",
         LORA,
     )
@@ -128,8 +128,8 @@ class LoraSettings(Settings):
             raise ValueError(
                 "lora_target_parameters does not go with lora_dropout, lora_bias or use_dora; leave them out"
             )
-        if self.use_dora and self.lora_init == "mica":
-            raise ValueError("use_dora does not go with lora_init mica; leave one of them out")
+        if self.use_dora and self.lora_init in ("mica", "loftq"):
+            raise ValueError(f"use_dora does not go with lora_init {self.lora_init}; leave one of them out")
         odd = next((rank for rank in (self.lora_r, *self.rank_pattern.values()) if rank % 2), None)
         if self.lora_init == "orthogonal" and odd is not None:
             raise ValueError(f"lora_init orthogonal needs even ranks, not {odd}")

@@ -53,7 +53,11 @@ class FullSettings(Settings):
             return self
         if self.train_layers is not None:
             layer_ranges.parse(self.train_layers)
-        lora = [name for name in given if name in LoraSettings.model_fields and name not in _NEITHER]
+        new = getattr(self, "add_tokens", None)
+        if new and self.train_layers is not None:
+            raise ValueError("add_tokens adds rows to the embedding, which train_layers leaves frozen; leave one out")
+        also = (*_NEITHER, "trainable_token_indices") if new else _NEITHER  # new rows are among those that are trained
+        lora = [name for name in given if name in LoraSettings.model_fields and name not in also]
         others = [name for name in given if name in ("load_in_8bit", "cpu_offload")]
         others += ["load_in_4bit"] if getattr(self, "load_in_4bit", None) is True else []
         if refused := lora + others:

@@ -317,6 +317,8 @@ class TrainSettings(
             )
         if self.load_in_4bit is True and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit are both set; choose one of them")
+        if self.lora_init == "loftq" and not (self.load_in_4bit is True or self.load_in_8bit):
+            raise ValueError("lora_init loftq starts from what quantizing loses; add load_in_4bit or load_in_8bit")
         if self.early_stopping_patience is not None and self.val_set_size == 0 and not self.validation_path:
             raise ValueError("early_stopping_patience needs rows to evaluate on; set val_set_size or validation_path")
         if self.sample_rows and self.val_set_size == 0 and not self.validation_path:

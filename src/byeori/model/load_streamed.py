@@ -79,6 +79,29 @@ def load_streamed(
     return causal.eval()
 
 
+def before_quantizing(
+    name: str, causal: Any, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Callable[[str], torch.Tensor]:
+    """Return what reads a parameter of a model from its files, as it was before it was quantized.
+
+    Raises:
+        ModelError, HubError: if there is no model, or its files are damaged. ConfigError, by what is returned: if the
+            files hold the parameter in another form.
+    """
+    config = load.load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    stored = load_opened.tensors(load.local_folder(name, revision), config)
+    read, prefix = _reader(stored), causal.base_model_prefix + "."
+
+    def weight(key: str) -> torch.Tensor:
+        names = (key, key.removeprefix(prefix), prefix + key)
+        found = next((name for name in names if name in stored), None)
+        if found is None:
+            raise ConfigError(f"--lora_init loftq: {name} has no tensor {key} to compare; give another --lora_init")
+        return read(found, 0, None)
+
+    return weight
+
+
 def _empty(name: str, config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     """The model with its parameters on the meta device; buffers are real, since files may lack them."""
     from accelerate import init_empty_weights

@@ -45,10 +45,14 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Full:
-    """Full fine-tuning. layers: as layer_ranges.parse reads them, None for all. masters: float32 or stochastic."""
+    """Full fine-tuning. layers: as layer_ranges.parse reads them, None for all. masters: float32 or stochastic.
+
+    rows: that the embedding has at least.
+    """
 
     layers: str | None
     masters: str
+    rows: int | None = None
 
     @property
     def differs_by_layer(self) -> bool:
@@ -57,4 +61,5 @@ class Full:
 
     def put_on(self, base: Any) -> Any:
         """Return the model with the weights that are trained."""
+        embedding_rows.resize(base, self.rows)
         return full.unfreeze(base, self.layers)
