@@ -204,6 +204,15 @@ def test_no_weights_are_needed(
     assert capfd.readouterr().out == expected
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_stop_token_of_documents_is_that_of_their_last_pieces(
+    tiny_model: Path, title_rows: Path, capfd: pytest.CaptureFixture[str], ends: bool
+) -> None:
+    given = ["--text_column", "document", "--cutoff_len", "16", "--add_eos_token", str(ends), "--json", "--rows", "1"]
+    assert main(["preview", str(tiny_model), str(title_rows), *given]) == 0
+    assert json.loads(capfd.readouterr().out)["served"]["stop_token_trained"] is ends
+
+
 def test_a_row_whose_values_are_nested_too_deeply_is_named(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,9 +89,11 @@ def served_facts(
     tokenizer = encoding.tokenizer
     end = encoding.eos if encoding.eos is not None else chat.turn_end(tokenizer)
     known = stop_tokens.configured(start.folder) if start.folder else None
+    pieces = any(example.piece for example in shown)  # of documents, whose last piece alone has the token
+    trained = encoding.eos is not None if pieces else all(_ends_with(example, end) for example in shown)
     report: dict[str, Any] = {
         "stop_token": None if end is None else tokenizer.convert_ids_to_tokens(end),
-        "stop_token_trained": end is not None and all(_ends_with(example, end) for example in shown),
+        "stop_token_trained": end is not None and trained,
         "stop_token_in_generation_config": None if known is None else end in known,
     }
     lines = [_stop_sentence(report, known)]
@@ -102,7 +104,7 @@ def served_facts(
     return report, lines
 
 
-def _ends_with(example: Example, end: int) -> bool:
+def _ends_with(example: Example, end: int | None) -> bool:
     return example.token_ids[-1] == end and example.targets[-1][1] == len(example.token_ids)
 
 
