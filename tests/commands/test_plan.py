@@ -291,3 +291,27 @@ def test_a_plan_is_the_same_every_time(capsys: pytest.CaptureFixture[str]) -> No
     first = _plan(capsys, **settings)
     KNOWN.clear()
     assert _plan(capsys, **settings) == first
+
+
+def test_scaled_positions_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = f"{SHAPE} max_position_embeddings=2048"
+    how: dict[str, Any] = {"shape": shape, "gpu": "L4", "cutoff_len": 8192, "micro_batch_size": 1}
+    with pytest.raises(ConfigError, match="beyond the maximum length of this shape"):
+        _plan(capsys, **how)
+    assert "the longest 8,192" in _plan(capsys, **how, rope_scaling="yarn")["rows"]
+    with pytest.raises(ConfigError, match="has 2048 positions and cutoff_len is 2048; leave it out"):
+        _plan(capsys, **how | {"cutoff_len": 2048}, rope_scaling="yarn")
+
+
+def test_an_adapter_without_rows_is_planned_with_its_own_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(EXAMPLES / "llama-2-ko-7b"), "r": 64}
+    adapter |= {"lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    how: dict[str, Any] = {"base_model": str(tmp_path), "gpu": "A100 80GB", "micro_batch_size": 1}
+    assert "LoRA of rank 64 on q_proj, v_proj" in _plan(capsys, **how)["about"]
+    with pytest.raises(ConfigError, match="--lora_r 8 is not that of the adapter"):
+        _plan(capsys, **how, lora_r=8)
+    with pytest.raises(ConfigError, match="is an adapter, which keeps the positions"):
+        _plan(capsys, **how, rope_scaling="yarn")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 import zoo
 from byeori.batch import forest as forests
@@ -17,6 +18,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ModelError
 from byeori.kernels import forest_attention, state_layers
 from byeori.model import forward, load
+from byeori.plan.memory_tracker import Tracker
 from drawn import drawn
 from forests import trees
 
@@ -187,6 +189,19 @@ def test_self_check_passes(kind: str) -> None:
     with zoo.Wide():
         assert forward.self_check(model, zoo.tree()[:4]) < 1e-10
     assert model.get_base_model().config._attn_implementation == forest_attention.NAME
+
+
+def test_a_self_check_takes_less_memory_than_a_step() -> None:
+    """Logits of 262,144 words at 600 targets would be 1.6 GB, and 0.2 GB of it at those that are compared."""
+    config = zoo.ALL["llama"]().config
+    config.vocab_size, config.max_position_embeddings = 2**18, 1024
+    forest_attention.register()
+    model = LlamaForCausalLM(config)
+    assert forward.use_forest_attention(model)
+    row = Example(token_ids=[5, *range(3, 603)], targets=((1, 601),))
+    with Tracker() as tracker:
+        assert forward.self_check(model, [row]) < 1e-4
+    assert max(peak.total for peak in tracker.peaks.values()) < 250e6
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gpt_oss", "mamba", "llama"])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 import byeori
 import forks
+from byeori import config
 from byeori.errors import CheckpointError, ConfigError, ModelError
 from byeori.support import layer_ranges
 from byeori.train import state as job
@@ -221,11 +222,13 @@ def test_layers_by_number() -> None:
     ("changes", "words"),
     [
         ({"lora_r": 8}, "lora_r does not apply to finetune full, which trains the weights; leave it out"),
+        ({"lora_r": 16}, "lora_r does not apply to finetune full"),  # its default: given all the same
         ({"load_in_4bit": True}, "load_in_4bit does not apply to finetune full"),
         ({"dtype": "float16"}, "finetune full needs dtype bfloat16 or float32"),
         ({"train_layers": "last:3"}, "--train_layers: 'last:3' is more than the 2 layers of this model"),
         ({"train_layers": "top"}, "give last:8, first:4"),
         ({"finetune": "lora", "train_layers": "last:1"}, "train_layers needs finetune full"),
+        ({"finetune": "lora", "master_weights": "float32"}, "master_weights needs finetune full"),
         ({"master_weights": "stochastic", "optim": "schedule_free_adamw"}, "needs master_weights float32"),
     ],
     ids=str,
@@ -233,8 +236,21 @@ def test_layers_by_number() -> None:
 def test_settings_that_do_not_fit(
     changes: dict[str, Any], words: str, tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
+    given = how(tiny_model, title_rows, tmp_path / "out") | changes
     with pytest.raises(ConfigError, match=words):
-        byeori.sft(**how(tiny_model, title_rows, tmp_path / "out") | changes)
+        byeori.sft(**given)
+    if "train_layers" not in changes:  # numbers of layers are the model's affair
+        with pytest.raises(ConfigError, match=words):
+            byeori.plan(**given)
+
+
+def test_a_run_can_be_repeated_with_its_own_settings() -> None:
+    """byeori.yaml does not hold what the other kind of training would have read."""
+    for kind, other in (("full", "lora_r"), ("lora", "master_weights")):
+        given = {"base_model": "m", "data_path": "r", "output_dir": "o", "finetune": kind}
+        run = config.recorded(config.check(config.SftSettings, given))
+        assert other not in run
+        assert config.recorded(config.check(config.SftSettings, run)) == run
 
 
 def test_checkpoints_of_the_other_kind_are_refused(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:

@@ -87,15 +87,9 @@ def begin(settings: Mapping[str, Any], given: Collection[str]) -> tuple[Starting
     decided: dict[str, Any] = {}
     rope = rope_scaling.of_settings(settings)
     if is_adapter(name, revision):
-        if rope is not None:
-            raise ConfigError(
-                f"--rope_scaling {rope.kind}: {name} is an adapter, which keeps the positions that it was trained "
-                "with; leave it out"
-            )
         moved = f"give --base_model where it is now, with --resume_from_checkpoint {name}"
         adapter = saved_model.find(name, revision=revision, moved=moved)
-        if "lora_r" in settings:
-            decided = _adapter_shape(settings, given, adapter.folder)
+        decided = adapter_shape(settings, given, adapter.folder)
         decided |= {key: adapter.settings.get(key) for key in ("rope_scaling", "rope_factor")}
         start = StartingModel(
             base=adapter.base, revision=adapter.revision, adapter=adapter, tokenizer=adapter.tokenizer, notes=[]
@@ -181,12 +175,20 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
         return False
 
 
-def _adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: Path) -> dict[str, Any]:
-    """The adapter's own rank, scale, dropout, layers and variant.
+def adapter_shape(settings: Mapping[str, Any], given: Collection[str], folder: Path) -> dict[str, Any]:
+    """Return the adapter's own rank, scale, dropout, layers and variant; nothing for settings without them.
 
     Raises:
-        ConfigError: if the user gave others.
+        ConfigError: if the user gave others, or a scaling of positions. ModelError: if its config lacks one.
     """
+    kind, name = settings["rope_scaling"], settings["base_model"]
+    if kind:
+        raise ConfigError(
+            f"--rope_scaling {kind}: {name} is an adapter, which keeps the positions that it was trained with; leave "
+            "it out"
+        )
+    if "lora_r" not in settings:
+        return {}
     recorded = records.adapter_config(folder)
     if missing := [name for name in _LORA.values() if name not in recorded]:
         raise ModelError(f"{folder / layout.ADAPTER_CONFIG} has no {', '.join(missing)}; copy the adapter again")

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from byeori.artifacts import records, starting_model
+from byeori.artifacts import records, saved_model, starting_model
 from byeori.artifacts.starting_model import StartingModel
 from byeori.commands._planned import planned_run
 from byeori.config import PlanSettings, TrainSettings
 from byeori.data.row_kinds import ROW_KINDS, RowKind, for_text
 from byeori.errors import ConfigError, ModelError
-from byeori.model import load, skeleton
+from byeori.model import load, rope_scaling, skeleton
 from byeori.plan import calibrate, candidates, machines, page, prices, report, workload
 from byeori.plan.machines import Machine, Table
 from byeori.plan.rehearser import Rehearser
@@ -73,7 +73,7 @@ def _planned(settings: PlanSettings, table: Table) -> tuple[PlanResult, Rehearse
         from byeori.commands._rows import begin
 
         training, start = begin(training)
-    config = _config(settings, start)
+    training, config = _model(settings, training, start)
     training, notes = _with_cutoff(training, config, settings.base_model or "this shape")
     rehearser = Rehearser(config, planned_run(training))
     selected = _machines(settings, table, rehearser)
@@ -124,19 +124,29 @@ def _rare_collections() -> Iterator[None]:
 # ---- what is planned -----------------------------------------------------------------------------------------------
 
 
-def _config(settings: PlanSettings, start: StartingModel | None) -> Any:
-    """The model's config: from its folder or the Hub, of an adapter's base, or by hand."""
-    if settings.base_model is None:
-        return skeleton.config_of(settings.shape)
-    name, revision = settings.base_model, settings.revision
-    if start is not None:
-        name, revision = start.base, start.revision
-    elif starting_model.is_adapter(name):
-        recorded = records.adapter_config(load.local_folder(name))
-        if not recorded.get("base_model_name_or_path"):
-            raise ModelError(f"the adapter {name} does not name its base model; give that with --base_model")
-        name, revision = recorded["base_model_name_or_path"], recorded.get("revision")
-    return load.load_config(name, revision=revision, trust_remote_code=settings.trust_remote_code is not None)
+def _model(settings: PlanSettings, training: TrainSettings, start: StartingModel | None) -> tuple[TrainSettings, Any]:
+    """The settings, with those that an adapter decides, and the config: of a folder, of the Hub, or made by hand."""
+    trusted, given, name = settings.trust_remote_code is not None, settings.base_model, "this shape"
+    rope = rope_scaling.of_settings(training.model_dump())
+    if start is not None:  # whose folder has its positions scaled
+        return training, load.load_config(start.base, revision=start.revision, trust_remote_code=trusted)
+    if given is None:
+        config = skeleton.config_of(settings.shape)
+    elif starting_model.is_adapter(given, settings.revision):
+        folder = load.local_folder(given, settings.revision)
+        shape = starting_model.adapter_shape(training.model_dump(), training.model_fields_set, folder)
+        training = training.model_copy(update=shape)
+        recorded, rope = records.adapter_config(folder), rope_scaling.of_settings(saved_model.run_settings(folder))
+        name = recorded.get("base_model_name_or_path") or ""
+        if not name:
+            raise ModelError(f"the adapter {given} does not name its base model; give that with --base_model")
+        config = load.load_config(name, revision=recorded.get("revision"), trust_remote_code=trusted)
+    else:
+        name = given
+        config = load.load_config(given, revision=settings.revision, trust_remote_code=trusted)
+    if rope is not None:
+        config = type(config).from_dict(rope_scaling.scaled(config.to_dict(), rope, name))
+    return training, config
 
 
 def _with_cutoff(training: TrainSettings, config: Any, name: str) -> tuple[TrainSettings, list[str]]:

@@ -166,6 +166,11 @@ class Settings(BaseModel):
     own_flags: ClassVar[str | None] = None
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @property
+    def without_effect(self) -> set[str]:
+        """Settings that do nothing beside the others."""
+        return set()
+
     @model_validator(mode="before")
     @classmethod
     def _paths_are_text(cls, values: Any) -> Any:
@@ -250,9 +255,12 @@ def read_yaml(path: str, kind: type[Settings] | None = None) -> dict[str, Any]:
 
 
 def recorded(settings: Settings) -> dict[str, Any]:
-    """Return every setting by name, as a run records them and `--config` reads them; passwords in URLs are left out."""
+    """Return the settings by name, as a run records them and `--config` reads them; passwords in URLs are left out.
+
+    Those that have no effect are not among them.
+    """
     # overwrite_output_dir is left out: repeating a run with its own file must not delete it
-    values = settings.model_dump(by_alias=True, exclude={"overwrite_output_dir"})
+    values = settings.model_dump(by_alias=True, exclude={"overwrite_output_dir", *settings.without_effect})
     return {name: _without_passwords(value) for name, value in values.items()}
 
 

@@ -10,7 +10,8 @@ from byeori.config.adapters import LoraSettings
 from byeori.config.base import ESSENTIAL, MEMORY, OPTIMISATION, OptionalText, Settings, setting
 from byeori.support import layer_ranges
 
-_NEITHER = ("neftune_noise_alpha",)  # for LoRA and for full fine-tuning
+_FULL_ONLY = {"train_layers", "master_weights"}
+_LORA_ONLY = {*LoraSettings.model_fields} - {"neftune_noise_alpha"}
 
 
 class FullSettings(Settings):
@@ -36,6 +37,14 @@ class FullSettings(Settings):
         MEMORY,
     )
 
+    @property
+    def without_effect(self) -> set[str]:
+        """Settings of the other kind of training, which must not be given and are not recorded."""
+        if self.finetune == "lora":
+            return _FULL_ONLY
+        # rows of new tokens are among those that are trained
+        return _LORA_ONLY - ({"trainable_token_indices"} if getattr(self, "add_tokens", None) else set())
+
     @model_validator(mode="before")
     @classmethod
     def _rate_of_full(cls, values: Any) -> Any:
@@ -44,23 +53,19 @@ class FullSettings(Settings):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
-        fields = type(self).model_fields
-        given = [name for name in fields if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        given = [name for name in type(self).model_fields if name in self.model_fields_set and getattr(self, name)]
+        idle = [name for name in given if name in self.without_effect]
         if self.finetune == "lora":
-            for name in ("train_layers", "master_weights"):
-                if name in given:
-                    raise ValueError(f"{name} needs finetune full; layers_to_transform is for an adapter")
+            for name in idle:
+                raise ValueError(f"{name} needs finetune full; layers_to_transform is for an adapter")
             return self
         if self.train_layers is not None:
             layer_ranges.parse(self.train_layers)
-        new = getattr(self, "add_tokens", None)
-        if new and self.train_layers is not None:
+        if getattr(self, "add_tokens", None) and self.train_layers is not None:
             raise ValueError("add_tokens adds rows to the embedding, which train_layers leaves frozen; leave one out")
-        also = (*_NEITHER, "trainable_token_indices") if new else _NEITHER  # new rows are among those that are trained
-        lora = [name for name in given if name in LoraSettings.model_fields and name not in also]
         others = [name for name in given if name in ("load_in_8bit", "cpu_offload")]
         others += ["load_in_4bit"] if getattr(self, "load_in_4bit", None) is True else []
-        if refused := lora + others:
+        if refused := idle + others:
             raise ValueError(f"{refused[0]} does not apply to finetune full, which trains the weights; leave it out")
         if getattr(self, "dtype", None) == "float16":
             raise ValueError("finetune full needs dtype bfloat16 or float32; gradients overflow in float16")
