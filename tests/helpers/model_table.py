@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 import warnings
@@ -258,7 +259,10 @@ def _generated(tiny: _Tiny) -> str:
 
 def _planned(tiny: _Tiny) -> str:
     how = rehearsal.Adapter(r=3, alpha=6, dropout=0.0, targets=("all-linear",))
-    architecture = rehearsal.architecture(tiny.config)
+    config = copy.deepcopy(tiny.config)  # as its file has it
+    for part in (config, *(value for value in vars(config).values() if hasattr(value, "model_type"))):
+        part._attn_implementation = None
+    architecture = rehearsal.architecture(config)
     rehearsal.rehearse(architecture, how, rows(), dtype=torch.float32, device="cpu")
     return YES
 

@@ -157,3 +157,29 @@ def test_a_setting_that_the_models_code_does_not_read_is_no_part_of_the_head(wro
     assert (found.scale, found.softcap) == (1.0, None)
     assert text_model.head(zoo.ALL["cohere"]()).scale == 0.25
     assert text_model.head(zoo.ALL["gemma2"]()).softcap == 3.0
+
+
+def test_names_that_are_numbers_stand_with_the_one_before() -> None:
+    """`0` would be the first decoder layer as well (Gemma 3n)."""
+    assert text_model.ending("model.altup_projections.0") == "altup_projections.0"
+    assert text_model.ending("model.layers.0.q_proj") == "q_proj"
+
+
+class _Indexer(torch.nn.Module):
+    """As DeepSeek V3.2 scores keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.score = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scored: torch.Tensor = self.score(self.up(x).to(self.score.weight.dtype))
+        return scored
+
+
+def test_a_layer_whose_type_is_read_is_not_quantized() -> None:
+    """Its weight would be bytes then, and so its input; an adapter on it is fine."""
+    indexer = _Indexer()
+    assert not quantize.reads_weight(indexer, "score")
+    assert quantize.reads_weight(indexer, "score", "device|shape")
+    assert not quantize.reads_weight(indexer, "up", "device|shape")

@@ -110,7 +110,7 @@ def _linear_endings(model: Any) -> list[str]:
 
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))]
-    return sorted({name.rsplit(".", 1)[-1] for name in linear if model.get_submodule(name) is not head})
+    return sorted({text_model.ending(name) for name in linear if model.get_submodule(name) is not head})
 
 
 def _matches_any(pattern: str, names: list[str]) -> bool:

@@ -50,20 +50,25 @@ def stored(config: Any) -> tuple[str, int] | None:
 
 
 def plain_layers(causal: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
-    """Return every plain linear layer but the head and those whose weight other code reads: (parent, name, layer)."""
+    """Return every plain linear layer but the head and those whose weight other code reads: (parent, name, layer).
+
+    Its type as well: code that turns its input into that of the weight would make bytes of it.
+    """
     head = causal.get_output_embeddings()
     return [
         (parent, name, child)
         for parent in causal.modules()
         for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child is not head and not reads_weight(parent, name)
+        if type(child) is torch.nn.Linear and child is not head and not reads_weight(parent, name, "device|shape")
     ]
 
 
-def reads_weight(parent: Any, name: str) -> bool:
-    """Return whether a module's code computes with the weight of a layer inside it, past the layer's own forward."""
-    source = _source(parent.__class__)
-    return re.search(rf"\bself\.{name}\.weight(?!\.(dtype|device|shape))", source) is not None
+def reads_weight(parent: Any, name: str, harmless: str = "dtype|device|shape") -> bool:
+    """Return whether a module's code computes with the weight of a layer inside it, past the layer's own forward.
+
+    harmless: what it may read of the weight.
+    """
+    return re.search(rf"\bself\.{name}\.weight(?!\.({harmless})\b)", _source(parent.__class__)) is not None
 
 
 @functools.cache

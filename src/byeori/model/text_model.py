@@ -99,6 +99,12 @@ def excluded(causal: Any) -> str | None:
     return rf"({'|'.join(map(re.escape, prefixes))})(\..*)?" if prefixes else None
 
 
+def ending(name: str) -> str:
+    """Return the last word of a module's name, with the one before where it is a number, which layers have as well."""
+    above, _, last = name.rpartition(".")
+    return f"{above.rpartition('.')[2]}.{last}" if last.isdecimal() else last
+
+
 def linear_targets(causal: Any) -> list[str] | None:
     """Return what all-linear means where PEFT's list has too much: the text decoder's layers, no router; else None."""
     config = text_config(causal.config)
@@ -115,6 +121,6 @@ def linear_targets(causal: Any) -> list[str] | None:
             never.add(last)
         else:
             kept.add(name)
-    lasts = {name.rpartition(".")[2] for name in kept}
-    targets = (lasts - never) | {name for name in kept if name.rpartition(".")[2] in never}
+    lasts = {name: ending(name) for name in kept}
+    targets = {name if lasts[name] in never else lasts[name] for name in kept}
     return sorted(targets) if never or excluded(causal) else None
