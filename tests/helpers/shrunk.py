@@ -45,6 +45,7 @@ _EXPERTS = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok":
 _BY_KIND = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
 # what a published model of this type sets and the class's default values leave open, or what sizes hang on each other
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "cohere_compass": {"rope_parameters": _BY_KIND},
     "cohere_compass_text": {"rope_parameters": _BY_KIND},
