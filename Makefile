@@ -33,7 +33,7 @@ test: check browser
 
 # also what takes long: many seeds, all of a kind, compilations, the embedded model
 test-all: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	BYEORI_TEST_SEEDS=all $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

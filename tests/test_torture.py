@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import forks
 
 
-def test_killed_runs_end_with_the_bits_of_undisturbed_ones() -> None:
+@pytest.mark.parametrize("runs", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_bits_of_undisturbed_ones(runs: int) -> None:
     script = Path(__file__).parent / "torture.py"
-    done = forks.run(script, 2, 7, timeout=500)
+    done = forks.run(script, runs, 7, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 ended with the bits of an undisturbed run" in done.stdout
+    assert f"{runs} of {runs} ended with the bits of an undisturbed run" in done.stdout
 
 
 def test_stopped_commands_end_as_undisturbed_ones() -> None:

@@ -213,7 +213,9 @@ def test_scripts_have_help(script: str, asked: str, flag: str, tmp_path: Path) -
     assert flag in done.stdout
 
 
-@pytest.mark.parametrize("first", ["", '"embed_tokens", '], ids=["lm_head", "embed_tokens"])
+@pytest.mark.parametrize(
+    "first", ["", pytest.param('"embed_tokens", ', marks=pytest.mark.slow)], ids=["lm_head", "embed_tokens"]
+)
 def test_the_preference_line_trains(first: str, roomy_model: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows("preference-ko.jsonl")[:32]),

@@ -42,7 +42,7 @@ def served(model: Path, engine: str, tmp_path: Path) -> str:
             assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("kind", ["trained", "merged"])
+@pytest.mark.parametrize("kind", ["trained", pytest.param("merged", marks=pytest.mark.slow)])
 def test_transformers_serves_an_adapter_and_a_model(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     model: Path = request.getfixturevalue(kind)
     columns = {"document": "안녕하세요. Hello."}

@@ -153,7 +153,10 @@ def test_equals_transformers(template: str, tokenizer: Any) -> None:
     assert address.sub("", bounded_jinja.render(tokenizer, MESSAGES)) == address.sub("", expected)
 
 
-@pytest.mark.parametrize("name", chats.shipped_templates())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (at % 4 > 0)) for at, name in enumerate(chats.shipped_templates())],
+)
 def test_real_templates_spend_little(name: str, tokenizer: Any) -> None:
     """200 exchanges, and a document of 400,000 characters, as transformers renders them: far below the limits."""
     tokenizer.chat_template = chats.shipped_templates()[name]

@@ -25,6 +25,17 @@ def encoding_of(tokenizer: Any, template: str, **settings: Any) -> Encoding:
     return make_encoding(tokenizer, parse(template), **usual | settings)
 
 
+@every_kind
+def test_the_engine_is_that_of_a_copy(kind: str) -> None:
+    """But for what stands around a text, and without the time that a copy of a large vocabulary takes."""
+    tokenizer = kinds.kind(kind)
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    copy.post_processor = None
+    assert json.loads(text_encoder(tokenizer).core.to_str()) == json.loads(copy.to_str())
+
+
 # ---- what the post-processor adds --------------------------------------------------------------------------------
 
 

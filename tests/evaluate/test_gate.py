@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import byeori
+import forks
 from byeori.errors import ConfigError, GateError
 from byeori.evaluate import baselines, gate
 
@@ -97,10 +96,10 @@ def test_conditions_that_cannot_be_read(text: str, sentence: str) -> None:
 
 def test_the_exit_code_is_3_and_the_report_is_there(trained: Path, title_rows: Path, tmp_path: Path) -> None:
     adapter = shutil.copytree(trained, tmp_path / "adapter")
-    command = [sys.executable, "-m", "byeori", "compare", adapter, title_rows, "--output_dir", tmp_path / "report"]
+    command = ["-m", "byeori", "compare", adapter, title_rows, "--output_dir", tmp_path / "report"]
     command += ["--max_rows", "6", "--max_new_tokens", "4", "--few_shots", "0", "--dtype", "float32"]
     command += ["--fail-unless", "rows >= 6", "--fail-unless", "chrf.low > 99"]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = forks.run(*command)
     assert done.returncode == 3, done.stderr
     assert "error: the comparison does not meet --fail-unless: chrf.low > 99 (it is " in done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / "report" / "report.html").is_file()

@@ -1,4 +1,4 @@
-"""How many random cases a test of exactness draws: a few, or `make exactness SEEDS=1000`."""
+"""How many random cases a test of exactness draws: a third in `make test`, or BYEORI_TEST_SEEDS."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ SEEDS = os.environ.get("BYEORI_TEST_SEEDS")
 
 
 def drawn(count: int, **more: Any) -> Callable[[Any], Any]:
-    """Mark a test that hypothesis draws `count` cases for, or as many as are asked for."""
+    """Mark a test that hypothesis draws `count` cases for in `make test-all` (SEEDS=all), a third in `make test`."""
+    examples = count if SEEDS == "all" else int(SEEDS or count // 3)
 
     def mark(test: Any) -> Any:
-        return pytest.mark.exactness(settings(max_examples=int(SEEDS or count), deadline=None, **more)(test))
+        return pytest.mark.exactness(settings(max_examples=examples, deadline=None, **more)(test))
 
     return mark

@@ -232,7 +232,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_sharded_rows_that_do_not_fit_restart_the_processes(
     step: int, tiny_model: Path, title_rows: Path, tmp_path: Path
 ) -> None:
@@ -375,7 +375,7 @@ def test_a_step_is_saved_if_a_process_is_lost_after_it(
 # ---- disks that fill ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(COUNT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(COUNT, marks=pytest.mark.slow)])
 def test_a_disk_that_fills_at_a_random_byte(count: int) -> None:
     """A script of its own, because it mounts small file systems; see there."""
     script = Path(__file__).parents[1] / "full_disk.py"

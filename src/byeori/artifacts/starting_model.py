@@ -129,6 +129,8 @@ def _trained_tokens(settings: Mapping[str, Any], start: StartingModel) -> list[i
                 f"--{flag} is for a new adapter, and {settings['base_model']} is one already; merge it first"
             )
         return start.adapter.tokens
+    if not new and not named:
+        return []
     vocabulary = start.tokenizer.get_vocab()
     if old := [token for token in new if token in vocabulary]:
         raise ConfigError(

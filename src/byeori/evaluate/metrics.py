@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from sacrebleu.metrics.chrf import CHRF
 
 from byeori.evaluate.intervals import Interval, paired_interval
 
@@ -169,7 +168,9 @@ def _words(text: str) -> list[str]:
 
 
 @cache
-def _chrf_scorer() -> CHRF:
+def _chrf_scorer() -> Any:
+    from sacrebleu.metrics.chrf import CHRF  # imports much, which no other metric needs
+
     return CHRF()
 
 
