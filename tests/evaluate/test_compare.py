@@ -42,6 +42,26 @@ def compared(trained: Path, title_rows: Path, tmp_path_factory: pytest.TempPathF
     return run(trained, title_rows, tmp_path_factory.mktemp("compared") / "report")
 
 
+def test_near_copies_of_training_rows_are_said_and_can_be_filtered(
+    trained: Path, title_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows with other white space and one more word, one as it was trained, one with another number, one new."""
+    seen = [row["document"] for row in lines(title_rows)]
+    new = ["처음 보는 글이며 어디에도 없다. " * 3] * 2
+    texts = [seen[0].replace(" ", "  ") + "!", seen[1] + " 끝", seen[2], seen[3] + " 2031", *new]
+    answers = ["가", "나", lines(title_rows)[2]["title"], "라", "마", "바"]
+    rows = [{"document": text, "title": answer} for text, answer in zip(texts, answers, strict=True)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    result = run(trained, path, tmp_path / "report")
+    found = {item["name"]: item for item in result.metrics["findings"]}
+    assert found["trained_on"]["rows"] == [2] and found["near_copies"]["rows"] == [0, 1]
+    said = "2 of the 6 rows are near copies of training rows, which may give answers away."
+    assert found["near_copies"]["sentence"].startswith(said) and said in result.verdict
+    page = (tmp_path / "report" / layout.REPORT).read_text(encoding="utf-8")
+    assert re.search(r'data-filter="leaked"|value="leaked"', page) and "leaked from training" in page
+
+
 def alone(model: Any, tokenizer: Any, row: dict[str, str]) -> tuple[str, float]:
     """Greedy answer and loss per answer token, by transformers' own forward pass over one row."""
     prompt = template.parse(template.shipped()["title-ko"]).prompt(row)

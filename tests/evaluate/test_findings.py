@@ -122,6 +122,18 @@ def test_a_model_that_memorised_the_test_rows() -> None:
     assert metrics["findings"][0]["rows"] == list(range(30))
 
 
+def test_a_test_of_near_copies() -> None:
+    items = [item(row["document"], row["title"], BABBLE, row["title"]) for row in ROWS]
+    for kept in items[30:]:
+        kept |= {"tuned_output": BABBLE, "tuned": dict(kept["base"])}
+    metrics, words = judged(items, trained_rows=[0], near_rows=list(range(30)))
+    assert words.startswith("A higher score, but no proof that the task was learned: chrF rose by ")
+    assert "1 of the 40 rows was trained on, so the model may have memorised them. On the other 10" in words
+    assert "29 of the 40 rows are near copies of training rows, which may give answers away." in words
+    assert words.count("On the other") == 1
+    assert metrics["findings"][1]["rows"] == list(range(1, 30))
+
+
 def test_the_most_frequent_answer_of_the_training_rows() -> None:
     found = baselines.of_items([item("글", "긍정", "", "긍정")] * 6, ["부정", "부정", "긍정"])
     assert [(kind.name, kind.answers[0]) for kind in found][-1] == ("most_frequent", "부정")
@@ -140,7 +152,8 @@ def test_scores_of_baselines_by_hand() -> None:
     items = [item("봄이 왔다. 꽃이 핀다.", "봄이 왔다.", "x", "봄") for _ in range(8)]
     measured = {line["name"]: line for line in judged(items)[0]["baselines"]}
     assert measured["copy_sentence"]["scores"]["exact"] == 100.0
-    assert measured["copy_sentence"]["lead"]["exact"] == {"mean": -100.0, "low": -100.0, "high": -100.0}
+    lead = measured["copy_sentence"]["lead"]["exact"]
+    assert (lead["mean"], lead["low"]) == (-100.0, -100.0) and lead["high"] < -30
     assert "copy_start" not in measured  # six characters are the same sentence
 
 

@@ -147,12 +147,17 @@ def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[st
         journal=kept,
         progress=console.progress,
     )
+    near: list[int] = []
+    if run.trained:
+        with console.progress("Looking for near copies of training rows") as on_progress:
+            near = run.trained.near(items, run.encoding.template, on_progress)
     metrics = comparison.summarise(
         items,
         measures=own,
         judged=_judged(run.settings, items),
         trained_answers=run.trained.answers() if run.trained else (),
         trained_rows=_trained.indices(run.trained, run.table, run.rows),
+        near_rows=near,
     )
     return items, run.general.measure(run.open_engine, kept, metrics)
 

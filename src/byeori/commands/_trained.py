@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from byeori.artifacts import saved_model
 from byeori.artifacts.saved_model import SavedModel
 from byeori.commands._rows import with_template_columns
-from byeori.data import places, row_kinds, sources
+from byeori.data import near_copies, places, row_kinds, sources
 from byeori.data.row_kinds import RowKind
 from byeori.data.sources import ROW, Table
 from byeori.data.template import Template
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ANSWERS = 20_000  # rows among which the most frequent answer is looked for
+_COPIES = 200_000  # rows among which near copies are looked for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,24 @@ class Trained:
             except (TemplateError, KeyError, IndexError):  # a row that the run dropped
                 continue
         return found
+
+    def near(
+        self, items: Sequence[Mapping[str, Any]], template: Template | None, on_progress: near_copies.OnProgress
+    ) -> list[int]:
+        """Return the indices of the items whose input is a near copy of a row's, equal ones too.
+
+        template: that of the items. Inputs with different numbers ask different things.
+        """
+        texts = []
+        for row in self.rows.select(range(min(len(self.rows), _COPIES))):
+            try:
+                item = comparison.texts_of(row, self.row_kind.asked(row, self.template), self.template)
+            except (TemplateError, KeyError, IndexError):  # a row that the run dropped
+                continue
+            texts.append(comparison.input_of(item, self.template))
+        asked = [comparison.input_of(item, template) for item in items]
+        pairs = near_copies.pairs(texts, asked, on_progress)
+        return sorted({item for row, item, _ in pairs if near_copies.same_numbers(texts[row], asked[item])})
 
     def shots(self, table: Table, count: int, seed: int) -> list[Mapping[str, Any]]:
         """Return rows to put into a prompt, none of them a row of `table`."""

@@ -120,7 +120,7 @@ def _texts(
     texts = row_audit.Texts(
         names=[table.name(row[ROW]) for row in rows],
         # of a template the columns alone: its own text is the same in every row
-        prompts=["\n".join(item["inputs"]) if encoding.template else item["prompt"] for item in items],
+        prompts=[comparison.input_of(item, encoding.template) for item in items],
         answers=[item["reference"] for item in items],
     )
     return rows, comparison.examples_of(rows, encoding, row_kind)[1], texts

@@ -143,9 +143,14 @@ def different_answers(
     for i, j, share in pairs([texts[row] for row in rows], on_progress=on_progress):
         a, b = rows[i], rows[j]
         alike = similarity(grams(answers[a]), grams(answers[b])) if plain(answers[a]) != plain(answers[b]) else 1.0
-        if alike < SIMILAR and re.findall(r"\d+", texts[a]) == re.findall(r"\d+", texts[b]):
+        if alike < SIMILAR and same_numbers(texts[a], texts[b]):
             found.append((alike, -share, a, b))
     return [(a, b, -share) for _, share, a, b in sorted(found)]
+
+
+def same_numbers(one: str, other: str) -> bool:
+    """Return whether two texts have the same numbers; others ask different things, however alike they look."""
+    return re.findall(r"\d+", one) == re.findall(r"\d+", other)
 
 
 def _candidates(bands: np.ndarray, others: np.ndarray | None) -> np.ndarray:

@@ -225,6 +225,11 @@ def texts_of(row: Mapping[str, Any], asked: Mapping[str, Any], template: Templat
     return {"row": columns, "prompt": prompt, "inputs": inputs, "reference": reference_of(asked, template)}
 
 
+def input_of(item: Mapping[str, Any], template: Template | None) -> str:
+    """Return what an item asks, without the template's own text, which is the same in every row."""
+    return "\n".join(item["inputs"]) if template else str(item["prompt"])
+
+
 def reference_of(asked: Mapping[str, Any], template: Template | None) -> str:
     """Return the answer that a row holds. asked: what its kind's `asked` returns."""
     if template is None:
@@ -274,21 +279,22 @@ def summarise(
     judged: Mapping[str, Any] | None = None,
     trained_answers: Sequence[str] = (),
     trained_rows: Sequence[int] = (),
+    near_rows: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return the content of metrics.json: means of both models and their differences with 95% intervals, what the
     baselines score, and findings.
 
     trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
-    indices of the items among them.
+    indices of the items among them; near_rows: of those that are near copies of them.
     """
     result = paired(items, measures)
     simple = baselines.of_items(items, trained_answers)
     result["baselines"] = baselines.measure(items, simple, measures)
-    known = set(trained_rows)
+    known = {*trained_rows, *near_rows}
     unseen = [item for row, item in enumerate(items) if row not in known]
-    enough = trained_rows and len(unseen) >= metrics.FEWEST_ROWS
+    enough = known and len(unseen) >= metrics.FEWEST_ROWS
     others = paired(unseen, measures) if enough else None
-    result["findings"] = findings.find(items, result, trained_rows, others)
+    result["findings"] = findings.find(items, result, trained_rows, others, near_rows)
     if judged:
         result["judge"] = dict(judged)
         said = {"name": "judge", "sentence": judge.sentence(judged, len(items)), "undermines": False}

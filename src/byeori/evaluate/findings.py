@@ -28,17 +28,26 @@ _WIDE = 10.0  # points of a measure from 0 to 100
 
 
 def find(
-    items: Sequence[Item], metrics: Mapping[str, Any], trained_rows: Sequence[int], unseen: Mapping[str, Any] | None
+    items: Sequence[Item],
+    metrics: Mapping[str, Any],
+    trained_rows: Sequence[int],
+    unseen: Mapping[str, Any] | None,
+    near_rows: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Return what was found, the gravest first, as JSON data.
 
         [{"name": "copies_input", "sentence": "40 of the 44 ...", "rows": [0, 1, ...], "undermines": true}]
 
-    metrics: of all rows, with `baselines`. trained_rows: indices of the rows that the adapter was trained on; unseen:
-    the metrics of the others, None if they are too few. rows: indices of the items that a finding is about.
+    metrics: of all rows, with `baselines`. trained_rows: indices of the rows that the adapter was trained on;
+    near_rows: of near copies of them; unseen: the metrics of the others, None if they are too few. rows: indices of the items that
+    a finding is about.
     undermines: whether a gain may then say nothing about the task.
     """
-    found = [_trained_on(len(items), trained_rows, unseen)]
+    near = sorted({*near_rows} - {*trained_rows})
+    found = [
+        _leaked(len(items), trained_rows, "trained_on", unseen, near),
+        _leaked(len(items), near, "near_copies", None if trained_rows else unseen, trained_rows),
+    ]
     if len(items) >= FEWEST_ROWS:
         kinds = (
             ("copies_input", copies_input, "of the tuned model's {} answers repeat their input"),
@@ -162,17 +171,30 @@ def _wide(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"name": "wide_interval", "sentence": sentence, "width": width, "undermines": False}
 
 
-def _trained_on(rows: int, trained: Sequence[int], unseen: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not trained:
+_LEAKED = {
+    "trained_on": ("was trained on", "were trained on", "so the model may have memorised them"),
+    "near_copies": (
+        "is a near copy of a training row",
+        "are near copies of training rows",
+        "which may give answers away",
+    ),
+}
+
+
+def _leaked(
+    rows: int, leaked: Sequence[int], name: str, unseen: Mapping[str, Any] | None, others: Sequence[int]
+) -> dict[str, Any] | None:
+    """A finding about rows that training saw. others: rows of the other kind; unseen: the metrics without both."""
+    if not leaked:
         return None
-    known, was = len(trained), "was" if len(trained) == 1 else "were"
-    sentence = f"{known:,} of the {rows:,} rows {was} trained on, so the model may have memorised them."
-    heading, name = primary(unseen or {})
-    gain = difference_of(unseen or {}, name)
+    one, many, so = _LEAKED[name]
+    sentence = f"{len(leaked):,} of the {rows:,} rows {one if len(leaked) == 1 else many}, {so}."
+    heading, measure = primary(unseen or {})
+    gain = difference_of(unseen or {}, measure)
     if unseen and gain:
         sentence += (
             f" On the other {unseen['rows']:,} the change of {heading} is {gain.mean:+.1f} (95% interval "
             f"{gain.low:+.1f} to {gain.high:+.1f})."
         )
-    undermines = known > _MOSTLY * rows
-    return {"name": "trained_on", "sentence": sentence, "rows": list(trained), "undermines": undermines}
+    undermines = len(leaked) + len(others) > _MOSTLY * rows
+    return {"name": name, "sentence": sentence, "rows": list(leaked), "undermines": undermines}

@@ -44,7 +44,8 @@ def render_report(
     shown, answer = template_columns(prompt)
     metric, lead = report_numbers.lead_of(metrics, rows)
     pairs, counts = lead == "preference_margin", report_rows.tally(rows, lead)
-    cards = report_rows.cards(rows, shown, lead, report_numbers.rows_of(metrics, "trained_on"))
+    leaked = [row for name in ("trained_on", "near_copies") for row in report_numbers.rows_of(metrics, name)]
+    cards = report_rows.cards(rows, shown, lead, leaked)
     (wins, losses), passed = report_rows.best_and_worst(cards), filters(cards)
     return pages.render(
         "evaluate/report.html.j2",
@@ -87,7 +88,7 @@ def filters(cards: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
         "unfinished": tr("unfinished"),
         "copied": tr("copied from the input"),
         "repeated": tr("repeats itself"),
-        "leaked": tr("trained on"),
+        "leaked": tr("leaked from training"),
     }
     counts = {name: sum(name == card["kind"] or name in card["flags"] for card in cards) for name in labels}
     return [(name, label, counts[name]) for name, label in labels.items() if counts[name]]

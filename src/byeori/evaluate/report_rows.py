@@ -34,7 +34,7 @@ def cards(
     """Return every row ready for the page.
 
     shown: the columns of the prompt. lead: the metric by which a row is better or worse. leaked: the rows, counted from
-    0, that the adapter was trained on.
+    0, that the adapter was trained on, or on near copies of them.
     """
     longest, known = _longest_text(rows, shown), set(leaked)
     return [
