@@ -165,6 +165,7 @@ def compare(
     judge_prompt: str | Path | None = None,
     few_shots: int = 3,
     overwrite_output_dir: bool = False,
+    report_to: str | Sequence[str] = [],
 ) -> CompareResult:
     """Answer the same rows with base and tuned model, and report the difference.
 
@@ -207,6 +208,8 @@ def compare(
             in.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
         overwrite_output_dir: Replace the comparison in output_dir.
+        report_to: Experiment trackers that get the numbers, in the run of the training where it used them:
+            tensorboard, wandb, trackio, mlflow.
 
     Raises:
         ByeoriError: if something is wrong that you can fix; the message says how.

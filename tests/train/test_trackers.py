@@ -8,7 +8,10 @@ without its server.
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,6 +101,72 @@ def test_a_tracker_gets_what_the_log_gets(name: str, tiny_model: Path, title_row
     assert loss == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines if "loss" in line]
     assert evaluated == [(3, pytest.approx(lines[-1]["eval_loss"], rel=1e-6))]
     assert len(loss) == 3
+
+
+def compared_in_tensorboard(folder: Path) -> dict[str, Series]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "out" / "runs" / "out"))
+    events.Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("compare/")]
+    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in names}
+
+
+def compared_in_trackio(folder: Path) -> dict[str, Series]:
+    with sqlite3.connect(folder / "store" / "out.db") as base:
+        (names,) = base.execute("SELECT COUNT(DISTINCT run_name) FROM metrics").fetchone()
+        assert names == 1
+        lines = base.execute("SELECT step, metrics FROM metrics").fetchall()
+    found = [(step, json.loads(text)) for step, text in lines]
+    return {name: [(step, v)] for step, line in found for name, v in line.items() if name.startswith("compare/")}
+
+
+def compared_in_mlflow(folder: Path) -> dict[str, Series]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("out").experiment_id])
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {n: [(p.step, p.value) for p in points] for n, points in histories.items() if n.startswith("compare/")}
+
+
+def compared_in_wandb(folder: Path) -> dict[str, Series]:
+    """The same run: two offline files, one name; its numbers stand in the second as text."""
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2 and files[0].name == files[1].name
+    written = files[1].read_bytes()
+    numbers = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))["difference"]
+    ends = {"low": "low", "high": "high", "difference": "mean"}
+    named = {f"compare/{name}/{end}": item[key] for name, item in numbers.items() for end, key in ends.items()}
+    return {name: [(3, value)] for name, value in named.items() if name.encode() in written}
+
+
+COMPARED: dict[str, Callable[[Path], dict[str, Series]]] = {
+    "tensorboard": compared_in_tensorboard,
+    "wandb": compared_in_wandb,
+    "trackio": compared_in_trackio,
+    "mlflow": compared_in_mlflow,
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_comparison_is_logged_to_the_run_of_the_training(
+    name: str, tiny_model: Path, title_rows: Path, inside: Path
+) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    process = command(settings(tiny_model, title_rows, inside / "out", max_steps=3, report_to=name))
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    words = [sys.executable, "-m", "byeori", "compare", "out", str(title_rows), "--output_dir", "report"]
+    few = ["--max_rows", "5", "--max_new_tokens", "4", "--few_shots", "0", "--dtype", "float32"]
+    done = subprocess.run([*words, *few], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "not logged" not in done.stderr, done.stderr
+    numbers = json.loads((inside / "report" / "metrics.json").read_text(encoding="utf-8"))
+    found = COMPARED[name](inside)
+    for end, key in (("low", "low"), ("high", "high"), ("difference", "mean")):
+        expected = numbers["difference"]["loss"][key]
+        assert found[f"compare/loss/{end}"] == [(3, pytest.approx(expected, rel=1e-6))]
 
 
 def test_a_tracker_that_does_not_start_is_one_sentence(tiny_model: Path, title_rows: Path, inside: Path) -> None:

@@ -27,6 +27,7 @@ LIVE = "live.html"
 ORDER = "order.json"
 AUDIT = "audit.json"
 PLAN = "plan.json"
+TRACKERS = "trackers.json"
 
 # of a comparison and of a merged model
 METRICS = "metrics.json"

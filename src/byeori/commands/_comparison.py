@@ -16,7 +16,7 @@ from byeori.artifacts import layout, saved_model
 from byeori.artifacts.model_card import public_name
 from byeori.artifacts.saved_model import SavedModel
 from byeori.artifacts.starting_model import check_cutoff
-from byeori.commands import _engine, _retention, _trained
+from byeori.commands import _engine, _retention, _tracked, _trained
 from byeori.commands._page import run_facts, settings_of_page, title_of
 from byeori.commands._rows import with_template_columns
 from byeori.commands._trained import Trained
@@ -220,4 +220,5 @@ def write(run: Prepared, output: Path, items: list[dict[str, Any]], metrics: dic
             atomic_files.write(Path(saved.name) / layout.METRICS, text)
         except CheckpointError as error:
             say(f"The adapter's model card will not have these numbers: {error}")
+    _tracked.report(settings.report_to, run.saved, metrics)
     return verdict

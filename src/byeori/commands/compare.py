@@ -12,6 +12,7 @@ from byeori.config import CompareSettings
 from byeori.evaluate import baselines, gate, several
 from byeori.support import console, journal, output_paths
 from byeori.support.console import say
+from byeori.train import log
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,7 @@ def compare(settings: CompareSettings) -> CompareResult:
     """
     output = Path(settings.output_dir)
     output_paths.check_result(output, layout.ROWS, settings.overwrite_output_dir)
+    log.check_trackers(settings.report_to)
     conditions = gate.parse(settings.fail_unless, checks.measurable(settings), baselines.NAMES)
     if len(settings.adapter) > 1:
         metrics, verdict = _several.compare(settings)

@@ -11,6 +11,7 @@ from byeori.config.base import (
     DATA,
     ESSENTIAL,
     GENERATION,
+    LOGGING,
     MEMORY,
     SAVING,
     Dtype,
@@ -18,6 +19,7 @@ from byeori.config.base import (
     Model,
     Models,
     Name,
+    Names,
     OptionalInt,
     OptionalModel,
     OptionalName,
@@ -30,7 +32,7 @@ from byeori.config.base import (
     on_off,
     setting,
 )
-from byeori.config.training import DataSettings
+from byeori.config.training import TRACKERS, DataSettings, check_trackers
 
 _BASE = "Base model of the adapter. The default is the one that the adapter names."
 _DTYPE = "Compute type of the weights. auto is bfloat16 on hardware that computes it natively."
@@ -238,6 +240,17 @@ class CompareSettings(GenerationSettings, DataSettings):
         le=100,
     )
     overwrite_output_dir: bool = setting("Replace the comparison in output_dir.", False, SAVING)
+    report_to: Names = setting(
+        f"Experiment trackers that get the numbers, in the run of the training where it used them: "
+        f"{', '.join(TRACKERS)}. The default is those of the training; none is for none.",
+        [],
+        LOGGING,
+    )
+
+    @model_validator(mode="after")
+    def _trackers_are_known(self) -> Self:
+        check_trackers(self.report_to)
+        return self
 
     @model_validator(mode="after")
     def _combines_several(self) -> Self:

@@ -47,6 +47,13 @@ SPEED = ("attention", "kernels", "norms", "mlp", "heads", "last_layer", "rare_wo
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 
 
+def check_trackers(names: list[str]) -> None:
+    """Raise ValueError unless these are names of trackers, or none."""
+    unknown = [f"{name!r}{nearest(name, list(TRACKERS))}" for name in names if name not in (*TRACKERS, "none")]
+    if unknown:
+        raise ValueError(f"--report_to: unknown {', '.join(unknown)}; the trackers are {', '.join(sorted(TRACKERS))}")
+
+
 class ModelSettings(Settings):
     """Which weights, and in which type."""
 
@@ -325,13 +332,7 @@ class TrainSettings(
             raise ValueError("sample_rows needs rows to evaluate on; set val_set_size or validation_path")
         if self.keep == "best" and self.val_set_size == 0:
             raise ValueError("keep best needs rows to evaluate on; set val_set_size")
-        unknown = [
-            f"{name!r}{nearest(name, list(TRACKERS))}" for name in self.report_to if name not in (*TRACKERS, "none")
-        ]
-        if unknown:
-            raise ValueError(
-                f"--report_to: unknown {', '.join(unknown)}; the trackers are {', '.join(sorted(TRACKERS))}"
-            )
+        check_trackers(self.report_to)
         unknown = [f"{name!r}{nearest(name, list(SPEED))}" for name in self.speed if name not in SPEED]
         if unknown and self.speed not in (["auto"], ["off"]):
             raise ValueError(f"--speed: unknown {', '.join(unknown)}; give auto, off, or some of {', '.join(SPEED)}")

@@ -39,8 +39,8 @@ def find(
         [{"name": "copies_input", "sentence": "40 of the 44 ...", "rows": [0, 1, ...], "undermines": true}]
 
     metrics: of all rows, with `baselines`. trained_rows: indices of the rows that the adapter was trained on;
-    near_rows: of near copies of them; unseen: the metrics of the others, None if they are too few. rows: indices of the items that
-    a finding is about.
+    near_rows: of near copies of them; unseen: the metrics of the others, None if they are too few. rows: indices of the
+    items that a finding is about.
     undermines: whether a gain may then say nothing about the task.
     """
     near = sorted({*near_rows} - {*trained_rows})

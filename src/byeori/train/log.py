@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-from byeori.artifacts.layout import LOG
-from byeori.errors import ConfigError
+from byeori.artifacts.layout import LOG, TRACKERS
+from byeori.errors import CheckpointError, ConfigError
+from byeori.support import atomic_files
 from byeori.support.atomic_files import new_file
 from byeori.support.console import Say
-from byeori.support.foreign_files import json_lines
+from byeori.support.foreign_files import json_file, json_lines
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_errors
 
@@ -72,13 +73,16 @@ def check_trackers(names: list[str]) -> None:
 class Trackers:
     """tensorboard, wandb, trackio and mlflow through accelerate; none unless asked for.
 
-    On exit every tracker is closed, however the run ended. One that fails during the run is dropped.
+    On exit every tracker is closed, however the run ended. One that fails during the run is dropped. What each calls
+    the run is kept in trackers.json. again: log into the run that is named there, if one is.
 
     Raises:
         ConfigError: if one does not start (not logged in, or its server is not reachable).
     """
 
-    def __init__(self, names: list[str], *, folder: Path, settings: dict[str, Any], say: Say) -> None:
+    def __init__(
+        self, names: list[str], *, folder: Path, settings: dict[str, Any], say: Say, again: bool = False
+    ) -> None:
         self._trackers: dict[str, Any] = {}
         self._say = say
         names = [name for name in names if name != "none"]
@@ -89,20 +93,25 @@ class Trackers:
 
         PartialState()  # accelerate's logger needs it, and some trackers log before anything else makes it
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}
+        known = _runs(folder) if again else {}
         for name in names:
             kind = LOGGER_TYPE_TO_CLASS[name]
             project = folder.resolve().name
             where = {"logging_dir": folder / "runs"} if kind.requires_logging_directory else {}
             try:
-                tracker = kind(project, **where)
+                tracker = kind(project, **where, **_continued(name, known.get(name)))
                 tracker.start()
-                tracker.store_init_configuration(plain)
+                if not again:
+                    tracker.store_init_configuration(plain)
             except Exception as error:  # each tracker has its own classes, for its account and its network
                 self.close()
                 raise ConfigError(
                     f"--report_to {name}: it did not start ({one_line(error)}); fix it or leave it out"
                 ) from None
             self._trackers[name] = tracker
+        if not again:
+            runs = {name: _run_of(name, tracker) for name, tracker in self._trackers.items()}
+            atomic_files.write(folder / TRACKERS, json.dumps(runs, indent=1) + "\n")
 
     def __enter__(self) -> Self:
         return self
@@ -129,3 +138,26 @@ class Trackers:
                 del self._trackers[name]
                 why = one_line(error)
                 self._say(f"{name} failed and is no longer used ({why}); the run continues, and {LOG} has every line")
+
+
+def _runs(folder: Path) -> dict[str, Any]:
+    """Return what trackers call the run of a folder."""
+    path = folder / TRACKERS
+    found = json_file(path, CheckpointError, advice="delete it") if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _run_of(name: str, tracker: Any) -> str | None:
+    """Return what a tracker calls its run; None of tensorboard, whose run is a folder."""
+    if name == "mlflow":
+        return str(tracker.active_run.info.run_id)
+    return None if name == "tensorboard" else str(tracker.run.id if name == "wandb" else tracker.run.name)
+
+
+def _continued(name: str, run: object) -> dict[str, Any]:
+    """Return the arguments with which a tracker goes on with a run; {} if it is not known."""
+    if not isinstance(run, str):
+        return {}
+    if name == "mlflow":
+        return {"run_id": run}
+    return {"id" if name == "wandb" else "name": run, "resume": "allow"}

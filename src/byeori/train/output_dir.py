@@ -21,6 +21,7 @@ RUN_FILES = (
     layout.AUDIT,
     layout.METRICS,
     layout.ORDER,
+    layout.TRACKERS,
 )
 
 
