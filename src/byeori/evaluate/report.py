@@ -44,8 +44,7 @@ def render_report(
     shown, answer = template_columns(prompt)
     metric, lead = report_numbers.lead_of(metrics, rows)
     pairs, counts = lead == "preference_margin", report_rows.tally(rows, lead)
-    leaked = [row for name in ("trained_on", "near_copies") for row in report_numbers.rows_of(metrics, name)]
-    cards = report_rows.cards(rows, shown, lead, leaked)
+    cards = report_rows.cards(rows, shown, lead, report_numbers.rows_of(metrics, "trained_on", "near_copies"))
     (wins, losses), passed = report_rows.best_and_worst(cards), filters(cards)
     return pages.render(
         "evaluate/report.html.j2",

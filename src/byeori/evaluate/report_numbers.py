@@ -114,9 +114,9 @@ def baseline_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return lines
 
 
-def rows_of(metrics: Mapping[str, Any], name: str) -> list[int]:
-    """Return the rows, counted from 0, that a finding of this name is about."""
-    return [row for finding in metrics.get("findings") or () if finding["name"] == name for row in finding["rows"]]
+def rows_of(metrics: Mapping[str, Any], *names: str) -> list[int]:
+    """Return the rows, counted from 0, that findings of these names are about."""
+    return [row for finding in metrics.get("findings") or () if finding["name"] in names for row in finding["rows"]]
 
 
 def _change(interval: Interval | None, better: int, rows: int) -> tuple[str, str]:
