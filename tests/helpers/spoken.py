@@ -155,6 +155,7 @@ class _Reader:
                 self._follow(value)
 
     def _keep(self, text: str, node: ast.expr) -> None:
+        text = re.sub(r"(?<!\{)\{\{(!r)?\}\}(?!\})", "{value}", text)  # of str.format
         plain = re.sub(r"\{[^{}]*\}", " \0 ", text.replace("{{", "").replace("}}", ""))
         several = re.search(r"[A-Za-z]{2,}\W* \W*[A-Za-z]{2,}", plain)
         if several or ("\0" in plain and " " in text.strip() and re.search(r"(?<![\w-])[a-z]{3,}", plain)):

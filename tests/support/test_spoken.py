@@ -17,7 +17,13 @@ CATALOGUE: dict[str, dict[str, str]] = yaml.safe_load((SOURCE / "support" / "kor
 # Put together from parts in an order of their own; tests/support/test_korean.py has them whole.
 TOGETHER = ("evaluate/verdict.py", "evaluate/findings.py")
 # Tables and facts, which stay English.
-TABLES = ("plan/report.py", "plan/page.py", "commands/doctor.py:1")
+TABLES = (
+    "plan/report.py",
+    "plan/page.py",
+    "commands/doctor.py:1",
+    "artifacts/model_card.py:19",
+    "artifacts/serving.py:1",
+)
 NOT_SAID = {
     "Base model of the adapter. The default is the one that the adapter names.",  # a description of a setting
     "({identifier} | default('', true))",
