@@ -5,6 +5,7 @@ tests/fuzz.py finds more of them; what it finds is fixed by its kind and stands 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from byeori.cli import main
 
@@ -77,7 +79,8 @@ COMMANDS = {
     "preview": "preview --base_model base --data_path rows.jsonl --template template.txt --rows 1",
     "sft": "sft --base_model base --data_path rows.jsonl --template template.txt --output_dir out --max_steps 1 "
     "--dtype float32 --cutoff_len 128",
-    "generate": "generate --model adapter --base_model base --max_new_tokens 2 --column document=봄",
+    "generate": "generate --model adapter --base_model base --max_new_tokens 2 --document 봄",
+    "compare": "compare --adapter adapter --data_path rows.jsonl --output_dir out --max_rows 2 --max_new_tokens 2",
     "merge": "merge --peft_model_path adapter --base_model_name_or_path base --output_dir out",
     "publish": "publish --folder adapter --repo_id me/x --dry-run",
     "studio": "studio nowhere",
@@ -133,6 +136,29 @@ REFUSED: list[tuple[str, str, Edit | None, tuple[str, ...], str]] = [
 def test_refused(run: Any, command: str, file: str, edit: Edit | None, more: tuple[str, ...], words: str) -> None:
     code, printed = run(command, file, edit, *more)
     assert code == 2 and words in printed, printed
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "sft"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("could not create a primitive"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=str,
+)
+def test_no_memory_is_a_sentence(error: Exception, command: str, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it ends, here while weights are read."""
+
+    def fails(*given: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("byeori.model.load.load_model", fails)
+    code, printed = run(command)
+    assert code == 2 and "memory" in printed.splitlines()[-1], printed
 
 
 HARMLESS: list[tuple[str, str, Edit | None, tuple[str, ...]]] = [

@@ -19,12 +19,12 @@ from byeori import __version__, config
 from byeori.config import flags
 from byeori.config import help as helps
 from byeori.distributed import launch
-from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, may_speak
+from byeori.errors import AGAIN, SAID, ByeoriError, ConfigError, ModelError, may_speak, no_memory
 from byeori.support import cgroups, collector, language
 from byeori.support.console import say
 from byeori.support.language import later, tr
 from byeori.support.suggestions import nearest
-from byeori.support.text_files import sentence
+from byeori.support.text_files import one_line, sentence
 
 COMMANDS: dict[str, type[config.Settings]] = {
     "sft": config.SftSettings,
@@ -56,6 +56,7 @@ _TOP = {
 # which torchrun ends the others. Only an error of its own is then printed.
 _OTHERS_WAIT = 5.0
 _CHECKPOINTS = "checkpoints that were finished are kept: go on with --resume_from_checkpoint latest"
+_LESS = "end other programs, take fewer or shorter rows at once (--batch_size, --cutoff_len, --max_new_tokens)"
 _ANSWERS = "finished answers are kept in the output: the same command goes on behind them"
 _AS_IT_WAS = "what was in the output folder is as it was: run the same command again"
 _KEPT = {
@@ -215,7 +216,11 @@ def _guarded(given: list[str], command: str | None, first: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:
+    except Exception as error:
+        if no_memory(error):
+            full = ModelError(f"memory ran out ({one_line(error, 160)}); {_LESS}, or use a machine with more")
+            print(f"{tr('error: ')}{language.translated(sentence(full))}", file=sys.stderr)
+            return full.exit_code
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(2 * _OTHERS_WAIT)  # probably a connection that broke when another process ended
         raise

@@ -12,6 +12,7 @@ ByeoriError            one sentence: what is wrong, where, what to do; the comma
 └── HubError           the Hugging Face Hub
 """
 
+import errno
 import os
 
 # Environment variable: a file that the first process of a group to report an error creates.
@@ -20,6 +21,26 @@ SAID = "BYEORI_SAID"
 
 # Exit code of a process whose run must be restarted from its last checkpoint (sysexits.h: EX_TEMPFAIL).
 AGAIN = 75
+
+
+# How PyTorch's allocators, CUDA's libraries and oneDNN (in products on a CPU) say that memory ran out.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory",
+)
+
+
+def no_memory(error: BaseException) -> bool:
+    """Return whether an error means that the memory of the GPU or of the machine ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return said or isinstance(error, MemoryError)
 
 
 def may_speak() -> bool:

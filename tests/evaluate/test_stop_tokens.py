@@ -12,6 +12,7 @@ import torch
 import byeori
 from byeori.commands import _rows as rows
 from byeori.data.chat import turn_end
+from byeori.errors import ModelError
 from byeori.evaluate import stop_tokens
 from tiny_models import byte_level_tokenizer, tiny_llama
 
@@ -132,3 +133,11 @@ def test_a_conversation_is_compared_up_to_its_last_answer(talking: Path, tmp_pat
     result = byeori.compare(adapter=talking / "adapter", data_path=rows, output_dir=tmp_path / "report", **asked)
     assert result.metrics["tuned"]["exact"] == 100
     assert result.metrics["tuned"]["stopped"] == 100
+
+
+@pytest.mark.parametrize("value", ["</s>", {"a": 1}, [[2]], 1.5, 10**12, True])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_end_that_is_no_token_is_a_sentence(name: str, value: Any, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
+    with pytest.raises(ModelError, match="eos_token_id"):
+        stop_tokens.configured(tmp_path)

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from byeori.data.chat import turn_end
 from byeori.errors import ByeoriError
 from byeori.model import load
-from byeori.support.foreign_files import json_file
+from byeori.support.foreign_files import json_record
 
 _CONFIG = "generation_config.json"
+_Token = Annotated[int, Field(ge=-1, lt=1 << 31)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Ends(TypedDict, total=False):
+    eos_token_id: _Token | list[_Token] | None
 
 
 def stop_ids(tokenizer: Any, configured: Any) -> list[int]:
@@ -27,7 +36,7 @@ def stop_ids(tokenizer: Any, configured: Any) -> list[int]:
 
 def of_folder(tokenizer: Any, folder: Path) -> list[int]:
     """Return every token that ends an answer of the model in a folder."""
-    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
+    generation, config = (generation_config(folder, name) for name in (_CONFIG, "config.json"))
     return stop_ids(tokenizer, generation.get("eos_token_id", config.get("eos_token_id")))
 
 
@@ -40,16 +49,21 @@ def record(folder: Path) -> None:
     before = configured(folder)
     ids = stop_ids(tokenizer, before)
     if set(ids) - set(before):
-        text = json.dumps({**_read(folder / _CONFIG), "eos_token_id": ids}, indent=2, ensure_ascii=False)
+        text = json.dumps({**generation_config(folder), "eos_token_id": ids}, indent=2, ensure_ascii=False)
         (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def configured(folder: Path) -> list[int]:
     """Return the stop tokens in the generation config of a model's folder, or else in its config."""
-    generation, config = (_read(folder / name) for name in (_CONFIG, "config.json"))
+    generation, config = (generation_config(folder, name) for name in (_CONFIG, "config.json"))
     ids = generation.get("eos_token_id", config.get("eos_token_id"))
     return [number for number in (ids if isinstance(ids, list) else [ids]) if number is not None]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json_file(path) if path.is_file() else {}
+def generation_config(folder: Path, name: str = _CONFIG) -> dict[str, Any]:
+    """Return a model folder's generation config, or its config by that name; {} without one.
+
+    Raises:
+        ModelError: if it is damaged, or its eos_token_id is no token.
+    """
+    return dict(json_record(folder / name, _Ends)) if (folder / name).is_file() else {}

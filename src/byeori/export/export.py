@@ -30,7 +30,6 @@ from byeori.model.fingerprint import INDEX
 from byeori.model.load import local_folder
 from byeori.support import atomic_files, output_paths
 from byeori.support.console import Say
-from byeori.support.foreign_files import json_file
 
 Format = Literal["gguf", "ollama", "vllm"]
 Weights = Literal["auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
@@ -290,9 +289,7 @@ def _stop_texts(work: _Export) -> list[str]:
 
 
 def _generation_config(saved: SavedModel) -> dict[str, Any]:
-    path = local_folder(saved.base, saved.revision) / _GENERATION
-    value: dict[str, Any] = json_file(path) if path.is_file() else {}
-    return value
+    return stop_tokens.generation_config(local_folder(saved.base, saved.revision))
 
 
 # ---- checking ------------------------------------------------------------------------------------------------------

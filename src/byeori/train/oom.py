@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from byeori.distributed.processes import Processes, all_reduce_sum
-from byeori.errors import TrainingError
+from byeori.errors import TrainingError, no_memory
 from byeori.train import memory
 
 T = TypeVar("T")
@@ -31,7 +31,6 @@ _CPU = torch.device("cpu")
 _LEAST = 256 * 2**20  # bytes that are left alone
 # What was free in each layer of a pass so far; None outside of one, and where it cannot be split.
 _FREE: ContextVar[list[int] | None] = ContextVar("free", default=None)
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 class NoRoom(TrainingError):
@@ -50,9 +49,7 @@ class NoRoom(TrainingError):
 
 def ran_out(error: Exception) -> bool:
     """Whether an error means that the memory of the GPU or of the machine ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or no_memory(error)
 
 
 def remember(output_dir: Path, halvings: int) -> None:
