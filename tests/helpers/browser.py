@@ -34,7 +34,7 @@ def server(folder: Path, *more: str) -> Iterator[str]:
         yield found.group()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(60)
 
 
 @contextmanager

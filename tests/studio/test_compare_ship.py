@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from byeori.studio import jobs
+from byeori.studio.compare import verdict_of
 from studio_page import meant, studio, wait_for
 
 
@@ -50,6 +51,7 @@ def test_it_compares_and_shows_the_report(page: TestClient, tmp_path: Path) -> N
     assert report.text == (tmp_path / "report-1" / "report.html").read_text(encoding="utf-8")
     metrics = json.loads((tmp_path / "report-1" / "metrics.json").read_text())
     assert f"{metrics['tuned']['loss']:.3f}" in html
+    assert "4개 행" in verdict_of(metrics, "ko") and "4 rows" in verdict_of(metrics, "en")
     assert meant(html)[1].output_dir == "report-2"
     page.post("/compare-start", data=given | {"max_rows": "3"})
     done(page, "compare")

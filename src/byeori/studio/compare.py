@@ -84,7 +84,7 @@ def verdict_of(metrics: dict[str, Any], spoken: str) -> str:
     """Return the verdict of a comparison; "" if it is of another version."""
     with language.speaking(spoken):
         try:
-            return verdict.verdict(metrics) if metrics.get("difference") else ""
+            return language.translated(verdict.verdict(metrics)) if metrics.get("difference") else ""
         except (KeyError, TypeError, ValueError, AttributeError):
             return ""
 

@@ -68,7 +68,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"t": language.tr, "about": settings_text.about}
+    environment.globals |= {"t": language.tr, "translated": language.translated, "about": settings_text.about}
     return environment
 
 

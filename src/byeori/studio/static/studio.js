@@ -2,6 +2,9 @@
 "use strict";
 const said = () => document.getElementById("said");
 
+// on a phone the navigation scrolls sideways
+document.querySelector("header [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) copy(document.getElementById(button.dataset.copy).textContent);
