@@ -69,8 +69,9 @@ def page(korean: bool, found: list[dict[str, Any]]) -> str:
     trained = [row for row in rows if row["exact"] is not None]
     shared = sum(row["trains"].startswith("shared") for row in trained)
     left = {row["name"]: row["trains"] for row in found if not row["built"]}
-    cells = list(trained[0]["cells"])
-    yes = sum(cell == "yes" for row in trained for cell in row["cells"].values())
+    cells = list(max((row["cells"] for row in trained), key=len))
+    whole = [row for row in trained if len(row["cells"]) == len(cells)]
+    yes = sum(cell == "yes" for row in whole for cell in row["cells"].values())
     counts = {
         "version": transformers.__version__,
         "trained": len(trained),
@@ -78,10 +79,13 @@ def page(korean: bool, found: list[dict[str, Any]]) -> str:
         "apart": len(trained) - shared,
         "refused": len(rows) - len(trained),
         "yes": yes,
-        "of": len(trained) * len(cells),
+        "of": len(whole) * len(cells),
+        "minutes": round(sum(row.get("seconds", 0) for row in whole) / 60),
         "left": len(left),
     }
     intro = (KOREAN if korean else ENGLISH).format(**counts)
+    if older := len(trained) - len(whole):
+        intro += (KOREAN_OLDER if korean else ENGLISH_OLDER).format(older=older, whole=len(whole))
     head = ["model_type", "trains", "exact", *cells]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
@@ -99,13 +103,19 @@ Every architecture in transformers {version}'s mappings for causal language mode
 random model; `make models` writes this page.
 
 - {trained} train: {shared} share prefixes, {apart} run row by row, for the reason in the table. {refused} are refused
-  with the sentence there. {yes} of {of} cells of those that train are yes.
+  with the sentence there. {yes} of {of} cells of those that train are yes; they took {minutes} minutes of one process.
 - *exact*: the largest relative difference of the loss and of all gradients to the model's own code, one row at a time,
   in float32.
 - *SFT, DPO*: a step of each makes its loss smaller. *resume*: base and adapter from their files give the log-probs
   that they had. *4 bit*: loaded with `--load_in_4bit`, with gradients. *generate*: greedy answers of a batch are those
   of one forward pass after the other. *plan*: `byeori plan` rehearses a step. *merge*: the merged weights are PEFT's.
 - {left} more are not in the table; the list below says why.
+"""
+ENGLISH_OLDER = """- {older} rows are those of an earlier table, which had *exact* and *plan* alone; the cells
+  counted are of the other {whole}.
+"""
+KOREAN_OLDER = """- {older}행은 *exact*와 *plan*만 있던 이전 표의 것입니다.
+  칸의 수는 나머지 {whole}행에서 센 것입니다.
 """
 KOREAN = """# 모델
 
@@ -115,7 +125,8 @@ transformers {version}에 등록된 인과 언어 모델과 이미지-텍스트 
 
 - {trained}종을 학습할 수 있습니다. {shared}종은 겹치는 앞부분을 공유하고,
   {apart}종은 표에 적힌 이유로 한 행씩 학습합니다. {refused}종은 표의 문장과
-  함께 거절합니다. 학습하는 모델의 칸 {of}개 가운데 {yes}개가 yes입니다.
+  함께 거절합니다. 학습하는 모델의 칸 {of}개 가운데 {yes}개가 yes이고,
+  프로세스 하나로 {minutes}분 걸렸습니다.
 - *exact*: 손실과 전체 그래디언트가 모델 자체 코드로 한 행씩 계산한 값과
   얼마나 다른지 나타냅니다(float32, 상대 오차 최댓값).
 - *SFT, DPO*: 한 스텝 뒤에 손실이 줄어듭니다. *resume*: 파일에서 다시 읽은

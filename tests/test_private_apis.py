@@ -163,6 +163,23 @@ def conversion() -> bool:
     return isinstance(mapping, list) and all(map(callable, kinds)) and ordered == ["e.9.w", "e.10.w"]
 
 
+def taken_apart() -> bool:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weight = torch.zeros(2, 2)
+    return revert_weight_conversion(llama(), {"model.norm.weight": weight})["model.norm.weight"] is weight
+
+
+def old_expert_names() -> bool:
+    """Names of layers in models without experts stay."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=["gate_proj"])
+    convert_peft_config_for_transformers(config, model=llama(), conversions=None)
+    return not config.target_parameters and set(config.target_modules) == {"gate_proj"}
+
+
 def adapter_stays() -> bool:
     """Set on a layer, it is called with the adapter's name and does nothing: the adapter stays where it is."""
     from peft import LoraConfig, get_peft_model
@@ -295,6 +312,12 @@ TABLE: dict[str, Private] = {
     "accelerate.tracking.LOGGER_TYPE_TO_CLASS": Private(trackers, "train/log.py: list the trackers there"),
     "peft.tuners.tuners_utils.BaseTunerLayer": Private(
         tuner_layer, "export/merge_check.py: find PEFT's layers by get_base_layer"
+    ),
+    "transformers.core_model_loading.revert_weight_conversion": Private(
+        taken_apart, "export/expert_changes.py: refuse adapters on experts whose base stores them one by one"
+    ),
+    "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers": Private(
+        old_expert_names, "model/experts.py: if PEFT converts no names any more, old_names is always empty"
     ),
     "peft.utils.other.get_pattern_key": Private(
         pattern_key, "export/merge_plan.py: copy the function, which matches rank_pattern and alpha_pattern"
