@@ -1,209 +1,91 @@
-"""Hold the plan against public runs: `python benchmarks/public_runs.py` prints Markdown tables.
+"""Hold the plan against public runs: `python benchmarks/public_runs.py` prints tables, `--write` puts them into docs.
 
-measured_runs.csv has runs of other trainers with their settings and sources. The shares of the peak, the floor of a
-layer and the speed of gathering in src/byeori/plan/machines.yaml were set from summaries of all of them, and checked on
-the first, third, fifth ... run of every source (`--fit` prints what these say); what is printed is the others, which
-are therefore not blind. Other trainers keep full logits, so their memory lies above byeori's; torchtune (compiled,
-packed, chunked output layer) is the nearest method.
+measured_runs.csv has runs of other trainers with their settings and sources. The first, third, fifth ... run of every
+source is for fitting: `--fit` prints the shares of the peak that they reached, as src/byeori/plan/machines.yaml has
+them: the mean of each GPU's runs, times the spread of all runs around the means of their GPUs. The tables are about the
+other runs, to which nothing was fitted. near_limits.csv has runs that ran out of memory, or nearly. Falcon in 4 bit is
+left out: byeori does not quantize its layers.
+
+Other trainers keep full logits, so their memory lies above byeori's; torchtune (compiled, packed, chunked output layer)
+is the nearest method.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import re
 import statistics
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import AutoConfig
 
 from byeori.data.tokenize import Example
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
 from byeori.plan import candidates, machines, rehearsal, speed
-from byeori.plan.machines import GIB, Machine, Table
+from byeori.plan.machines import GIB, Machine, Range, Table
 from byeori.plan.rehearsal import Rehearsal
+from byeori.plan.trained import Full
 
-MODELS: dict[str, dict[str, Any]] = {
-    "qwen1-1.8b": {
-        "model_type": "qwen2",
-        "hidden_size": 2048,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "intermediate_size": 5504,
-        "vocab_size": 151936,
-        "max_position_embeddings": 32768,
-    },
-    "qwen1-7b": {
-        "model_type": "qwen2",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "intermediate_size": 11008,
-        "vocab_size": 151936,
-        "max_position_embeddings": 32768,
-    },
-    "qwen1-72b": {
-        "model_type": "qwen2",
-        "hidden_size": 8192,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 64,
-        "intermediate_size": 24576,
-        "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-    },
-    "phi-1.5": {
-        "model_type": "phi",
-        "hidden_size": 2048,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 32,
-        "intermediate_size": 8192,
-        "vocab_size": 51200,
-        "max_position_embeddings": 2048,
-        "partial_rotary_factor": 0.5,
-    },
-    "stablelm-alpha-3b": {
-        "model_type": "gpt_neox",
-        "hidden_size": 4096,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "intermediate_size": 16384,
-        "vocab_size": 50688,
-        "max_position_embeddings": 4096,
-    },
-    "llama2-7b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "intermediate_size": 11008,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "llama2-70b": {
-        "model_type": "llama",
-        "hidden_size": 8192,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "intermediate_size": 28672,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-    },
-    "yi-34b": {
-        "model_type": "llama",
-        "hidden_size": 7168,
-        "num_hidden_layers": 60,
-        "num_attention_heads": 56,
-        "num_key_value_heads": 8,
-        "intermediate_size": 20480,
-        "vocab_size": 64000,
-        "max_position_embeddings": 4096,
-    },
-    "llama3-8b": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-    },
-    "llama3-70b": {
-        "model_type": "llama",
-        "hidden_size": 8192,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "intermediate_size": 28672,
-        "vocab_size": 128256,
-        "max_position_embeddings": 8192,
-    },
-    "llama32-1b": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
-    "llama32-3b": {
-        "model_type": "llama",
-        "hidden_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 8192,
-        "vocab_size": 128256,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
-    "mistral-7b": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 32000,
-        "max_position_embeddings": 32768,
-        "sliding_window": 4096,
-    },
-    "tinyllama": {
-        "model_type": "llama",
-        "hidden_size": 2048,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "intermediate_size": 5632,
-        "vocab_size": 32000,
-        "max_position_embeddings": 2048,
-    },
-    "falcon-7b": {
-        "model_type": "falcon",
-        "hidden_size": 4544,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 71,
-        "vocab_size": 65024,
-        "multi_query": True,
-        "parallel_attn": True,
-        "bias": False,
-        "alibi": False,
-        "new_decoder_architecture": False,
-    },
-    "qwen25-7b": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "intermediate_size": 18944,
-        "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-    },
-}
-
+HERE = Path(__file__).parent
+_KOREAN = """source=출처, published number=공개된 값, runs=실행, median error=중앙값, lowest=최저, highest=최고,
+all=모두, runs with a speed=속도가 공개된 실행, inside the printed range=출력한 범위 안, run=실행,
+published GiB=공개된 GiB,
+planned GiB=계획 GiB, the plan says=계획의 답, fits=됨, does not fit=안 됨, out of memory=메모리 부족,
+slowest over fastest=가장 느린 쪽 ÷ 가장 빠른 쪽, allocated=할당, reserved=예약"""
+_WORDS = {"alloc": "allocated", "smi": "nvidia-smi"}
+_PAIRS = dict(pair.split("=") for pair in re.split(r",\s", _KOREAN))
+PAGES = {"plan.md": _WORDS, "plan.ko.md": _PAIRS | {short: _PAIRS.get(word, word) for short, word in _WORDS.items()}}
 # What nvidia-smi shows beyond what is allocated, as a fraction of what is not resident, without expandable segments.
 DEFAULT_ALLOCATOR = {False: 0.36, True: 0.44}  # on one GPU, on several
+NEAR = 0.85  # of a GPU's memory
+_LIMIT = re.compile(r"^I-\w+-(\d+)")  # GB, to which these runs were confined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A public run beside its plan. memory: planned GiB for the number that was published, and that number, if any.
+
+    need: GiB that the plan gives for nvidia-smi, of `limit`. fits: what it says. times: seconds of a micro-batch,
+    the fastest and the slowest planned, and measured, if a speed was published.
+    """
+
+    run: dict[str, str]
+    memory: Range | None
+    need: float
+    limit: float
+    fits: bool
+    times: tuple[float, float, float] | None
+
+    @property
+    def near(self) -> bool:
+        """Whether it ran out of memory, or nearly."""
+        full = self.memory is not None and self.memory[1] > NEAR * self.limit
+        return full or self.run["memory_kind"] == "oom"
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        run, cards = self.run, int(self.run["count"])
+        how = "4 bit, " * (run["four_bit"] == "True") + "all weights, " * (run["targets"] == "full")
+        shared = {"fsdp": " sharded", "ddp": " with copies"}.get(run["parallel"], "") if cards > 1 else ""
+        source = re.sub(r" \(max ctx\)| bench| README| max ctx", "", run["source"])
+        rows = f"{run['micro_batch']} x {int(run['row_tokens']):,} tokens"
+        return f"{source}: {run['model']}, {how}{rows}" + (f" on {cards}{shared}" if cards > 1 else "")
 
 
 def rehearse(run: dict[str, str], known: dict[str, rehearsal.Architecture]) -> Rehearsal:
     """The step of a run as byeori would do it: rows of one length, all of it trained."""
     if run["model"] not in known:
-        known[run["model"]] = rehearsal.architecture(AutoConfig.for_model(**MODELS[run["model"]]))
+        sizes = yaml.safe_load((HERE / "public_models.yaml").read_text(encoding="utf-8"))
+        known[run["model"]] = rehearsal.architecture(AutoConfig.for_model(**sizes[run["model"]]))
     length, rows = int(run["row_tokens"]), int(run["micro_batch"])
     if run["objective"] == "sft":
         examples = [Example(token_ids=[17 + i, *[16] * (length - 1)], targets=((1, length),)) for i in range(rows)]
@@ -211,11 +93,12 @@ def rehearse(run: dict[str, str], known: dict[str, rehearsal.Architecture]) -> R
         half = length // 2
         ids = [[17 + i, *[16] * (half - 1), *[18 + side] * half] for i in range(rows) for side in range(2)]
         examples = [Example(token_ids=each, targets=((half, 2 * half),)) for each in ids]
+    adapter = rehearsal.Adapter(
+        r=int(run["lora_r"]), alpha=16, dropout=float(run["dropout"]), targets=tuple(run["targets"].split())
+    )
     return rehearsal.rehearse(
         known[run["model"]],
-        rehearsal.Adapter(
-            r=int(run["lora_r"]), alpha=16, dropout=float(run["dropout"]), targets=tuple(run["targets"].split())
-        ),
+        Full(layers=None, masters="stochastic") if run["targets"] == "full" else adapter,
         examples,
         dtype=torch.bfloat16,
         recompute=run["checkpointing"],
@@ -230,17 +113,30 @@ def machine_of(run: dict[str, str], table: Table) -> Machine:
     return next(m for m in table.machines if m.name == {"A6000": "RTX A6000"}.get(run["gpu"], run["gpu"]))
 
 
-def memory(run: dict[str, str], found: Rehearsal, table: Table) -> tuple[float, float]:
+def compare(run: dict[str, str], known: dict[str, rehearsal.Architecture], table: Table) -> Compared:
+    """Plan a run."""
+    found, machine = rehearse(run, known), machine_of(run, table)
+    confined = _LIMIT.match(run["id"])
+    limit = int(confined[1]) * 1e9 if confined and "max ctx" in run["source"] else machine.memory
+    parts = candidates.memory(found, table, machine, int(run["count"]) if run["parallel"] == "fsdp" else 1)
+    need = sum(parts.values())
+    return Compared(
+        run=run,
+        memory=memory(run, found, parts, machine) if run["memory_gib"] else None,
+        need=need / GIB,
+        limit=limit / GIB,
+        fits=need <= limit * (1 - table.headroom),
+        times=times(run, found, table, machine) if run["tokens_per_second"] else None,
+    )
+
+
+def memory(run: dict[str, str], found: Rehearsal, parts: dict[str, int], machine: Machine) -> Range:
     """GiB: what the plan says for the number that was published, and that number."""
-    machine, several = machine_of(run, table), int(run["count"]) > 1
-    shards = int(run["count"]) if run["parallel"] == "fsdp" else 1
-    allocated = dict(candidates.memory(found, table, machine, shards))
-    del allocated[candidates.OUTSIDE]
-    planned = sum(allocated.values()) + machine.workspace
+    allocated = sum(size for part, size in parts.items() if part != candidates.OUTSIDE) + machine.workspace
     if run["memory_kind"] != "alloc":
-        resident = sum(size for part, size in found.resident.items() if part != "weights") + allocated["weights"]
-        planned += int(DEFAULT_ALLOCATOR[several] * (planned - resident))
-    return planned / GIB, float(run["memory_gib"])
+        resident = sum(size for part, size in found.resident.items() if part != "weights") + parts["weights"]
+        allocated += int(DEFAULT_ALLOCATOR[int(run["count"]) > 1] * (allocated - resident))
+    return allocated / GIB, float(run["memory_gib"])
 
 
 def times(run: dict[str, str], found: Rehearsal, table: Table, machine: Machine) -> tuple[float, float, float]:
@@ -254,6 +150,12 @@ def times(run: dict[str, str], found: Rehearsal, table: Table, machine: Machine)
     return *bounds, tokens * count / float(run["tokens_per_second"])
 
 
+def read(name: str) -> list[dict[str, str]]:
+    """The runs of a file of this folder."""
+    with (HERE / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def halves(runs: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The first, third, fifth ... run of every source, and the others."""
     sources: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -264,66 +166,116 @@ def halves(runs: list[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[
     ]
 
 
-def fit(runs: list[dict[str, str]], known: dict[str, Any], table: Table) -> None:
-    """Print what runs say about the share of the peak, and about the floor of a layer."""
-    shares, floors = defaultdict(list), []
+def shares(runs: Sequence[dict[str, str]], table: Table) -> dict[str, Range]:
+    """What runs with enough tokens and whole weights say about the share of each GPU's peak."""
+    found: dict[str, list[float]] = defaultdict(list)
+    known: dict[str, rehearsal.Architecture] = {}
     for run in runs:
-        if run["tokens_per_second"]:
-            found, machine = rehearse(run, known), machine_of(run, table)
-            *_, measured = times(run, found, table, machine)
-            tokens = int(run["row_tokens"]) * int(run["micro_batch"])
-            if tokens >= speed.LEAST_TOKENS and run["parallel"] != "fsdp":
-                shares[machine.name].append(found.flops / machine.flops / measured)
-            elif tokens <= 512 and run["four_bit"] == "False" and not run["parallel"]:
-                again = candidates.RECOMPUTE[run["checkpointing"]][1]
-                floors.append(1000 * measured / found.layers / (1 + again / 2))
-    for name, values in shares.items():
-        chosen = next(m for m in table.machines if m.name == name).share
-        print(f"{name}: {min(values):.2f} to {max(values):.2f} on {len(values)} runs; machines.yaml has {chosen}")
-    print(f"ms a layer at up to 512 tokens: {min(floors):.1f} to {max(floors):.1f} on {len(floors)} runs")
+        tokens = int(run["row_tokens"]) * int(run["micro_batch"])
+        if run["tokens_per_second"] and tokens >= speed.LEAST_TOKENS and run["parallel"] != "fsdp":
+            machine, step = machine_of(run, table), rehearse(run, known)
+            found[machine.name].append(step.flops / machine.flops / times(run, step, table, machine)[2])
+    means = {name: statistics.geometric_mean(values) for name, values in found.items()}
+    spread = [value / means[name] for name, values in found.items() for value in values]
+    return {name: (mean * min(spread), mean * max(spread)) for name, mean in means.items()}
 
 
-def report(runs: list[dict[str, str]], known: dict[str, Any], table: Table) -> None:
-    """Print the errors of memory and of time by source, and every run near the limit of its GPU."""
-    errors, inside, widths, near = defaultdict(list), defaultdict(list), [], []
+def floors(runs: Sequence[dict[str, str]], table: Table) -> list[float]:
+    """Milliseconds of a layer, forward and backward, in runs of at most 512 tokens."""
+    found, known = [], {}
     for run in runs:
-        found, machine = rehearse(run, known), machine_of(run, table)
-        if run["memory_gib"]:
-            planned, measured = memory(run, found, table)
-            errors[run["source"], run["memory_kind"]].append(planned / measured - 1)
-            if measured > 0.85 * machine.memory / GIB or "max ctx" in run["source"]:
-                near.append((run, planned, measured, machine))
-        if run["tokens_per_second"]:
-            low, high, measured = times(run, found, table, machine)
-            inside[run["source"]].append(low <= measured <= high)
-            widths.append(high / low)
-    print("| source | published number | runs | median error | lowest | highest |\n|---|---|---:|---:|---:|---:|")
+        small = int(run["row_tokens"]) * int(run["micro_batch"]) <= 512
+        if run["tokens_per_second"] and small and run["four_bit"] == "False" and not run["parallel"]:
+            step, again = rehearse(run, known), candidates.RECOMPUTE[run["checkpointing"]][1]
+            found.append(1000 * times(run, step, table, machine_of(run, table))[2] / step.layers / (1 + again / 2))
+    return found
+
+
+def by_memory(compared: Sequence[Compared]) -> list[list[str]]:
+    """Errors of memory by source."""
+    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for each in compared:
+        if each.memory is not None:
+            errors[each.run["source"], each.run["memory_kind"]].append(each.memory[0] / each.memory[1] - 1)
+    rows = [["source", "published number", "runs", "median error", "lowest", "highest"]]
     for (source, kind), values in errors.items():
-        cells = [statistics.median(values), min(values), max(values)]
-        print(f"| {source} | {kind} | {len(values)} | " + " | ".join(f"{each:+.0%}" for each in cells) + " |")
-    print("\n| source | runs with a speed | inside the printed range |\n|---|---:|---:|")
-    for source, hits in inside.items():
-        print(f"| {source} | {len(hits)} | {sum(hits)} |")
-    every = [hit for hits in inside.values() for hit in hits]
-    print(f"| all | {len(every)} | {sum(every)} ({sum(every) / len(every):.0%}) |")
-    print(f"\nThe slowest is {statistics.median(widths):.1f} times the fastest (median).")
-    limits = {"I-hf-12": 12, "I-hf-16": 16, "I-hf-24": 24, "I-hf-40": 40, "I-us-8": 8, "I-us-24": 24}
-    print("\n| run that fitted | GPU, GB | published GiB | planned GiB | the plan says |\n|---|---:|---:|---:|---|")
-    for run, planned, measured, machine in near:
-        size = limits.get(run["id"], round(machine.memory / GIB))
-        verdict = "fits" if planned <= size * 0.97 else "does not fit"
-        print(f"| {run['id']} | {size} | {measured:.1f} | {planned:.1f} | {verdict} |")
+        cells = [f"{each:+.0%}" for each in (statistics.median(values), min(values), max(values))]
+        rows.append([source, kind, str(len(values)), *cells])
+    return rows
+
+
+def by_time(compared: Sequence[Compared]) -> list[list[str]]:
+    """How many speeds lie inside the printed range, and how wide that is, by source."""
+    found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for each in compared:
+        if each.times is not None:
+            found[each.run["source"]].append(each.times)
+    found["all"] = [times for group in found.values() for times in group]
+    rows = [["source", "runs with a speed", "inside the printed range", "slowest over fastest"]]
+    for source, group in found.items():
+        inside = sum(low <= measured <= high for low, high, measured in group)
+        width = statistics.median(high / low for low, high, _ in group)
+        rows.append([source, str(len(group)), f"{inside} ({inside / len(group):.0%})", f"{width:.1f}"])
+    return rows
+
+
+def by_limit(compared: Sequence[Compared]) -> list[list[str]]:
+    """What the plan says of runs at the limit of their GPU; those that ran out of memory first."""
+    rows = [["run", "GB", "published GiB", "planned GiB", "the plan says"]]
+    for each in sorted((each for each in compared if each.near), key=lambda each: each.memory is not None):
+        published = f"{each.memory[1]:.1f}" if each.memory else "out of memory"
+        says = "fits" if each.fits else "does not fit"
+        rows.append([each.name, f"{each.limit:.0f}", published, f"{each.need:.1f}", says])
+    return rows
+
+
+def markdown(rows: list[list[str]], words: dict[str, str]) -> str:
+    """A table; words: in another language."""
+    lines = [[words.get(cell, cell) for cell in row] for row in rows]
+    numbers = [bool(re.match(r"[+\-\d]", row)) for row in rows[1]]
+    marks = ["---:" if number else "---" for number in numbers]
+    shown = ["| " + " | ".join(line) + " |" for line in (lines[0], *lines[1:])]
+    return "\n".join([shown[0], "|" + "|".join(marks) + "|", *shown[1:]])
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """What stands between marks in docs/plan.md, by the names of the marks."""
+    table, known = replace(machines.read(), prices=()), {}
+    held_out, limits = (
+        [compare(run, known, table) for run in runs if not (run["four_bit"] == "True" and "falcon" in run["model"])]
+        for runs in (halves(read("measured_runs.csv"))[1], read("near_limits.csv"))
+    )
+    return {
+        "public-time": by_time(held_out),
+        "public-memory": by_memory(held_out),
+        "public-limits": by_limit([*limits, *held_out]),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fit", action="store_true", help="print what the other half of the runs says")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true", help="print what the runs for fitting say")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/plan.md and docs/plan.ko.md")
     given = parser.parse_args()
-    with Path(__file__).with_name("measured_runs.csv").open(encoding="utf-8", newline="") as file:
-        fitted, held_out = halves(list(csv.DictReader(file)))
-    known: dict[str, rehearsal.Architecture] = {}
-    table = replace(machines.read(), prices=())
-    (fit if given.fit else report)(fitted if given.fit else held_out, known, table)
+    if given.fit:
+        runs, table = halves(read("measured_runs.csv"))[0], replace(machines.read(), prices=())
+        for name, (low, high) in shares(runs, table).items():
+            chosen = next(m for m in table.machines if m.name == name).share
+            print(f"{name}: {low:.2f} to {high:.2f}; machines.yaml has {chosen}")
+        print("ms a layer at up to 512 tokens:", *(f"{each:.1f}" for each in sorted(floors(runs, table))))
+        return
+    found = tables()
+    for rows in found.values():
+        print("\n" + markdown(rows, _WORDS))
+    for page, words in PAGES.items() if given.write else ():
+        path = HERE.parent / "docs" / page
+        text = path.read_text(encoding="utf-8")
+        for name, rows in found.items():
+            block = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+            text = re.sub(
+                block, lambda m, rows=rows, words=words: f"{m[1]}{markdown(rows, words)}\n{m[2]}", text, flags=re.S
+            )
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -204,24 +204,31 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _free(plan: PlanResult) -> str:
-    """What free notebooks can do, by name."""
-    parts = []
-    for service in plan.table.services:
-        found = [c for c in plan.candidates if (c.machine.name, c.count) == (service.gpu, service.count)]
-        parts += [f"{service.name} ({_name(c)}) {_in_sessions(c, service)}" for c in found if not c.refused]
+    """What free notebooks can do, by name, and what to use where their time is too short."""
+    found = [
+        (service, candidate)
+        for service in plan.table.services
+        for candidate in plan.candidates
+        if (candidate.machine.name, candidate.count) == (service.gpu, service.count) and not candidate.refused
+    ]
+    enough = [service.name for service, c in found if c.fits and c.hours and c.hours[1] <= service.session]
+    rented = plan.best.price.provider if plan.best and plan.best.price else ""
+    instead = " or ".join(filter(None, [*enough, rented]))
+    parts = [f"{service.name} ({_name(c)}) {_in_sessions(c, service, instead)}" for service, c in found]
     return "Free: " + "; ".join(parts) if parts else ""
 
 
-def _in_sessions(candidate: Candidate, service: Service) -> str:
+def _in_sessions(candidate: Candidate, service: Service, instead: str) -> str:
     if not candidate.fits:
         return f"lacks {_gib(candidate.lacks)} GiB"
     text = f"fits with {candidate.label}, {hours(candidate.hours)}"
     if candidate.hours is None or candidate.hours[1] <= service.session:
         return text
+    use = f", use {instead}" if instead else ""
     if service.weekly is not None and candidate.hours[0] > service.weekly:
-        return f"{text}, longer than the {service.weekly:g} hours of a week"
+        return f"{text}, longer than the {service.weekly:g} hours of a week{use}"
     may = "may be longer" if candidate.hours[0] <= service.session else "longer"
-    return f"{text}, {may} than a session ({service.session:g} h)"
+    return f"{text}, {may} than a session ({service.session:g} h){use}"
 
 
 def _links(plan: PlanResult) -> str:
