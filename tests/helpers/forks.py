@@ -373,8 +373,13 @@ def _group(program: list[str], asked: dict[str, Any]) -> None:
 def _in_its_place(program: list[str]) -> None:
     """Be a fork, for whoever started this process as Python: its streams, its signals, its exit code."""
     process = start(*program, stdio=(0, 1, 2))
+
+    def hand_on(number: int, _: object) -> None:  # not send_signal, which waits for the lock that `wait` holds
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: process.send_signal(number))
+        signal.signal(number, hand_on)
     code = process.wait()
     sys.exit(128 - code if code < 0 else code)
 
