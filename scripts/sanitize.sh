@@ -16,5 +16,8 @@ if [ $# = 0 ]; then
 fi
 runtime="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libstdc++.so)"
 python=$(command -v .venv/bin/python || command -v python)
-CC="$folder/cc" BYEORI_CACHE="$folder/cache" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-    LD_PRELOAD="$runtime" "$python" -m pytest -x -q -p no:cacheprovider -p no:xdist "$@"
+export CC="$folder/cc" BYEORI_CACHE="$folder/cache" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+export LD_PRELOAD="$runtime"
+# -s: a report is written by the process that ends; without kernels PyTorch's own operations would pass in their place
+"$python" -c 'from byeori.kernels import native; assert native.problem() is None, native.problem()'
+"$python" -m pytest -x -q -s -p no:cacheprovider -p no:xdist "$@"
