@@ -39,6 +39,7 @@ static inline float exp_of(float x) {
     p = p * f + 2.40226485e-1f;
     p = p * f + 6.93147206e-1f;
     p = p * f + 1.0f;
+    n = n == n ? n : 0.0f;  /* NaN is no integer; p carries it on */
     union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
     return p * power.value;
 }
