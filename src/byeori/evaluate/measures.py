@@ -56,7 +56,7 @@ class Measure:
         assert self.score is not None
         try:
             value = self.score(row, reference, answer)
-        except Exception as error:
+        except Exception as error:  # the user's function can raise anything
             reason = f"{type(error).__name__}: {one_line(str(error), 200)}"
             raise DataError(f"--metric {self.name} failed on {named}: {reason}; fix the function") from None
         if value is None:
@@ -117,7 +117,7 @@ def _function(module: str, name: str) -> Score:
     sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:
+    except Exception as error:  # the user's module runs here
         raise ConfigError(
             f"{spec}: the module {module!r} cannot be imported ({type(error).__name__}: {one_line(str(error), 200)}); "
             "it is looked for in the current folder and among the installed packages"
