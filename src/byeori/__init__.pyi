@@ -163,6 +163,7 @@ def compare(
     judge: str | None = None,
     judge_model: str | None = None,
     judge_prompt: str | Path | None = None,
+    judge_price: str | None = None,
     few_shots: int = 3,
     overwrite_output_dir: bool = False,
     report_to: str | Sequence[str] = [],
@@ -206,6 +207,7 @@ def compare(
         judge_model: Model of the judge.
         judge_prompt: File with the question for the judge: {prompt}, {reference}, {first} and {second} are filled
             in.
+        judge_price: Price of the judge in dollars per million tokens of prompts and of answers, such as 0.15,0.60.
         few_shots: Training rows in the prompt of a baseline: the base model that is shown examples.
         overwrite_output_dir: Replace the comparison in output_dir.
         report_to: Experiment trackers that get the numbers, in the run of the training where it used them:

@@ -8,6 +8,7 @@ import socketserver
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import byeori
 from byeori.errors import ConfigError
 from byeori.evaluate import judge as judging
-from byeori.evaluate.judge import Judge, judge_items, verdict_in
+from byeori.evaluate.judge import Judge, judge_items, sentence, verdict_in
 
 
 class Server(ThreadingHTTPServer):
@@ -29,6 +30,7 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.decide: Any = longer
         self.failures: list[int] = []
+        self.cost: float | None = None
 
     @property
     def url(self) -> str:
@@ -44,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.keys.append(self.headers.get("Authorization"))
         status = self.server.failures.pop(0) if self.server.failures else 200
         said = self.server.decide(body["messages"][0]["content"])
-        answer = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": 10, "completion_tokens": 2}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, "cost": self.server.cost}
+        answer = {"choices": [{"message": {"content": said}}], "usage": usage}
         data = json.dumps(answer if status == 200 else {"error": {"message": "wrong"}}).encode()
         self.send_response(status if self.path == "/v1/chat/completions" else 404)
         self.send_header("Content-Length", str(len(data)))
@@ -93,6 +96,19 @@ def test_both_orders_ties_and_cost(server: Server, tmp_path: Path) -> None:
     before = len(server.asked)
     again = judge_items(rows, judge_of(server, tmp_path), lambda done, total: None)
     assert len(server.asked) == before and again["cached"] == 6 and again["prompt_tokens"] == 0
+
+
+def test_money_by_a_price_and_by_what_the_endpoint_says(server: Server, tmp_path: Path) -> None:
+    priced = replace(judge_of(server, tmp_path / "one"), price=(0.5, 4.0))
+    found = judge_items(items(("a", "aaa")), priced, lambda done, total: None)
+    assert found["cost"] == pytest.approx((20 * 0.5 + 4 * 4.0) / 1e6)
+    assert sentence(found, 1).endswith("(2 requests, 24 tokens, $2.6e-05).")
+    server.cost = 0.01
+    named = judge_items(items(("a", "aaa")), judge_of(server, tmp_path / "three"), lambda done, total: None)
+    assert named["cost"] == pytest.approx(0.02) and sentence(named, 1).endswith(" tokens, $0.02).")
+    server.cost = None
+    free = judge_items(items(("a", "aaa")), judge_of(server, tmp_path / "two"), lambda done, total: None)
+    assert "cost" not in free and sentence(free, 1).endswith("(2 requests, 24 tokens).")
 
 
 def test_a_damaged_cache_is_asked_again(server: Server, tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ def _judged(settings: CompareSettings, items: list[dict[str, Any]]) -> dict[str,
         model=settings.judge_model,
         prompt=judge.read_prompt(settings.judge_prompt),
         cache=cache_folder() / "judge",
+        price=(float(prices[0]), float(prices[2]))
+        if (prices := (settings.judge_price or "").partition(","))[1]
+        else None,
     )
     with console.progress(f"Asking {settings.judge_model}") as on_progress:
         return judge.judge_items(items, asked, on_progress)

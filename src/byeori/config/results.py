@@ -232,6 +232,11 @@ class CompareSettings(GenerationSettings, DataSettings):
         None,
         ESSENTIAL,
     )
+    judge_price: OptionalText = setting(
+        "Price of the judge in dollars per million tokens of prompts and of answers, such as 0.15,0.60.",
+        None,
+        ESSENTIAL,
+    )
     few_shots: int = setting(
         "Training rows in the prompt of a baseline: the base model that is shown examples. 0 leaves it out.",
         3,
@@ -262,8 +267,10 @@ class CompareSettings(GenerationSettings, DataSettings):
 
     @model_validator(mode="after")
     def _judge_is_complete(self) -> Self:
-        if self.judge is None and (self.judge_model or self.judge_prompt):
-            raise ValueError("--judge_model and --judge_prompt need --judge, the address of the judge")
+        if self.judge is None and (self.judge_model or self.judge_prompt or self.judge_price):
+            raise ValueError("--judge_model, --judge_prompt and --judge_price need --judge, the address of the judge")
+        if self.judge_price and not re.fullmatch(r"\d*\.?\d+,\d*\.?\d+", self.judge_price):
+            raise ValueError(f"--judge_price {self.judge_price!r} is not two prices; give them such as 0.15,0.60")
         if self.judge is not None and self.judge_model is None:
             raise ValueError("--judge needs --judge_model, the name of the model there")
         if self.judge is not None and not re.match(r"https?://[^/]", self.judge):

@@ -60,15 +60,21 @@ _MOST = 16 << 20  # bytes of a completion
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judge:
-    """url: up to /v1. prompt: with {prompt}, {reference}, {first} and {second}. cache: folder of its answers."""
+    """url: up to /v1. prompt: with {prompt}, {reference}, {first} and {second}. cache: folder of its answers.
+
+    price: dollars per million tokens of prompts and of completions.
+    """
 
     url: str
     model: str
     prompt: str
     cache: Path
+    price: tuple[float, float] | None = None
 
     def ask(self, text: str) -> dict[str, Any]:
-        """Return {"text", "prompt_tokens", "completion_tokens", "cached"} of one question.
+        """Return {"text", "prompt_tokens", "completion_tokens", "cost", "cached"} of one question.
+
+        cost: in dollars, None unless the endpoint names it, as OpenRouter does.
 
         Raises:
             ConfigError: if the endpoint cannot be reached, refuses, or answers something else than a completion.
@@ -79,7 +85,7 @@ class Judge:
         with suppress(OSError, ValueError, TypeError, KeyError):  # damaged: it is asked again
             kept = json.loads(path.read_text(encoding="utf-8"))
             counts = {name: int(kept[name]) for name in ("prompt_tokens", "completion_tokens")}
-            return {"text": str(kept["text"]), **counts, "cached": True}
+            return {"text": str(kept["text"]), **counts, "cost": None, "cached": True}
         answer = _posted(f"{self.url.rstrip('/')}/chat/completions", body)
         try:
             usage = answer.get("usage") or {}
@@ -87,6 +93,7 @@ class Judge:
                 "text": str(answer["choices"][0]["message"]["content"]),
                 "prompt_tokens": int(usage.get("prompt_tokens") or 0),
                 "completion_tokens": int(usage.get("completion_tokens") or 0),
+                "cost": None if usage.get("cost") is None else float(usage["cost"]),
             }
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             shown = one_line(json.dumps(answer, ensure_ascii=False), 120)
@@ -146,14 +153,14 @@ def judge_items(
         won = {("B", "B"): 100.0, ("A", "A"): 0.0}.get((first or "", swapped or ""), 50.0)
         counts[{100.0: "wins", 50.0: "ties", 0.0: "losses"}[won]] += 1
         item["tuned"]["judge"], item["base"]["judge"] = won, 100.0 - won
-    return {
-        "model": judge.model,
-        **counts,
-        "requests": sum(not answer["cached"] for answer in answers),
-        "cached": sum(answer["cached"] for answer in answers),
-        "prompt_tokens": sum(answer["prompt_tokens"] for answer in answers if not answer["cached"]),
-        "completion_tokens": sum(answer["completion_tokens"] for answer in answers if not answer["cached"]),
-    }
+    paid = [answer for answer in answers if not answer["cached"]]
+    tokens = {name: sum(answer[name] for answer in paid) for name in ("prompt_tokens", "completion_tokens")}
+    found = {"model": judge.model, **counts, "requests": len(paid), "cached": len(answers) - len(paid), **tokens}
+    if judge.price:
+        found["cost"] = sum(count * price for count, price in zip(tokens.values(), judge.price, strict=True)) / 1e6
+    elif paid and all(answer["cost"] is not None for answer in paid):
+        found["cost"] = sum(answer["cost"] for answer in paid)
+    return found
 
 
 def verdict_in(text: str) -> str | None:
@@ -168,10 +175,11 @@ def verdict_in(text: str) -> str | None:
 def sentence(judged: Mapping[str, Any], rows: int) -> str:
     """Return what the judge said, and what it cost."""
     tokens = judged["prompt_tokens"] + judged["completion_tokens"]
+    money = f", ${judged['cost']:.4g}" if "cost" in judged else ""
     return (
         f"{judged['model']} preferred the tuned model in {judged['wins']:,} of the {rows:,} rows, the base in "
         f"{judged['losses']:,}, and neither in {judged['ties']:,}; its two orders agreed in "
-        f"{100 * judged['agreed'] / rows:.0f}% ({judged['requests']:,} requests, {tokens:,} tokens)."
+        f"{100 * judged['agreed'] / rows:.0f}% ({judged['requests']:,} requests, {tokens:,} tokens{money})."
     )
 
 

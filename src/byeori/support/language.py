@@ -223,7 +223,7 @@ def _patterns() -> tuple[dict[str, str], list[tuple[int, list[str], str, str]]]:
     another is empty, or begins like a part of a sentence: {name}{nearest} is `tran (did you mean train?)`.
     """
     sentences = catalogue("byeori.support")["sentences"]
-    begins = {found[0] for english in sentences if (found := re.match(r" \(\w*|[ ,;:.]+\w+", english))}
+    begins = {found[0] for english in sentences if (found := re.match(r" \(\w*|[ ,;:.]+[$\w]+", english))}
     behind = f"(?:(?:{'|'.join(map(re.escape, sorted(begins)))}).*?)?"
     whole, out = {}, []
     for english, korean in sentences.items():
