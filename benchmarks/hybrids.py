@@ -36,6 +36,19 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
         },
     ),
+    # half as wide and as deep
+    "lfm2-61m": (
+        "lfm2",
+        {
+            "vocab_size": 65536,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "layer_types": ["full_attention" if layer in (2, 5) else "conv" for layer in range(8)],
+        },
+    ),
     # ibm-granite/granite-4.0-h-350m
     "granite-4.0-h-350m": (
         "granitemoehybrid",
