@@ -56,8 +56,10 @@ class FullSettings(Settings):
         given = [name for name in type(self).model_fields if name in self.model_fields_set and getattr(self, name)]
         idle = [name for name in given if name in self.without_effect]
         if self.finetune == "lora":
-            for name in idle:
-                raise ValueError(f"{name} needs finetune full; layers_to_transform is for an adapter")
+            if "train_layers" in idle:
+                raise ValueError("train_layers needs finetune full; layers_to_transform is for an adapter")
+            if idle:
+                raise ValueError(f"{idle[0]} needs finetune full")
             return self
         if self.train_layers is not None:
             layer_ranges.parse(self.train_layers)

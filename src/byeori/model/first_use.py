@@ -236,7 +236,7 @@ def compute(model: Any, groups: list[list[Example]], *, plain: bool) -> Computed
 def _is_random(module: Any) -> bool:
     """Whether a module draws random numbers while it trains: its own rate of dropout, or a router's noise."""
     rates = [value for name, value in vars(module).items() if "drop" in name or "jitter" in name]
-    rates += [module.p] if isinstance(module, torch.nn.modules.dropout._DropoutNd) else []
+    rates += [getattr(module, "p", None)] if "Dropout" in type(module).__name__ else []
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
