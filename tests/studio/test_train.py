@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,9 +108,12 @@ def test_a_run_of_the_command_line_is_stopped(folder: Path) -> None:
         with studio(folder) as client:
             wait_for(lambda: (folder / "out" / "train_log.jsonl").is_file() and state(client, "out") == "running")
             wait_for(lambda: runs.named(client.app.state.workspace, "out").log.last)
+            (asked,) = re.findall(r'hx-get="(every[^"]*)"', client.get("/").text)  # its line is as new as the log
+            wait_for(lambda: (table := client.get(f"/{asked}")).status_code == 200 and "hx-get" in table.text)
             client.post("/train-stop", data={"run": "out"})
             assert process.wait(60) == 130
             assert state(client, "out") == "stopped"
+            assert "hx-get" not in client.get("/every").text
     finally:
         process.kill()
 

@@ -152,7 +152,7 @@ VERDICTS = [
         "Copying the first sentence of the input does as well: chrF 19.4, the tuned model 18.3.",
         "The gain may be only that answers end. Cutting the base model's answers to the length of the tuned model's is "
         "not clearly worse: chrF 19.4, the tuned model 18.3 (95% interval of the lead -1.0 to 2.0).",
-        "The interval is wide, 12.0 points of chrF; one of 5 would need about 250 rows.",
+        "The interval is wide, 12.0 points of chrF; an interval of 5 would need about 250 rows.",
         "3 of the 44 rows were trained on, so the model may have memorised them.",
         "2 of the 44 rows are near copies of training rows, which may give answers away.",
     ),

