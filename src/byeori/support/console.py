@@ -13,7 +13,7 @@ from tempfile import TemporaryFile
 from byeori.support.language import translated
 from byeori.support.text_files import redacted, visible
 
-_LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub")
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "bitsandbytes")
 
 # Seconds between two lines of progress where no bar can move.
 _LINE_SECONDS = 5.0
