@@ -216,7 +216,7 @@ def _guarded(given: list[str], command: str | None, first: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except Exception as error:  # memory runs out in each library's own class
         if no_memory(error):
             full = ModelError(f"memory ran out ({one_line(error, 160)}); {_LESS}, or use a machine with more")
             print(f"{tr('error: ')}{language.translated(sentence(full))}", file=sys.stderr)

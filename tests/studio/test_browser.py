@@ -127,7 +127,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("language", ["en", pytest.param("ko", marks=pytest.mark.slow)])
 def test_from_rows_to_a_gguf_file(language: str, tiny_model: Path, folder: Path) -> None:
-    """A tiny model takes as many steps as last until the page is opened again."""
+    """Enough steps of a tiny model that it is still training when the page is opened again."""
     shutil.copytree(tiny_model, folder / "model")
     walk(language, "model", 400, folder)
 

@@ -136,7 +136,7 @@ def text_encoder(tokenizer: Any) -> TextEncoder:
 def _core(engine: Any, text: str) -> Any:
     """Return an engine without post-processor, truncation and padding. text: the given engine as JSON.
 
-    It shares the vocabulary of the given one: to make Gemma's anew takes as long as tokenizing thousands of rows.
+    It shares the vocabulary of the given one. Rebuilding Gemma's would cost as much as tokenizing thousands of rows.
     """
     from tokenizers import Tokenizer
 
@@ -150,7 +150,7 @@ def _core(engine: Any, text: str) -> Any:
         return core
     try:  # added tokens with gaps between their ids
         core = Tokenizer.from_str(text)
-    except Exception as error:  # the library's only class
+    except Exception as error:  # tokenizers raises nothing more specific
         raise ModelError(f"the tokenizer.json of the model is damaged ({one_line(error)}); copy it again") from None
     core.no_truncation()
     core.no_padding()

@@ -25,7 +25,7 @@ SIZES = {
 # target would lose more than LOST in all. Rounding the logits to bfloat16 changes each probability by up to 6 %. The
 # idea is Cut Cross-Entropy's filter (arXiv:2411.09009), which uses 2**-12 and has no LOST.
 RARE, LOST = 2.0**-16, 2.0**-5
-_TILE = 128  # rows per tile of a GPU matrix product; a partly filled tile takes as long as a full one
+_TILE = 128  # rows per tile of a GPU matrix product; a partial tile costs as much as a full one
 _EVEN = 256  # remaining words are rounded up to a multiple, so that products have few shapes
 
 

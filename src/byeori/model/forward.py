@@ -204,7 +204,7 @@ def choose(model: Any, examples: list[Example]) -> str | None:
         _check_row_by_row(model, examples)
     except (ByeoriError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # as above
         logging.getLogger(__name__).debug("not on text", exc_info=error)
         raise ModelError(
             f"transformers' {causal.config.model_type} does not run on rows of text here: it may need images, audio, a "

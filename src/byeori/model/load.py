@@ -122,7 +122,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         )
         # a file must not choose what computes: transformers would load an attention kernel from the Hub by its name
         config._attn_implementation = config._experts_implementation = None
-    except Exception as error:
+    except Exception as error:  # as many kinds as there are config classes; explain tells them apart
         raise explain(error, name, "config.json") from None
     _check_sizes(name, config.to_dict())
     classes = config.architectures
@@ -177,7 +177,7 @@ def load_model(
                 )
     except ByeoriError:
         raise
-    except Exception as error:
+    except Exception as error:  # transformers, safetensors and the Hub each have their own
         raise explain(error, name, "weights") from None
     if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
         raise ModelError(

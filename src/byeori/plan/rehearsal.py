@@ -200,7 +200,7 @@ def _without_numbers(config: Any) -> Iterator[None]:
         yield
     except ByeoriError:
         raise
-    except Exception as error:
+    except Exception as error:  # any model's code
         logging.getLogger(__name__).debug("not without numbers", exc_info=error)
         raise ModelError(
             f"the model type {config.model_type} cannot be rehearsed without numbers: its code decides by values of "
