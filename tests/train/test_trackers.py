@@ -26,49 +26,60 @@ from runs import checkpoints, command, log, settings, sft
 Series = list[tuple[int, float]]
 
 
-def from_tensorboard(folder: Path) -> tuple[Series, Series]:
+def in_tensorboard(folder: Path) -> dict[str, Series]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "out" / "runs" / "out"))
     events.Reload()
-    loss, evaluated = ([(point.step, point.value) for point in events.Scalars(name)] for name in ("loss", "eval_loss"))
-    return loss, evaluated
+    return {name: [(p.step, p.value) for p in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def from_wandb(folder: Path) -> tuple[Series, Series]:
-    """Its offline file has no reader that it promises; numbers stand in it as text."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    written = file.read_bytes()
+def in_wandb(folder: Path) -> dict[str, Series]:
+    """Its offline files have no reader that it promises; numbers stand in them as text. A run continued is one more."""
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    report = folder / "report" / "metrics.json"
+    assert len(files) == 1 + report.exists() and len({file.name for file in files}) == 1
+    lines = log(folder / "out")
+    found: dict[str, Series] = {}
+    for name in ("loss", "eval_loss"):
+        said = [(line["step"], line[name]) for line in lines if name in line]
+        found[name] = [(step, value) for step, value in said if repr(value).encode() in files[0].read_bytes()]
+    if report.exists():
+        ends = {"low": "low", "high": "high", "difference": "mean"}
+        numbers = json.loads(report.read_text(encoding="utf-8"))["difference"]
+        named = {f"compare/{name}/{end}": item[key] for name, item in numbers.items() for end, key in ends.items()}
+        found |= {name: [(3, value)] for name, value in named.items() if name.encode() in files[1].read_bytes()}
+    return found
 
-    def found(name: str) -> Series:
-        lines = [line for line in log(folder / "out") if name in line]
-        return [(line["step"], line[name]) for line in lines if repr(line[name]).encode() in written]
 
-    return found("loss"), found("eval_loss")
-
-
-def from_trackio(folder: Path) -> tuple[Series, Series]:
+def in_trackio(folder: Path) -> dict[str, Series]:
     with sqlite3.connect(folder / "store" / "out.db") as base:
-        loss, evaluated = (
-            base.execute(
-                f"SELECT step, json_extract(metrics, '$.{name}') FROM metrics "
-                f"WHERE json_extract(metrics, '$.{name}') IS NOT NULL ORDER BY step"
-            ).fetchall()
-            for name in ("loss", "eval_loss")
-        )
-    return loss, evaluated
+        (runs,) = base.execute("SELECT COUNT(DISTINCT run_name) FROM metrics").fetchone()
+        assert runs == 1
+        lines = base.execute("SELECT step, metrics FROM metrics ORDER BY step").fetchall()
+    found: dict[str, Series] = {}
+    for step, text in lines:
+        for name, value in json.loads(text).items():
+            found.setdefault(name, []).append((step, value))
+    return found
 
 
-def from_mlflow(folder: Path) -> tuple[Series, Series]:
+def in_mlflow(folder: Path) -> dict[str, Series]:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("out")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("out").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["lora_r"] == "4"
-    names = ("loss", "eval_loss")
-    loss, evaluated = ([(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)] for name in names)
-    return loss, evaluated
+    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {name: [(p.step, p.value) for p in points] for name, points in histories.items()}
+
+
+READERS: dict[str, Callable[[Path], dict[str, Series]]] = {
+    "tensorboard": in_tensorboard,
+    "wandb": in_wandb,
+    "trackio": in_trackio,
+    "mlflow": in_mlflow,
+}
 
 
 @pytest.fixture
@@ -80,14 +91,6 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-READERS: dict[str, Callable[[Path], tuple[Series, Series]]] = {
-    "tensorboard": from_tensorboard,
-    "wandb": from_wandb,
-    "trackio": from_trackio,
-    "mlflow": from_mlflow,
-}
-
-
 @pytest.mark.parametrize("name", READERS)
 def test_a_tracker_gets_what_the_log_gets(name: str, tiny_model: Path, title_rows: Path, inside: Path) -> None:
     if find_spec(name) is None:
@@ -96,60 +99,15 @@ def test_a_tracker_gets_what_the_log_gets(name: str, tiny_model: Path, title_row
     process = command(values)
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
-    loss, evaluated = READERS[name](inside)
+    found = READERS[name](inside)
+    loss = found["loss"]
     lines = log(inside / "out")
     assert loss == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in lines if "loss" in line]
-    assert evaluated == [(3, pytest.approx(lines[-1]["eval_loss"], rel=1e-6))]
+    assert found["eval_loss"] == [(3, pytest.approx(lines[-1]["eval_loss"], rel=1e-6))]
     assert len(loss) == 3
 
 
-def compared_in_tensorboard(folder: Path) -> dict[str, Series]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "out" / "runs" / "out"))
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if name.startswith("compare/")]
-    return {name: [(point.step, point.value) for point in events.Scalars(name)] for name in names}
-
-
-def compared_in_trackio(folder: Path) -> dict[str, Series]:
-    with sqlite3.connect(folder / "store" / "out.db") as base:
-        (names,) = base.execute("SELECT COUNT(DISTINCT run_name) FROM metrics").fetchone()
-        assert names == 1
-        lines = base.execute("SELECT step, metrics FROM metrics").fetchall()
-    found = [(step, json.loads(text)) for step, text in lines]
-    return {name: [(step, v)] for step, line in found for name, v in line.items() if name.startswith("compare/")}
-
-
-def compared_in_mlflow(folder: Path) -> dict[str, Series]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("out").experiment_id])
-    histories = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
-    return {n: [(p.step, p.value) for p in points] for n, points in histories.items() if n.startswith("compare/")}
-
-
-def compared_in_wandb(folder: Path) -> dict[str, Series]:
-    """The same run: two offline files, one name; its numbers stand in the second as text."""
-    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2 and files[0].name == files[1].name
-    written = files[1].read_bytes()
-    numbers = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))["difference"]
-    ends = {"low": "low", "high": "high", "difference": "mean"}
-    named = {f"compare/{name}/{end}": item[key] for name, item in numbers.items() for end, key in ends.items()}
-    return {name: [(3, value)] for name, value in named.items() if name.encode() in written}
-
-
-COMPARED: dict[str, Callable[[Path], dict[str, Series]]] = {
-    "tensorboard": compared_in_tensorboard,
-    "wandb": compared_in_wandb,
-    "trackio": compared_in_trackio,
-    "mlflow": compared_in_mlflow,
-}
-
-
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", READERS)
 def test_a_comparison_is_logged_to_the_run_of_the_training(
     name: str, tiny_model: Path, title_rows: Path, inside: Path
 ) -> None:
@@ -163,7 +121,7 @@ def test_a_comparison_is_logged_to_the_run_of_the_training(
     done = subprocess.run([*words, *few], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "not logged" not in done.stderr, done.stderr
     numbers = json.loads((inside / "report" / "metrics.json").read_text(encoding="utf-8"))
-    found = COMPARED[name](inside)
+    found = READERS[name](inside)
     for end, key in (("low", "low"), ("high", "high"), ("difference", "mean")):
         expected = numbers["difference"]["loss"][key]
         assert found[f"compare/loss/{end}"] == [(3, pytest.approx(expected, rel=1e-6))]
