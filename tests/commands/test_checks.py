@@ -71,7 +71,8 @@ MISTAKES = {
     "compare {0}/adapter {0}/rows.jsonl --output_dir {0}/new --metric lable": "no metric 'lable' (did you mean label?)",
     "compare {0}/adapter {0}/rows.jsonl --output_dir {0}/new --fail-unless chrf.lo>0": "(did you mean low?)",
     "merge {0}/adaptr {0}/merged": "there is no folder {0}/adaptr (did you mean adapter?)",
-    "merge {0}/adapter {0}/run": "{0}/run is not empty; choose another folder or pass --overwrite_output_dir",
+    "merge {0}/adapter {0}/model": "{0}/model is not empty; choose another folder or pass --overwrite_output_dir",
+    "merge {0}/adapter {0}/run": "{0}/run holds no model, so it is not overwritten",
     "merge {0}/adapter {0}/run --overwrite_output_dir": "{0}/run holds no model, so it is not overwritten",
     "publish {0}/adaptr user/name": "there is no folder {0}/adaptr",
 }

@@ -76,10 +76,10 @@ def check_model_output(
         raise CheckpointError(f"--output_dir {output} holds the adapter or its base; choose another folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
-    if not overwrite:
-        raise CheckpointError(f"{output} is not empty; choose another folder or pass --overwrite_output_dir True")
     if not (output / marker).is_file():
         raise CheckpointError(f"{output} holds no model, so it is not overwritten; choose another folder")
+    if not overwrite:
+        raise CheckpointError(f"{output} is not empty; choose another folder or pass --overwrite_output_dir True")
 
 
 def check_output_file(path: Path, inputs: list[str], overwrite: bool) -> None:
