@@ -98,14 +98,6 @@ def test_a_model_that_repeats_itself() -> None:
     assert "40 of the tuned model's 40 answers repeat themselves, and 0 of the references do." in words
 
 
-def test_what_answers_look_like_is_said_of_few_rows_too() -> None:
-    """Which answers have which form is counted, not estimated: eight of eight need no interval."""
-    items = [item(row["document"], row["title"], BABBLE, (row["title"].split()[0] + " 예산 ") * 20) for row in ROWS[:8]]
-    metrics, words = judged(items)
-    assert names(metrics) == ["repeats_itself"]
-    assert "8 of the tuned model's 8 answers repeat themselves, and 0 of the references do." in words
-
-
 def test_a_model_that_only_learned_to_stop() -> None:
     items = [
         item(

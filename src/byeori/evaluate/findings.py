@@ -19,7 +19,6 @@ from byeori.evaluate.verdict import CHRF, primary
 
 Item = Mapping[str, Any]
 
-_FEWEST_ANSWERS = 5
 _SHINGLE = 8  # characters
 _SHORT = 16  # shorter answers are copies only if they are the whole input
 _COPIED = 0.9  # share of an answer's shingles that stand in the input
@@ -49,14 +48,13 @@ def find(
         _leaked(len(items), trained_rows, "trained_on", unseen, near),
         _leaked(len(items), near, "near_copies", None if trained_rows else unseen, trained_rows),
     ]
-    if len(items) >= _FEWEST_ANSWERS:  # what answers look like shows in few of them
+    if len(items) >= FEWEST_ROWS:
         kinds = (
             ("copies_input", copies_input, "of the tuned model's {} answers repeat their input"),
             ("repeats_itself", repeats_itself, "of the tuned model's {} answers repeat themselves"),
         )
-        found += [*(_counted(items, *kind) for kind in kinds), _same_answer(items)]
-    if len(items) >= FEWEST_ROWS:
-        found += [*_as_good(metrics), _wide(metrics)]
+        found += [_counted(items, *kind) for kind in kinds]
+        found += [_same_answer(items), *_as_good(metrics), _wide(metrics)]
     return [finding for finding in found if finding is not None]
 
 
