@@ -98,6 +98,15 @@ def test_a_model_that_repeats_itself() -> None:
     assert "40 of the tuned model's 40 answers repeat themselves, and 0 of the references do." in words
 
 
+def test_a_model_that_repeats_itself_and_counts() -> None:
+    """As a model does that goes on with the prompt instead of answering it; of few rows, too."""
+    loops = ["".join(f"{row['document'][:30]} ({n}번째)\n\n### 답:\n" for n in range(40, 32, -1)) for row in ROWS[:8]]
+    items = [item(row["document"], row["title"], BABBLE, loop) for row, loop in zip(ROWS, loops, strict=False)]
+    metrics, words = judged(items)
+    assert "repeats_itself" in names(metrics)
+    assert "8 of the tuned model's 8 answers repeat themselves, and 0 of the references do." in words
+
+
 def test_a_model_that_only_learned_to_stop() -> None:
     items = [
         item(
