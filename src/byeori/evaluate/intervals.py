@@ -142,7 +142,7 @@ def _hall(values: np.ndarray, t: float) -> tuple[float, float]:
     g: the skewness of the values, with what few rows do not show. The cubic is monotone, and its inverse is below.
     """
     rows, mean, spread = values.size, values.mean(), values.std()
-    skew = (1 + _UNSEEN_SKEW / rows) * float(((values - mean) ** 3).mean() / spread**3)
+    skew = (1 + _UNSEEN_SKEW / rows) * float((((values - mean) / spread) ** 3).mean()) if spread else 0.0
     if abs(skew) < 1e-6:
         return _student(values, t)
     error = values.std(ddof=1)
