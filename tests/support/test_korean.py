@@ -156,6 +156,29 @@ VERDICTS = [
         "3 of the 44 rows were trained on, so the model may have memorised them.",
         "2 of the 44 rows are near copies of training rows, which may give answers away.",
     ),
+    metrics(3, 9)
+    | found(
+        "40 of the tuned model's 44 answers are empty or have no letter or digit.",
+        "30 of the tuned model's 44 answers are answers of training rows, word for word; 2 of the references are.",
+        "40 of the tuned model's 44 answers are in another script than their references.",
+        "40 of the tuned model's 44 answers are those of the base model.",
+        "40 of the tuned model's 44 answers ran into the length limit.",
+        "40 of the base model's 44 answers are empty or have no letter or digit, so any answer is a gain.",
+        "The tuned model gives 3 different answers to 44 rows, whose references are 44 different ones.",
+        "The tuned model's own answer to another row does as well: chrF 19.4, the tuned model 18.3.",
+        "2 of the 44 rows repeat another row and its answer. Without them the change of chrF is +1.0 (95% interval "
+        "-1.0 to +3.0).",
+        "1 of the 44 rows repeats another row and its answer. Without it the change of chrF is +1.0 (95% interval "
+        "-1.0 to +3.0).",
+        "The training rows are not here, so whether these rows were trained on is not known.",
+    ),
+    pairs(10, 40)
+    | found(
+        "Preferring the longer answer does as well: it is the chosen one in 88% of the pairs, and the tuned model "
+        "prefers that in 75%.",
+        "Preferring the shorter answer is not clearly worse: it is the chosen one in 68% of the pairs, and the tuned "
+        "model prefers that in 75%.",
+    ),
 ]
 
 

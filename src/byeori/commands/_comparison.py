@@ -27,7 +27,7 @@ from byeori.data.row_kinds import RowKind
 from byeori.data.sources import Table
 from byeori.data.tokenize import Encoding, Example
 from byeori.errors import CheckpointError
-from byeori.evaluate import chart, judge, measures, report
+from byeori.evaluate import chart, findings, judge, measures, report
 from byeori.evaluate import compare as comparison
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import Sampling, check_prompts
@@ -151,6 +151,8 @@ def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[st
     if run.trained:
         with console.progress("Looking for near copies of training rows") as on_progress:
             near = run.trained.near(items, run.encoding.template, on_progress)
+    with console.progress("Looking for rows that repeat each other") as on_progress:
+        repeated = comparison.repeated_rows(items, on_progress)
     metrics = comparison.summarise(
         items,
         measures=own,
@@ -158,7 +160,10 @@ def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[st
         trained_answers=run.trained.answers() if run.trained else (),
         trained_rows=_trained.indices(run.trained, run.table, run.rows),
         near_rows=near,
+        repeated=repeated,
     )
+    if run.trained is None:
+        metrics["findings"].append(findings.training_unknown())
     return items, run.general.measure(run.open_engine, kept, metrics)
 
 

@@ -3,8 +3,9 @@
     items (input, reference, both models' answers) ── answers ──> one answer per row and baseline
     ── measure ──> mean scores, and the tuned model's lead over each with a 95% interval
 
-Copies of the input, the answer that is most frequent in training, the base with training rows in its prompt, and the
-base's own answers cut to the length of the tuned model's. Lead-n: Nallapati 2017; majority class: any textbook.
+Copies of the input, the answer that is most frequent in training, the tuned model's answer to another row (what style
+alone scores), the base with training rows in its prompt, and the base's own answers cut to the length of the tuned
+model's. Lead-n: Nallapati 2017; majority class: any textbook.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from byeori.evaluate import metrics
 from byeori.evaluate.measures import Measure
 
@@ -25,7 +28,8 @@ FEW_SHOTS = "few_shots"
 BASE_CUT = "base_cut"
 COPIES = ("copy", "copy_sentence", "copy_start")
 MOST_FREQUENT = "most_frequent"
-NAMES = (*COPIES, MOST_FREQUENT, BASE_CUT, FEW_SHOTS)
+OTHER_ROW = "other_row"
+NAMES = (*COPIES, MOST_FREQUENT, OTHER_ROW, BASE_CUT, FEW_SHOTS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +65,9 @@ def of_items(items: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> list
         source = "training" if trained else "these rows"
         about = f"Always giving the most frequent answer in {source}"
         found.append(Baseline(name=MOST_FREQUENT, about=about, answers=[common] * len(items)))
+    if len(items) > 1:
+        about = "The tuned model's own answer to another row"
+        found.append(Baseline(name=OTHER_ROW, about=about, answers=_of_other_rows(items)))
     if sum(item["base"]["stopped"] == 0 for item in items) * 2 >= len(items):
         cut = [item["base_output"][: len(item["tuned_output"])].strip() for item in items]
         about = "Cutting the base model's answers to the length of the tuned model's"
@@ -84,6 +91,13 @@ def most_frequent(answers: Sequence[str]) -> str:
     """Return the answer that most rows have, "" if no two have the same."""
     counted = Counter(answer.strip() for answer in answers).most_common(1)
     return counted[0][0] if counted and counted[0][1] > 1 else ""
+
+
+def _of_other_rows(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each row the tuned answer of another one, drawn so that sorted rows do not meet their own kind."""
+    order = np.random.default_rng(0).permutation(len(items))
+    other = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [items[other[row]]["tuned_output"] for row in range(len(items))]
 
 
 def _distinct(found: list[Baseline]) -> list[Baseline]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from byeori.data import audit, preference
+from byeori.data import audit, near_copies, preference
 from byeori.data import template as template_text
 from byeori.data.few_shots import encode_with_shots
 from byeori.data.row_kinds import RowKind
@@ -217,7 +217,7 @@ def texts_of(row: Mapping[str, Any], asked: Mapping[str, Any], template: Templat
     if template is None:
         before = [_text_of(message) for message in asked["messages"][:-1]]
         prompt = "\n\n".join(before)
-        inputs = [_text_of(message) for message in asked["messages"][:-1] if message["role"] == "user"][-1:]
+        inputs = [_text_of(message) for message in asked["messages"][:-1] if message["role"] != "system"]
     else:
         prompt = template.prompt(asked)
         inputs = [str(value) for name in template.prompt_columns if (value := template_text.as_text(asked.get(name)))]
@@ -280,21 +280,24 @@ def summarise(
     trained_answers: Sequence[str] = (),
     trained_rows: Sequence[int] = (),
     near_rows: Sequence[int] = (),
+    repeated: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return the content of metrics.json: means of both models and their differences with 95% intervals, what the
     baselines score, and findings.
 
     trained_answers: the answers of the rows that the adapter was trained on, as far as they are known. trained_rows:
-    indices of the items among them; near_rows: of those that are near copies of them.
+    indices of the items among them; near_rows: of those that are near copies of them; repeated: of those that are near
+    copies of earlier items (repeated_rows).
     """
     result = paired(items, measures)
     simple = baselines.of_items(items, trained_answers)
     result["baselines"] = baselines.measure(items, simple, measures)
     known = {*trained_rows, *near_rows}
-    unseen = [item for row, item in enumerate(items) if row not in known]
-    enough = known and len(unseen) >= metrics.FEWEST_ROWS
-    others = paired(unseen, measures) if enough else None
-    result["findings"] = findings.find(items, result, trained_rows, others, near_rows)
+    others = _without(items, known, measures) if known else None
+    result["findings"] = findings.find(items, result, trained_rows, others, near_rows, trained_answers)
+    if repeated:
+        distinct = _without(items, {*repeated}, measures)
+        result["findings"].append(findings.repeated(repeated, len(items), distinct))
     if judged:
         result["judge"] = dict(judged)
         said = {"name": "judge", "sentence": judge.sentence(judged, len(items)), "undermines": False}
@@ -305,6 +308,30 @@ def summarise(
             side: labels.confusion(references, [item[f"{side}_output"] for item in items]) for side in SIDES
         }
     return result
+
+
+def _without(
+    items: Sequence[Mapping[str, Any]], left_out: set[int], measures: Sequence[Measure]
+) -> dict[str, Any] | None:
+    """Return the numbers without some of the items, None if too few are left to say anything."""
+    rest = [item for row, item in enumerate(items) if row not in left_out]
+    return paired(rest, measures) if len(rest) >= metrics.FEWEST_ROWS else None
+
+
+def repeated_rows(items: Sequence[Mapping[str, Any]], on_progress: near_copies.OnProgress) -> list[int]:
+    """Return the indices of items whose input is a near copy of an earlier item's and whose reference is the same."""
+    asked = ["\n".join(item["inputs"]) for item in items]
+    references = [near_copies.key(item["reference"]) for item in items]
+    first: dict[tuple[bytes, bytes], int] = {}
+    for row, key in enumerate(zip(map(near_copies.key, asked), references, strict=True)):
+        first.setdefault(key, row)
+    rows = list(first.values())
+    near = {
+        rows[j]
+        for i, j, _ in near_copies.pairs([asked[row] for row in rows], on_progress=on_progress)
+        if references[rows[i]] == references[rows[j]] and near_copies.same_numbers(asked[rows[i]], asked[rows[j]])
+    }
+    return sorted(({*range(len(items))} - {*rows}) | near)
 
 
 def paired(items: Sequence[Mapping[str, Any]], measures: Sequence[Measure], confidence: float = 0.95) -> dict[str, Any]:

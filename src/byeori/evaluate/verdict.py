@@ -48,6 +48,8 @@ def _head(metrics: Mapping[str, Any], undermined: bool) -> str:
         return f"Too few rows to tell: {moved} {over}, which may be chance. Compare at least {SMALL_SAMPLE} rows."
     pairs = difference_of(metrics, "preference_accuracy")
     parts = [_preference(metrics, pairs, over)] if pairs else []
+    if pairs and interval_sign(pairs) > 0 and undermined:
+        parts.append("More answers are preferred as they should be, but that is no proof that the task was learned")
     direction = interval_sign(change)
     if direction == 0:
         said = (
