@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -24,14 +25,26 @@ _server: list[subprocess.Popen[bytes]] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One server of forks for all workers."""
+    """One server of forks for all workers. What is imported until the tests are collected is no garbage."""
+    gc.disable()
     if not hasattr(config, "workerinput"):
         _server.append(forks.serve())
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:
     if _server:
         forks.stop(_server.pop())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_garbage() -> None:
+    """Garbage collections, of which each merge asks for several, leave out the objects that imports made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

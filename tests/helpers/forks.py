@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import importlib
 import json
 import logging
@@ -195,6 +196,7 @@ def _import_everything() -> None:
     for module in pkgutil.iter_modules(byeori.commands.__path__):
         importlib.import_module(f"byeori.commands.{module.name}")
     torch.set_num_threads(1)
+    gc.freeze()  # a collection in a fork would copy every page of what is imported
 
 
 def _serve(path: str) -> None:

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 @contextmanager
 def unwatched() -> Iterator[None]:
     """Exclude the objects that exist from garbage collections in the body: a million from imports, all still in use."""
+    if gc.get_freeze_count():  # the program around has done so, and what it has frozen stays frozen
+        yield
+        return
     gc.freeze()
     try:
         yield
