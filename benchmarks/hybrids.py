@@ -1,10 +1,12 @@
 """Hybrids: a step over forests against a step over one row at a time, on random weights of a public model's shape.
 
-    python benchmarks/hybrids.py --shape lfm2-350m --header 640 --rows 8 --answer 32 --trl
+    python benchmarks/hybrids.py --shape lfm2-350m --kind header --header 640 --rows 8 --answer 32 --trl
 
-Rows share a header (as the workload W5 does) and have an answer each. The two ways alternate; the gradients of both are
-compared. Seconds are processor time of one forward and backward pass over all rows, on one thread. With --trl a step
-of TRL's SFTTrainer over the same rows, as one padded batch without gradient checkpointing, alternates with them.
+Rows have an answer each. header: all share a header, as the workload W5 does. chat: the turns of one conversation, each
+with everything before it. pairs: two answers to a prompt of their own, as DPO has them (computed as answers here). The
+two ways alternate; the gradients of both are compared. Seconds are processor time of one forward and backward pass over
+all rows, on one thread. With --trl a step of TRL's SFTTrainer over the same rows, as one padded batch without gradient
+checkpointing, alternates with them.
 """
 
 from __future__ import annotations
@@ -144,9 +146,29 @@ def trl_step(model: Any, rows: list[Example]) -> Callable[[], float]:
     return run
 
 
+def rows_of(kind: str, header: int, count: int, answer: int) -> list[Example]:
+    """Return rows of random tokens that share what rows of this kind share."""
+    generator = torch.Generator().manual_seed(1)
+
+    def words(number: int) -> list[int]:
+        return torch.randint(5, 60_000, (number,), generator=generator).tolist()
+
+    rows: list[Example] = []
+    prompt = words(header)
+    for row in range(count):
+        if kind == "chat" and row:
+            prompt = [*rows[-1].token_ids, *words(answer)]  # the last answer and a question
+        if kind == "pairs" and row and row % 2 == 0:
+            prompt = words(header)
+        end = len(prompt) + answer
+        rows.append(Example(token_ids=prompt + words(answer), targets=((len(prompt), end),)))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="lfm2-350m")
+    parser.add_argument("--kind", choices=["header", "chat", "pairs"], default="header")
     parser.add_argument("--header", type=int, default=640)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--answer", type=int, default=32)
@@ -157,15 +179,9 @@ def main() -> None:
     dtype = load.resolve_dtype(given.dtype, torch.device("cpu"))
     torch.set_num_threads(1)
     model = build(given.shape, dtype)
-    ids = torch.randint(5, 60_000, (given.header + given.rows * given.answer,)).tolist()
-    header, rest = ids[: given.header], ids[given.header :]
-    length = given.header + given.answer
-    rows = [
-        Example(token_ids=header + rest[at : at + given.answer], targets=((given.header, length),))
-        for at in range(0, len(rest), given.answer)
-    ]
+    rows = rows_of(given.kind, given.header, given.rows, given.answer)
     weights = sum(parameter.numel() for parameter in model.get_base_model().parameters())
-    print(f"{given.shape}: {weights / 1e6:.0f}M weights, {str(dtype).removeprefix('torch.')}, {len(rows)} rows")
+    print(f"{given.shape}: {weights / 1e6:.0f}M weights, {str(dtype)[6:]}, {len(rows)} rows ({given.kind})")
     forward.use_forest_attention(model)
     print(state_layers.note(model.get_base_model()))
     theirs = trl_step(build(given.shape, dtype, fused=False), rows) if given.trl else None

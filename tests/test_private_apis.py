@@ -208,6 +208,12 @@ def pattern_key() -> bool:
     return get_pattern_key(["q_proj"], "layers.0.q_proj") == "q_proj"
 
 
+def expert_wrapper() -> bool:
+    from peft.tuners.lora.layer import ParamWrapper
+
+    return callable(ParamWrapper._activate_lora)
+
+
 def tuner_layer() -> bool:
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -318,6 +324,10 @@ TABLE: dict[str, Private] = {
     ),
     "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers": Private(
         old_expert_names, "model/experts.py: if PEFT converts no names any more, old_names is always empty"
+    ),
+    "_activate_lora": Private(
+        expert_wrapper,
+        "kernels/quantized_experts.py: open quantized experts around PEFT's forward pass in another way",
     ),
     "peft.utils.other.get_pattern_key": Private(
         pattern_key, "export/merge_plan.py: copy the function, which matches rank_pattern and alpha_pattern"

@@ -198,11 +198,7 @@ def adapted(args: Any, work: common.Workload) -> Any:
             from byeori.model import quantize
         except ImportError:
             raise RuntimeError("this byeori does not hold weights in 4 bit") from None
-        whole = {name: module.weight for name, module in base.named_modules() if type(module) is torch.nn.Linear}
-        quantize.quantize_layers(base, 4)
-        for name, module in base.named_modules():
-            if name in whole and hasattr(module, "pack"):
-                module.weight = torch.nn.Parameter(module.pack(whole.pop(name)), requires_grad=False)
+        quantize.quantize_loaded(base, 4)
     model = adapter.attach(base, r=common.RANK, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
     lora_linear.fuse(model)
     assert forward.use_forest_attention(model)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from bitsandbytes import functional as bnb
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -21,8 +22,19 @@ from byeori.export.merge import merge
 from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import opened, packed
 from byeori.model.fingerprint import stored_tensors
-from tiny_models import short_sft, tiny_llama
+from tiny_models import byte_level_tokenizer, short_sft, tiny_llama
 
+EXPERTS = {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
+}
 CODES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -101,6 +113,37 @@ def test_onto_opened(trained: tuple[Path, int], tiny_model: Path, tmp_path: Path
                 tensor + config["lora_alpha"] / config["r"] * factors[f"{stem}B.weight"] @ factors[f"{stem}A.weight"]
             )
         torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_experts_as_training_held_them(kind: str, tmp_path: Path, title_rows: Path) -> None:
+    """Stored one by one or in one tensor, merged onto what 4 bit made of them: the model that was trained."""
+    torch.manual_seed(0)
+    tokenizer = byte_level_tokenizer()
+    known = transformers.CONFIG_MAPPING[kind]().to_dict()
+    sizes = {name: size for name, size in EXPERTS.items() if name in known}
+    config = transformers.CONFIG_MAPPING[kind](vocab_size=len(tokenizer), **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for folder in [model, tokenizer]:
+        folder.save_pretrained(tmp_path / "base")
+    how: dict[str, Any] = {"load_in_4bit": True, "max_steps": 4, "learning_rate": 1e-2}
+    how["lora_target_parameters"] = ["experts.gate_up_proj", "experts.down_proj"]
+    adapter = short_sft(tmp_path / "base", title_rows, tmp_path / "adapter", **how)
+    result = merge(adapter=adapter, base=None, output_dir=tmp_path / "onto_base")
+    assert result.verdict == "equal" and 0 < (result.distance or 0) < (result.plain_base_distance or 0)
+    result = merge(adapter=adapter, base=None, output_dir=tmp_path / "merged", onto="opened")
+    assert (result.verdict, result.onto) == ("equal", "opened")
+    held = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    for name, parameter in held.named_parameters():
+        if ("experts." in name and parameter.dim() == 3) or any(f".{code}.weight" in name for code in CODES):
+            flat = bnb.quantize_4bit(
+                parameter.data.reshape(-1), blocksize=64, compress_statistics=True, quant_type="nf4"
+            )
+            parameter.data = bnb.dequantize_4bit(*flat).view(parameter.shape)
+    right = PeftModel.from_pretrained(held, adapter).merge_and_unload().state_dict()
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+    for name, value in right.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_onto_opened_needs_quantized_weights(tiny_model: Path, title_rows: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import zoo
 from byeori.model import decode
@@ -138,3 +139,16 @@ def test_the_frequencies_of_drawn_tokens_are_those_of_the_softmax() -> None:
     drawn = together(model, [[5, 6, 7]] * 4000, decode.Choice(temperature=1.5, top_k=6), limits=[1] * 4000)
     counts = torch.bincount(torch.tensor([ids[0] for ids in drawn]), minlength=zoo.WORDS) / 4000
     assert float((counts - expected).abs().max()) < 0.035
+
+
+def test_the_base_has_no_say_in_how_tokens_are_chosen() -> None:
+    """BART's file forces a last token and asks for beams; others forbid or penalise tokens."""
+    torch.manual_seed(0)
+    model = zoo.KINDS["llama"]().eval()
+    prompt = [5, 9, 3, 22]
+    expected = together(model, [prompt])
+    assert expected == [alone(model, prompt)]
+    own = {"forced_eos_token_id": 7, "num_beams": 3, "repetition_penalty": 9.0, "suppress_tokens": expected[0][:1]}
+    model.generation_config = GenerationConfig(**own)
+    assert together(model, [prompt]) == expected
+    assert model.generation_config.num_beams == 3

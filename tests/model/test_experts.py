@@ -81,12 +81,12 @@ def test_equals_peft_through_the_forest(tmp_path: Path) -> None:
 
 def test_what_is_said() -> None:
     model = mixtral(50)
-    left_out, bits = experts.notes(model, (), 4)
+    left_out, bits = experts.notes(model, (), 4)  # as in a checkpoint of bitsandbytes
     assert left_out.startswith("The experts (experts.gate_up_proj, experts.down_proj; ")
     assert left_out.endswith(
         "are left out of the adapter; --lora_target_parameters experts.gate_up_proj experts.down_proj includes them"
     )
-    assert bits.startswith("4 bit: the experts") and bits.endswith("are not linear layers and stay in 16 bit")
+    assert bits.startswith("4 bit: the experts") and bits.endswith("are stored in 16 bit and stay so")
     assert experts.notes(model, NAMES, None) == []
     assert experts.notes(tiny_llama(50), (), 4) == []
     names = [name for name, _ in checkpoint.trainable(attached())]

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from byeori.batch import forest as forests
 from byeori.distributed import processes
 from byeori.errors import ConfigError
-from byeori.kernels import lora_linear, switches
+from byeori.kernels import lora_linear, quantized_experts, switches
 from byeori.kernels.quantized_linear import QuantizedLinear
-from byeori.model import adapter, forward, load, load_streamed, quantize
+from byeori.model import adapter, experts, forward, load, load_streamed, quantize
 from zoo import KINDS, gradients, tree, worst
 
 ALONE = processes.Processes(rank=0, world=1, device=torch.device("cpu"))
@@ -122,6 +122,11 @@ def test_training_over_packed_layers(kind: str, bits: int, tmp_path: Path) -> No
         if isinstance(layer, QuantizedLinear):
             plain.get_submodule(name).weight.data = layer.dequantize(layer.weight)
             count += 1
+    for path, _, short, parameter in experts.stacks(plain):
+        held = base.get_submodule(path)
+        scales = quantized_experts.scales_of(held, short)
+        assert scales is not None
+        parameter.data = scales.open(held._parameters[short])
     assert count >= 8
     models = []
     for one in (base, plain):

@@ -16,7 +16,7 @@ from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import forward
+from byeori.model import forward, quantize
 from byeori.model.adapter import Variant
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
@@ -49,7 +49,7 @@ def _measured(
     config: Any, adapter: Adapter, rows: list[Example], objective: Objective, **how: Any
 ) -> measured_step.Step:
     accumulates = how.pop("accumulates", False)
-    fast_paths = patch.parts(["auto"], CPU)
+    fast_paths = patch.parts(how.pop("speed", ["auto"]), CPU)
     model = rehearsal.build(config, adapter, torch.float32, fast_paths=fast_paths, device="cpu", **how)
     one_sequence = not forward.use_forest_attention(model)
     optimizer = measured_step.make_optimizer(model)
@@ -93,6 +93,34 @@ def test_variants_of_the_adapter(variant: Variant) -> None:
     more = found.resident["weights"] - plain.resident["weights"]
     assert (more > 0) == (variant.init == "pissa")
     assert (found.resident["adapters"] < plain.resident["adapters"]) == bool(variant.layers_to_transform)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_experts_in_few_bits(bits: int) -> None:
+    """What a mixture's step needs less than in float32: as much as one whose weights are really quantized."""
+    config, adapter, speed = _config("mixtral"), _adapter("mixtral"), ["norms"]  # the last layer as it is
+    found, plain = (
+        rehearsal.rehearse(
+            rehearsal.architecture(config),
+            adapter,
+            zoo.tree(),
+            dtype=torch.float32,
+            bits=each,
+            device="cpu",
+            speed=speed,
+        )
+        for each in (bits, None)
+    )
+    real, real_plain = (
+        _measured(config, adapter, zoo.tree(), SFT, bits=each, speed=speed, quantize_layers=quantize.quantize_loaded)
+        for each in (bits, None)
+    )
+    peaks = [max(each.total for each in step.peaks.values()) for step in (real, real_plain)]
+    assert found.resident["weights"] == real.resident["weights"]
+    assert found.peak - plain.peak == pytest.approx(peaks[0] - peaks[1], rel=0.02)
+    experts = [parameter.numel() for name, parameter in zoo.ALL["mixtral"]().named_parameters() if "experts" in name]
+    assert found.quantized > sum(experts) > 0
+    assert found.resident["weights"] < plain.resident["weights"] - 2 * sum(experts)
 
 
 @pytest.mark.parametrize("target", ["layers.9.self_attn.q_proj", r".*layers\.(0|15)\..*q_proj"])

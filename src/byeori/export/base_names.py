@@ -11,6 +11,7 @@ import torch
 
 from byeori.errors import ModelError
 from byeori.export.adapter_changes import Change
+from byeori.model import experts
 from byeori.model.load import explain, load_config
 from byeori.model.quantize import plain_layers
 from byeori.model.text_model import auto_class
@@ -111,7 +112,8 @@ def parameter_names(folder: Path, keys: list[str]) -> Names:
             f"{name}.weight"
             for _, _, layer in plain_layers(model)
             for name in [next(name for name, module in modules.items() if module is layer)]
-        },
+        }
+        | {f"{path}.{short}" for path, _, short, _ in experts.stacks(model)},
         model_type=model.config.get_text_config().model_type,
         rename=lambda key: rename(key)[0],
         shapes={name: tuple(parameter.shape) for name, parameter in parameters.items()},

@@ -12,14 +12,15 @@ conversion, as it takes apart the parameter itself when it saves a model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from byeori.errors import ModelError
-from byeori.model.opened import read
+from byeori.model.opened import Opened, Source, read
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,34 +47,47 @@ def factors(change: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return (a.transpose(1, 2), b.transpose(1, 2)) if change.transposed else (b, a)
 
 
+def whole_change(change: Any) -> torch.Tensor:
+    """Return what a change adds to a parameter, in float32."""
+    left, right = factors(change)
+    added: torch.Tensor = change.scale * (left @ right)
+    return added
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fused:
-    """The change of a parameter that transformers makes of several tensors of the files.
+    """Numbers of a parameter that transformers makes of several tensors of the files.
 
-    keys: these tensors. change: of the whole parameter. model: transformers', without weights.
+    keys: these tensors. load: reads the numbers of the whole parameter. model: transformers', without weights.
     """
 
     parameter: str
     keys: tuple[str, ...]
-    change: Any
+    load: Callable[[], torch.Tensor]
     model: Any
 
     def of(self, key: str) -> torch.Tensor:
-        """Return what is added to one tensor of the files, in float32.
+        """Return those of one tensor of the files, in float32.
 
         Raises:
             ModelError: if transformers would save the parameter under other names.
         """
-        return _taken_apart(self)[key]
+        return _taken_apart(self)[key].float()
+
+    def opened(self, sources: Mapping[str, Source]) -> dict[str, Opened]:
+        """Return the tensors of the files with these numbers. sources: the files' own."""
+        own = {key: sources[key] for key in self.keys}
+        return {
+            key: Opened(name=key, dtype=source.dtype, shape=source.shape, load=partial(self.of, key))
+            for key, source in own.items()
+        }
 
 
-@functools.lru_cache(maxsize=2)  # a layer's two parameters, whose tensors alternate in the files
+@functools.lru_cache(maxsize=4)  # a layer's two parameters, whose tensors alternate in the files, and their changes
 def _taken_apart(fused: Fused) -> dict[str, torch.Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
-    left, right = factors(fused.change)
-    whole = fused.change.scale * (left @ right)
-    found: dict[str, torch.Tensor] = revert_weight_conversion(fused.model, {fused.parameter: whole})
+    found: dict[str, torch.Tensor] = revert_weight_conversion(fused.model, {fused.parameter: fused.load()})
     if set(found) != set(fused.keys):
         raise ModelError(
             f"{fused.parameter} is stored as {fused.keys[0]} and others, and transformers would save it as "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import torch
 from byeori.artifacts import layout
 from byeori.artifacts.saved_model import run_settings
 from byeori.errors import ModelError
-from byeori.export import expert_changes
+from byeori.export import expert_changes, streamed_model
 from byeori.export.adapter_changes import Change, adapter_changes
 from byeori.export.base_names import Names, parameter_names, untie
 from byeori.export.quantized_base import TrainedOn
@@ -118,14 +119,14 @@ def plan(
     held: Mapping[str, Source]
     if trained is None:
         own = {parameter: weights[name] for parameter, name in stored.items()}
-        held = _as_trained(adapter, names, own) if (_method(folder) or "") not in BITSANDBYTES else {}
+        held = _as_trained(adapter, names, weights | own) if (_method(folder) or "") not in BITSANDBYTES else {}
     else:
         held = {parameter: trained.weights[name] for parameter, name in stored.items() if name in trained.weights}
     parts = _parts(changes, names)
     changed = {*parts, *(stored[parameter] for parameter in changes if parameter in stored)}
     quantized = bool(opened) and not changed & opened  # then every code stays as it is
     if onto == "opened":
-        weights |= {stored[parameter]: source for parameter, source in held.items()}
+        weights |= {stored.get(name, name): source for name, source in held.items()}
     _check_onto(onto, base, adapter, folder, needed=bool(opened) and not quantized, opened=bool(held or opened))
     model = MergedModel(
         base=folder,
@@ -206,7 +207,8 @@ def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
                     f"{parameter} is {list(names.shapes[parameter])} in the base and {list(change.shape)} in the "
                     "adapter; use the base it was trained on"
                 )
-            fused = expert_changes.Fused(parameter=parameter, keys=keys, change=change, model=names.model)
+            load = partial(expert_changes.whole_change, change)
+            fused = expert_changes.Fused(parameter=parameter, keys=keys, load=load, model=names.model)
             parts |= dict.fromkeys(keys, Change(module=change.module, fused=fused))
     return parts
 
@@ -311,17 +313,29 @@ def _made_up(adapter: Path) -> bool:
 
 
 def _as_trained(adapter: Path, names: Names, sources: dict[str, Source]) -> Mapping[str, Source]:
-    """The weights that training held in 4 or 8 bit, by parameter."""
+    """The weights that training held in 4 or 8 bit, by parameter; parts of one by their names in the files.
+
+    sources: by either name.
+    """
     bits = trained_bits(adapter)
     if bits is None or _made_up(adapter):
         return {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compute = resolve_dtype(str(run_settings(adapter).get("dtype", "auto")), device)
-    return {
-        parameter: opening.as_trained(source, parameter, bits, compute)
-        for parameter, source in sources.items()
-        if parameter in names.quantizable
-    }
+    held: dict[str, Source] = {}
+    for name in sorted(names.quantizable):
+        if name in names.fused:
+            load = streamed_model.load_parameter(names.model, name, names, sources)
+            again = partial(_quantized_again, load, name, bits, compute)
+            keys = tuple(key for key, _ in names.fused[name][0])
+            held |= expert_changes.Fused(parameter=name, keys=keys, load=again, model=names.model).opened(sources)
+        elif name in sources:
+            held[name] = opening.as_trained(sources[name], name, bits, compute)
+    return held
+
+
+def _quantized_again(load: streamed_model.Load, name: str, bits: int, compute: torch.dtype) -> torch.Tensor:
+    return opening.quantized_again(load(), name, bits, compute)
 
 
 def _method(folder: Path) -> str | None:

@@ -66,13 +66,13 @@ def streamed_model(
             above, _, own = path.rpartition(".")
             if isinstance(module, torch.nn.Conv1d) or reads_weight(model.get_submodule(above), own):
                 # layers that carry a state read these weights themselves
-                whole = _load(model, name, names, sources)().to(device)
+                whole = load_parameter(model, name, names, sources)().to(device)
                 module._parameters[short] = torch.nn.Parameter(whole, requires_grad=False)
             elif type(module) in (torch.nn.Linear, StreamedLinear) and short == "weight" and source:
                 module.__class__ = StreamedLinear
                 module.source = source
             else:
-                loads[short] = _load(model, name, names, sources)
+                loads[short] = load_parameter(model, name, names, sources)
         for short, buffer in module._buffers.items():
             name = f"{path}.{short}" if path else short
             if buffer is not None:
@@ -96,7 +96,8 @@ def _source(name: str, names: Names, sources: Mapping[str, Source]) -> Source | 
     return sources.get(name) or sources.get(names.tied.get(name, name))
 
 
-def _load(model: Any, name: str, names: Names, sources: Mapping[str, Source]) -> Load:
+def load_parameter(model: Any, name: str, names: Names, sources: Mapping[str, Source]) -> Load:
+    """Return what reads a parameter of a model without weights in float32, converted as transformers converts it."""
     if source := _source(name, names, sources):
         return lambda: read(source).float()
     keys, converter = names.fused[name]

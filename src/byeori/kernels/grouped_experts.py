@@ -68,12 +68,14 @@ def wrappers(outer: Any) -> list[Any]:
 @contextmanager
 def _attributes(module: torch.nn.Module, values: dict[str, Stack]) -> Iterator[None]:
     """Inside, a module's parameters read as these; instance attributes hide parameters."""
+    before = {name: module.__dict__[name] for name in values if name in module.__dict__}  # of quantized experts
     module.__dict__.update(values)
     try:
         yield
     finally:
         for name in values:
             del module.__dict__[name]
+        module.__dict__.update(before)
 
 
 def fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

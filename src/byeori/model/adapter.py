@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from byeori.errors import ConfigError, ModelError
-from byeori.kernels import trained_modules
+from byeori.kernels import quantized_experts, trained_modules
 from byeori.model import embedding_rows, experts, lora_start, text_model
 from byeori.model.fingerprint import read_header
 from byeori.support.suggestions import nearest
@@ -213,6 +213,7 @@ def attach(
             raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None
     _check_patterns(tuned, variant)
     trained_modules.prepare(tuned)
+    quantized_experts.let_peft_add(tuned)
     return tuned
 
 
@@ -299,6 +300,7 @@ def load_adapter(
         config: Any = PeftConfig.from_pretrained(str(folder))
         with lora_start.readable(model, getattr(config, "use_dora", False)):
             tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    quantized_experts.let_peft_add(tuned)
     if trainable:
         trained_modules.prepare(tuned)
         whole = any(embedding_rows.is_embedding(name) for name in read_header(folder / "adapter_model.safetensors"))

@@ -12,7 +12,8 @@ nor penalised. B: rows of the batch, W: its width in tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,20 +102,19 @@ def _decode(
     shrinks = only_attention(model)
     while left:
         leaving = -(-len(left) // _LEAVE) if shrinks else len(left)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=min(limits[index] for index in left) - (ids.shape[1] - width),
-            repetition_penalty=1.0,
-            logits_processor=_processors(choice, mask, [rows[index] for index in left], width),
-            stopping_criteria=[_Leave(leaving, width, stop_ids, stop_strings)],
-            eos_token_id=list(stop_ids) or None,
-            pad_token_id=pad,
-            streamer=streamer,
-            return_dict_in_generate=True,
-            **({"past_key_values": cache} if cache is not None else {}),
-        )
+        with _without_defaults(load.base_of(model)):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=min(limits[index] for index in left) - (ids.shape[1] - width),
+                logits_processor=_processors(choice, mask, [rows[index] for index in left], width),
+                stopping_criteria=[_Leave(leaving, width, stop_ids, stop_strings)],
+                eos_token_id=list(stop_ids) or None,
+                pad_token_id=pad,
+                streamer=streamer,
+                return_dict_in_generate=True,
+                **({"past_key_values": cache} if cache is not None else {}),
+            )
         ids, cache = output.sequences, output.get("past_key_values")
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
         new = ids[:, width:].tolist()
@@ -126,6 +126,18 @@ def _decode(
             index = torch.tensor(staying, device=device)
             ids, mask = ids[index], mask[index]
             cache.reorder_cache(index)
+
+
+@contextmanager
+def _without_defaults(causal: Any) -> Iterator[None]:
+    """Have `generate` choose the likeliest token inside: no beams, no forced or forbidden tokens of the base's file."""
+    from transformers import GenerationConfig
+
+    own, causal.generation_config = causal.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        causal.generation_config = own
 
 
 @torch.no_grad()

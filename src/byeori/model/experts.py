@@ -2,7 +2,7 @@
 
 PEFT adapts them by name (`target_parameters`): the adapter of a layer's experts is added to their weights for the
 length of a forward pass, so that whatever transformers runs over them, one by one or by grouped products, sees
-W + s B A. `all-linear`, and quantizing, leave them out; the sentences here say so.
+W + s B A. `all-linear` leaves them out; the sentences here say so.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ from byeori.support.suggestions import nearest
 def found(model: torch.nn.Module) -> dict[str, int]:
     """Return the endings of experts' parameters (`experts.down_proj`), and how many weights each has in all layers."""
     sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 3 and "expert" in name and not name.endswith("bias"):
-            ending = ".".join(name.rsplit(".", 2)[-2:])
-            sizes[ending] = sizes.get(ending, 0) + parameter.numel()
+    for path, _, short, parameter in stacks(model):
+        ending = f"{path.rpartition('.')[2]}.{short}"
+        sizes[ending] = sizes.get(ending, 0) + _count(parameter)
     return sizes
+
+
+def stacks(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module, str, torch.nn.Parameter]]:
+    """Return every parameter of experts: (its module's name, its module, its own name, itself)."""
+    return [
+        (path, module, short, parameter)
+        for path, module in model.named_modules()
+        for short, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and "expert" in f"{path}.{short}" and not short.endswith("bias")
+    ]
 
 
 def old_names(model: torch.nn.Module) -> set[str]:
@@ -62,7 +71,7 @@ def parameters(model: torch.nn.Module, wanted: tuple[str, ...]) -> list[str] | N
 
 
 def notes(model: torch.nn.Module, adapted: tuple[str, ...], bits: int | None) -> list[str]:
-    """Return what becomes of a model's experts. adapted: lora_target_parameters. bits: of quantized weights."""
+    """Return what becomes of a model's experts. adapted: lora_target_parameters. bits: of its linear layers."""
     sizes = found(model)
     if not sizes:
         return []
@@ -77,8 +86,8 @@ def notes(model: torch.nn.Module, adapted: tuple[str, ...], bits: int | None) ->
             f"{', '.join(old)} of shared experts and dense layers are left out of the adapter: PEFT takes these names "
             "for the experts"
         )
-    if bits:
-        lines.append(f"{bits} bit: {about} are not linear layers and stay in 16 bit")
+    if bits and any(parameter.is_floating_point() for *_, parameter in stacks(model)):
+        lines.append(f"{bits} bit: {about} are stored in 16 bit and stay so")
     return lines
 
 

@@ -15,7 +15,6 @@ import torch
 from byeori.distributed.processes import Processes, one_at_a_time
 from byeori.errors import ConfigError
 from byeori.kernels import forest_attention
-from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import load, load_opened, quantize, sharding
 from byeori.model.fingerprint import Stored
 from byeori.model.opened import Source
@@ -138,8 +137,7 @@ def _places(causal: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str | 
             if tensor is None or short in module._non_persistent_buffers_set:
                 continue
             key = f"{path}.{short}" if path else short
-            quantized = isinstance(module, QuantizedLinear) and short == "weight"
-            shape = (module.out_features, module.in_features) if quantized else tuple(tensor.shape)
+            shape = quantize.stored_shape(module, short, tensor)
             names = (key, key.removeprefix(prefix), prefix + key)
             places[key] = next((name for name in names if shapes.get(name) == shape), None)
             if (name := places[key]) is not None:
@@ -178,7 +176,7 @@ def _fill(
             if old is None or name is None:
                 continue
             if id(old) not in made:
-                rows = sharding.shard_of(old, _rows(module, old, name, read, device, dtype), offload=offload)
+                rows = sharding.shard_of(old, _rows(module, short, old, name, read, device, dtype), offload=offload)
                 made[id(old)] = old, torch.nn.Parameter(rows, requires_grad=old.requires_grad)
             module._parameters[short] = made[id(old)][1]
         for short, buffer in module._buffers.items():
@@ -188,12 +186,12 @@ def _fill(
 
 
 def _rows(
-    module: Any, old: torch.Tensor, name: str, read: Read, device: torch.device, dtype: torch.dtype
+    module: Any, short: str, old: torch.Tensor, name: str, read: Read, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
     """This process's rows of a parameter. Quantizing needs the whole of it for a moment."""
     start, end = sharding.rows(old)
-    if isinstance(module, QuantizedLinear) and old is module.weight:
-        quantized = module.quantize(read(name, 0, None).to(device, module.compute_dtype))
+    if (held := quantize.holder(module, short)) is not None:
+        quantized = held.quantize(read(name, 0, None).to(device, held.compute_dtype))
         return quantized if end is None else quantized[start:end].clone()
     mine = read(name, start, end).to(device)
     return (mine.to(dtype) if old.requires_grad else mine).to(old.dtype)  # masters begin as the weights they stand for

@@ -123,12 +123,20 @@ def as_trained(source: Source, name: str, bits: int, compute: torch.dtype) -> Op
     """Return a weight as training holds it: quantized to 4 or 8 bit, and opened in `compute`."""
 
     def load() -> torch.Tensor:
-        from byeori.kernels.quantized_linear import QuantizedLinear
-
-        check_installed(f"opening {name} as training in {bits} bit held it")
-        with torch.device("meta"):
-            linear = torch.nn.Linear(source.shape[1], source.shape[0], bias=False, dtype=compute)
-        layer = QuantizedLinear(linear, bits)
-        return layer.dequantize(layer.quantize(read(source).to(compute))).float()
+        return quantized_again(read(source), name, bits, compute)
 
     return Opened(name=name, dtype=source.dtype, shape=source.shape, load=load)
+
+
+def quantized_again(weight: torch.Tensor, name: str, bits: int, compute: torch.dtype) -> torch.Tensor:
+    """Return what training in 4 or 8 bit computes with, in float32. weight: of a linear layer, or of all experts.
+
+    Raises:
+        ConfigError: if bitsandbytes is not installed.
+    """
+    from byeori.kernels.quantized_weight import QuantizedWeight
+
+    check_installed(f"opening {name} as training in {bits} bit held it")
+    rows, columns = weight.shape[-2:]
+    held = QuantizedWeight((weight.shape[0] if weight.dim() == 3 else 1, rows, columns), bits, compute)
+    return held.open(held.quantize(weight.to(compute))).view(weight.shape).float()

@@ -1,4 +1,4 @@
-"""Which layers are quantized to 4 or 8 bit, and replacing them by QuantizedLinear (kernels/quantized_linear.py)."""
+"""Which weights are quantized to 4 or 8 bit, and what takes their place (kernels/quantized_linear.py, _experts.py)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import functools
 import inspect
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from byeori.errors import ConfigError
+from byeori.kernels import quantized_experts
 from byeori.kernels.quantized_linear import QuantizedLinear
+from byeori.kernels.quantized_weight import QuantizedWeight
+from byeori.model import experts
 
 BITSANDBYTES = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
 """Methods of checkpoints whose layers are bitsandbytes' own, which train as they are."""
@@ -79,25 +83,70 @@ def _source(kind: Any) -> str:
         return ""
 
 
+def has_layers(causal: Any) -> bool:
+    """Return whether a model has weights that can be quantized."""
+    return bool(plain_layers(causal) or experts.stacks(causal))
+
+
 def refuse_without_layers(causal: Any, bits: int) -> None:
     """Raise unless the model has a layer that can be quantized.
 
     Raises:
         ConfigError: if it has none.
     """
-    if not plain_layers(causal):
+    if not has_layers(causal):
         raise ConfigError(f"{type(causal).__name__} has no plain linear layers to quantize; omit --load_in_{bits}bit")
 
 
-def quantize_layers(causal: Any, bits: int) -> int:
-    """Replace every plain linear layer by an empty QuantizedLinear; return how many.
+def quantize_layers(causal: Any, bits: int) -> None:
+    """Replace every plain linear layer by an empty QuantizedLinear, and the weights of experts by empty codes.
 
     Raises:
-        ConfigError: if the model has no such layer, or bitsandbytes is not installed.
+        ConfigError: if the model has none of them, or bitsandbytes is not installed.
     """
     check_installed(f"--load_in_{bits}bit")
     refuse_without_layers(causal, bits)
-    layers = plain_layers(causal)
-    for parent, name, child in layers:
-        setattr(parent, name, QuantizedLinear(child, bits))
-    return len(layers)
+    replace_layers(causal, bits, QuantizedLinear, QuantizedWeight)
+
+
+def quantize_loaded(causal: Any, bits: int) -> None:
+    """Quantize a model that has its weights.
+
+    Raises:
+        ConfigError: as `quantize_layers`.
+    """
+    weights = dict(causal.named_parameters())
+    quantize_layers(causal, bits)
+    for path, module in causal.named_modules():
+        for name in list(module._parameters):
+            if (held := holder(module, name)) is not None:
+                codes = held.quantize(weights[f"{path}.{name}"].detach())
+                module._parameters[name] = torch.nn.Parameter(codes, requires_grad=False)
+
+
+def replace_layers(
+    causal: Any,
+    bits: int,
+    linear: Callable[[torch.nn.Linear, int], torch.nn.Module],
+    weight: Callable[[tuple[int, int, int], int, torch.dtype], QuantizedWeight],
+) -> None:
+    """Put codes in place of the weights. linear, weight: make what holds a layer, and the experts of one."""
+    for parent, name, child in plain_layers(causal):
+        setattr(parent, name, linear(child, bits))
+    for _, module, name, parameter in experts.stacks(causal):
+        quantized_experts.hold(module, name, weight(tuple(parameter.shape), bits, parameter.dtype))
+
+
+def holder(module: Any, name: str) -> QuantizedWeight | None:
+    """Return what quantizes and opens a parameter of a module, None if it is not quantized."""
+    if isinstance(module, QuantizedLinear):
+        return module if name == "weight" else None
+    return quantized_experts.scales_of(module, name)
+
+
+def stored_shape(module: Any, name: str, parameter: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter as it was before it was quantized."""
+    held = holder(module, name)
+    if held is None:
+        return tuple(parameter.shape)
+    return held.sizes[isinstance(module, QuantizedLinear) :]

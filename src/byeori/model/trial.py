@@ -13,7 +13,6 @@ import torch
 from byeori.data.tokenize import Example
 from byeori.errors import CheckpointError, ModelError
 from byeori.kernels import forest_attention, lora_linear, state_layers
-from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.model import adapter, forward, quantize, skeleton
 from byeori.model.text_model import text_config
 from byeori.support import atomic_files
@@ -47,11 +46,7 @@ def trial_model(device: torch.device, dtype: torch.dtype, bits: int | None = Non
     forest_attention.register()
     base = LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
     if bits:
-        weights = {name: parameter.detach() for name, parameter in base.named_parameters()}
-        quantize.quantize_layers(base, bits)
-        for name, layer in base.named_modules():
-            if isinstance(layer, QuantizedLinear):
-                layer.weight = torch.nn.Parameter(layer.quantize(weights[f"{name}.weight"]), requires_grad=False)
+        quantize.quantize_loaded(base, bits)
     model = adapter.attach(base, r=8, alpha=16, dropout=0.0, targets=["all-linear"], seed=0)
     lora_linear.fuse(model)
     if not forward.use_forest_attention(model):

@@ -97,7 +97,7 @@ def architecture(config: Any, bits: int | None = None) -> Architecture:
     return Architecture(
         config=config,
         weight_count=sum(parameter.numel() for parameter in model.parameters()),
-        quantizable=bool(quantize.plain_layers(model)),
+        quantizable=quantize.has_layers(model),
         layers=len(kinds),
         period=period,
         first=first,
@@ -339,7 +339,7 @@ def _sizes(model: Any) -> dict[str, int]:
         return sum(parameter.nbytes for parameter in module.parameters() if whole or not parameter.requires_grad)
 
     layers = [frozen_bytes(layer) for layer in skeleton.layers_of(model)]
-    packed = [module for module in model.modules() if isinstance(module, meta_quantized.MetaQuantizedLinear)]
+    packed = [module for module in model.modules() if isinstance(module, meta_quantized.MetaQuantizedWeight)]
     return {
         "layer": max(layers, default=0),
         "outside": frozen_bytes(model) - sum(layers),
