@@ -15,8 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 
 from byeori.distributed import processes as parallel
-from byeori.kernels.quantized_linear import QuantizedLinear
-from byeori.model import adapter, load_streamed, sharding
+from byeori.model import adapter, load_streamed, quantize, sharding
 from zoo import KINDS
 
 WORLD, RANK = 4, 3
@@ -86,16 +85,21 @@ def test_a_process_holds_its_rows_only(
         assert read[0] < 1.4 * sum(matrices.values()) / WORLD  # it reads no other rows either
 
 
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_packed_rows(bits: int, mine: parallel.Processes, models: Path) -> None:
+def test_packed_rows(bits: int, kind: str, mine: parallel.Processes, models: Path) -> None:
     alone = parallel.Processes(rank=0, world=1, device=torch.device("cpu"))
-    whole = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=alone, bits=bits)
-    causal = load_streamed.load_streamed(str(models / "llama"), dtype=torch.float32, processes=mine, bits=bits)
+    whole = load_streamed.load_streamed(str(models / kind), dtype=torch.float32, processes=alone, bits=bits)
+    causal = load_streamed.load_streamed(str(models / kind), dtype=torch.float32, processes=mine, bits=bits)
+    held, codes = 0, dict(whole.named_parameters())
     for name, layer in causal.named_modules():
-        if isinstance(layer, QuantizedLinear):
-            expected = whole.get_submodule(name)
-            assert torch.equal(layer.weight.to_local(), part(expected.weight, mine)), name
-            assert torch.equal(layer.scales, expected.scales)
+        for short, parameter in layer.named_parameters(recurse=False):
+            if (scales := quantize.holder(layer, short)) is not None:
+                expected = quantize.holder(whole.get_submodule(name), short)
+                assert expected is not None and torch.equal(scales.scales, expected.scales)
+                assert torch.equal(parameter.to_local(), part(codes[f"{name}.{short}"], mine)), name
+                held += 1
+    assert held >= 8
 
 
 def test_machines_of_two(models: Path, mine: parallel.Processes) -> None:

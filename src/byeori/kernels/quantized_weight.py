@@ -48,9 +48,9 @@ class QuantizedWeight(torch.nn.Module):
     def empty_codes(self) -> torch.nn.Parameter:
         """Return the parameter of the codes on the meta device."""
         groups, rows, columns = self.sizes
-        shape = (math.ceil(self.group / 2), 1) if self.bits == 4 else (rows, columns)
+        sides = (math.ceil(self.group / 2), 1) if self.bits == 4 else (rows, columns)
+        shape = sides if groups == 1 else (groups, *sides)
         kind = torch.uint8 if self.bits == 4 else torch.int8
-        shape = shape if groups == 1 else (groups, *shape)
         return torch.nn.Parameter(torch.empty(shape, dtype=kind, device="meta"), requires_grad=False)
 
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
