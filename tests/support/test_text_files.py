@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from byeori.errors import ConfigError
+from byeori.support import text_files
 from byeori.support.text_files import hollow, one_line, read_text, redacted, sentence, visible
 
 
@@ -88,3 +91,16 @@ def test_small_files_are_small(tmp_path: Path) -> None:
     assert hollow((tmp_path / "holes").stat())
     (tmp_path / "text").write_text("words")
     assert not hollow((tmp_path / "text").stat()) and read_text(tmp_path / "text", ConfigError) == "words"
+
+
+def test_a_pipe_is_read_once_somebody_writes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--config <(make-settings)` gives one; one that nobody writes into is not waited for without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(text_files, "_WAIT", 0.01)
+    with pytest.raises(ConfigError, match="is a pipe into which nobody writes"):
+        read_text(tmp_path / "pipe", ConfigError)
+    monkeypatch.setattr(text_files, "_WAIT", 30.0)
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a" * 100_000))
+    writer.start()
+    assert read_text(tmp_path / "pipe", ConfigError) == "a" * 100_000
+    writer.join()

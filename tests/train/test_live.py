@@ -75,6 +75,20 @@ def test_the_facts_by_hand() -> None:
     assert facts["Peak memory"] == ("1.0 GiB", "2.0 GiB planned")
 
 
+def test_lines_of_a_run_that_is_resumed_may_lack_numbers_and_answers(tmp_path: Path) -> None:
+    """Null stands for what was not finite, and there were fewer rows to answer before."""
+    sample = {"name": "row 1", "prompt": "question", "reference": "right", "answer": "told"}
+    earlier = [
+        LINE | {"step": 3, "loss": None, "grad_norm": None},
+        {"step": 3, "eval_loss": None},
+        {"step": 3, "samples": []},
+        {"step": 3, "samples": [sample]},
+    ]
+    with Display(seen_of(1.0, 2.0), tmp_path, title="run", start=3, shown=True, earlier=earlier):
+        pass
+    assert "told" in (tmp_path / "live.html").read_text(encoding="utf-8")
+
+
 def test_a_long_run_keeps_few_losses_and_their_shape() -> None:
     seen = seen_of(*[float(step % 2) for step in range(20_000)], total=20_000)
     assert 1_000 < len(seen.points) <= 4_000 and seen.points[-1][0] >= 19_990

@@ -123,8 +123,13 @@ def test_preference_lines_have_their_documented_fields_as_well(
 
 def test_what_is_no_line_of_a_run_is_left_out(tmp_path: Path) -> None:
     """Of another program, or damaged: what is shown, summed and compared afterwards are numbers."""
+    step = {"step": 1, "loss": 2.5, "epoch": 1, "learning_rate": 0.1, "tokens": 9, "seconds": 1, "peak_memory_bytes": 5}
+    answers = [{"name": "row 1", "prompt": "a", "reference": "b", "answer": "c"}]
     lines = [
-        {"step": 1, "loss": 2.5, "samples": ["a"], "x": {"y": 1}},
+        step | {"x": {"y": 1}},
+        {"step": 1, "samples": answers},
+        {"step": 1, "epoch": 1, "samples": [*answers, "a"]},
+        {"step": 2, "loss": 2.5},
         {"step": "1"},
         {"loss": 1},
         {"step": None},
@@ -135,4 +140,6 @@ def test_what_is_no_line_of_a_run_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "train_log.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines) + "{", encoding="utf-8"
     )
-    assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.5, "samples": ["a"]}, {"step": 2, "epoch": None}]
+    assert run_log.read(tmp_path) == [
+        step, {"step": 1, "samples": answers}, {"step": 1, "epoch": 1}, {"step": 2, "epoch": None},
+    ]  # fmt: skip

@@ -59,7 +59,7 @@ def _comparisons(space: Workspace, spoken: str) -> list[dict[str, Any]]:
     """Return each comparison with its verdict and its numbers as (tuned, difference, low, high)."""
     found = []
     for folder, _, files in space.walk():
-        if layout.REPORT in files and layout.METRICS in files:
+        if layout.REPORT in files and (folder / layout.METRICS).is_file():
             metrics = questions.read(folder / layout.METRICS)
             changed = (folder / layout.METRICS).stat().st_mtime
             found.append(

@@ -9,6 +9,7 @@ import codecs
 import io
 import os
 import re
+import select
 import shlex
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _KEYS = r"[\w-]{0,99}(?:token|password|passwd|pwd|secret|signature|api[_-]?key|a
 _SECRET = re.compile(rf"""([?&;](?:{_KEYS})=)[^&\s'";]+""", re.IGNORECASE)
 
 _MOST = 64 << 20  # bytes of a small file
+_WAIT = 10.0  # seconds that a pipe has to begin
 
 
 def visible(text: str) -> str:
@@ -67,7 +69,11 @@ def read_text(path: Path, error: type[ByeoriError]) -> str:
         OSError: if it cannot be read.
         ByeoriError: of the class `error`, if it is not UTF-8, or not small.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
+        if path.is_fifo():  # `--config <(make-settings)`
+            if not select.select([file], [], [], _WAIT)[0]:
+                raise error(f"{path} is a pipe into which nobody writes; give a file.")
+            os.set_blocking(file.fileno(), True)
         data = file.read(_MOST + 1)
     if len(data) > _MOST:
         raise error(f"{path} has more than {_MOST >> 20} MiB, too many for such a file; give another one.")
@@ -75,6 +81,11 @@ def read_text(path: Path, error: type[ByeoriError]) -> str:
         return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
         raise error(not_utf8(path, io.BytesIO(data))) from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open, also a pipe that nobody writes into, which would be waited for without an end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def hollow(status: os.stat_result) -> bool:

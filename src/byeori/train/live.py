@@ -49,12 +49,13 @@ class Seen:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Add a line of the log: of a step, of an evaluation, or of sample answers."""
+        line = {name: math.nan if value is None else value for name, value in line.items()}  # null in the file
         if "samples" in line:
-            self.samples.append(dict(line))
+            self.samples.append(line)
         elif "eval_loss" in line:
-            self.evaluations.append(dict(line))
+            self.evaluations.append(line)
         elif "loss" in line:
-            self.last = dict(line)
+            self.last = line
             if (loss := pages.finite(line["loss"])) is not None:
                 self.points.append((line["step"], loss))
             if len(self.points) > _MOST:  # a long run: neighbours become their mean

@@ -19,6 +19,9 @@ from byeori.support.foreign_files import json_file, json_lines
 from byeori.support.text_files import one_line
 from byeori.train.checkpoint import write_errors
 
+_STEP = {"loss", "epoch", "learning_rate", "tokens", "seconds", "peak_memory_bytes"}  # what each step's line has
+_TEXTS = {"name", "prompt", "reference", "answer"}  # and each of its samples
+
 
 class RunLog:
     """train_log.jsonl: one JSON object per line, flushed at once; a resumed run drops lines after its checkpoint."""
@@ -50,11 +53,13 @@ def read(folder: Path) -> list[dict[str, Any]]:
     path = folder / LOG
     lines = json_lines(path) if path.is_file() else ()
     found = [{name: value for name, value in line.items() if _belongs(name, value)} for line in lines]
-    return [line for line in found if isinstance(line.get("step"), int)]
+    return [line for line in found if isinstance(line.get("step"), int) and ("loss" not in line or set(line) >= _STEP)]
 
 
 def _belongs(name: str, value: Any) -> bool:
-    if name in ("samples", "skipped_rows"):
+    if name == "samples":
+        return isinstance(value, list) and all(isinstance(item, dict) and set(item) >= _TEXTS for item in value)
+    if name == "skipped_rows":
         return isinstance(value, list)
     return value is None or (type(value) in (int, float) and abs(value) < 2**62)
 

@@ -69,7 +69,10 @@ def finite(value: object) -> float | None:
     """Return a finite number as a float, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of 400 digits
+        return None
 
 
 def safe_text(value: object) -> str:
