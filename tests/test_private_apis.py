@@ -322,6 +322,10 @@ TABLE: dict[str, Private] = {
     "transformers.core_model_loading.revert_weight_conversion": Private(
         taken_apart, "export/expert_changes.py: refuse adapters on experts whose base stores them one by one"
     ),
+    "peft.utils.transformers_weight_conversion": Private(
+        old_expert_names,
+        "model/adapter.py: see where PEFT renames an adapter's tensors; test_adapter.py has two models",
+    ),
     "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers": Private(
         old_expert_names, "model/experts.py: if PEFT converts no names any more, old_names is always empty"
     ),

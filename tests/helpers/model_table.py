@@ -171,7 +171,7 @@ def _steps(tiny: _Tiny) -> str:
         with torch.no_grad():
             for parameter, gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
-                    parameter -= 1e-2 / size * gradient
+                    parameter -= 1e-3 / size * gradient
             wrong += [] if _loss(tiny, objective, reference) < first else [name]
             for parameter, value in zip(trained, before, strict=True):
                 parameter.copy_(value)

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
-from byeori.model import adapter
+from byeori.model import adapter, text_model
 from byeori.model.adapter import without_bitsandbytes
+from shrunk import shrunk
 from tiny_models import tiny_llama
 
 ATTACH = """
 import sys
 import torch
-from byeori.model import adapter
+from transformers import CONFIG_MAPPING
+from byeori.model import adapter, text_model
 assert "peft" not in sys.modules, "imported with byeori"
 
 model = torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})
@@ -74,3 +77,22 @@ def test_gguf_converters_that_drop_the_head() -> None:
         if re.search(r'if name == "lm_head.weight":\n\s+logger.debug', part):
             dropping |= set(re.findall(r"model_arch = gguf.MODEL_ARCH\.(\w+)", part))
     assert dropping == {kind.upper() for kind in adapter.GGUF_WITHOUT_HEAD}
+
+
+@pytest.mark.parametrize("kind", ["laguna", "deepseek_ocr2"])
+def test_names_that_look_like_those_of_old_checkpoints(kind: str, tmp_path: Path) -> None:
+    """PEFT renames an adapter as transformers renames old files of a model; new names match some of their patterns."""
+    config = shrunk(CONFIG_MAPPING[kind]())
+    models = []
+    for seed in (1, 2):
+        base = text_model.auto_class(config).from_config(config)
+        models.append(adapter.attach(base, r=2, alpha=4, dropout=0.0, targets=["all-linear"], seed=seed))
+    saved = adapter.state(models[0])
+    missing, unexpected = adapter.load_state(models[1], saved)
+    assert not unexpected and not [name for name in missing if "lora_" in name]
+    assert all(torch.equal(value, saved[name]) for name, value in adapter.state(models[1]).items())
+    models[0].save_pretrained(tmp_path)
+    base = text_model.auto_class(config).from_config(config)
+    tuned, lacking, unexpected = adapter.load_adapter(base, tmp_path)
+    assert not lacking and not unexpected
+    assert all(torch.equal(value, saved[name]) for name, value in adapter.state(tuned).items())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import BartConfig, BartForCausalLM, GenerationConfig
 
 import zoo
 from byeori.model import decode
@@ -86,6 +86,7 @@ def test_the_header_is_computed_once() -> None:
     model = zoo.KINDS["gemma3"]().eval()
     given = [[*HEADER, 13], [*HEADER, 14, 15, 16, 17]]
     expected = [alone(model, prompt) for prompt in given]
+    assert decode.takes_padding(model, given[0], 0)
     seen = sizes(model)
     header = decode.prefill(model, HEADER)
     assert header is not None
@@ -103,6 +104,7 @@ def test_finished_rows_leave_the_batch() -> None:
     model = zoo.KINDS["llama"]().eval()
     given = prompts(12, seed=3, header=[])
     expected = [alone(model, prompt, 24) for prompt in given]
+    assert decode.takes_padding(model, given[0], 0)
     seen = sizes(model)
     assert together(model, given, limits=[24] * 12) == expected
     rows = [count for count, _ in seen]
@@ -152,3 +154,14 @@ def test_the_base_has_no_say_in_how_tokens_are_chosen() -> None:
     model.generation_config = GenerationConfig(**own)
     assert together(model, [prompt]) == expected
     assert model.generation_config.num_beams == 3
+
+
+def test_positions_that_count_padding() -> None:
+    """Learned positions from the first column on: rows of other lengths are decoded one at a time."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    model = BartForCausalLM(BartConfig(vocab_size=zoo.WORDS, max_position_embeddings=64, init_std=0.5, **sizes)).eval()
+    model.generation_config = GenerationConfig()
+    given = prompts(4, seed=4, header=[])
+    assert not decode.takes_padding(model, given[0], 0)
+    assert together(model, given) == [alone(model, prompt) for prompt in given]

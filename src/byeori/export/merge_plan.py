@@ -188,9 +188,13 @@ def _check_modules(
             f"{base} is stored quantized ({method}) in a way that byeori does not open; give "
             "--base_model_name_or_path the folder of the full-precision model that it was made from"
         )
-    why = " as a tensor of its own (it is fused when loaded)" if unknown[0] in names.fused else ""
+    if unknown[0] in names.fused:
+        raise ModelError(
+            f"{base} stores {unknown[0]} together with other weights, and the adapter {adapter} changes it alone "
+            f"({len(unknown)} modules): that cannot be merged into its files; serve the adapter unmerged"
+        )
     raise ModelError(
-        f"{base} has no {unknown[0]}{why}, which the adapter {adapter} changes ({len(unknown)} modules left over); "
+        f"{base} has no {unknown[0]}, which the adapter {adapter} changes ({len(unknown)} modules left over); "
         f"use the base it was trained on ({config.get('base_model_name_or_path')}), or serve the adapter unmerged"
     )
 

@@ -223,11 +223,6 @@ def carries_state(module: torch.nn.Module) -> bool:
     return bool(code and _WRITES & set(code.co_names))
 
 
-def ignores_padding(causal: torch.nn.Module) -> bool:
-    """Return whether a model's states take in padding, whatever the attention mask says (RWKV)."""
-    return bool(getattr(causal, "_is_stateful", False)) and not any(map(carries_state, causal.modules()))
-
-
 def by_paths(module: torch.nn.Module) -> bool:
     """Return whether a module keeps a recurrent state that its scan cannot start with, or keeps it elsewhere."""
     if type(module).__name__ in _OTHERS:

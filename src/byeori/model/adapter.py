@@ -62,6 +62,29 @@ def without_bitsandbytes(model: Any = None) -> Iterator[None]:
             helpers.bnb = _ImportedOnUse()  # type: ignore[union-attr]
 
 
+@contextmanager
+def names_kept() -> Iterator[None]:
+    """Have PEFT load adapters whose names are the model's own as they are, inside.
+
+    It renames every adapter as transformers renames old checkpoints of that model, and some of those patterns match new
+    names too: `model.layers.` is in `language_model.layers.`.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    renamed = conversion.convert_peft_adapter_state_dict_for_transformers
+
+    def kept(model: Any, peft_config: Any, adapter_state_dict: dict[str, Any], adapter_name: str = "default") -> Any:
+        own = {key for name in model.state_dict() for key in (name, re.sub(rf"\.{adapter_name}(?=\.|$)", "", name))}
+        fit = all(name in own for name in adapter_state_dict if "lora_" in name)
+        return adapter_state_dict if fit else renamed(model, peft_config, adapter_state_dict, adapter_name)
+
+    conversion.convert_peft_adapter_state_dict_for_transformers = kept
+    try:
+        yield
+    finally:
+        conversion.convert_peft_adapter_state_dict_for_transformers = renamed
+
+
 def _forget_whether_it_is_there() -> None:
     """Clear PEFT's cached answers to whether bitsandbytes is installed."""
     if known := sys.modules.get("peft.import_utils"):
@@ -294,7 +317,7 @@ def load_adapter(
     Returns it, the names of the adapter's weights that the file lacks, and the names in the file that have no layer.
     Raises whatever PEFT raises, a different kind for each way in which an adapter can be wrong.
     """
-    with without_bitsandbytes(model):
+    with without_bitsandbytes(model), names_kept():
         from peft import PeftConfig, PeftModel
 
         config: Any = PeftConfig.from_pretrained(str(folder))
@@ -306,7 +329,8 @@ def load_adapter(
         whole = any(embedding_rows.is_embedding(name) for name in read_header(folder / "adapter_model.safetensors"))
         tuned.byeori_whole_embedding = whole and not config.modules_to_save
     # from_pretrained only warns of names that do not fit; loading once more returns them
-    keys = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
+    with names_kept():
+        keys = tuned.load_adapter(str(folder), "default", is_trainable=trainable)
     return tuned, [key for key in keys.missing_keys if "lora_" in key], keys.unexpected_keys
 
 
@@ -353,5 +377,6 @@ def load_state(model: PeftModel, tensors: dict[str, torch.Tensor]) -> tuple[list
     """
     from peft import set_peft_model_state_dict
 
-    keys = set_peft_model_state_dict(model, lora_start.split(model, tensors))
+    with names_kept():
+        keys = set_peft_model_state_dict(model, lora_start.split(model, tensors))
     return keys.missing_keys, keys.unexpected_keys

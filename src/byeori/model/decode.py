@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from byeori.kernels import state_layers
 from byeori.model import load
 from byeori.model.forward import compute_device
 from byeori.model.text_model import text_config
@@ -56,11 +55,13 @@ def decode(
     *,
     rows: Sequence[int],
     limits: Sequence[int],
+    pad: int,
     on_row: Callable[[int, list[int]], None],
     **options: Any,
 ) -> None:
-    """Generate the answers of prompts; see `_decode`. Of a model whose states take in padding, one at a time."""
-    if len(set(map(len, prompts))) > 1 and state_layers.ignores_padding(load.base_of(model)):
+    """Generate the answers of prompts; see `_decode`. Of a model that padding changes, one at a time."""
+    options["pad"] = pad
+    if len(set(map(len, prompts))) > 1 and not takes_padding(model, prompts[0], pad):
         for index, prompt in enumerate(prompts):
 
             def on_one(_: int, tokens: list[int], index: int = index) -> None:
@@ -126,6 +127,35 @@ def _decode(
             index = torch.tensor(staying, device=device)
             ids, mask = ids[index], mask[index]
             cache.reorder_cache(index)
+
+
+@torch.no_grad()
+def takes_padding(model: Any, prompt: Sequence[int], pad: int) -> bool:
+    """Return whether a prompt's logits stay what they are behind padding: tried once.
+
+    States of RWKV take it in; BART's decoders count positions from the first column; GIT shifts the mask.
+    """
+    causal = load.base_of(model)
+    if not hasattr(causal, "byeori_takes_padding"):
+        device, found = compute_device(model), []
+        for width in (0, 3):
+            ids = torch.tensor([[pad] * width + list(prompt[:4])], device=device)
+            mask = torch.ones_like(ids)
+            mask[:, :width] = 0
+            with _without_defaults(causal):
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=2,
+                    pad_token_id=pad,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+            found.append(torch.cat(output.logits).float())
+        plain, padded = found
+        most = 1e-3 if load.compute_dtype(model) == torch.float32 else 0.1
+        causal.byeori_takes_padding = float((padded - plain).norm()) <= most * float(plain.norm())
+    return bool(causal.byeori_takes_padding)
 
 
 @contextmanager
