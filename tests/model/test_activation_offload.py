@@ -117,9 +117,10 @@ def test_a_pass_that_fails_leaves_no_copy_under_way() -> None:
 def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their inputs are what is moved; the gradients are those without it."""
 
-    def found(kind: str) -> dict[str, torch.Tensor]:
+    def found(*kinds: str) -> dict[str, torch.Tensor]:
         model, _ = tiny("llama")
-        wrap.recompute_layers(model.get_base_model(), kind)
+        for kind in kinds:
+            wrap.recompute_layers(model.get_base_model(), kind)
         forward.use_forest_attention(model)
         return gradients(model, forward.forest_logprobs(model.train(), forests.build(tree())).sum())
 
@@ -133,6 +134,8 @@ def test_a_models_layers_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_offload, "Link", Noted)
     assert worst(found("offload"), found("none")) < 1e-12
     assert moved.count((1, forests.build(tree()).unique_tokens, 16)) >= 2  # one for each layer
+    moved.clear()
+    assert worst(found("offload", "full"), found("none")) < 1e-12 and not moved  # what was turned on last counts
 
 
 def test_small_tensors_weights_and_those_of_the_cpu_stay() -> None:

@@ -190,6 +190,25 @@ def test_compiled_layers_that_fail(fault: str, monkeypatch: pytest.MonkeyPatch) 
     assert "compile" not in patch.in_use(base) and first_use.give_up_broken(model, zoo.tree()) == []
 
 
+def test_the_plain_form_keeps_no_more_than_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all layers at once it would be more than a step needs (0.5 GiB of Gemma 3 270M); the fast form is as ever."""
+    right, seen = first_use.compute, list[set[bool]]()
+
+    def compute(model: Any, *given: Any, **named: Any) -> Any:
+        seen.append({layer.gradient_checkpointing for layer in wrap.layers(model.get_base_model())})
+        return right(model, *given, **named)
+
+    monkeypatch.setattr(first_use, "compute", compute)
+    model, base = adapted()
+    assert first_use.give_up_broken(model, zoo.tree()) == []
+    assert seen == [{True}, {False}]
+    wrap.recompute_layers(base, "selective")
+    before = [dict(vars(layer)) for layer in wrap.layers(base)]
+    with wrap.recomputed(base):
+        assert all(layer.gradient_checkpointing for layer in wrap.layers(base))
+    assert [dict(vars(layer)) for layer in wrap.layers(base)] == before
+
+
 def test_layers_are_tried_as_they_train() -> None:
     """Recomputed and in training, or they would be compiled once more for it, but without anything random."""
     model, base = adapted(dropout=0.1)

@@ -19,7 +19,7 @@ from byeori.commands import _planned, _rows
 from byeori.data import row_kinds, tokenized
 from byeori.distributed import processes as parallel
 from byeori.errors import ConfigError
-from byeori.plan import autotune
+from byeori.plan import autotune, machines
 from byeori.train import memory
 from tiny_models import tiny_llama
 
@@ -133,6 +133,7 @@ def test_weights_are_sharded_where_they_do_not_fit(
     tokenizer.save_pretrained(tmp_path / "tall")
     monkeypatch.setattr(autotune, "_SMALL", 0)
     monkeypatch.setattr(memory, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(machines, "cpu_products", lambda dtype: 0)
     monkeypatch.setattr(autotune, "all_reduce_min", lambda value, processes: value)
     values = {"base_model": str(tmp_path / "tall"), "data_path": str(title_rows), "output_dir": str(tmp_path)}
     how = {"batch_size": 8, "micro_batch_size": 1, "load_in_4bit": False, "gradient_checkpointing": "full"}

@@ -113,12 +113,19 @@ class _Stack:
 def offload(module: torch.nn.Module, link: Link | None = None) -> None:
     """Hold the activations of a module's forward pass in the CPU's memory until the backward pass needs them."""
     link, entered = link or Link(), list[Any]()
-    module.byeori_offload = True
 
     def enter(*_: Any) -> None:
         stack = _Stack(link)
         entered.append(saved_tensors_hooks(stack.put, stack.take))
         entered[-1].__enter__()
 
-    module.register_forward_pre_hook(enter)
-    module.register_forward_hook(lambda *_: entered.pop().__exit__(None, None, None), always_call=True)
+    module.byeori_offload = (
+        module.register_forward_pre_hook(enter),
+        module.register_forward_hook(lambda *_: entered.pop().__exit__(None, None, None), always_call=True),
+    )
+
+
+def stop(module: torch.nn.Module) -> None:
+    """Undo `offload`, if it was done."""
+    for hook in module.__dict__.pop("byeori_offload", ()):
+        hook.remove()

@@ -27,7 +27,7 @@ from byeori.data.tokenize import Example
 from byeori.distributed.processes import local
 from byeori.kernels import dispatch, native, patch
 from byeori.kernels.dropout import SeededDropout
-from byeori.model import forward, load, sharding
+from byeori.model import forward, load, sharding, wrap
 from byeori.support import atomic_files
 from byeori.support.cache_folder import cache_folder
 from byeori.support.text_files import one_line
@@ -93,7 +93,7 @@ def give_up_broken(model: Any, examples: list[Example], *, plain: bool = False) 
     used = patch.in_use(base)
     groups = _groups(examples, load.positions_limit(base.config), plain=plain)
     with _moved_adapters(model):
-        with patch.without(base, used):
+        with patch.without(base, used), wrap.recomputed(base):  # all plain layers at once are more than a step needs
             expected = compute(model, groups, plain=plain)
         broken = _broken(model, base, used, groups, expected, plain=plain)
     patch.drop(base, broken)

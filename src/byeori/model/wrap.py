@@ -24,19 +24,40 @@ def recompute_layers(causal: Any, kind: str, link: activation_offload.Link | Non
     """Turn on activation checkpointing (Chen et al., arXiv:1604.06174): layers save only their inputs and run twice.
 
     kind: none; full; selective, every other layer, so half of the work for half of the memory; or offload, full with
-    the saved inputs in the CPU's memory. link: how they are copied there.
+    the saved inputs in the CPU's memory. link: how they are copied there. It replaces what was turned on before.
     """
+    activation_offload.stop(causal.base_model)
     if kind == "none":
         causal.gradient_checkpointing_disable()
         return
-    contexts = forest_attention.recompute_contexts
-    causal.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+    causal.gradient_checkpointing_enable(_checkpoints())
     causal.disable_input_require_grads()  # re-entrant checkpoints need it; here it would only extend the backward pass
     if kind == "selective":
         for layer in layers(causal)[1::2]:
             layer.gradient_checkpointing = False
     if kind == "offload":
         activation_offload.offload(causal.base_model, link)
+
+
+@contextmanager
+def recomputed(causal: Any) -> Iterator[None]:
+    """Recompute every layer inside, where the model's code can: of all layers only their inputs are kept at once."""
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    modules = [module for module in causal.modules() if hasattr(module, names[0])]
+    before = [{name: module.__dict__[name] for name in names if name in module.__dict__} for module in modules]
+    if getattr(causal, "supports_gradient_checkpointing", False):
+        causal.gradient_checkpointing_enable(_checkpoints())
+    try:
+        yield
+    finally:
+        for module, values in zip(modules, before, strict=True):
+            for name in names:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(values)
+
+
+def _checkpoints() -> dict[str, Any]:
+    return {"use_reentrant": False, "context_fn": forest_attention.recompute_contexts}
 
 
 def compiling_pays(model: torch.nn.Module, tokens: int, device: torch.device) -> bool:

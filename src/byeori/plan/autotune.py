@@ -183,7 +183,7 @@ def _best(
         typical_cost=lambda micro_batch: Cost(3.0, 1.0, 1.0),
         speed_known=True,
     )
-    here = _this_machine(processes)
+    here = _this_machine(processes, rehearser.dtype(processes.device.type))
     best = candidates.best(plan_input, here, processes.world)
     config = best.run_config
     if config is None:
@@ -198,8 +198,11 @@ def _best(
     return best, "hsdp" if need <= here.memory * (1 - table.headroom) else "fsdp", about
 
 
-def _this_machine(processes: Processes) -> Machine:
-    """This machine's share for one process: the least of all processes, so that each makes the same choice."""
+def _this_machine(processes: Processes, dtype: torch.dtype) -> Machine:
+    """This machine's share for one process: the least of all processes, so that each makes the same choice.
+
+    dtype: what the run computes in.
+    """
     device = processes.device
     capability = 8.0
     if device.type == "cuda":
@@ -207,7 +210,8 @@ def _this_machine(processes: Processes) -> Machine:
         name, memory_bytes = properties.name, float(properties.total_memory)
         workspace, capability = _WORKSPACE[properties.major >= 9], properties.major + properties.minor / 10
     else:
-        name, memory_bytes, workspace = "CPU", memory.total_bytes() / processes.local_world, memory.resident_bytes()
+        name, memory_bytes = "CPU", memory.total_bytes() / processes.local_world
+        workspace = memory.resident_bytes() + machines.cpu_products(dtype)
     return Machine(
         name=name,
         device=device.type,

@@ -227,17 +227,21 @@ def _beginnings(name: str) -> list[str]:
 
 def this_cpu(table: Table, dtype: torch.dtype) -> Machine:
     """Return this machine's processor, with the peak measured now in a matrix product of this type."""
-    extra = bf16_matmul.workspace_bytes(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
     return Machine(
         name="CPU",
         device="cpu",
         memory=memory.total_bytes(),
         flops=measured_peak(dtype),
-        workspace=memory.resident_bytes() + extra,
+        workspace=memory.resident_bytes() + cpu_products(dtype),
         share=table.cpu_share[0],
         share_source=table.cpu_share[1],
         most=1,
     )
+
+
+def cpu_products(dtype: torch.dtype) -> int:
+    """Return the bytes that matrix products of a type come to take on this processor besides their results."""
+    return bf16_matmul.workspace_bytes(dtype, torch.device("cpu")) + bf16_matmul.code_bytes(dtype)
 
 
 def this_gpu(table: Table) -> Machine | None:
