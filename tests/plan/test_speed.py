@@ -32,23 +32,23 @@ def _record(share: float, device: str = "RTX 4090", four_bit: bool = False) -> N
 
 def test_runs_here_replace_public_shares() -> None:
     gpu = next(machine for machine in TABLE.machines if machine.name == "RTX 4090")
-    assert speed.with_measured(gpu, False) is gpu
+    assert speed.with_measured(gpu, False, speed.recorded()) is gpu
     _record(0.5)
-    assert speed.with_measured(gpu, False).share_source == "measured here on 1 run"
+    assert speed.with_measured(gpu, False, speed.recorded()).share_source == "measured here on 1 run"
     _record(0.6)
-    found = speed.with_measured(gpu, False)
+    found = speed.with_measured(gpu, False, speed.recorded())
     assert found.share == pytest.approx((0.45, 0.66))
     assert found.share_source == "measured here on 2 runs"
-    assert speed.with_measured(gpu, True) is gpu  # 4-bit runs are another kind
+    assert speed.with_measured(gpu, True, speed.recorded()) is gpu  # 4-bit runs are another kind
     for _ in range(30):
         _record(0.7)
-    assert speed.with_measured(gpu, False).share == pytest.approx((0.63, 0.77))  # the last 20
+    assert speed.with_measured(gpu, False, speed.recorded()).share == pytest.approx((0.63, 0.77))  # the last 20
 
 
 def test_a_damaged_file_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "measured_speed.json").write_text("{")
-    assert speed.with_measured(TABLE.machines[0], False) is TABLE.machines[0]
+    assert speed.with_measured(TABLE.machines[0], False, speed.recorded()) is TABLE.machines[0]
     _record(0.5)
     assert json.loads((tmp_path / "cache" / "measured_speed.json").read_text()) == {"RTX 4090": [0.5]}
 
@@ -73,10 +73,10 @@ def test_what_a_finished_run_leaves_behind(monkeypatch: pytest.MonkeyPatch) -> N
     cpu = Machine(name="CPU", device="cpu", memory=GIB, workspace=0, flops=1e12, share=(0.1, 0.4))
     first = {"seconds": 60.0, "unique_tokens": 100}
     _forecast("cpu", 512).record_speed([first, {"seconds": 1.0, "unique_tokens": 100}], 1)
-    assert speed.with_measured(cpu, False) is cpu  # too short
+    assert speed.with_measured(cpu, False, speed.recorded()) is cpu  # too short
     _forecast("cpu", 512).record_speed([first, *[{"seconds": 3.0, "unique_tokens": 600}] * 2], 2)
     # 1,200 tokens of 2e9 operations in 6 s are 0.4 of the peak, 0.2 for each of two processes
-    assert speed.with_measured(cpu, False).share == pytest.approx((0.18, 0.22))
+    assert speed.with_measured(cpu, False, speed.recorded()).share == pytest.approx((0.18, 0.22))
 
 
 def test_small_micro_batches_on_a_gpu_say_nothing(tmp_path: Path) -> None:

@@ -29,7 +29,19 @@ from byeori.support.console import say
 from byeori.support.yaml_files import yaml_text
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Models and rehearsals make millions of objects; looking for cycles among them takes a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 @console.quiet_libraries()
+@_rare_collections()
 def plan(settings: PlanSettings) -> PlanResult | None:
     """Plan a run, print the plan, and write the files that the settings ask for.
 
@@ -79,7 +91,7 @@ def _planned(settings: PlanSettings, table: Table) -> tuple[PlanResult, Rehearse
     selected = _machines(settings, table, rehearser)
     device = "cuda" if any(machine.device == "cuda" for machine in selected) else "cpu"
     work, left_out = _workload(settings, training, start, rehearser, rehearser.micro_batch_tokens(device))
-    with _rare_collections(), console.progress("Rehearsing", shown=console.moving()) as on_progress:
+    with console.progress("Rehearsing", shown=console.moving()) as on_progress:
         plan_input = replace(rehearser.plan_input(work, table), spot=settings.spot)
         everywhere = candidates.all_machines(plan_input, selected, on_progress)
     if all(candidate.refused for candidate in everywhere):
@@ -108,17 +120,6 @@ def _machines(settings: PlanSettings, table: Table, rehearser: Rehearser) -> lis
     if not settings.gpu or any(name.lower() == "cpu" for name in settings.gpu):
         selected.append(machines.this_cpu(table, rehearser.dtype("cpu")))
     return selected
-
-
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """A rehearsal makes and frees millions of small objects; looking for cycles takes a tenth of its time."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 # ---- what is planned -----------------------------------------------------------------------------------------------

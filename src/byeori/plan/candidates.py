@@ -122,7 +122,7 @@ class PlanInput:
     one. speed_known: whether the run computes in 16 bit, for which the peaks of machines are known.
     smallest_weights: bytes that the weights take at least, in 4 bit or not; without room for them nothing is rehearsed.
     spot: whether the prices are those of machines that may be taken away. cpu_offload: whether sharded weights stay in
-    the CPU's memory.
+    the CPU's memory. measured: speeds of this machine.
     """
 
     workload: Workload
@@ -134,6 +134,7 @@ class PlanInput:
     smallest_weights: Callable[[bool], float] = lambda four_bit: 0.0
     spot: bool = False
     cpu_offload: bool = False
+    measured: dict[str, list[float]] = field(default_factory=speed.recorded)
 
 
 def all_machines(
@@ -199,19 +200,22 @@ def best(plan: PlanInput, machine: Machine, count: int) -> Candidate:
     def evaluate(config: RunConfig) -> Candidate:
         return _candidate(plan, machine, count, config)
 
-    tried = []
-    for tier, group in itertools.groupby(configs, key=lambda item: item[0]):
-        candidates = [
-            evaluate(config)
-            for _, config in group
-            # if the smallest of its kind does not fit, no other does; the settings' own is tried without asking
-            if not tier or evaluate(smallest[_kind(config)]).fits
-        ]
-        fitting = [candidate for candidate in candidates if candidate.fits]
+    tried = [evaluate(config) for tier, config in configs if not tier]
+    if tried and tried[0].fits:
+        return tried[0]
+    for _, group in itertools.groupby(configs[len(tried) :], key=lambda item: item[0]):
+        fitting = []
+        for _, same in itertools.groupby((config for _, config in group), key=_but_recompute):
+            more = [*same]  # recomputation: if the smallest of the kind does not fit, or its most, nothing does
+            if evaluate(smallest[_kind(more[-1])]).fits and evaluate(more[-1]).fits:
+                fitting.append(next(candidate for candidate in map(evaluate, more) if candidate.fits))
         if fitting:  # of two that are about as fast, the earlier one, which changes less
             return min(fitting, key=lambda candidate: float(f"{middle(candidate.hours):.2g}"))
-        tried += candidates
     return min([*tried, *map(evaluate, smallest.values())], key=lambda candidate: candidate.need)
+
+
+def _but_recompute(config: RunConfig) -> tuple[Any, ...]:
+    return id(config.micro_batch), config.four_bit, config.sharded, config.recompute == "offload"
 
 
 def _kind(config: RunConfig) -> tuple[bool, bool, bool]:
@@ -252,7 +256,7 @@ def _run_configs(plan: PlanInput, machine: Machine, count: int) -> list[tuple[in
 
 
 def _candidate(plan: PlanInput, machine: Machine, count: int, config: RunConfig) -> Candidate:
-    machine = speed.with_measured(machine, config.four_bit)
+    machine = speed.with_measured(machine, config.four_bit, plan.measured)
     rehearsal = plan.rehearse(config.micro_batch, config.recompute, config.four_bit, machine.kind)
     parts = memory(rehearsal, plan.table, machine, count if config.sharded else 1, cpu_offload=plan.cpu_offload)
     need, available = sum(parts.values()), machine.memory * (1 - plan.table.headroom)

@@ -149,11 +149,10 @@ def rehearse(
     heights, periods = _heights(layers, lowest, period, whole=whole)
 
     def run(height: int, *, apart: bool) -> tuple[Step, dict[str, int]]:
-        link, offload = _MetaLink(), recompute == "offload"
-        make = _on_meta.__wrapped__ if offload else _on_meta  # the hooks of offloading stay with a model
+        link = _MetaLink()
         with device_kind.stand_for(device, capability), _autocast_on_meta():
             with meta_ops.Remembering():
-                model, *trained = make(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
+                model, *trained = _on_meta(architecture, adapter, dtype, height, bits, optim, momentum, fast_paths)
                 wrap.recompute_layers(load.base_of(model), recompute, link)
             with _without_numbers(architecture.config), skeleton.masks_on_meta():
                 forests = not apart and forward.use_forest_attention(model)

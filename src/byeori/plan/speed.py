@@ -100,7 +100,8 @@ def _file() -> Path:
     return cache_folder.cache_folder() / "measured_speed.json"
 
 
-def _recorded() -> dict[str, list[float]]:
+def recorded() -> dict[str, list[float]]:
+    """Return the shares of the peak that runs here reached, the last ones of every device and kind of weights."""
     try:
         return json_record(_file(), dict[str, list[float]])
     except ByeoriError:  # none yet, or not ours
@@ -109,7 +110,7 @@ def _recorded() -> dict[str, list[float]]:
 
 def record(measured: Measured) -> None:
     """Add a share to the file in the cache that later plans read; a plan is worth no error, so none is raised."""
-    known, key = _recorded(), _key(measured.device, measured.four_bit)
+    known, key = recorded(), _key(measured.device, measured.four_bit)
     known[key] = [*known.get(key, []), round(measured.share, 4)][-_KEPT:]
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +119,9 @@ def record(measured: Measured) -> None:
         return
 
 
-def with_measured(machine: Machine, four_bit: bool) -> Machine:
-    """Return the machine with the shares of its peak that runs here have reached, if there were any."""
-    shares = _recorded().get(_key(machine.name, four_bit), [])
+def with_measured(machine: Machine, four_bit: bool, known: dict[str, list[float]]) -> Machine:
+    """Return the machine with the shares of its peak that runs here have reached; known: of `recorded`."""
+    shares = known.get(_key(machine.name, four_bit), [])
     shares = [share for share in shares if isinstance(share, float) and share > 0]
     if not shares:
         return machine
