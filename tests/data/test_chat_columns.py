@@ -158,4 +158,4 @@ def test_a_history_that_is_no_list_of_pairs() -> None:
 
 def test_a_system_prompt_that_is_no_text() -> None:
     with pytest.raises(TemplateError, match=r"the column `system` is not text \(a list\)"):
-        conversation(TALK | {"system": ["Be brief."]})
+        conversation(TALK | {"system": [{"image": "x"}]})

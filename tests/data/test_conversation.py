@@ -27,6 +27,8 @@ def read(*messages: dict[str, Any], **row: Any) -> Conversation:
     [
         {"messages": [user("Q"), assistant("A")]},
         {"messages": json.dumps([user("Q"), assistant("A")])},
+        {"messages": repr([user("Q"), assistant("A")])},  # as pandas writes it into a CSV file
+        {"messages": [user("Q"), assistant("A", prefix=False, model="m", language="English", toxic=False)]},
         {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
         {"conversation": [{"role": "User", "content": "Q"}, {"role": "Assistant", "content": "A"}]},
         {"dialog": [{"from": "user", "value": "Q"}, {"from": "bot", "value": "A"}]},

@@ -68,6 +68,15 @@ def test_rows_of_one_answer(row: dict[str, Any], expected: tuple[str, str]) -> N
     [
         ({"INSTRUCTION": "Q", "RESPONSE": "A"}, r"columns INSTRUCTION, RESPONSE; write one, .*{INSTRUCTION}"),  # oasst
         ({"article": "Q", "summary": "A"}, r"columns article, summary; write one, .*{article}"),
+        ({"article": "Q", "highlights": "A", "id": "1"}, r"write one, .*{article}.*{highlights}'`"),
+        ({"dialogue": "A: Q", "summary": "A"}, r"write one, .*{dialogue}.*{summary}'`"),  # SAMSum
+        (
+            {"context": "C", "question": "Q", "answers": {"text": ["A"]}, "id": "1"},
+            r"{context}.*{question}.*{answers}'",
+        ),
+        ({"질문": "Q", "답변": "A", "출처": "B"}, r"write one, .*{질문}.*{답변}'`"),
+        ({"Question": "Q", "Complex_CoT": "R", "Response": "A"}, "question=Question reasoning=Complex_CoT answer=Resp"),
+        ({"input": "Q", "reasoning_content": "R", "content": "A"}, "question=input .* answer=content`"),
         ({"message_1": "Q", "message_2": "A"}, r"columns message_1, message_2; write one"),  # camel_ai
         ({"question": "Q", "choices": ["x"], "solution": "S", "explanation": "E"}, "write one"),  # explainchoice
         ({"question": "Q", "choices": ["x", "y"], "answer": "x"}, "the column 'choices' looks like a part"),

@@ -224,7 +224,7 @@ def test_alpaca_without_input_has_no_input_block() -> None:
         ("[[{q} {a}", "[[ is not closed"),
         ("{q}]] {a}", "']]' does not match"),
         ("[[{q} [[{r}]]]] {a}", "'[[' does not match"),
-        ("only words", "has no column, so there is no answer to train; for example `--template"),
+        ("only words", "has no column, so there is no answer to train; write one, for example `--template"),
         ("", "has no column"),
         ("{q} [[{a}]]", "the answer {a} is inside [[ ]]; move it out"),
         ("{a} {q} {a}", "the answer {a} is also in the prompt, which would give it away"),

@@ -151,7 +151,7 @@ def _check_columns(settings: TrainSettings | PreviewSettings, chosen: Template |
         kind = row_kinds.PREFERENCE if isinstance(settings, DpoSettings) else row_kinds.ANSWER
     if chosen is not None or settings.template is not None:
         row_kinds.for_text(kind, settings.text_column).check_columns(columns, chosen)
-    elif kind is row_kinds.ANSWER:  # for pairs the types of the columns decide as well
+    elif kind is row_kinds.ANSWER and "text" not in columns:  # its values decide as well, and those of pairs
         template.choose(columns)
 
 

@@ -103,7 +103,7 @@ def check_columns(columns: list[str]) -> None:
     Raises:
         TemplateError: if there is none.
     """
-    if not chat_columns.has_conversation(columns):
+    if not chat_columns.has_conversation(columns) and "text" not in columns:
         names = [name for name in columns if not name.startswith("__")]
         raise TemplateError(
             "the template `chat` reads the column `messages` (or `conversations`), and the columns are "

@@ -7,16 +7,20 @@ What the columns are called comes from the formats of OpenAI, ShareGPT, LLaMA-Fa
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from byeori.data.message_forms import ITEMS, Turn, turns_in_one_form
+from byeori.data.rendered_text import hh_turns, rendered_turns
 from byeori.errors import TemplateError
 
-COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-"""Columns of a row that may hold the messages; the first that holds something is read."""
-SYSTEM = ("system", "system_prompt")
+COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "contents")
+"""Columns of a row that may hold the messages; the first that holds some is read."""
+SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 """Columns that may hold the system message."""
 CONTEXT_COLUMNS = (*SYSTEM, "tools", "functions")
 """Columns beside the messages that belong to the conversation."""
@@ -27,48 +31,53 @@ EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 
 _ASKED = ("prompt", "instruction", "question", "query", "input")
 _ANSWERED = ("completion", "output", "answer", "response", "generation")
-_SINGLE = (*_ASKED, *_ANSWERED, "history", *REASONING)
+_SINGLE = (*_ASKED, *_ANSWERED, "answers", "history", "text", *REASONING)
 # what a question is about or chooses from, and answers that are better than the one beside them (Axolotl's names)
 _BESIDE = ("context", "article", "passage", "choices", "options", "reflection", "corrected", "revision")
 _CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
 ONLY_TEXT = "byeori trains text alone, also on models that see images"
 CARRYING = (*COLUMNS, *CONTEXT_COLUMNS, *_ASKED, "history", *REASONING, *_CALLS, *_MEDIA, *_BESIDE)
 """Columns that look as if the model should see them: a row whose example lacks them is refused."""
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-Turn = Mapping[str, Any]
+_OBJECTS = re.compile(r"\s*\[?\s*\{\s*['\"]")
 
 
 def parsed(value: object) -> Any:
-    """Return JSON text of a list or an object as that; anything else as it is."""
+    """Return JSON text of a list or an object as that, and Python's, which pandas writes; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            return _literal(value)
     return value
 
 
-def hh_turns(value: object) -> list[Turn]:
-    """Return the turns of HH-RLHF's text, "\\n\\nHuman: ...\\n\\nAssistant: ..."; none if it is other text."""
-    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
-        return []
-    pieces = _HH_TURN.split(value)[1:]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[name], "content": text.strip()} for name, text in zip(pieces[::2], pieces[1::2], strict=True)
-    ]
+def _literal(text: str) -> Any:
+    """Python's text of a list of objects, or of one; other text as it is."""
+    if not _OBJECTS.match(text):
+        return text
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # "\d" in a text
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def is_turns(value: object) -> bool:
     """Return whether a value is a list of turns with roles, JSON text of one, or HH-RLHF's text."""
     turns = parsed(value)
-    listed = isinstance(turns, (list, tuple)) and bool(turns) and all(map(_has_role, turns))
+    listed = (
+        isinstance(turns, (list, tuple)) and bool(turns) and all(map(_is_turn, turns)) and any(map(_has_role, turns))
+    )
     return listed or bool(hh_turns(value))
 
 
-def _has_role(turn: object) -> bool:
-    return isinstance(turn, Mapping) and any(isinstance(turn.get(key), str) for key in ("role", "from"))
+def _has_role(turn: Turn) -> bool:
+    return any(isinstance(turn.get(key), str) for key in ("role", "from"))
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, Mapping) and (_has_role(turn) or turn.get("type") in ITEMS)
 
 
 def list_of_turns(value: object, name: str) -> list[Turn]:
@@ -80,7 +89,7 @@ def list_of_turns(value: object, name: str) -> list[Turn]:
     turns = hh_turns(value) or parsed(value)
     if not (isinstance(turns, (list, tuple)) and turns and all(isinstance(turn, Mapping) for turn in turns)):
         raise TemplateError(f"the column `{name}` is not a list of turns with a role and a text each")
-    return list(turns)
+    return list(turns_in_one_form(turns))
 
 
 def turns_of_row(row: Mapping[str, object]) -> tuple[list[Turn], int]:
@@ -89,25 +98,37 @@ def turns_of_row(row: Mapping[str, object]) -> tuple[list[Turn], int]:
     Raises:
         TemplateError: if no column holds any.
     """
-    for name in COLUMNS:
-        if row.get(name) not in EMPTY:
-            return list_of_turns(row[name], name), 0
+    if name := _talk(row):
+        return list_of_turns(row[name], name), 0
     asked, answered = (_first(row, names) for names in (_ASKED, _ANSWERED))
     turns, fixed = question_of_row(row), 0
     if answered and is_turns(row[answered]):
         fixed, turns = len(turns), [*turns, *list_of_turns(row[answered], answered)]
+    elif asked and _is_calls(row):
+        turns = [*turns, {"role": "assistant", "content": "", "tool_calls": row["answers"]}]
     elif answered and asked:
         fixed = len(turns) if is_turns(row[asked]) else 0
         reasoning = {name: row[name] for name in REASONING if row.get(name) not in EMPTY}
         turns = [*turns, {"role": "assistant", "content": row[answered], **reasoning}]
+    turns = turns or rendered_turns(row.get("text"))
     if not turns:
         raise TemplateError("the column `messages` is empty or not a list of turns with a role and a text each")
     return turns, fixed
 
 
+def _is_calls(row: Mapping[str, object]) -> bool:
+    """Return whether `answers` are calls of the row's tools, as in xLAM's data."""
+    calls = parsed(row.get("answers")) if row.get("tools") not in EMPTY else None
+    return (
+        isinstance(calls, list)
+        and bool(calls)
+        and all(isinstance(call, Mapping) and call.get("name") for call in calls)
+    )
+
+
 def question_of_row(row: Mapping[str, object]) -> list[Turn]:
     """Return the turns before the answer, of a row whose columns hold one question: with its history and its input."""
-    name = next((name for name in COLUMNS if row.get(name) not in EMPTY), _first(row, _ASKED))
+    name = _talk(row) or _first(row, _ASKED)
     if name is None:
         return []
     if name in COLUMNS or is_turns(row[name]):
@@ -120,12 +141,34 @@ def question_of_row(row: Mapping[str, object]) -> list[Turn]:
 
 
 def needs_chat(row: Mapping[str, object]) -> bool:
-    """Return whether a row of one question has more beside it than the built-in templates have a place for."""
+    """Return whether a row's question is messages, or has more beside it than built-in templates have a place for."""
     asked = _first(row, _ASKED)
-    beside = ["history", "tools", "functions", "system_prompt", *REASONING]
+    beside = ["history", "tools", "functions", *SYSTEM[1:], *REASONING]
     beside += ["system"] if asked == "prompt" else []
     beside += ["input"] if asked not in ("instruction", "input") else []
-    return asked is not None and any(parsed(row.get(name)) not in EMPTY for name in beside)
+    if asked is None:
+        return False
+    return any(parsed(row.get(name)) not in EMPTY for name in beside) or is_turns(row[asked])
+
+
+def _talk(row: Mapping[str, object]) -> str | None:
+    """The column of the messages. SAMSum's `dialogue` and others of that name may be plain text."""
+    held = [name for name in COLUMNS if row.get(name) not in EMPTY]
+    return next((name for name in held if name in COLUMNS[:2] or not is_plain(row[name])), None)
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value is text, and not that of a list of turns."""
+    return isinstance(value, str) and not is_turns(value)
+
+
+def plain_columns(rows: Iterable[Mapping[str, object]]) -> set[str]:
+    """Return the columns that are called as those of messages are, and hold plain text in all of these rows."""
+    values = [{name: row[name] for name in COLUMNS if row.get(name) not in EMPTY} for row in rows]
+    names = {name for found in values for name in found}
+    return {
+        name for name in names if name not in COLUMNS[:2] and all(is_plain(found.get(name, "")) for found in values)
+    }
 
 
 def _first(row: Mapping[str, object], names: Iterable[str]) -> str | None:
@@ -149,7 +192,9 @@ def _history(value: object) -> Iterator[Turn]:
 
 def has_conversation(columns: Sequence[str]) -> bool:
     """Return whether a table has columns that a conversation can be read from."""
-    return bool(set(COLUMNS) & set(columns)) or all(set(names) & set(columns) for names in (_ASKED, _ANSWERED))
+    if set(COLUMNS) & set(columns) or {"answers", "tools"} <= set(columns):
+        return True
+    return all(set(names) & set(columns) for names in (_ASKED, _ANSWERED))
 
 
 def has_question(columns: Sequence[str]) -> bool:
@@ -174,7 +219,7 @@ def check_nothing_is_left_out(
         TemplateError: naming the column.
     """
     if read is None:
-        first = _first(row, COLUMNS) or _first(row, _ASKED) or ""
+        first = _talk(row) or _first(row, _ASKED) or ""
         beside = () if first in COLUMNS else ("input", "history", *REASONING)
         read = {*CONTEXT_COLUMNS, first, *beside}
     left = [name for name in CARRYING if name not in read and parsed(row.get(name)) not in EMPTY]

@@ -11,7 +11,7 @@ turn that is not known is an error, and so is a column beside the messages whose
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from byeori.data.chat_columns import (
     parsed,
     turns_of_row,
 )
+from byeori.data.message_forms import text_of_part
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 
@@ -38,6 +39,11 @@ _KNOWN_ROLES = {"system", "developer", "user", "assistant", "tool", "function_ca
 _SWITCHES = ("weight", "loss", "train", "masked")  # OpenAI, ms-swift, Axolotl, Axolotl
 _TURN_KEYS = {"role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id"}
 _TURN_KEYS |= {*REASONING, *_SWITCHES}
+# about a message, not in it: WildChat, LMSYS-Chat, OpenAI's and Anthropic's answers
+_TURN_KEYS |= {"id", "message_id", "uid", "timestamp", "created", "created_at", "model", "language", "lang", "usage"}
+_TURN_KEYS |= {"toxic", "redacted", "hashed_ip", "country", "state", "header", "openai_id", "turn_identifier"}
+_TURN_KEYS |= {"finish_reason", "stop_reason", "stop_sequence"}
+_MEANINGLESS = (("prefix", False), ("type", "message"))  # Mistral, OpenAI's Responses
 
 Turns = Literal["all", "last"]
 Message = dict[str, Any]
@@ -113,6 +119,10 @@ def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
         system = row.get(name)
         if system in EMPTY or (isinstance(system, str) and not system.strip()):
             continue
+        if isinstance(system, Mapping):  # Gemini's
+            system = system.get("parts", system)
+        if isinstance(system, (list, tuple)) and all(text_of_part(part) is not None for part in system):
+            system = "\n\n".join(str(text_of_part(part)) for part in system)
         if not isinstance(system, str):
             raise TemplateError(f"the column `{name}` is not text (a {type(system).__name__})")
         if not messages or messages[0]["role"] not in ("system", "developer"):
@@ -129,7 +139,8 @@ def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
 
 def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
     """One turn in the form that chat templates read, and whether its keys let it be trained."""
-    if unknown := [key for key, value in turn.items() if key not in _TURN_KEYS and value not in EMPTY]:
+    unknown = [key for key, value in turn.items() if key not in _TURN_KEYS and value not in EMPTY]
+    if unknown := [key for key in unknown if (key, turn[key]) not in _MEANINGLESS]:
         raise TemplateError(
             f"message {number} has the key {unknown[0]!r}, which would not be trained; remove it, or write what it "
             "holds into the content"
@@ -171,10 +182,8 @@ def _text(value: object, number: int) -> str:
 
 
 def _part(part: object, number: int) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-        return str(part["text"])
+    if (text := text_of_part(part)) is not None:
+        return text
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise TemplateError(f"message {number} has a part of type {kind!r}; {ONLY_TEXT}, so leave such rows out")
 
@@ -199,12 +208,23 @@ def _tools(value: object, name: str) -> Sequence[Any]:
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, (list, tuple)):
         raise TemplateError(f"the column `{name}` is not a list of tools, nor JSON text of one")
-    return [_wrapped(parsed(tool)) for tool in tools]
+    return [wrapped for tool in tools for wrapped in _wrapped(parsed(tool))]
 
 
-def _wrapped(tool: Any) -> Any:
-    bare = isinstance(tool, Mapping) and isinstance(tool.get("name"), str) and "function" not in tool
-    return {"type": "function", "function": tool} if bare and "type" not in tool else tool
+def _wrapped(tool: Any) -> Iterator[Any]:
+    declared = tool.get("functionDeclarations") if isinstance(tool, Mapping) else None
+    if isinstance(declared, (list, tuple)):  # Gemini's
+        for function in declared:
+            yield from _wrapped(function)
+        return
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str) or "function" in tool:
+        yield tool
+        return
+    function = {key: value for key, value in tool.items() if key not in ("type", "input_schema", "cache_control")}
+    if "input_schema" in tool:  # Anthropic's
+        yield {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
+    else:
+        yield {"type": "function", "function": function} if tool.get("type", "function") == "function" else tool
 
 
 def _calls(value: object, number: int) -> list[dict[str, Any]]:

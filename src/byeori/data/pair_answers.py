@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from byeori.data import chat_columns, template
-from byeori.data.chat_columns import EMPTY, hh_turns, is_turns, list_of_turns, question_of_row
+from byeori.data.chat_columns import EMPTY, is_turns, list_of_turns, question_of_row
 from byeori.data.conversation import Message, conversation
+from byeori.data.rendered_text import hh_turns
 from byeori.data.template import Template
 from byeori.errors import TemplateError
 from byeori.support.text_files import one_line

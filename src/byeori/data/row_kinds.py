@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from byeori.data import chat, chat_columns, documents, pair_answers, preference, template
+from byeori.data.rendered_text import rendered_turns
 from byeori.data.template import Template
 from byeori.data.tokenize import Encoding, Example, encode_row, encode_turns
 from byeori.errors import TemplateError
@@ -87,7 +88,14 @@ def _check_preference(columns: Sequence[str], chosen: Template | None) -> None:
 
 def _choose(rows: Dataset) -> str:
     first = rows.select(range(min(len(rows), _GLANCE)))
-    return template.CHAT if any(map(chat_columns.needs_chat, first)) else template.choose(rows.column_names)
+    if any(map(chat_columns.needs_chat, first)) and chat_columns.has_conversation(rows.column_names):
+        return template.CHAT
+    try:
+        return template.choose(rows.column_names, texts=chat_columns.plain_columns(first))
+    except TemplateError:
+        if "text" in rows.column_names and all(rendered_turns(row["text"]) for row in first):
+            return template.CHAT
+        raise
 
 
 def _encode_answer(row: Row, encoding: Encoding) -> list[Example]:

@@ -21,12 +21,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from byeori.data import chat_columns
+from byeori.data.column_names import EXAMPLE, example_for
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 from byeori.support.suggestions import nearest, nearest_file
@@ -46,7 +47,6 @@ _OTHER_ROWS = {
     "the columns `prompt` and `completion`",
 }
 """Columns of rows that others train and byeori does not, and what to do."""
-_EXAMPLE = "for example `--template '### Question:\\n{question}\\n\\n### Answer:\\n{answer}'`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,7 +241,7 @@ def parse(text: str, name: str = "inline", *, lenient: bool = False) -> Template
     parts = _parts(text, name)
     columns = [index for index, part in enumerate(parts) if part.column]
     if not columns:
-        raise TemplateError(f"template {name} has no column, so there is no answer to train; {_EXAMPLE}")
+        raise TemplateError(f"template {name} has no column, so there is no answer to train; {EXAMPLE}")
     answer = columns[-1]
     column = parts[answer].column
     if parts[answer].block:
@@ -339,36 +339,29 @@ def is_file(spec: str) -> bool:
         return False
 
 
-def choose(columns: list[str], *, with_answer: bool = True) -> str:
+def choose(columns: list[str], *, with_answer: bool = True, texts: Collection[str] = ()) -> str:
     """Return the name of the built-in template whose columns the data has.
 
-    with_answer: if False, only the prompt's columns are compared.
+    with_answer: if False, only the prompt's columns are compared. texts: columns that hold no messages, whatever they
+        are called.
 
     Raises:
         TemplateError: if none fits; the sentence shows how to write one.
     """
-    if with_answer and ("messages" in columns or "conversations" in columns):
+    talks = [name for name in columns if name not in texts]
+    if with_answer and ("messages" in talks or "conversations" in talks):
         return CHAT
     for name, text in shipped().items():
         template = parse(text, name)
         needed = set(template.prompt_columns) | ({template.answer_column} if with_answer else set())
         if needed - template.optional_columns <= set(columns):
             return name
-    if chat_columns.has_conversation(columns) if with_answer else chat_columns.has_question(columns):
+    if chat_columns.has_conversation(talks) if with_answer else chat_columns.has_question(talks):
         return CHAT
     own = [name for name in columns if not name.startswith("__")]
     if other := next((name for name in _OTHER_ROWS if name in columns), None):
         raise TemplateError(f"the column {other!r} holds {_OTHER_ROWS[other]}")
-    names, example = one_line(", ".join(own), 1000), _example(own) if with_answer else _EXAMPLE
+    names, example = one_line(", ".join(own), 1000), example_for(own) if with_answer else EXAMPLE
     pairs = "; or use `byeori dpo`, which trains on such pairs" if {"chosen", "rejected"} <= set(columns) else ""
     whole = f"; or train all of its text with --text_column {own[0]}" if with_answer and len(own) == 1 else ""
-    raise TemplateError(f"no built-in template fits the columns {names}; write one, {example}{pairs}{whole}")
-
-
-def _example(columns: list[str]) -> str:
-    """Show how to write a template, with the data's first and last column if their names are plain."""
-    if len(columns) < 2 or not all(re.fullmatch(r"[\w .-]+", name) for name in columns):
-        return _EXAMPLE
-    prompt, answer = columns[0], columns[-1]
-    text = f"### {prompt}:\\n{{{prompt}}}\\n\\n### {answer}:\\n{{{answer}}}"
-    return f"for example `--template '{text}'`, whose last column is the answer"
+    raise TemplateError(f"no built-in template fits the columns {names}; {example}{pairs}{whole}")

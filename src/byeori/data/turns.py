@@ -203,9 +203,10 @@ class _Renderer:
         for number, message in enumerate(self.messages[:count], 1):
             _, content = _reasoning(message)
             if not _holds(text, content):
+                instead = "call its role system" if message["role"] == "developer" else "remove the message"
                 raise TemplateError(
                     f"the tokenizer's chat template leaves out the text of message {number} ({message['role']}); "
-                    "give a --chat_template that writes it, or remove the message"
+                    f"give a --chat_template that writes it, or {instead}"
                 )
             self._check_calls(message, text, number)
         for tool in self.tools or ():
