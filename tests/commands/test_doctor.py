@@ -17,6 +17,7 @@ from byeori.support import cgroups
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("byeori.model.first_use._REPEATS", 1)
+    monkeypatch.setattr("byeori.model.trial._LENGTH", 128)
 
 
 def test_a_sound_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,18 +61,25 @@ def _printed(capsys: pytest.CaptureFixture[str], **settings: Any) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_output_in_at_most_twelve_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    for how in (
-        {"shape": SHAPE},
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"shape": SHAPE, "beta": 0.1},
         {"base_model": str(EXAMPLES / "llama-2-ko-7b"), "cpu_offload": True, "nproc": 2, "micro_batch_size": 1},
-        {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "beta": 0.1, "batch_size": 8, "cutoff_len": 512},
-    ):
-        lines = _printed(capsys, **how)
-        assert 7 <= len(lines) <= 12
-        assert lines[-1].startswith("Next: byeori rent or byeori plan --write run.yaml")
-        assert any(line.startswith("Cheapest") and " h " in line + " h " and "$" in line for line in lines)
-        assert any(line.startswith("Prices: ") for line in lines)
-        assert not [line for line in lines if " x 2 " in line and line.startswith(("Cheapest", "Smallest"))]
+        pytest.param(
+            {"base_model": str(EXAMPLES / "Qwen1.5-72B"), "beta": 0.1, "batch_size": 8, "cutoff_len": 512},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["shape", "7B", "72B"],
+)
+def test_the_output_in_at_most_twelve_lines(how: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = _printed(capsys, **how)
+    assert 7 <= len(lines) <= 12
+    assert lines[-1].startswith("Next: byeori rent or byeori plan --write run.yaml")
+    assert any(line.startswith("Cheapest") and " h " in line + " h " and "$" in line for line in lines)
+    assert any(line.startswith("Prices: ") for line in lines)
+    assert not [line for line in lines if " x 2 " in line and line.startswith(("Cheapest", "Smallest"))]
 
 
 def test_the_output_for_the_tutorials_7b_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -307,7 +307,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
 """
 
 
-@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("verify", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, verify: bool) -> None:
     sizes, peaks = [], []
     for layers in (3, 30):
