@@ -12,9 +12,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from byeori.errors import ModelError
 from byeori.export.merge import merge
 from byeori.model import adapter as adapters
+from byeori.model import load, text_model
 from byeori.model.adapter import Variant
+from shrunk import shrunk
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
 SIZES = {
@@ -102,3 +105,30 @@ def test_in_bfloat16_as_a_run_saves_it(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "adapter")
     result = merge(adapter=tmp_path / "adapter", base=str(tmp_path / "base"), output_dir=tmp_path / "merged")
     assert result.verdict == "equal", result.notes
+
+
+def test_layers_that_are_stored_in_parts_or_together(tmp_path: Path) -> None:
+    """MiniMax M3's shared experts are one layer in the model and two in its files; HRM's layers the other way round."""
+    for kind in ("minimax_m3_vl", "hrm_text"):
+        torch.manual_seed(0)
+        config = shrunk(transformers.CONFIG_MAPPING[kind]())
+        text_model.auto_class(config).from_config(config).save_pretrained(tmp_path / kind)
+        model = load.load_model(str(tmp_path / kind), dtype=torch.float32, device=torch.device("cpu"))
+        name = "shared_experts.gate_up_proj" if kind == "minimax_m3_vl" else "mlp.gate_proj"
+        tuned = adapters.attach(model, r=2, alpha=6, dropout=0, targets=[name], seed=1)
+        for key, parameter in tuned.named_parameters():
+            if "lora_B" in key:
+                torch.nn.init.normal_(parameter, std=0.2)
+        tuned.save_pretrained(tmp_path / f"{kind}-adapter")
+        how: dict[str, Any] = {"adapter": tmp_path / f"{kind}-adapter", "base": str(tmp_path / kind)}
+        if kind == "hrm_text":
+            with pytest.raises(ModelError, match=r"together with other weights, and the adapter .* cannot be merged"):
+                merge(**how, output_dir=tmp_path / "not")
+            return
+        merge(**how, output_dir=tmp_path / "merged", verify=False)
+        merged = load.load_model(str(tmp_path / "merged"), dtype=torch.float32, device=torch.device("cpu"))
+        right = tuned.merge_and_unload().state_dict()
+        changed = [key for key in right if name in key]
+        assert changed
+        for key, value in merged.state_dict().items():
+            torch.testing.assert_close(value, right[key], rtol=1e-5, atol=1e-6)

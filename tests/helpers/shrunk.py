@@ -70,6 +70,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "ministral": {"head_dim": 8},
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "moshi": {"sliding_window": 256},  # as long as its positions
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,

@@ -5,8 +5,8 @@ one: A [experts * r, in], an expert's rows together, and B [out, r * experts], a
 
     W[e] + scale * B[e] A[e], or its transpose where a model stores experts as [in, out]
 
-Where a base's files hold experts one by one, the change of the whole parameter is taken apart by transformers' own
-conversion, as it takes apart the parameter itself when it saves a model.
+Where a base's files hold experts one by one, or a layer that is one in the model as several, the change of the whole
+parameter is taken apart by transformers' own conversion, as it takes apart the parameter itself when it saves a model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def factors(change: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def whole_change(change: Any) -> torch.Tensor:
     """Return what a change adds to a parameter, in float32."""
-    left, right = factors(change)
+    left, right = factors(change) if change.experts else (read(change.b).float(), read(change.a).float())
     added: torch.Tensor = change.scale * (left @ right)
     return added
 

@@ -174,7 +174,7 @@ def _check_modules(
     unknown = [
         parameter
         for parameter, change in changes.items()
-        if parameter not in stored and not (change.experts and parameter in names.fused)
+        if parameter not in stored and not (parameter in names.fused and _adds_only(change))
     ]
     if not unknown:
         return
@@ -188,7 +188,8 @@ def _check_modules(
             f"{base} is stored quantized ({method}) in a way that byeori does not open; give "
             "--base_model_name_or_path the folder of the full-precision model that it was made from"
         )
-    if unknown[0] in names.fused:
+    taken_apart = any(len(converter.target_patterns) > 1 for _, converter in names.fused.values())
+    if unknown[0] in names.fused or (taken_apart and unknown[0] in names.shapes):
         raise ModelError(
             f"{base} stores {unknown[0]} together with other weights, and the adapter {adapter} changes it alone "
             f"({len(unknown)} modules): that cannot be merged into its files; serve the adapter unmerged"
@@ -200,10 +201,10 @@ def _check_modules(
 
 
 def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
-    """The changes of tensors of the files that transformers makes parameters of experts of."""
+    """The changes of tensors of the files that transformers makes one parameter of: experts, or a fused layer."""
     parts: dict[str, Change] = {}
     for parameter, change in changes.items():
-        if change.experts and parameter in names.fused:
+        if parameter in names.fused and _adds_only(change):
             keys = tuple(key for key, _ in names.fused[parameter][0])
             change = replace(change, transposed=parameter in names.transposed)
             if change.shape != names.shapes[parameter]:
@@ -215,6 +216,12 @@ def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
             fused = expert_changes.Fused(parameter=parameter, keys=keys, load=load, model=names.model)
             parts |= dict.fromkeys(keys, Change(module=change.module, fused=fused))
     return parts
+
+
+def _adds_only(change: Change) -> bool:
+    """Whether a change is s B A alone, of which parts can be added to parts of the weight."""
+    others = change.whole or change.magnitude or change.token_rows or change.added
+    return change.a is not None and change.b is not None and not others
 
 
 def _merged(

@@ -23,7 +23,7 @@ from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
 from byeori.kernels import device_kind, dispatch, forest_attention, patch, state_layers
 from byeori.kernels.lm_head import SIZES, target_logprobs
-from byeori.model import load, sharding
+from byeori.model import load, sharding, text_model
 from byeori.model.device_batch import DeviceBatch, place
 from byeori.model.text_model import text_config
 
@@ -206,10 +206,7 @@ def choose(model: Any, examples: list[Example]) -> str | None:
         raise
     except Exception as error:  # as above
         logging.getLogger(__name__).debug("not on text", exc_info=error)
-        raise ModelError(
-            f"transformers' {causal.config.model_type} does not run on rows of text here: it may need images, audio, a "
-            "source text, or weights that are not quantized; give a decoder like Qwen or Llama"
-        ) from error
+        raise ModelError(text_model.not_for_text(causal)) from error
     return reason
 
 

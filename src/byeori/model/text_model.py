@@ -124,3 +124,11 @@ def linear_targets(causal: Any) -> list[str] | None:
     lasts = {name: ending(name) for name in kept}
     targets = {name if lasts[name] in never else lasts[name] for name in kept}
     return sorted(targets) if never or excluded(causal) else None
+
+
+def not_for_text(causal: Any) -> str:
+    """Return what is said of a model that does not run on rows of text."""
+    return (
+        f"transformers' {causal.config.model_type} does not run on rows of text here: it may need images, audio, a "
+        "source text, or weights that are not quantized; give a decoder like Qwen or Llama"
+    )
