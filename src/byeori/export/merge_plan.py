@@ -174,7 +174,7 @@ def _check_modules(
     unknown = [
         parameter
         for parameter, change in changes.items()
-        if parameter not in stored and not (parameter in names.fused and _adds_only(change))
+        if parameter not in stored and not _adds_to_parts(parameter, change, names)
     ]
     if not unknown:
         return
@@ -204,7 +204,7 @@ def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
     """The changes of tensors of the files that transformers makes one parameter of: experts, or a fused layer."""
     parts: dict[str, Change] = {}
     for parameter, change in changes.items():
-        if parameter in names.fused and _adds_only(change):
+        if _adds_to_parts(parameter, change, names):
             keys = tuple(key for key, _ in names.fused[parameter][0])
             change = replace(change, transposed=parameter in names.transposed)
             if change.shape != names.shapes[parameter]:
@@ -218,10 +218,12 @@ def _parts(changes: dict[str, Change], names: Names) -> dict[str, Change]:
     return parts
 
 
-def _adds_only(change: Change) -> bool:
-    """Whether a change is s B A alone, of which parts can be added to parts of the weight."""
+def _adds_to_parts(parameter: str, change: Change, names: Names) -> bool:
+    """Whether a change is s B A alone, of a parameter made of several tensors that make no other one."""
+    if parameter not in names.fused or change.a is None or change.b is None:
+        return False
     others = change.whole or change.magnitude or change.token_rows or change.added
-    return change.a is not None and change.b is not None and not others
+    return not others and len(names.fused[parameter][1].target_patterns) == 1
 
 
 def _merged(
