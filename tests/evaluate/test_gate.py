@@ -105,6 +105,8 @@ def test_the_exit_code_is_3_and_the_report_is_there(trained: Path, title_rows: P
     assert "Traceback" not in done.stderr and (tmp_path / "report" / "report.html").is_file()
     with pytest.raises(GateError, match=r"chrf\.low > 99"):
         byeori.publish(folder=adapter, repo_id="user/name", dry_run=True, fail_unless="chrf.low > 99")
+    with pytest.raises(ConfigError, match="about general rows; give byeori compare --retention FILE"):
+        gate.parse(["retention.loss.high < 1"], ["chrf"])
     with pytest.raises(ConfigError, match="there is no measure 'label'"):
         byeori.publish(folder=adapter, repo_id="user/name", dry_run=True, fail_unless=["label.low > 0"])
     assert byeori.publish(folder=adapter, repo_id="user/name", dry_run=True, fail_unless="rows == 6").dry_run

@@ -72,6 +72,8 @@ def _parse(text: str, names: Sequence[str], baselines: Sequence[str]) -> Conditi
         advice = f"give one of {parts}" if parts else f"the measures are {', '.join(names)}"
         raise ConfigError(f"{flag}: {path!r} is not a number of the comparison{near}; {advice}")
     if bare not in names:
+        if RETENTION in bare and not any(RETENTION in known for known in names):
+            raise ConfigError(f"{flag}: it is about general rows; give byeori compare --retention FILE")
         raise ConfigError(f"{flag}: there is no measure {bare!r}{nearest(bare, names)}; they are {', '.join(names)}")
     if rival and part not in PARTS[:3]:
         raise ConfigError(f"{flag}: of a lead there are low, mean and high, and no {part!r}")

@@ -220,7 +220,7 @@ class LivePage:
         step = seen.last["step"]
         page = pages.render(
             "train/live.html.j2",
-            refresh=round(_PAGE_SECONDS) if running else 0,
+            script="train/live.js" if running else "",
             title=self._title,
             state=state,
             running=running,

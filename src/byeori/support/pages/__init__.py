@@ -28,11 +28,10 @@ _MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 
 
-def render(template: str, *, script: str = "", refresh: int = 0, **values: Any) -> str:
+def render(template: str, *, script: str = "", **values: Any) -> str:
     """Return a page as one HTML string, to be written as UTF-8. Values that are None are shown as a dash.
 
     template, script: files of the package, such as "evaluate/report.html.j2"; the page may run this script alone.
-    refresh: seconds after which a browser loads the page again, 0 for never.
     """
     code = asset(script) if script else ""
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
@@ -45,7 +44,6 @@ def render(template: str, *, script: str = "", refresh: int = 0, **values: Any) 
             css=Markup(asset("support/pages/page.css")),
             script=Markup(code),
             script_source=f"'sha256-{digest}'" if code else "'none'",
-            refresh=refresh,
         )
     )
 
