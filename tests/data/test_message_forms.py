@@ -138,6 +138,32 @@ def test_reasoning_before_a_call() -> None:
     assert (message["reasoning_content"], message["tool_calls"]) == ("R", [CALL])
 
 
+@pytest.mark.parametrize("summary", ["R", ["R"], [{"type": "summary_text", "text": "R"}]])
+def test_no_reasoning_is_lost(summary: Any) -> None:
+    said = {"role": "assistant", "reasoning_content": "earlier", "content": "A"}
+    items = [{"role": "user", "content": "Q"}, {"type": "reasoning", "summary": summary}, said]
+    assert conversation({"messages": items}).messages[1]["reasoning_content"] == "earlier\n\nR"
+    with pytest.raises(TemplateError, match="message 2 has two different texts of reasoning"):
+        conversation({"messages": [items[0], said | {"thinking": "later"}]})
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "reasoning", "summary": [3, None, {"text": 4}]},
+        {"type": "reasoning", "content": {"text": 4}},
+        {"type": "function_call", "name": 3},
+        {"type": "function_call", "arguments": "("},
+        {"role": "assistant", "content": [{"type": "tool_use"}]},
+        {"role": "assistant", "content": [{"functionCall": {}}]},
+        {"role": "assistant", "parts": "x"},
+    ],
+)
+def test_what_cannot_be_read_is_an_error(item: dict[str, Any]) -> None:
+    with pytest.raises(TemplateError):
+        conversation({"messages": [{"role": "user", "content": "Q"}, item, {"role": "assistant", "content": "A"}]})
+
+
 def test_answers_that_are_calls_as_in_xlam() -> None:
     row = {"query": "Q", "answers": '[{"name": "weather", "arguments": {"city": "서울"}}]', "tools": [TOOL]}
     assert conversation(row).messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}

@@ -162,8 +162,13 @@ def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
         message["tool_calls"] = _calls(calls, number)
     elif value is None and turn.get("reasoning_content") in EMPTY:
         raise TemplateError(f"message {number} has no content")
-    if reasoning := next((turn[key] for key in REASONING if turn.get(key) not in EMPTY), None):
-        message |= dict.fromkeys(REASONING, _text(reasoning, number))
+    reasoning = [_text(turn[key], number) for key in REASONING if turn.get(key) not in EMPTY]
+    if len(set(reasoning)) > 1:
+        raise TemplateError(
+            f"message {number} has two different texts of reasoning; keep one of {', '.join(REASONING)}"
+        )
+    if reasoning:
+        message |= dict.fromkeys(REASONING, reasoning[0])
     message |= {key: turn[key] for key in ("name", "tool_call_id") if turn.get(key) not in EMPTY}
     return message, _trains(turn, number)
 

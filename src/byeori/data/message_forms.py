@@ -48,8 +48,11 @@ def turns_in_one_form(turns: Iterable[Turn]) -> Iterator[Turn]:
 def _item(item: Turn, thoughts: list[Any]) -> Iterator[Turn]:
     """An item of OpenAI's Responses; reasoning is kept for the message or the call that follows."""
     if item["type"] == "reasoning":
-        found = [part["text"] for key in ("summary", "content") for part in item.get(key) or () if part.get("text")]
-        thoughts += [{"type": "reasoning", "text": text} for text in found]
+        for key in ("summary", "content"):
+            parts = item.get(key) or ()
+            for part in parts if isinstance(parts, (list, tuple)) else [parts]:
+                text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+                thoughts.append({"type": "reasoning", "text": text} if isinstance(text, str) else part)
     elif item["type"] == "function_call_output":
         yield {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
     else:
@@ -76,7 +79,8 @@ def _sorted(rest: dict[str, Any], parts: Iterable[Any]) -> Iterator[Turn]:
     if calls:
         rest["tool_calls"] = [*(rest.get("tool_calls") or ()), *calls]
     if reasoning:
-        rest["reasoning_content"] = "\n\n".join(reasoning)
+        before = rest.get("reasoning_content")
+        rest["reasoning_content"] = "\n\n".join([before, *reasoning] if isinstance(before, str) else reasoning)
     if texts or calls or reasoning or not results:
         yield {**rest, "content": texts}
 
@@ -117,11 +121,15 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
 def _result(result: Mapping[str, Any]) -> dict[str, Any]:
     content = result.get("content", result.get("response"))
     if isinstance(content, (list, tuple)) and not all(text_of_part(part) is None for part in content):
-        content = [json.dumps(part["json"], ensure_ascii=False) if _is_json(part) else part for part in content]
+        content = [_as_text(part["json"]) if _is_json(part) else part for part in content]
     elif not isinstance(content, str):
-        content = json.dumps(content, ensure_ascii=False)
+        content = _as_text(content)
     found = {"role": "tool", "content": content, "name": result.get("name")}
     return found | {"tool_call_id": result.get("tool_use_id") or result.get("toolUseId")}
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _is_json(part: object) -> bool:
