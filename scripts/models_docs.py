@@ -2,6 +2,7 @@
 
 python scripts/models_docs.py               all of them, on two cores (JOBS=1: one); a stopped run goes on where it was
 python scripts/models_docs.py llama qwen3   these alone, the other rows of the page stay
+python scripts/models_docs.py --kept        none: the page of the rows that a stopped run left, and of its former ones
 
 Rows are computed by processes that this one starts, and kept in models-output/ until the page is written. A row that
 takes longer than LIMIT stops its process and gets a sentence.
@@ -44,6 +45,8 @@ def compute(names: list[str]) -> None:
         if os.getppid() != started_by:  # which was stopped
             return
         start, path = time.perf_counter(), KEPT / f"{name}.json"
+        if path.exists():  # another process of the same run has it
+            continue
         begun = model_table.Row(name=name, trains=f"did not end within {LIMIT} s", built=False, cells={})
         path.write_text(json.dumps(asdict(begun)))
         faulthandler.dump_traceback_later(LIMIT, exit=True)
@@ -142,7 +145,8 @@ def main() -> None:
     """Compute all rows or those that are named, and write the page."""
     import model_table
 
-    names = sys.argv[1:] or list(model_table.NAMES)
+    kept = sys.argv[1:] == ["--kept"]
+    names = [] if kept else sys.argv[1:] or list(model_table.NAMES)
     KEPT.mkdir(exist_ok=True)
     for path in KEPT.iterdir():
         if "seconds" not in json.loads(path.read_text()):  # stopped in the middle of it
@@ -153,12 +157,13 @@ def main() -> None:
         list(pool.map(computed, groups))
     rows = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in KEPT.iterdir()}
     known = {row["name"]: row for row in json.loads(FOUND.read_text())} if sys.argv[1:] and FOUND.exists() else {}
-    known |= {name: rows[name] for name in names}
+    known |= rows if kept else {name: rows[name] for name in names}
     found = [known[name] for name in sorted(known)]
     FOUND.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for korean, name in ((False, "models.md"), (True, "models.ko.md")):
         (ROOT / "docs" / name).write_text(page(korean, found), encoding="utf-8")
-    shutil.rmtree(KEPT)
+    if not kept:
+        shutil.rmtree(KEPT)
     seconds = sum(rows[name].get("seconds", LIMIT) for name in names)
     print(f"{len(names)} architectures in {seconds:.0f} s of one process")
 

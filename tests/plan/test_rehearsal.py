@@ -11,12 +11,12 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import zoo
 from byeori.data.tokenize import Example
-from byeori.errors import ModelError
+from byeori.errors import ConfigError, ModelError
 from byeori.kernels import patch
 from byeori.losses.base import Objective
 from byeori.losses.preference import Preference, preference
 from byeori.losses.sft import SFT
-from byeori.model import forward, quantize
+from byeori.model import forward, quantize, skeleton
 from byeori.model.adapter import Variant
 from byeori.plan import measured_step, meta_quantized, rehearsal
 from byeori.plan.rehearsal import Adapter
@@ -253,3 +253,11 @@ def test_layers_with_states(kind: str, recompute: str) -> None:
 def test_a_config_of_no_model() -> None:
     with pytest.raises(ModelError, match="no model can be made of this llama config"):
         rehearsal.architecture(_config("llama", hidden_act="no_such_thing"))
+
+
+def test_a_shape_by_the_names_of_config_json() -> None:
+    """Qwen3-30B-A3B's file has num_experts and head_dim, which its class keeps under another name and not at all."""
+    config = skeleton.config_of(["model_type=qwen3_moe", "num_experts=16", "head_dim=64"])
+    assert (config.num_local_experts, config.head_dim) == (16, 64)
+    with pytest.raises(ConfigError, match="a qwen3_moe config has no num_expert"):
+        skeleton.config_of(["model_type=qwen3_moe", "num_expert=16"])

@@ -46,7 +46,8 @@ def config_of(shape: Sequence[str]) -> Any:
         config = AutoConfig.for_model(kind, **values)
     except Exception as error:  # each config class has checks of its own
         raise ConfigError(f"--shape: no {kind} model has these sizes: {one_line(error, 200)}") from None
-    if unknown := [name for name in values if name not in type(config)().to_dict()]:
+    known = {*type(config)().to_dict(), *type(config).attribute_map, "head_dim"}  # which models read if it is there
+    if unknown := [name for name in values if name not in known]:
         raise ConfigError(f"--shape: a {kind} config has no {', '.join(unknown)}")
     return config
 
