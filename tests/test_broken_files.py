@@ -163,6 +163,7 @@ def test_no_memory_is_a_sentence(error: Exception, command: str, run: Any, monke
 
 HARMLESS: list[tuple[str, str, Edit | None, tuple[str, ...]]] = [
     ("publish", "adapter/adapter_config.json", field("target_modules", {"a": 1}), ()),
+    ("publish", "adapter/template.txt", another("template.txt"), ()),
     ("chat", "adapter/template.txt", content("제목: {title}".encode()), ()),
 ]
 

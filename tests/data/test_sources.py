@@ -613,6 +613,23 @@ def test_row_names_of_a_folder_and_a_glob(here: Path) -> None:
     assert [hub.name(row) for row in range(3)] == ["row 1 of user/name", "row 2 of user/name", "row 1 of a.csv"]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("dataset_info.json", b'{"a": "\xff\xfe"}'),
+        ("state.json", b'{"_data_files": 5}'),
+        ("state.json", b'{"_format_columns": 5, "_data_files": [{"filename": "data-00000-of-00001.arrow"}]}'),
+        ("state.json", b"[]"),
+        ("state.json", b"[" * 9999),
+    ],
+)
+def test_damaged_notes_of_a_saved_dataset(file: str, text: bytes, here: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(here / "saved")
+    (here / "saved" / file).write_bytes(text)
+    with pytest.raises(DataError, match=r"saved (is damaged or not|has no rows or is damaged|has values)"):
+        load_rows([str(here / "saved")])
+
+
 def names(paths: list[str], **settings: Any) -> list[str]:
     table = sources.load_rows(paths, **settings)
     return [table.name(row) for row in range(len(table.rows))]

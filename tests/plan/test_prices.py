@@ -73,6 +73,11 @@ def test_bad_prices(text: str, words: str, tmp_path: Path) -> None:
         ("gpu,provider,usd_per_gpu_hour\nH1000,x,2\n", "line 2 names an unknown GPU 'H1000'"),
         ("gpu,provider,usd_per_gpu_hour\nT4,x,1\nH100,x,\n", "line 3: the price of H100 is ''"),
         ("gpu,provider,usd_per_gpu_hour,kind\nT4,x,1,weekly\n", "line 2: kind is one of on-demand, secure, spot"),
+        (
+            "gpu,usd_per_gpu_hour,least\nT4,1," + "9" * 5000,
+            "line 2: kind is one of on-demand, secure, spot, and least a",
+        ),
+        ("gpu,usd_per_gpu_hour\nT4," + "9" * 200_000, "cannot read the prices file"),
         ("gpu,provider,usd_per_gpu_hour\n", "holds no prices; its columns are gpu, provider, usd_per_gpu_hour"),
     ],
 )

@@ -101,6 +101,33 @@ def test_runs_of_the_command_line_appear(trained: Path, tmp_path: Path) -> None:
         assert meant(html)[1].max_steps == 12
 
 
+def test_damaged_files_of_runs_and_jobs_are_shown_or_left_out(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    with (run / "byeori.yaml").open("a", encoding="utf-8") as file:
+        file.write('template: "half a pair \\udfff"\nnum_epochs: many\n')
+    (run / "report.html").touch()
+    (run / "metrics.json").write_text('{"tuned": {"chrf": 1}, "difference": {"chrf": {"mean": "a"}}}', encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").touch()
+    (tmp_path / "other" / "metrics.json").symlink_to("nowhere")
+    with (run / "train_log.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 10, "loss": 1, "epoch": "a", "learning_rate": [], "peak_memory_bytes": null}\n')
+    for name, text in (
+        ("plan.json", '{"predicted": {"peak_bytes": []}}'),
+        ("audit.json", "[" * 9999),
+        ("trackers.json", "5"),
+    ):
+        (run / name).write_text(text, encoding="utf-8")
+    job = tmp_path / ".byeori-studio" / "jobs" / "20260101-000000"
+    job.mkdir(parents=True)
+    (tmp_path / "judgements.jsonl").write_text("[" * 9999, encoding="utf-8")
+    with studio(tmp_path) as client:
+        for command in ('"sft"', "{}", "5"):
+            (job / "job.json").write_text(f'{{"command": {command}, "output": "run", "started": 1}}', encoding="utf-8")
+            for page in ("", "train?run=run", "train-live?run=run", "try?run=run", "compare", "ship?run=run", "plan"):
+                assert client.get(f"/{page}").status_code < 500, page
+
+
 def test_a_run_of_the_command_line_is_stopped(folder: Path) -> None:
     words = ["sft", "model", "rows.jsonl", "--output_dir", "out", "--num_epochs", "10000", "--cutoff_len", "512"]
     process = subprocess.Popen([sys.executable, "-m", "byeori", *words], cwd=folder, stderr=subprocess.DEVNULL)

@@ -126,12 +126,12 @@ def reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except UnicodeDecodeError:
-        with open_bytes(path) as lines:
-            raise DataError(not_utf8(path, lines)) from None
     except RecursionError:
         raise DataError(f"{path} has values that are nested hundreds of times; remove them.") from None
     except (ValueError, OverflowError, pa.ArrowException) as error:
+        if isinstance(error, UnicodeDecodeError) and path.is_file():
+            with open_bytes(path) as lines:
+                raise DataError(not_utf8(path, lines)) from None
         kind = path.suffix.lower().removeprefix(".") or "datasets folder"
         raise DataError(f"{path} is damaged or not {kind} ({one_line(error)}); write it again.") from None
     except (OSError, *DAMAGED) as error:

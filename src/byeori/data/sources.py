@@ -284,7 +284,7 @@ def _load_saved(folder: Path, split: str) -> Dataset:
     try:
         with reading(folder):
             saved = datasets.load_from_disk(str(folder))
-    except LookupError:  # no Arrow files, or no list of them
+    except (LookupError, TypeError, AttributeError):  # no Arrow files, no list of them, or a number in its place
         raise DataError(f"{folder} has no rows or is damaged; save it again.") from None
     if not isinstance(saved, datasets.DatasetDict):
         return saved

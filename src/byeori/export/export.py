@@ -250,7 +250,7 @@ def _model_folder(saved: SavedModel) -> Iterator[Path]:
         names = (layout.CONFIG, _GENERATION, INDEX)
         for path in base.iterdir():
             if path.suffix == ".safetensors" or path.name in names:
-                (folder / path.name).symlink_to(path.resolve())
+                (folder / path.name).symlink_to(path.absolute())
         own = tokenizer_files.there(saved.folder) and not tokenizer_files.same_tokens(saved.folder, base)
         template = saved.tokenizer.chat_template
         tokenizer_files.copy(saved.folder if own else base, folder, chat_template=template)

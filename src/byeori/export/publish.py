@@ -9,6 +9,7 @@ token comes from the login or HF_TOKEN, and appears in no message.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def _is_file(path: Path) -> bool:
     Raises:
         ModelError: if it is a link out of its folder, which could lead to anything.
     """
-    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+    leads_to = Path(os.path.realpath(path))  # of a loop, where `resolve` raises, a name in it
+    if path.is_symlink() and not leads_to.is_relative_to(path.parent.resolve()):
         raise ModelError(f"{path} is a link out of its folder, which is not published; copy the file there instead")
     return path.is_file()
 

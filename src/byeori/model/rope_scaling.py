@@ -100,7 +100,7 @@ def view(base: Path, rope: Rope | None, name: str) -> Path:
         with atomic_files.disk_errors(folder), atomic_files.new_folder(folder) as temporary:
             for path in base.iterdir():
                 if path.name not in (_CONFIG, _ORIGIN):
-                    (temporary / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+                    (temporary / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
             (temporary / _ORIGIN).write_text(name, encoding="utf-8")
             (temporary / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder

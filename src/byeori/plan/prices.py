@@ -10,6 +10,7 @@ import datetime
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from byeori.errors import ConfigError
 from byeori.support import atomic_files, cache_folder
 from byeori.support.suggestions import nearest
+from byeori.support.text_files import read_text
 from byeori.support.yaml_files import yaml_mapping
 
 STALE_DAYS = 60
@@ -89,17 +91,16 @@ def offers(prices: Iterable[Price], gpu: str, count: int = 1, *, spot: bool = Fa
 def _table(path: Path, gpus: Sequence[str]) -> list[Price]:
     prices = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file), 2):
-                where = f"{path} line {number}"
-                kind, least = row.get("kind") or "on-demand", row.get("least") or "1"
-                if kind not in KINDS or not least.isdecimal() or not int(least):
-                    raise ConfigError(f"{where}: kind is one of {', '.join(KINDS)}, and least a number of GPUs")
-                values = {name: row.get(name) or "" for name in ("provider", "source")}
-                gpu, usd = row.get("gpu") or "", row.get("usd_per_gpu_hour")
-                common: dict[str, Any] = {"gpu": gpu, "usd": usd, "date": row.get("date"), "where": where, "gpus": gpus}
-                prices.append(_price(**common, kind=kind, least=int(least), **values))
-    except (OSError, UnicodeDecodeError) as error:
+        for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path, ConfigError))), 2):
+            where = f"{path} line {number}"
+            kind, least = row.get("kind") or "on-demand", row.get("least") or "1"
+            if kind not in KINDS or not re.fullmatch("[1-9][0-9]{0,4}", least):
+                raise ConfigError(f"{where}: kind is one of {', '.join(KINDS)}, and least a number of GPUs")
+            values = {name: row.get(name) or "" for name in ("provider", "source")}
+            gpu, usd = row.get("gpu") or "", row.get("usd_per_gpu_hour")
+            common: dict[str, Any] = {"gpu": gpu, "usd": usd, "date": row.get("date"), "where": where, "gpus": gpus}
+            prices.append(_price(**common, kind=kind, least=int(least), **values))
+    except (OSError, csv.Error) as error:
         raise ConfigError(f"cannot read the prices file {path}: {error}") from None
     if not prices:
         raise ConfigError(f"{path} holds no prices; its columns are {', '.join(f.name for f in fields(Price))}")

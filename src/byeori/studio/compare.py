@@ -15,6 +15,7 @@ from byeori.evaluate import verdict
 from byeori.studio import command_form, pages, plan, questions, runs, trying
 from byeori.studio.workspace import Workspace
 from byeori.support import language
+from byeori.support.pages import finite
 
 _MEASURES = {"chrf": 1, "rouge_l": 1, "exact": 1, "stopped": 1, "length": 1, "loss": 3}
 
@@ -70,12 +71,13 @@ def _comparisons(space: Workspace, spoken: str) -> list[dict[str, Any]]:
 
 def _numbers(metrics: dict[str, Any], spoken: str) -> dict[str, Any]:
     numbers = {}
+    tuned, difference = (part if isinstance(part, dict) else {} for part in map(metrics.get, ("tuned", "difference")))
     for name, digits in _MEASURES.items():
-        value, apart = (metrics.get("tuned") or {}).get(name), (metrics.get("difference") or {}).get(name)
-        if isinstance(value, int | float) and isinstance(apart, dict):
-            change = " ".join(f"{apart[key]:+.{digits}f}" for key in ("mean",) if apart.get(key) is not None)
-            bounds = [apart.get("low"), apart.get("high")]
-            between = f"{bounds[0]:+.{digits}f} … {bounds[1]:+.{digits}f}" if None not in bounds else ""
+        value, apart = finite(tuned.get(name)), difference.get(name)
+        if value is not None and isinstance(apart, dict):
+            mean, low, high = (finite(apart.get(key)) for key in ("mean", "low", "high"))
+            change = "" if mean is None else f"{mean:+.{digits}f}"
+            between = "" if low is None or high is None else f"{low:+.{digits}f} … {high:+.{digits}f}"
             numbers[name] = (f"{value:.{digits}f}", change, between)
     return {"numbers": numbers, "verdict": verdict_of(metrics, spoken)}
 

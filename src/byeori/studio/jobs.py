@@ -17,16 +17,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from byeori import config
 from byeori.commands import checks
-from byeori.errors import ConfigError, GateError
+from byeori.errors import ByeoriError, ConfigError, GateError
 from byeori.studio import settings_text
 from byeori.studio.workspace import Workspace
 from byeori.support import file_lock
+from byeori.support.foreign_files import json_record
 from byeori.support.text_files import redacted, visible
 
 COMMANDS: dict[str, type[config.Settings]] = {
@@ -46,6 +51,12 @@ _SCRIPT = 'cd -- "$1" && shift; trap : INT TERM; "$@"; echo $? >"$job/exit.new";
 _STATES = {0: "done", GateError.exit_code: "gate not met", 130: "stopped", 143: "stopped", 137: "killed"}
 _TAIL = 20_000  # bytes of output that are shown
 _children: list[subprocess.Popen[bytes]] = []  # to be waited for, or they would stay as zombies
+
+
+class _Facts(TypedDict):
+    command: str
+    output: str
+    started: Annotated[float, Field(ge=0, le=1e11)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,11 +184,8 @@ def every(workspace: Workspace) -> list[Job]:
     """Return all jobs, the newest first."""
     found = []
     for path in sorted((workspace.state / "jobs").glob("*/job.json"), reverse=True):
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            found.append(Job(folder=path.parent, **{name: facts[name] for name in ("command", "output", "started")}))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        with suppress(ByeoriError):
+            found.append(Job(folder=path.parent, **json_record(path, _Facts)))
     return found
 
 

@@ -129,7 +129,7 @@ class Log:
             if "loss" not in line:
                 continue
             seconds, tokens = _number(line.get("seconds")) or 0.0, _number(line.get("tokens")) or 0.0
-            self.last = line
+            self.last = _numbers(line)
             self.seconds += seconds
             self.tokens += int(tokens)
             self.recent = seconds if not self.recent else 0.9 * self.recent + 0.1 * seconds
@@ -154,7 +154,7 @@ def last_step(path: Path) -> dict[str, Any]:
                 for text in reversed(lines[length < size :]):  # the first may be half a line
                     for line in _parsed([text]):
                         if isinstance(line, dict) and "loss" in line and _number(line.get("step")) is not None:
-                            return line
+                            return _numbers(line)
                 if length >= size:
                     return {}
                 length *= 8
@@ -174,6 +174,10 @@ def _parsed(lines: list[bytes]) -> list[Any]:
         return []
     middle = len(lines) // 2
     return _parsed(lines[:middle]) + _parsed(lines[middle:])
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if _number(value) is not None}
 
 
 def _number(value: object) -> float | None:

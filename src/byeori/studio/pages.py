@@ -83,7 +83,8 @@ def render(request: Request, name: str, /, status: int = 200, **values: Any) -> 
         "back": request.url.path.rpartition("/")[2] + (f"?{request.url.query}" if request.url.query else ""),
     }
     with language.speaking(spoken(request)):
-        return HTMLResponse(_environment().get_template(name).render(shared | values), status)
+        text = _environment().get_template(name).render(shared | values)
+    return HTMLResponse(text.encode("utf-8", "replace"), status)  # half a surrogate in a file that is shown
 
 
 def go(place: str) -> Response:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from byeori.errors import ByeoriError
 from byeori.evaluate.engines.base import Side
 from byeori.studio.workspace import Workspace
 from byeori.support import atomic_files
+from byeori.support.foreign_files import json_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +116,7 @@ def ask(
 def read(path: Path) -> dict[str, Any]:
     """Return the mapping in a JSON file; {} without one."""
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        loaded = json_file(path)
+    except ByeoriError:
         return {}
     return loaded if isinstance(loaded, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import signal
@@ -12,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from byeori.artifacts import layout
-from byeori.errors import ConfigError
+from byeori.errors import ByeoriError, ConfigError
 from byeori.studio import jobs
 from byeori.studio.jobs import Job
 from byeori.studio.log_curves import Log, last_step, log_of
 from byeori.studio.workspace import Workspace
 from byeori.support import file_lock
+from byeori.support.foreign_files import json_file
+from byeori.support.yaml_files import yaml_mapping
 from byeori.train.output_dir import LOCK
 
 _LONGEST = 5_000_000  # bytes of a JSON or YAML file that is read
@@ -87,10 +86,12 @@ class Run:
         last, settings = self.last, self.settings()
         if not last or not last.get("epoch"):
             return None
-        per_epoch = last["step"] / last["epoch"]
-        total = math.ceil(round(per_epoch * float(settings.get("num_epochs", 3)), 3))
-        steps = settings.get("max_steps")
-        return min(total, int(steps)) if steps else total
+        try:
+            total = math.ceil(round(last["step"] / last["epoch"] * float(settings.get("num_epochs", 3)), 3))
+            steps = settings.get("max_steps")
+            return min(total, int(steps)) if steps else total
+        except (TypeError, ValueError, OverflowError):  # of settings that somebody changed
+            return None
 
     def read(self, name: str) -> dict[str, Any]:
         """Return one of its JSON files; {} without one."""
@@ -164,8 +165,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)  # a page that follows a run asks for the same each second
 def _loaded(path: Path, version: tuple[int, ...]) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        loaded = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        loaded = json_file(path) if path.suffix == ".json" else yaml_mapping(path, what="settings", advice="copy it")
+    except ByeoriError:
         return {}
     return loaded if isinstance(loaded, dict) else {}

@@ -17,6 +17,7 @@ from byeori.errors import ConfigError
 from byeori.studio import charts, jobs, pages, plan, runs
 from byeori.studio.runs import Run
 from byeori.studio.workspace import Workspace
+from byeori.support.pages import finite
 
 _GIB = 2**30
 _MOST_OVERLAID = 11  # studio.css has twelve styles
@@ -110,7 +111,9 @@ def _facts(space: Workspace, run: Run, total: int | None) -> list[tuple[str, str
     facts.append(("learning rate", f"{last.get('learning_rate', 0):.2e}"))
     facts.append(("tokens per second", f"{log.tokens / log.seconds:,.0f}" if log.seconds else "–"))
     memory = f"{last.get('peak_memory_bytes', 0) / _GIB:.2f} GiB"
-    planned = run.read(layout.PLAN).get("predicted", {}).get("peak_bytes") or _planned_bytes(space, run)
+    predicted = run.read(layout.PLAN).get("predicted")
+    peak = finite(predicted.get("peak_bytes")) if isinstance(predicted, dict) else None
+    planned = peak or _planned_bytes(space, run)
     facts.append(("peak memory", memory))
     if planned:
         facts.append(("planned memory", f"{planned / _GIB:.2f} GiB"))

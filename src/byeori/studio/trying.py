@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from dataclasses import replace
@@ -28,6 +27,7 @@ from byeori.studio.jobs import Job
 from byeori.studio.questions import Question
 from byeori.studio.workspace import Workspace
 from byeori.support import atomic_files
+from byeori.support.foreign_files import json_lines
 from byeori.support.text_files import read_text
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
@@ -161,10 +161,9 @@ def counts(space: Workspace) -> dict[str, dict[str, Any]]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        loaded = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        return list(json_lines(path))
+    except OSError:
         return []
-    return [line for line in loaded if isinstance(line, dict)]
 
 
 # ---- what a person does ----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from byeori.errors import ConfigError
 from byeori.model import demo_model
 from byeori.support import atomic_files, hub
 from byeori.support.text_files import redacted
+from byeori.support.yaml_files import yaml_mapping
 
 _STATE = ".byeori-studio"
 _MOST_FILES = 50_000  # that a scan of the folder looks at
@@ -188,7 +189,6 @@ class Workspace:
 
     def _drafts(self) -> dict[str, Any]:
         try:
-            loaded = yaml.safe_load((self.state / "draft.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            return yaml_mapping(self.state / "draft.yaml", what="settings", advice="delete it")
+        except ConfigError:
             return {}
-        return loaded if isinstance(loaded, dict) else {}
