@@ -299,3 +299,14 @@ def test_sft_with_embeddings_and_head(tied: bool, title_rows: Path, tmp_path: Pa
             .replace("lora_embedding_B", "lora_embedding_B.default")
         ]
         assert torch.equal(found, tensor)
+
+
+def test_what_a_layer_returns_may_be_written_into() -> None:
+    """Gemma 3n multiplies it in place; autograd forbids that for a view made in a function of its own."""
+    x = torch.randn(2, 3, 32, dtype=torch.float64)
+    layer, plain = one_layer(0.0)
+    found = [
+        [*torch.autograd.grad(each(x).mul_(3.0).square().sum(), [each.lora_A["default"].weight])]
+        for each in (layer, plain)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)

@@ -21,6 +21,7 @@ from byeori.plan import candidates, machines, measured_step, meta_quantized, reh
 from byeori.plan.machines import GIB, Machine
 from byeori.plan.rehearsal import Adapter
 from byeori.train import optim
+from shrunk import shrunk
 
 ALL = Adapter(r=3, alpha=5, dropout=0.0, targets=("all-linear",))
 HEADER = [5] * 40
@@ -272,3 +273,10 @@ def test_the_zoo_prunes_in_a_rehearsal_as_it_does_in_a_run() -> None:
         real = rehearsal.build(model, adapter, torch.float32, device="cpu", fast_paths=("norms", "heads", "last_layer"))
         if last_layer.is_pruned(skeleton.layers_of(real)[-1]):
             assert rehearsal.architecture(model).prunes
+
+
+@pytest.mark.parametrize("kind", ["gemma3n_text", "glm5_next"])
+def test_code_that_writes_in_place_or_selects_by_a_mask(kind: str) -> None:
+    """Gemma 3n scales a projection in place; GLM 5's indexer takes what a mask selects, which counts as all of it."""
+    model = shrunk(skeleton.config_of([f"model_type={kind}"]))
+    assert _rehearsed(model, _long(64)).flops > 0

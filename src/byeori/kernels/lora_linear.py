@@ -205,7 +205,7 @@ def project_backward(
 
 
 class _FusedLora(torch.autograd.Function):
-    """y as above. Gradients (g = dy, h = drop(x) A^T, u = s g B):
+    """y [T, out] as above. Gradients (g = dy, h = drop(x) A^T, u = s g B):
 
     dx = g W + drop'(u A), dA = u^T drop(x), dB = s g^T h; W and b are frozen.
     A quantized W (4 or 8 bit) is dequantized in each direction and never saved.
@@ -218,16 +218,22 @@ class _FusedLora(torch.autograd.Function):
         (y,), (h,) = project(x.reshape(-1, x.shape[-1]), [to], drop)
         ctx.save_for_backward(None if h is None else x, h)
         ctx.to, ctx.drop = to, drop
-        return y.view(*x.shape[:-1], -1)
+        ctx.shape = x.shape
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, h = ctx.saved_tensors
-        g = grads[0].reshape(-1, grads[0].shape[-1])
+        (g,) = grads
         rows, wanted = (None if x is None else x.reshape(len(g), -1)), ctx.needs_input_grad[0]
         to_x, (to_a, to_b) = project_backward([g], rows, [h], [ctx.to], wanted=wanted, drop=ctx.drop)
-        to_x = to_x.view(*grads[0].shape[:-1], -1) if to_x is not None else None
-        return to_x, None, None, to_a, to_b, None, None, None
+        return to_x if to_x is None else to_x.view(ctx.shape), None, None, to_a, to_b, None, None, None
+
+
+def _fused(x: torch.Tensor, *how: Any) -> torch.Tensor:
+    """y [.., out]. A view made inside the function could not be written into, as Gemma 3n does."""
+    y: torch.Tensor = _FusedLora.apply(x, *how)
+    return y.view(*x.shape[:-1], -1)
 
 
 def output(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -235,7 +241,7 @@ def output(module: Any, x: torch.Tensor) -> torch.Tensor:
     part = projection(module) if type(module) is torch.nn.Linear else None
     if part is None:
         return module(x)
-    return _FusedLora.apply(x, part.weight, part.bias, None, None, 1.0, None, None)
+    return _fused(x, part.weight, part.bias, None, None, 1.0, None, None)
 
 
 def fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -248,7 +254,7 @@ def fused_forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torc
     if name in self.lora_magnitude_vector:
         return _dora(self, x, Projection(weight=base.weight, bias=base.bias, a=a, b=b, unpack=unpack))
     drop = draw_mask(_rate(self), x) if torch.compiler.is_compiling() else draw(_rate(self))
-    y = _FusedLora.apply(x, base.weight, base.bias, a, b, self.scaling[name], drop, unpack)
+    y = _fused(x, base.weight, base.bias, a, b, self.scaling[name], drop, unpack)
     bias = self.lora_B[name].bias
     return y if bias is None else y + (self.scaling[name] * bias).to(y.dtype)
 
@@ -261,9 +267,9 @@ def _dora(layer: Any, x: torch.Tensor, part: Projection) -> torch.Tensor:
     name = layer.active_adapters[0]
     scale, dropped = layer.scaling[name], layer.lora_dropout[name](x) if _rate(layer) else x
     c = layer.lora_magnitude_vector[name].weight / _lengths(layer, part, scale)
-    y = _FusedLora.apply(dropped, part.weight, None, part.a, part.b, scale, None, part.unpack) * c.to(x.dtype)
+    y = _fused(dropped, part.weight, None, part.a, part.b, scale, None, part.unpack) * c.to(x.dtype)
     if dropped is not x:
-        y = y + _FusedLora.apply(x - dropped, part.weight, None, None, None, 1.0, None, part.unpack)
+        y = y + _fused(x - dropped, part.weight, None, None, None, 1.0, None, part.unpack)
     return y if part.bias is None else y + part.bias
 
 

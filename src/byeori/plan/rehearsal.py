@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.fx.experimental import _config as fx_config
 
 from byeori.data.tokenize import Example
 from byeori.errors import ByeoriError, ModelError
@@ -194,9 +195,13 @@ def _either(run: Callable[..., tuple[Step, dict[str, int]]], heights: list[int])
 
 @contextmanager
 def _without_numbers(config: Any) -> Iterator[None]:
-    """Turn whatever a model's code raises, because tensors have no numbers, into a ModelError."""
+    """Turn whatever a model's code raises, because tensors have no numbers, into a ModelError.
+
+    What a mask selects counts as all of it: the most that a run can need.
+    """
     try:
-        yield
+        with fx_config.patch(meta_nonzero_assume_all_nonzero=True):
+            yield
     except ByeoriError:
         raise
     except Exception as error:  # any model's code
