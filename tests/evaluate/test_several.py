@@ -17,6 +17,7 @@ from byeori.artifacts import layout
 from byeori.errors import GateError
 from byeori.evaluate import several
 from byeori.evaluate.intervals import holm, p_value, paired_interval, t_quantile
+from byeori.evaluate.report_numbers import rows_of
 from byeori.model import load
 from tiny_models import short_sft
 
@@ -86,6 +87,22 @@ def test_names_of_runs() -> None:
     assert several.names(["a/run", "b/run/", "base"], "stack") == ["run", "run-2", "base-run", "stack"]
 
 
+def test_a_run_that_is_doubted_is_not_called_better() -> None:
+    base = {name: {"chrf": [0.0 + row % 3 for row in range(30)]} for name in ("honest", "leaked")}
+    tuned = {
+        "honest": {"chrf": [20.0 + row % 4 for row in range(30)]},
+        "leaked": {"chrf": [90.0 + row % 5 for row in range(30)]},
+    }
+    runs = {name: {"findings": [{"undermines": name == "leaked"}]} for name in tuned}
+    result = {"rows": 30, "heading": "chrF", "measure": "chrf", "runs": runs, "pairs": several.pairs_of(base, tuned)}
+    said = several.sentence(result)
+    assert said.startswith(
+        "The score of leaked is no proof that the task was learned; the report says why. In chrF, honest"
+    )
+    assert "honest is better than base" in said and "leaked scores higher than honest" in said
+    assert [line[-1] for line in several.table(result)] == ["better", "higher score", "higher score"]
+
+
 # ---- the command ------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +155,9 @@ def test_the_combination_equals_that_of_peft(
 
     result = run([trained, other], title_rows, tmp_path / "report", combine=kind)
     assert list(result.metrics["runs"]) == [trained.name, other.name, kind]
+    seen = {name: rows_of(of_run, "trained_on") for name, of_run in result.metrics["runs"].items()}
+    assert seen[kind] == sorted({*seen[trained.name], *seen[other.name]}) != []  # it was trained on what they were
+    assert "The training rows are not here" not in str(result.metrics)
     assert len(result.metrics["pairs"]) == 6
     folder = tmp_path / "report" / f"{kind}-adapter"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from byeori.evaluate import compare as comparison
 from byeori.evaluate import verdict as evaluation
 from byeori.evaluate.engines.base import Sampling, check_prompts
 from byeori.evaluate.generate import OpenEngine
+from byeori.evaluate.report_numbers import rows_of
 from byeori.support import atomic_files, console
 from byeori.support.cache_folder import cache_folder
 from byeori.support.console import say
@@ -132,8 +134,13 @@ def say_begun(what: str, rows: int, kept: Journal) -> None:
         say("A part of this was computed before; continuing with the rest")
 
 
-def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the items of a comparison and the content of its metrics.json. kept: keeps what is computed."""
+def measure(
+    run: Prepared, kept: Journal, parts: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the items of a comparison and the content of its metrics.json. kept: keeps what is computed.
+
+    parts: the numbers of the runs that this one combines.
+    """
     own = measures.parse(run.settings.metric)
     items = comparison.compare_rows(
         run.open_engine,
@@ -158,13 +165,22 @@ def measure(run: Prepared, kept: Journal) -> tuple[list[dict[str, Any]], dict[st
         measures=own,
         judged=_judged(run.settings, items),
         trained_answers=run.trained.answers() if run.trained else (),
-        trained_rows=_trained.indices(run.trained, run.table, run.rows),
-        near_rows=near,
+        trained_rows=_seen("trained_on", parts, _trained.indices(run.trained, run.table, run.rows)),
+        near_rows=_seen("near_copies", parts, near),
         repeated=repeated,
     )
-    if run.trained is None:
+    if run.trained is None and not (parts and all(_known(part) for part in parts)):
         metrics["findings"].append(findings.training_unknown())
     return items, run.general.measure(run.open_engine, kept, metrics)
+
+
+def _seen(finding: str, parts: Sequence[Mapping[str, Any]], own: list[int]) -> list[int]:
+    """Return the rows that a run or one of its parts has seen in training."""
+    return sorted({*own, *(row for part in parts for row in rows_of(part, finding))})
+
+
+def _known(metrics: Mapping[str, Any]) -> bool:
+    return not any(finding["name"] == "training_unknown" for finding in metrics["findings"])
 
 
 def _judged(settings: CompareSettings, items: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def compare(settings: CompareSettings) -> tuple[dict[str, Any], str]:
         with journal.unfinished(output / layout.ROWS, depends_on, overwrite=again) as kept:
             rows = len(next(iter(runs.values())).rows)
             _comparison.say_begun(f"base and {len(runs)} runs", rows, kept)
-            measured = _measure(runs, kept)
+            measured = _measure(runs, kept, names[-1] if settings.combine else None)
             result = _summary(runs, measured, settings)
             verdict = several.sentence(result)
             _write(settings, runs, measured, result, verdict)
@@ -108,9 +108,15 @@ def _combine(runs: Sequence[SavedModel], settings: CompareSettings, folder: Path
     say(f"Combination of {len(runs)} adapters: {folder}")
 
 
-def _measure(runs: dict[str, Prepared], kept: Journal) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """Return items and numbers of every run. What the base answers to equal prompts is computed once."""
-    measured, done = {}, list[tuple[Prepared, Journal]]()
+def _measure(
+    runs: dict[str, Prepared], kept: Journal, combination: str | None
+) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Return items and numbers of every run. What the base answers to equal prompts is computed once.
+
+    combination: the last run, if it is one of the others: it has seen what they have.
+    """
+    measured: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {}
+    done = list[tuple[Prepared, Journal]]()
     for name, run in runs.items():
         say(f"{name}:")
         own = kept.part(f"{name} ")
@@ -118,7 +124,8 @@ def _measure(runs: dict[str, Prepared], kept: Journal) -> dict[str, tuple[list[d
             shared = tuple(prefix for prefix, equal in _equal_questions(run, other) if equal)
             found = {key: item for key, item in journaled.items.items() if key.startswith(shared)}
             own.items |= found
-        measured[name] = _comparison.measure(run, own)
+        parts = [numbers for _, numbers in measured.values()] if name == combination else []
+        measured[name] = _comparison.measure(run, own, parts)
         done.append((run, own))
     return measured
 

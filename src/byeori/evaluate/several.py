@@ -80,13 +80,19 @@ def sign_of(pair: Mapping[str, Any], name: str) -> int:
     return 1 if difference["mean"] > 0 else -1
 
 
-def word_of(pair: Mapping[str, Any], name: str, rows: int) -> str:
-    """Return better, worse, unclear or too few rows: what can be claimed of the second model."""
+def word_of(pair: Mapping[str, Any], name: str, rows: int, doubted: Sequence[str] = ()) -> str:
+    """Return better, worse, unclear or too few rows: what can be claimed of the second model.
+
+    Of a run that is doubted, and better by its score, the score is said and no more.
+    """
     if pair["difference"][name]["mean"] is None:
         return tr("not measured")
     if rows < FEWEST_ROWS:
         return tr("too few rows")
-    return (tr("unclear"), tr("better"), tr("worse"))[sign_of(pair, name)]
+    sign = sign_of(pair, name)
+    if sign and pair["second" if sign > 0 else "first"] in doubted:
+        return tr("higher score") if sign > 0 else tr("lower score")
+    return (tr("unclear"), tr("better"), tr("worse"))[sign]
 
 
 def sentence(result: Mapping[str, Any]) -> str:
@@ -95,21 +101,32 @@ def sentence(result: Mapping[str, Any]) -> str:
     rows, pairs = result["rows"], result["pairs"]
     if rows < FEWEST_ROWS:
         return f"Too few rows to tell {len(result['runs'])} runs apart: {rows}."
-    said = []
+    said, doubted = [], doubted_runs(result)
     for pair in pairs:
         sign = sign_of(pair, name)
         if sign:
             change, p = pair["difference"][name]["mean"], pair["difference"][name]["p_holm"]
             better, worse = (pair["second"], pair["first"])[::sign]
-            said.append(f"In {heading}, {better} is better than {worse} by {abs(change):.1f} (corrected p {_p(p)}).")
+            if better in doubted:
+                said.append(
+                    f"In {heading}, {better} scores higher than {worse} by {abs(change):.1f} (corrected p {_p(p)})."
+                )
+            else:
+                said.append(
+                    f"In {heading}, {better} is better than {worse} by {abs(change):.1f} (corrected p {_p(p)})."
+                )
     if not said:
         said = [f"No clear difference in {heading} between base and the {len(result['runs'])} runs."]
-    doubted = [run for run, of_run in result["runs"].items() if any(it["undermines"] for it in of_run["findings"])]
     if doubted:
-        said.append(f"The report of {', '.join(doubted)} says why a gain may prove nothing.")
+        said.insert(0, f"The score of {', '.join(doubted)} is no proof that the task was learned; the report says why.")
     if rows < SMALL_SAMPLE:
         said.append(f"With fewer than {SMALL_SAMPLE} rows this is a hint.")
     return " ".join(said)
+
+
+def doubted_runs(result: Mapping[str, Any]) -> list[str]:
+    """Return the runs of which a finding undermines a gain."""
+    return [run for run, of_run in result["runs"].items() if any(it["undermines"] for it in of_run["findings"])]
 
 
 def lead_of(of_run: Mapping[str, Any]) -> tuple[str, str]:
@@ -132,7 +149,7 @@ def table(result: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
                 number(change.mean, 1, signed=True),
                 tr("{low} to {high}", low=low, high=high),
                 pages.DASH if p is None else _p(p),
-                word_of(pair, name, result["rows"]),
+                word_of(pair, name, result["rows"], doubted_runs(result)),
             )
         )
     return lines
