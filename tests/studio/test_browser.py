@@ -189,7 +189,9 @@ def walk(language: str, model: str, steps: int, folder: Path) -> None:
     assert (folder / "judgements.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-@pytest.mark.parametrize(("keeps_path", "keeps_host"), [(False, True), (True, True), (True, False)])
+@pytest.mark.parametrize(
+    ("keeps_path", "keeps_host"), [(False, True), pytest.param(True, True, marks=pytest.mark.slow), (True, False)]
+)
 def test_behind_a_proxy_with_a_path_of_its_own(keeps_path: bool, keeps_host: bool, folder: Path) -> None:
     """As jupyter-server-proxy (which removes its path, or keeps it under proxy/absolute) and nginx (another host)."""
     with proxy(keeps_path=keeps_path, keeps_host=keeps_host) as front:
