@@ -25,7 +25,9 @@ P
 "$folder/bin/uv" pip compile -q --resolution lowest-direct $wheels --python "$folder/bin/python" \
     "$folder/direct.txt" -o "$folder/lowest.txt"
 "$folder/bin/uv" pip install -q $wheels --python "$folder/bin/python" -r "$folder/lowest.txt" \
-    pytest pytest-timeout pytest-xdist hypothesis
+    pytest pytest-timeout pytest-xdist hypothesis openpyxl odfpy xlwt zstandard aiohttp sqlalchemy 'psycopg[binary]' loguru
+# whose templates and codes the tests read; they would ask for newer versions of the others
+"$folder/bin/uv" pip install -q --no-deps --python "$folder/bin/python" trl compressed-tensors
 grep -iE "^(torch|transformers|peft|datasets|accelerate|bitsandbytes|huggingface-hub|safetensors|numpy|pydantic)==" \
     "$folder/lowest.txt"
 PYTHONPATH=src "$folder/bin/python" -m pytest -q -p no:cacheprovider -m "not real and not gpu and not slow" \

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from byeori.config import Settings, choices
-from byeori.config.base import ESSENTIAL, is_list, korean
+from byeori.config.base import is_list, korean
 from byeori.config.flags import flags, value_type
 from byeori.config.help import groups
 from byeori.support import language
@@ -102,11 +102,6 @@ def fields(kind: type[Settings], values: Mapping[str, Any], *, without: tuple[st
         ]
         for group, members in groups(kind).items()
     }
-
-
-def essential(group: str) -> bool:
-    """Whether a group is shown outside of the drawer."""
-    return group == ESSENTIAL
 
 
 def _as_text(value: Any) -> str:
