@@ -191,6 +191,24 @@ def floors(runs: Sequence[dict[str, str]], table: Table) -> list[float]:
     return found
 
 
+def gathers(runs: Sequence[dict[str, str]], table: Table) -> dict[str, Range]:
+    """GB/s at which sharded weights arrived over PCIe, by run: in what the fastest and the slowest computation leave.
+
+    Only runs whose slowest computation leaves half of the time; in the others either may hide behind the other.
+    """
+    found, known = {}, dict[str, rehearsal.Architecture]()
+    for run in runs:
+        machine = machine_of(run, table)
+        if run["tokens_per_second"] and run["parallel"] == "fsdp" and machine.link.startswith("PCIe"):
+            step, again, count = rehearse(run, known), candidates.RECOMPUTE[run["checkpointing"]][1], int(run["count"])
+            seconds = times(run, step, table, machine)[2]
+            left = [seconds - step.flops / machine.flops / share for share in machine.share]
+            gathered = (2 + again) * step.resident["weights"] * (count - 1) / count / 1e9
+            if left[0] > seconds / 2:
+                found[run["id"]] = gathered / left[1], gathered / left[0]
+    return found
+
+
 def by_memory(compared: Sequence[Compared]) -> list[list[str]]:
     """Errors of memory by source."""
     errors: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -262,6 +280,8 @@ def main() -> None:
         for name, (low, high) in shares(runs, table).items():
             chosen = next(m for m in table.machines if m.name == name).share
             print(f"{name}: {low:.2f} to {high:.2f}; machines.yaml has {chosen}")
+        for name, (low, high) in gathers(runs, table).items():
+            print(f"{name}: sharded weights arrived at {low:.1f} to {high:.1f} GB/s")
         print("ms a layer at up to 512 tokens:", *(f"{each:.1f}" for each in sorted(floors(runs, table))))
         return
     found = tables()

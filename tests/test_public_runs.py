@@ -53,6 +53,19 @@ def test_shares_of_the_peak_are_those_of_the_runs_for_fitting() -> None:
     assert public == {name: pytest.approx(share, abs=0.0051) for name, share in found.items()}
 
 
+def test_weights_arrive_over_pcie_as_slowly_as_in_public_runs() -> None:
+    runs = [run for run in public_runs.read("measured_runs.csv") if run["id"] == "F-7l-3090-512"]
+    ((low, high),) = public_runs.gathers(runs, TABLE).values()
+    (card,) = (machine for machine in TABLE.machines if machine.name == "RTX 3090")
+    assert low < 4.5 and card.gather and card.gather[0] / 1e9 == pytest.approx((low + high) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("run", ["D-8b-lora-A6000", "D-8b-lora-4090"])
+def test_what_decides_is_never_under_what_the_nearest_method_allocated(run: str) -> None:
+    (published,) = (each for each in public_runs.read("measured_runs.csv") if each["id"] == run)
+    assert public_runs.compare(published, {}, TABLE).need >= float(published["memory_gib"])
+
+
 @pytest.mark.slow
 def test_all_tables() -> None:
     for name, rows in public_runs.tables().items():
