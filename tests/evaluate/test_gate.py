@@ -59,12 +59,12 @@ def test_conditions_that_are_met(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("chrf.low > 8", "chrf.low > 8 (it is 8)"),
-        ("retention.loss.high < 0.03", "retention.loss.high < 0.03 (it is 0.04)"),
-        ("lead.copy.chrf.low > 0", "lead.copy.chrf.low > 0 (it is -1)"),
+        ("chrf.low > 8", "chrf.low > 8 (the number is 8)"),
+        ("retention.loss.high < 0.03", "retention.loss.high < 0.03 (the number is 0.04)"),
+        ("lead.copy.chrf.low > 0", "lead.copy.chrf.low > 0 (the number is -1)"),
         ("lead.few_shots.chrf.low > 0", "lead.few_shots.chrf.low > 0 (not measured)"),
         ("my_module:score.low > 0", "my_module:score.low > 0 (not measured)"),
-        ("doubts == 0", "doubts == 0 (it is 1)"),
+        ("doubts == 0", "doubts == 0 (the number is 1)"),
     ],
 )
 def test_conditions_that_are_not(text: str, shown: str) -> None:
@@ -101,7 +101,7 @@ def test_the_exit_code_is_3_and_the_report_is_there(trained: Path, title_rows: P
     command += ["--fail-unless", "rows >= 6", "--fail-unless", "chrf.low > 99"]
     done = forks.run(*command)
     assert done.returncode == 3, done.stderr
-    assert "error: the comparison does not meet --fail-unless: chrf.low > 99 (it is " in done.stderr
+    assert "error: the comparison does not meet --fail-unless: chrf.low > 99 (the number is " in done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / "report" / "report.html").is_file()
     with pytest.raises(GateError, match=r"chrf\.low > 99"):
         byeori.publish(folder=adapter, repo_id="user/name", dry_run=True, fail_unless="chrf.low > 99")

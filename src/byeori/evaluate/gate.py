@@ -92,7 +92,7 @@ def check(conditions: Sequence[Condition], metrics: Mapping[str, Any]) -> None:
         if value is None:
             failed.append(f"{condition.text} (not measured)")
         elif not _OPERATORS[condition.operator](value, condition.bound):
-            failed.append(f"{condition.text} (it is {_shown(value)})")
+            failed.append(f"{condition.text} (the number is {_shown(value)})")
     if failed:
         raise GateError(f"the comparison does not meet --fail-unless: {'; '.join(failed)}")
 
