@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "LoRA": ({}, {}),
     "rsLoRA": ({"use_rslora": True}, {"use_rslora": True}),
     "DoRA": ({"use_dora": True}, {"use_dora": True}),
-    "PiSSA": ({"lora_init": "pissa_niter_4"}, {"init_lora_weights": "pissa_niter_4"}),
+    "PiSSA": ({"lora_init": "pissa"}, {"init_lora_weights": "pissa"}),
     "LoRA+": ({"loraplus_lr_ratio": 16}, {}),
 }
 TARGETS = ["q_proj", "v_proj"]

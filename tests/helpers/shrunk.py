@@ -72,6 +72,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "moshi": {"sliding_window": 256},  # as long as its positions
     "nemotron": {"num_key_value_heads": 2},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -83,6 +85,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "step3p5": {"sliding_window": 8},
     "xlnet": {"d_head": 8},
+    "xlstm": {"autocast_kernel_dtype": "float32"},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4},
     "zamba2": {

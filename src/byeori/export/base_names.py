@@ -144,7 +144,7 @@ def untie(names: Names, changes: dict[str, Change], *, keep: bool) -> tuple[dict
             continue
         untied = True
         for missing in {parameter, twin} - set(present):
-            if names.rename(missing) != missing:
+            if names.rename(missing) != missing or missing not in names.embeddings:  # transformers ties blocks always
                 raise ModelError(
                     f"{missing} shares its weight and cannot be stored separately; serve the adapter unmerged"
                 )
