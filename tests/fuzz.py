@@ -34,7 +34,8 @@ from small_world import build, child, imported  # noqa: E402, I001  (first: it s
 import mutations  # noqa: E402
 from byeori import config  # noqa: E402
 
-COMMANDS = ("preview", "sft", "dpo", "generate", "merge", "compare", "publish", "plan", "export", "chat")
+COMMANDS = ("preview", "sft", "dpo", "generate", "merge", "compare", "audit", "publish", "plan", "export", "chat")
+RESUME = ["--output_dir", "resumed", "--resume_from_checkpoint", "latest"]
 LIMIT, ROOM, LONG = 20.0, 1.5e9, 2500
 CASES = (  # how often, command, the file that is damaged or "", further flags
     (8, "preview", "rows.jsonl", ["--template", "template.txt"]),
@@ -51,7 +52,8 @@ CASES = (  # how often, command, the file that is damaged or "", further flags
     (2, "sft", "base/generation_config.json", []),
     (6, "sft", "settings.yaml", ["--config", "settings.yaml"]),
     (4, "dpo", "pairs.jsonl", []),
-    (4, "sft", "resumed/checkpoint-1/*", ["--output_dir", "resumed", "--resume_from_checkpoint", "latest"]),
+    (4, "sft", "resumed/checkpoint-1/*", RESUME),
+    (3, "sft", "resumed/*", RESUME),
     (6, "generate", "adapter/*", []),
     (3, "generate", "base/generation_config.json", []),
     (4, "merge", "adapter/*", []),
@@ -60,6 +62,10 @@ CASES = (  # how often, command, the file that is damaged or "", further flags
     (3, "publish", "adapter/*", []),
     (3, "publish", "merged/*", ["--folder", "merged"]),
     (4, "plan", "base/config.json", []),
+    (2, "plan", "prices.csv", ["--prices", "prices.csv"]),
+    (2, "preview", "saved/*", ["--data_path", "saved", "--template", "template.txt"]),
+    (2, "audit", "adapter/*", []),
+    (2, "publish", "exported/*", ["--folder", "exported"]),
     (3, "preview", "rows.xlsx", ["--template", "template.txt"]),
     (3, "preview", "rows.jsonl.gz", ["--template", "template.txt"]),
     (2, "preview", "rows.jsonl.zst", ["--template", "template.txt"]),
@@ -89,6 +95,7 @@ def arguments(command: str) -> list[str]:
         "generate": ["--model", "adapter", "--max_new_tokens", "2", "--document", "봄"],
         "merge": ["--peft_model_path", "adapter", "--output_dir", "out"],
         "compare": ["--adapter", "adapter", "--data_path", "rows.jsonl", "--output_dir", "out", *short],
+        "audit": ["--adapter", "adapter", "--data_path", "rows.jsonl", "--output_dir", "out"],
         "publish": ["--folder", "adapter", "--repo_id", "me/x", "--dry-run"],
         "plan": ["--base_model", "base", "--gpu", "t4"],
         "export": ["--model", "merged", "--output_dir", "out", "--format", "vllm"],
@@ -197,7 +204,7 @@ def fuzz(count: int, seed: int, report: Callable[[str], None] = print) -> Counte
     Cases are independent: case n has seed SEED-n.
     """
     faults: Counter[str] = Counter()
-    imported(("preview", "train", "generate", "merge", "compare", "publish", "plan", "export", "chat"))
+    imported(("preview", "train", "generate", "merge", "compare", "audit", "publish", "plan", "export", "chat"))
     with tempfile.TemporaryDirectory(prefix="byeori-fuzz-") as folder:
         os.environ["BYEORI_CACHE"] = os.environ.get("BYEORI_CACHE", str(Path(folder) / "cache"))
         world = Path(folder) / "world"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ CHAT = (
 
 def build(folder: Path) -> None:
     """Make the world once."""
+    import datasets
     import pandas
     import zstandard
 
@@ -50,6 +52,8 @@ def build(folder: Path) -> None:
     pandas.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
     pandas.DataFrame(rows).to_parquet(folder / "rows.parquet")
     pandas.DataFrame(rows).to_excel(folder / "rows.xlsx", index=False)
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
+    shutil.copy(Path(byeori.__file__).parent / "plan" / "prices.csv", folder / "prices.csv")
     text = (folder / "rows.jsonl").read_bytes()
     (folder / "rows.jsonl.gz").write_bytes(gzip.compress(text))
     (folder / "rows.jsonl.zst").write_bytes(zstandard.compress(text))
@@ -59,6 +63,7 @@ def build(folder: Path) -> None:
     byeori.sft(**common, **small, output_dir=folder / "adapter", max_steps=1)
     byeori.sft(**common, **small, output_dir=folder / "resumed", max_steps=2, save_steps=1)
     byeori.merge(peft_model_path=folder / "adapter", output_dir=folder / "merged")
+    byeori.export(model=folder / "merged", output_dir=folder / "exported", format="vllm", check="off")
     (folder / "settings.yaml").write_text(
         (folder / "adapter" / "byeori.yaml").read_text(encoding="utf-8"), encoding="utf-8"
     )
