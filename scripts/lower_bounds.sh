@@ -26,8 +26,8 @@ P
     "$folder/direct.txt" -o "$folder/lowest.txt"
 "$folder/bin/uv" pip install -q $wheels --python "$folder/bin/python" -r "$folder/lowest.txt" \
     pytest pytest-timeout pytest-xdist hypothesis openpyxl odfpy xlwt zstandard aiohttp sqlalchemy 'psycopg[binary]' loguru
-# whose templates and codes the tests read; they would ask for newer versions of the others
-"$folder/bin/uv" pip install -q --no-deps --python "$folder/bin/python" trl compressed-tensors
+# trl's templates and compressed-tensors' codes are read by tests; their requirements are newer versions of the others
+"$folder/bin/uv" pip install -q --no-deps --python "$folder/bin/python" trl compressed-tensors -e .
 grep -iE "^(torch|transformers|peft|datasets|accelerate|bitsandbytes|huggingface-hub|safetensors|numpy|pydantic)==" \
     "$folder/lowest.txt"
 PYTHONPATH=src "$folder/bin/python" -m pytest -q -p no:cacheprovider -m "not real and not gpu and not slow" \

@@ -259,13 +259,14 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_the_log_is_cut_at_the_checkpoint(tmp_path: Path) -> None:
-    lines = [{"step": step, "loss": 1.0} for step in range(1, 6)]
+    rest = {"epoch": 0.1, "learning_rate": 1e-4, "tokens": 9, "seconds": 0.1, "peak_memory_bytes": 1}
+    lines = [{"step": step, "loss": 1.0, **rest} for step in range(1, 6)]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / layout.LOG).write_text(text + '{"step": 6, "lo')  # cut short by a crash
     assert log.read(tmp_path) == lines
     writer = log.RunLog(tmp_path, after_step=3)
-    writer.write({"step": 4, "loss": 2.0})
-    assert log.read(tmp_path) == [*lines[:3], {"step": 4, "loss": 2.0}]
+    writer.write({"step": 4, "loss": 2.0, **rest})
+    assert log.read(tmp_path) == [*lines[:3], {"step": 4, "loss": 2.0, **rest}]
     log.RunLog(tmp_path, after_step=None)
     assert log.read(tmp_path) == []
     assert not leftovers(tmp_path)
