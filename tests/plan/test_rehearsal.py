@@ -212,7 +212,7 @@ def test_the_parts_worked_out_by_hand() -> None:
 
 
 def test_bytes_of_a_4_bit_layer() -> None:
-    layer = meta_quantized.MetaQuantizedLinear(torch.nn.Linear(96, 1024, bias=False))
+    layer = meta_quantized.MetaQuantizedLinear(torch.nn.Linear(96, 1024, bias=False), 4)
     numbers = 96 * 1024
     assert layer.weight.nbytes == numbers // 2
     assert layer.scales.nbytes == numbers // 64
