@@ -161,6 +161,12 @@ def test_no_memory_is_a_sentence(error: Exception, command: str, run: Any, monke
     assert code == 2 and "memory" in printed.splitlines()[-1], printed
 
 
+def test_a_text_too_long_for_a_path_is_a_sentence(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("byeori.model.load.load_model", lambda *_, **__: Path("a" * 300).stat())
+    code, printed = run("generate")
+    assert code == 2 and "is longer than the name of a file may be" in printed.splitlines()[-1], printed
+
+
 HARMLESS: list[tuple[str, str, Edit | None, tuple[str, ...]]] = [
     ("publish", "adapter/adapter_config.json", field("target_modules", {"a": 1}), ()),
     ("publish", "adapter/template.txt", another("template.txt"), ()),

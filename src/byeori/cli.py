@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import importlib
 import os
@@ -216,14 +217,23 @@ def _guarded(given: list[str], command: str | None, first: bool) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # memory runs out in each library's own class
-        if no_memory(error):
-            full = ModelError(f"memory ran out ({one_line(error, 160)}); {_LESS}, or use a machine with more")
-            print(f"{tr('error: ')}{language.translated(sentence(full))}", file=sys.stderr)
-            return full.exit_code
+    except Exception as error:
+        if said := _as_sentence(error):
+            print(f"{tr('error: ')}{language.translated(sentence(said))}", file=sys.stderr)
+            return said.exit_code
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             time.sleep(2 * _OTHERS_WAIT)  # probably a connection that broke when another process ended
         raise
+
+
+def _as_sentence(error: Exception) -> ByeoriError | None:
+    """What may happen at any place: memory runs out, in each library's own class, or a text is too long for a path."""
+    if no_memory(error):
+        return ModelError(f"memory ran out ({one_line(error, 160)}); {_LESS}, or use a machine with more")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = one_line(error.filename, 80)
+        return ConfigError(f"{name} is longer than the name of a file may be; give another path")
+    return None
 
 
 @contextmanager

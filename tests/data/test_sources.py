@@ -633,3 +633,12 @@ def test_damaged_notes_of_a_saved_dataset(file: str, text: bytes, here: Path) ->
 def names(paths: list[str], **settings: Any) -> list[str]:
     table = sources.load_rows(paths, **settings)
     return [table.name(row) for row in range(len(table.rows))]
+
+
+def test_a_pipe_in_a_saved_dataset_is_not_waited_for(here: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(here / "saved")
+    file = next((here / "saved").glob("*.arrow"))
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(DataError, match="arrow is a pipe or a device"):
+        load_rows([str(here / "saved")])

@@ -243,6 +243,14 @@ def test_own_readme_is_kept_and_blank_ones_are_not(adapter: Path) -> None:
         assert b"me/titles" in collect(adapter, "me/titles")["README.md"]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "x/" + "a" * 5000, "a\0b", "/dev/null", "."])
+def test_a_report_of_an_adapter_that_cannot_be(merged: Path, name: str) -> None:
+    report = json.loads((merged / "merge_report.json").read_text(encoding="utf-8"))
+    write(merged, "merge_report.json", report | {"adapter": name})
+    status, output = upload("http://127.0.0.1:9", merged, token=None, dry_run=True)
+    assert status == 0 and "Nothing was uploaded" in output
+
+
 def test_dry_run_has_no_network(adapter: Path) -> None:
     status, output = upload("http://127.0.0.1:9", adapter, token=None, dry_run=True)
     assert status == 0

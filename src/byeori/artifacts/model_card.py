@@ -22,7 +22,7 @@ from byeori.errors import ByeoriError, ModelError
 from byeori.support import hub
 from byeori.support.atomic_files import sha256
 from byeori.support.foreign_files import json_file, json_lines
-from byeori.support.text_files import read_text
+from byeori.support.text_files import exists, read_text
 from byeori.support.yaml_files import yaml_mapping
 
 MARK = "<!-- This card was written by byeori; it is written anew unless this line is removed. -->"
@@ -124,7 +124,7 @@ def model_card(
 
 def _folder_of(base: str) -> Path:
     """The folder of a base, if it is here or in the Hub's cache."""
-    if not base or Path(base).is_dir():
+    if not base or (exists(base) and Path(base).is_dir()):
         return Path(base)
     try:
         return hub.cached(base, (layout.CONFIG,))
@@ -142,7 +142,7 @@ def findings(folder: Path) -> dict[str, Path]:
     report = _read_json(folder / layout.MERGE_REPORT)
     adapter = Path(str(report.get("adapter") or folder))
     weights = adapter / layout.ADAPTER
-    if report and weights.is_file() and sha256(weights) == report.get("adapter_sha256"):
+    if report and exists(str(weights)) and weights.is_file() and sha256(weights) == report.get("adapter_sha256"):
         paths = {name: path if path.is_file() else adapter / name for name, path in paths.items()}
     return paths
 

@@ -281,6 +281,9 @@ def _load_path(
 def _load_saved(folder: Path, split: str) -> Dataset:
     import datasets
 
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):  # whose end datasets would wait for
+            raise DataError(f"{path} is a pipe or a device, not a file; save the rows again.")
     try:
         with reading(folder):
             saved = datasets.load_from_disk(str(folder))

@@ -28,7 +28,7 @@ from byeori.model.fingerprint import INDEX
 from byeori.support import hub_errors
 from byeori.support.foreign_files import json_file
 from byeori.support.hub import human_size
-from byeori.support.text_files import visible
+from byeori.support.text_files import exists, visible
 from byeori.support.yaml_files import yaml_mapping
 
 _SIDE_FILES = (*TOKENIZER_FILES, "chat_template.jinja", layout.TEMPLATE, layout.SETTINGS, layout.MERGE_REPORT)
@@ -159,13 +159,13 @@ def _clean(value: Any) -> Any:
 def _notes(folder: Path, evidence: dict[str, Path]) -> Iterator[str]:
     """Yield what to know before others use the published model."""
     base = _json(folder / layout.ADAPTER_CONFIG).get("base_model_name_or_path")
-    if isinstance(base, str) and (is_local_path(base) or Path(base).exists()):
+    if isinstance(base, str) and (is_local_path(base) or exists(base)):
         yield (
             f"Note: the adapter's base is a local folder, published as {last_name(base)!r}, so others cannot tell "
             "which model it is. Train from a Hub id, or publish the merged model."
         )
     report, metrics = _json(folder / layout.MERGE_REPORT), evidence[layout.METRICS]
-    if report and not metrics.is_file():
+    if report and not exists(str(metrics)):
         adapter = last_name(str(report.get("adapter")))
         reason = "it is no longer here as it was merged"
         if metrics.parent != folder:
