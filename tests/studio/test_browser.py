@@ -139,6 +139,11 @@ def test_the_embedded_model_goes_the_same_road(language: str, embedded: Path, fo
     walk(language, str(embedded), 10, folder)
 
 
+def written(log: Path) -> int:
+    """The steps of a run so far."""
+    return log.read_text(encoding="utf-8").count("\n")
+
+
 def walk(language: str, model: str, steps: int, folder: Path) -> None:
     """From rows to a GGUF file; the page is closed while it trains."""
     words = {"en": ("running", "done", "Judged better"), "ko": ("실행 중", "완료", "더 낫다고")}[language]
@@ -150,13 +155,13 @@ def walk(language: str, model: str, steps: int, folder: Path) -> None:
             assert words[0] in road.text("#live [role=status]")
             before = complaints(window)
         log = folder / "run-1" / "train_log.jsonl"
-        seen = log.read_text(encoding="utf-8").count("\n")
+        steps_then = written(log)
+        wait_for(lambda: written(log) > steps_then)  # it goes on without a page
         with browser(language) as window:
             road = Road(window, address)
-            assert log.read_text(encoding="utf-8").count("\n") > seen  # it went on without a page
             road.go("train?run=run-1")
             road.wait(lambda: words[1] in road.text("#live [role=status]"), 400)
-            assert log.read_text(encoding="utf-8").count("\n") >= steps
+            assert written(log) >= steps
             road.go("try?run=run-1")
             road.type("textarea[name='column:document']", "봄꽃이 피었다.")
             road.click("#blind")
