@@ -17,23 +17,10 @@ from byeori.export.merge import merge
 from byeori.model import adapter as adapters
 from byeori.model import load, text_model
 from byeori.model.adapter import Variant
+from mixtures import saved
 from shrunk import shrunk
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 35]])
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "pad_token_id": 0,
-}
 # experts one by one in the files; [experts, in, out]; [experts, out, in] in one tensor
 KINDS = {
     "mixtral": ("experts.gate_up_proj", "experts.down_proj"),
@@ -41,17 +28,6 @@ KINDS = {
     "gpt_oss": ("experts.gate_up_proj", "experts.down_proj"),
     "granitemoe": ("experts.gate_up_proj", "experts.down_proj"),
 }
-
-
-def base(kind: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    torch.manual_seed(0)
-    known = transformers.CONFIG_MAPPING[kind]().to_dict()
-    config = transformers.AutoConfig.for_model(kind, **{name: n for name, n in SIZES.items() if name in known})
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    model.save_pretrained(folder)
 
 
 def tune(folder: Path, names: tuple[str, ...], output: Path, **more: Any) -> None:
@@ -74,7 +50,7 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("both", [True, False], ids=["both", "one"])
 def test_equals_peft(kind: str, both: bool, tmp_path: Path) -> None:
-    base(kind, tmp_path / "base")
+    saved(kind, tmp_path / "base")
     patterns = {"rank_pattern": {"gate_up_proj": 3}, "alpha_pattern": {"gate_up_proj": 5}, "use_rslora": True}
     tune(tmp_path / "base", KINDS[kind][: 1 + both], tmp_path / "adapter", **patterns)
     result = merge(adapter=tmp_path / "adapter", base=str(tmp_path / "base"), output_dir=tmp_path / "merged")
@@ -95,7 +71,7 @@ def test_equals_peft(kind: str, both: bool, tmp_path: Path) -> None:
 
 def test_in_bfloat16_as_a_run_saves_it(tmp_path: Path) -> None:
     """Square experts, where only the model's own flag says which side is which, and an adapter in float32."""
-    base("gpt_oss", tmp_path / "base", torch.bfloat16)
+    saved("gpt_oss", tmp_path / "base", torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     variant = Variant(target_parameters=KINDS["gpt_oss"])
     tuned = adapters.attach(model, r=2, alpha=6, dropout=0, targets=["q_proj"], seed=1, variant=variant)

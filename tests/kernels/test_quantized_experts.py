@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from bitsandbytes import functional as bnb
 
 from byeori.batch import forest as forests
@@ -18,38 +17,11 @@ from byeori.kernels.quantized_linear import QuantizedLinear
 from byeori.kernels.quantized_weight import QuantizedWeight
 from byeori.model import adapter, experts, forward, load, load_streamed
 from byeori.model.adapter import Variant
+from mixtures import saved
 from zoo import gradients, tree, worst
 
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "intermediate_size_mlp": 24,
-    "moe_intermediate_size": 24,
-    "expert_ffn_hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "pad_token_id": 0,
-}
 # stored one by one; [experts, in, out] with biases; [experts, out, in] in one tensor; products of all experts at once
 KINDS = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe", "llama4_text")
-
-
-def saved(kind: str, folder: Path, **sizes: Any) -> Path:
-    torch.manual_seed(0)
-    known = transformers.CONFIG_MAPPING[kind]().to_dict()
-    config = transformers.CONFIG_MAPPING[kind](**{name: n for name, n in (SIZES | sizes).items() if name in known})
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    model.save_pretrained(folder)
-    return folder
 
 
 def by_bitsandbytes(weight: torch.Tensor) -> torch.Tensor:
