@@ -156,7 +156,7 @@ def _quantizes(device: torch.device, bits: int) -> bool:
         there, here = _quantized([weight.to(device)], bits, 128), _quantized([weight], bits, 128)
         same = float((there[0].cpu() == here[0]).float().mean()) > 0.98
         why = None if same else "gives other numbers here"
-    except Exception as error:  # its library, or a kernel that is not in it
+    except Exception as error:  # bitsandbytes and what it calls raise nothing of one kind
         why = f"fails here ({one_line(error, 200)})"
     if why:
         say(f"bitsandbytes' {bits} bit quantization on {device} {why}: the CPU quantizes, which takes longer")

@@ -190,7 +190,7 @@ def _dropout_problem(model: Any) -> dict[str, str]:
                 found.append(SeededDropout(0.25, 1).apply(ones).cpu())
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the kernel's compiler, driver or launch, as below
+    except Exception as error:  # a compiler, a driver and a launch raise what they like
         return {"kernels.dropout": f"fails here ({one_line(error, 200)})"}
     return {} if torch.equal(*found) else {"kernels.dropout": "drops other numbers here"}
 

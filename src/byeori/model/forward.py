@@ -204,7 +204,7 @@ def choose(model: Any, examples: list[Example]) -> str | None:
         _check_row_by_row(model, examples)
     except (ByeoriError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # as above
+    except Exception as error:  # any model's code, once more
         logging.getLogger(__name__).debug("not on text", exc_info=error)
         raise ModelError(text_model.not_for_text(causal)) from error
     return reason

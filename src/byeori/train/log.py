@@ -139,7 +139,7 @@ class Trackers:
         for name, tracker in list(self._trackers.items()):
             try:
                 act(tracker)
-            except Exception as error:  # as above
+            except Exception as error:  # each tracker has errors of its own, and none may end a run
                 del self._trackers[name]
                 why = one_line(error)
                 self._say(f"{name} failed and is no longer used ({why}); the run continues, and {LOG} has every line")
