@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from byeori.errors import ModelError
 from byeori.model import adapter, text_model
 from byeori.model.adapter import without_bitsandbytes
 from shrunk import shrunk
@@ -96,3 +97,15 @@ def test_names_that_look_like_those_of_old_checkpoints(kind: str, tmp_path: Path
     tuned, lacking, unexpected = adapter.load_adapter(base, tmp_path)
     assert not lacking and not unexpected
     assert all(torch.equal(value, saved[name]) for name, value in adapter.state(tuned).items())
+
+
+@pytest.mark.parametrize("kind", ["no head", "no embedding"])
+def test_a_model_that_writes_no_text_is_a_sentence(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(64)
+    if kind == "no embedding":  # as pp_formulanet
+        monkeypatch.setattr(type(model), "get_input_embeddings", PreTrainedModel.get_input_embeddings)
+        del model.model.embed_tokens
+    else:  # as pi0
+        model = model.model
+    with pytest.raises(ModelError, match="does not run on rows of text here"):
+        adapter.attach(model, r=2, alpha=4, dropout=0.0, targets=["q_proj"], seed=0)

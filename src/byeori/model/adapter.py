@@ -202,6 +202,8 @@ def attach(
     Raises:
         ConfigError: if a target does not exist. ModelError: if PEFT refuses one.
     """
+    if not text_model.writes_text(model):
+        raise ModelError(text_model.not_for_text(model))
     torch.manual_seed(seed)  # A is random; B starts at zero
     with without_bitsandbytes(model):
         from peft import LoraConfig, get_peft_model
@@ -234,8 +236,6 @@ def attach(
                 tuned = get_peft_model(model, config, autocast_adapter_dtype=True)
         except (ValueError, TypeError) as error:
             raise ModelError(f"PEFT cannot put an adapter on {', '.join(targets)}: {error}") from None
-        except (AttributeError, NotImplementedError):  # no embedding of tokens, or nothing that generates them
-            raise ModelError(text_model.not_for_text(model)) from None
     _check_patterns(tuned, variant)
     trained_modules.prepare(tuned)
     quantized_experts.let_peft_add(tuned)

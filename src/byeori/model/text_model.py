@@ -126,6 +126,15 @@ def linear_targets(causal: Any) -> list[str] | None:
     return sorted(targets) if never or excluded(causal) else None
 
 
+def writes_text(causal: Any) -> bool:
+    """Return whether a model has what PEFT needs of one that writes text: inputs to generate from, embedded tokens."""
+    try:
+        getattr(causal, "get_input_embeddings", bool)()
+    except NotImplementedError:  # transformers' word for none
+        return False
+    return hasattr(causal, "prepare_inputs_for_generation")
+
+
 def not_for_text(causal: Any) -> str:
     """Return what is said of a model that does not run on rows of text."""
     return (
