@@ -24,7 +24,7 @@ from byeori.data.chat_columns import (
     parsed,
     turns_of_row,
 )
-from byeori.data.message_forms import text_of_part
+from byeori.data.message_forms import text_of_part, text_of_system
 from byeori.data.text_values import compose
 from byeori.errors import TemplateError
 
@@ -43,7 +43,7 @@ _TURN_KEYS |= {*REASONING, *_SWITCHES}
 _TURN_KEYS |= {"id", "message_id", "uid", "timestamp", "created", "created_at", "model", "language", "lang", "usage"}
 _TURN_KEYS |= {"toxic", "redacted", "hashed_ip", "country", "state", "header", "openai_id", "turn_identifier"}
 _TURN_KEYS |= {"finish_reason", "stop_reason", "stop_sequence"}
-_MEANINGLESS = (("prefix", False), ("type", "message"))  # Mistral, OpenAI's Responses
+_SAYING_NOTHING = (("prefix", False), ("type", "message"))  # Mistral, OpenAI's Responses
 
 Turns = Literal["all", "last"]
 Message = dict[str, Any]
@@ -116,15 +116,12 @@ def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
     """Put the column `system` in front, where the messages do not begin with one; how many messages that adds."""
     added = 0
     for name in SYSTEM:
-        system = row.get(name)
-        if system in EMPTY or (isinstance(system, str) and not system.strip()):
+        value = row.get(name)
+        if value in EMPTY or (isinstance(value, str) and not value.strip()):
             continue
-        if isinstance(system, Mapping):  # Gemini's
-            system = system.get("parts", system)
-        if isinstance(system, (list, tuple)) and all(text_of_part(part) is not None for part in system):
-            system = "\n\n".join(str(text_of_part(part)) for part in system)
-        if not isinstance(system, str):
-            raise TemplateError(f"the column `{name}` is not text (a {type(system).__name__})")
+        system = text_of_system(value)
+        if system is None:
+            raise TemplateError(f"the column `{name}` is not text (a {type(value).__name__})")
         if not messages or messages[0]["role"] not in ("system", "developer"):
             messages.insert(0, {"role": "system", "content": system})
             added += 1
@@ -139,8 +136,8 @@ def _add_system(row: Mapping[str, object], messages: list[Message]) -> int:
 
 def _message(turn: Mapping[str, Any], number: int) -> tuple[Message, bool]:
     """One turn in the form that chat templates read, and whether its keys let it be trained."""
-    unknown = [key for key, value in turn.items() if key not in _TURN_KEYS and value not in EMPTY]
-    if unknown := [key for key in unknown if (key, turn[key]) not in _MEANINGLESS]:
+    said = [(key, value) for key, value in turn.items() if key not in _TURN_KEYS and value not in EMPTY]
+    if unknown := [key for key, value in said if (key, value) not in _SAYING_NOTHING]:
         raise TemplateError(
             f"message {number} has the key {unknown[0]!r}, which would not be trained; remove it, or write what it "
             "holds into the content"

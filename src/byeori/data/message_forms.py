@@ -1,11 +1,14 @@
 """Messages in the forms of other interfaces and programs -> those that conversation.py reads.
 
-Anthropic  content: [{"type": "thinking", "thinking"}, {"type": "text", "text"}, {"type": "tool_use", "name", "input"}]
-Bedrock    content: [{"text"}, {"toolUse": {"name", "input"}}, {"toolResult": {"content"}}]
-Gemini     parts: [{"text", "thought"}, {"functionCall": {"name", "args"}}, {"functionResponse": {"response"}}]
-Capybara   {"input": Q, "output": A}
+    Anthropic  content: [{"type": "thinking", "thinking"}, {"type": "text", "text"}, {"type": "tool_use", "input"}]
+    Bedrock    content: [{"text"}, {"toolUse": {"name", "input"}}, {"toolResult": {"content"}}]
+    Gemini     parts: [{"text", "thought"}, {"functionCall": {"name", "args"}}, {"functionResponse": {"response"}}]
+    Responses  {"type": "reasoning", "summary"}, {"type": "function_call", "arguments"}, {"type": "message", "content"}
+    Capybara   {"input": Q, "output": A}
 
-    -> role, content, reasoning_content, tool_calls; a message of role `tool` for each result
+        -> role, content, reasoning_content, tool_calls; a message of role `tool` for each result
+
+A part that is none of these, such as an image, stays where it is; conversation.py names it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 Turn = Mapping[str, Any]
 
 ITEMS = ("reasoning", "function_call", "function_call_output")
-"""Types of what stands beside messages in OpenAI's Responses."""
+"""Types of the items of OpenAI's Responses API that are not messages."""
 _TEXT = ("text", "input_text", "output_text")  # the last two are OpenAI's Responses
 _CALL = ("tool_use", "toolUse", "functionCall", "function_call")
 _RESULT = ("tool_result", "toolResult", "functionResponse", "function_response")
@@ -92,6 +95,13 @@ def text_of_part(part: object) -> str | None:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT:
         return str(part["text"])
     return None
+
+
+def text_of_system(value: object) -> str | None:
+    """Return the text of a system prompt: text, parts of it, or Gemini's object with parts; None if it is no text."""
+    parts = value.get("parts") if isinstance(value, Mapping) else value
+    texts = [text_of_part(part) for part in (parts if isinstance(parts, (list, tuple)) else [parts])]
+    return None if None in texts else "\n\n".join(str(text) for text in texts)
 
 
 def _inside(part: object, names: tuple[str, ...]) -> Mapping[str, Any] | None:
