@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +21,13 @@ from byeori.plan.machines import Machine, Table
 from byeori.plan.rehearser import Rehearser
 from byeori.plan.report import PlanResult
 from byeori.plan.workload import Workload
-from byeori.support import atomic_files, console
+from byeori.support import atomic_files, collector, console
 from byeori.support.console import say
 from byeori.support.yaml_files import yaml_text
 
 
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    """Models and rehearsals make millions of objects; looking for cycles among them takes a tenth of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 @console.quiet_libraries()
-@_rare_collections()
+@collector.rare()
 def plan(settings: PlanSettings) -> PlanResult | None:
     """Plan a run, print the plan, and write the files that the settings ask for.
 
