@@ -138,5 +138,5 @@ def reading(path: Path) -> Iterator[None]:
         if path.suffix.lower() in COMPRESSED and getattr(error, "errno", None) is None:  # not the disk
             kind = _COMPRESSION[path.suffix.lower()]
             raise DataError(f"{path} is not a complete {kind} file; copy or compress it again.") from None
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = getattr(error, "strerror", None) or one_line(error).removesuffix(".")
         raise DataError(f"{path} cannot be read or copied to datasets' cache: {reason}; check both.") from None
