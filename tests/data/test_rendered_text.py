@@ -5,6 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
+from byeori.data import chat_columns
 from byeori.data.conversation import conversation
 from byeori.data.rendered_text import rendered_turns
 from byeori.data.row_kinds import ANSWER
@@ -63,6 +64,14 @@ def test_a_table_is_read_as_chats_if_all_of_its_texts_are() -> None:
     assert ANSWER.choose_template(datasets.Dataset.from_dict({"text": texts})) == "chat"
     with pytest.raises(TemplateError, match="--text_column text"):
         ANSWER.choose_template(datasets.Dataset.from_dict({"text": [*texts, "Once upon a time"]}))
+
+
+def test_a_text_beside_a_question_is_not_read() -> None:
+    """Alpaca's `text` is the whole row once more; the audit names it as a column that nothing reads."""
+    assert "text" in chat_columns.columns_read(["text"])
+    assert "text" not in chat_columns.columns_read(["question", "reasoning", "answer", "text"])
+    assert "answers" in chat_columns.columns_read(["query", "answers", "tools"])
+    assert "answers" not in chat_columns.columns_read(["query", "answers", "response"])
 
 
 @pytest.mark.parametrize("start", ["### Human:", "\n\nHuman:", "[INST]", "<s>", "<|user|>", "<start_of_turn>user\n"])

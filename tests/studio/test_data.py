@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,9 +70,15 @@ def test_what_is_wrong_is_said_on_the_screen(tmp_path: Path) -> None:
         assert "there is no file none.jsonl" in client.post("/data-choose", data={"other": "none.jsonl"}).text
 
 
-def test_conversations_are_bubbles(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "반가워요"}]
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "안녕"}, {"role": "assistant", "content": "반가워요"}]},
+        {"text": "### Human: 안녕### Assistant: 반가워요"},
+    ],
+)
+def test_conversations_are_bubbles(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     with studio(tmp_path) as client:
         html = client.post("/data-choose", data={"path": "chat.jsonl"}).text
         assert '<li class="user"><b>user</b><p>안녕</p></li>' in html and '<li class="assistant">' in html

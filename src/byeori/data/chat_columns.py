@@ -31,7 +31,8 @@ EMPTY: tuple[object, ...] = (None, "", "[]", "{}", [], {})
 
 _ASKED = ("prompt", "instruction", "question", "query", "input")
 _ANSWERED = ("completion", "output", "answer", "response", "generation")
-_SINGLE = (*_ASKED, *_ANSWERED, "answers", "history", "text", *REASONING)
+_SINGLE = (*_ASKED, *_ANSWERED, "history", *REASONING)
+_MESSAGES = COLUMNS[:2]  # whose text is that of messages; the others may be called so and hold plain text
 # what a question is about or chooses from, and answers that are better than the one beside them (Axolotl's names)
 _BESIDE = ("context", "article", "passage", "choices", "options", "reflection", "corrected", "revision")
 _CALLS, _MEDIA = ("tool_calls", "function_call"), ("image", "images", "video", "videos", "audio", "audios")
@@ -154,7 +155,7 @@ def needs_chat(row: Mapping[str, object]) -> bool:
 def _talk(row: Mapping[str, object]) -> str | None:
     """The column of the messages. SAMSum's `dialogue` and others of that name may be plain text."""
     held = [name for name in COLUMNS if row.get(name) not in EMPTY]
-    return next((name for name in held if name in COLUMNS[:2] or not is_plain(row[name])), None)
+    return next((name for name in held if name in _MESSAGES or not is_plain(row[name])), None)
 
 
 def is_plain(value: object) -> bool:
@@ -166,9 +167,7 @@ def plain_columns(rows: Iterable[Mapping[str, object]]) -> set[str]:
     """Return the columns that are called as those of messages are, and hold plain text in all of these rows."""
     values = [{name: row[name] for name in COLUMNS if row.get(name) not in EMPTY} for row in rows]
     names = {name for found in values for name in found}
-    return {
-        name for name in names if name not in COLUMNS[:2] and all(is_plain(found.get(name, "")) for found in values)
-    }
+    return {name for name in names if name not in _MESSAGES and all(is_plain(found.get(name, "")) for found in values)}
 
 
 def _first(row: Mapping[str, object], names: Iterable[str]) -> str | None:
@@ -204,7 +203,12 @@ def has_question(columns: Sequence[str]) -> bool:
 
 def columns_read(columns: Sequence[str]) -> set[str]:
     """Return those of a table's columns that its conversations are made of."""
-    return (set(COLUMNS) & set(columns) or set(_SINGLE)) | set(CONTEXT_COLUMNS)
+    single = set(_SINGLE)
+    if "tools" in columns:
+        single.add("answers")
+    if not set(_ASKED) & set(columns):
+        single.add("text")
+    return (set(COLUMNS) & set(columns) or single) | set(CONTEXT_COLUMNS)
 
 
 def check_nothing_is_left_out(

@@ -16,6 +16,7 @@ from byeori.data import chat_columns, places, sources, template
 from byeori.data.conversation import conversation
 from byeori.data.readers import READERS, ending
 from byeori.data.readers.text import encoding_of
+from byeori.data.rendered_text import rendered_turns
 from byeori.data.sources import ROW, Table
 from byeori.errors import ByeoriError, ConfigError, TemplateError
 from byeori.studio import jobs, pages, settings_text
@@ -111,7 +112,7 @@ def cell(value: Any) -> str:
 
 def bubbles(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (role, text) of the turns of a row that is a conversation; none if it is none."""
-    if not set(chat_columns.COLUMNS) & set(row):
+    if not set(chat_columns.COLUMNS) & set(row) and not rendered_turns(row.get("text")):
         return []
     try:
         found = conversation(row)
